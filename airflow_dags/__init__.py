@@ -1,0 +1,1 @@
+"""The daily DAG and the backfill; they call the genrank command."""

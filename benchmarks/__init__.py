@@ -1,0 +1,1 @@
+"""One command each; results are JSON beside a page that says what they mean."""

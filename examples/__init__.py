@@ -1,0 +1,1 @@
+"""One folder a dataset: its schema and the adapter from its public files."""

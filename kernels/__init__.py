@@ -1,0 +1,1 @@
+"""Triton kernels, each beside its PyTorch reference and its public op. Imports nothing else of genrank."""

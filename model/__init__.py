@@ -1,0 +1,1 @@
+"""Encoders, heads, losses, metrics, trainer, evaluation."""
