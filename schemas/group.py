@@ -1,0 +1,79 @@
+"""Token groups: who the user is, what they did, and what is ranked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Declaration, Duration, Name
+from schemas.feature import Feature
+
+
+class UserGroup(Declaration):
+    """The user's profile as of the window's start (snapshots keyed by the user)."""
+
+    features: tuple[Feature, ...] = ()
+    tokens: Literal["feature", "group"] = "group"
+    """One token per feature, or one for the whole group."""
+
+
+class Events(Declaration):
+    """Events of a log that enter a sequence."""
+
+    kind: Literal["events"] = "events"
+    source: Name
+    where: str | None = None
+    """SQL condition on the event's columns."""
+    name: Name | None = None
+    """The event's type, as the model sees it; defaults to the source's name."""
+
+
+class Changes(Declaration):
+    """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value
+    (HSTU's sequentialisation of slowly changing sources, arXiv:2402.17152, section 2.1)."""
+
+    kind: Literal["changes"] = "changes"
+    source: Name
+    """A snapshot keyed by the user."""
+    column: str
+    """A feature of the sequence reads the new value under this column's name."""
+    name: Name | None = None
+    """The event's type; defaults to the column's name."""
+
+
+class Sequence(Declaration):
+    """Events of one user in time order, newest last, merged from several sources.
+
+    Scope `history`: what was available strictly before the window. Scope `realtime`: what became available inside it.
+    Each token carries its event's type (an implicit feature named `type`) and timestamp.
+    """
+
+    name: Name
+    scope: Literal["history", "realtime"] = "history"
+    events: tuple[Annotated[Events | Changes, Field(discriminator="kind")], ...] = Field(min_length=1)
+    features: tuple[Feature, ...] = Field(min_length=1)
+    max_length: int = Field(default=200, gt=0)
+    """The newest so many are kept."""
+    lookback: Duration = "90d"
+    """Older events are dropped."""
+    type_dim: int = Field(default=8, gt=0)
+    interleave: tuple[Name, ...] = ()
+    """Features that become a token of their own after each event's token (HSTU's interleaved actions); others are side
+    information of the event's token."""
+
+
+class Candidates(Declaration):
+    """The exposures that are ranked."""
+
+    source: Name = "exposures"
+    item: Name = "item_id"
+    request: Name | None = None
+    """Column of the request id; without one, a user's exposures of the window are one request."""
+    features: tuple[Feature, ...] = Field(min_length=1)
+    max_candidates: int = Field(default=1024, gt=0)
+    """A user's window with more is split into several samples."""
+    negative_keep_rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of exposures without any positive label that is kept (by a hash of the exposure, so reproducibly)."""
+    keep_correction: bool = True
+    """Weight kept negatives by 1 / negative_keep_rate, so that predictions stay calibrated."""

@@ -1,0 +1,42 @@
+"""What is predicted for each candidate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Declaration, Duration, Name
+
+
+class Label(Declaration):
+    """One task. Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched
+    to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
+
+    A label is mature, and has weight > 0, once `window` has passed since the exposure when the sample is built.
+    """
+
+    name: Name
+    kind: Literal["binary", "value"] = "binary"
+    """`binary`: 1 if there is such an event (or the column is non-zero). `value`: the sum of `value` (or the column)."""
+    column: str | None = None
+    source: Name | None = None
+    on: tuple[str, ...] = ("user_id", "item_id")
+    where: str | None = None
+    value: str | None = None
+    window: Duration = "0ms"
+    attribution: Literal["every", "last"] = "every"
+    """An event that matches several exposures counts for every one, or for the last one before it only."""
+    given: Name | None = None
+    """Conditional task: predicted as p(this | given), trained through p(given) * p(this | given) (ESMM)."""
+    weight: float = Field(default=1.0, ge=0)
+    positive_weight: float = Field(default=1.0, gt=0)
+    oracle: str | None = None
+    """Column of the exposure with the true probability (synthetic worlds): evaluation prints it beside the model."""
+
+
+class Training(Declaration):
+    """How a stored row (a user and day) becomes training samples."""
+
+    view: Literal["user_day", "request", "session"] = "user_day"
+    session_gap: Duration = "30m"

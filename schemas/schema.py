@@ -1,0 +1,107 @@
+"""The whole declaration: sources, token groups, labels, and how a stored row becomes training samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+
+from pydantic import Field
+
+from schemas.base import Declaration, Name
+from schemas.feature import Feature
+from schemas.group import Candidates, Sequence, UserGroup
+from schemas.label import Label, Training
+from schemas.source import EventLog, Snapshot, Source
+
+USER = "user"
+CANDIDATES = "candidates"
+
+
+class Schema(Declaration):
+    """One ranking problem, declared once; Spark, the quality gate, Parquet, the tables, the tokens and the model read it."""
+
+    name: Name
+    sources: tuple[Source, ...] = Field(min_length=1)
+    user: UserGroup = UserGroup()
+    sequences: tuple[Sequence, ...] = ()
+    candidates: Candidates
+    labels: tuple[Label, ...] = Field(min_length=1)
+    training: Training = Training()
+    utc_offset: str = Field(default="+00:00", pattern=r"^[+-]\d\d:\d\d$")
+    """Days begin at midnight of this fixed offset, and time parts are read in it."""
+    description: str = ""
+
+    # ------------------------------------------------------------------ looking things up
+
+    def source(self, name: str) -> EventLog | Snapshot:
+        """The source of that name; KeyError if there is none."""
+        return self._sources[name]
+
+    def event_log(self, name: str) -> EventLog:
+        """The event log of that name; KeyError if there is none."""
+        source = self._sources[name]
+        if not isinstance(source, EventLog):
+            raise KeyError(name)
+        return source
+
+    @cached_property
+    def _sources(self) -> dict[str, EventLog | Snapshot]:
+        return {source.name: source for source in self.sources}
+
+    @property
+    def exposures(self) -> EventLog:
+        """The event log whose rows are ranked."""
+        return self.event_log(self.candidates.source)
+
+    @property
+    def histories(self) -> tuple[Sequence, ...]:
+        """Sequences of scope history, in declaration order."""
+        return tuple(s for s in self.sequences if s.scope == "history")
+
+    @property
+    def realtime(self) -> Sequence | None:
+        """The one sequence of scope realtime, if declared."""
+        return next((s for s in self.sequences if s.scope == "realtime"), None)
+
+    def groups(self) -> Iterator[tuple[str, tuple[Feature, ...]]]:
+        """(group name, features in canonical order: by name) in token order U | S | R | C."""
+        yield USER, _by_name(self.user.features)
+        for sequence in (*self.histories, *(s for s in self.sequences if s.scope == "realtime")):
+            yield sequence.name, _by_name(sequence.features)
+        yield CANDIDATES, _by_name(self.candidates.features)
+
+    @property
+    def offset_ms(self) -> int:
+        """`utc_offset` in milliseconds: local = UTC + offset."""
+        hours, minutes = self.utc_offset[1:].split(":")
+        return (-1 if self.utc_offset[0] == "-" else 1) * (int(hours) * 60 + int(minutes)) * 60_000
+
+    # ------------------------------------------------------------------ identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything with meaning: the same for any order of declaration, any description or owner."""
+        return _digest(_canonical(self.model_dump(mode="json")))
+
+
+def _by_name(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+    return tuple(sorted(features, key=lambda feature: feature.name))
+
+
+_WITHOUT_MEANING = {"description", "owner"}
+_UNORDERED = {"sources", "features", "labels", "sequences", "valid", "dedup", "post_exposure", "on"}
+
+
+def _canonical(value: object, key: str = "") -> object:
+    if isinstance(value, dict):
+        return {k: _canonical(v, k) for k, v in sorted(value.items()) if k not in _WITHOUT_MEANING}
+    if isinstance(value, list):
+        items = [_canonical(v) for v in value]
+        return sorted(items, key=lambda v: json.dumps(v, sort_keys=True)) if key in _UNORDERED else items
+    return value
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

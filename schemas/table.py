@@ -1,0 +1,57 @@
+"""Logical embedding tables: what features share rows, and how those rows are initialised and learned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Declaration, Name
+from schemas.vocabulary import SPECIAL_ROWS, Vocabulary
+
+
+class Normal(Declaration):
+    """N(0, std^2)."""
+
+    kind: Literal["normal"] = "normal"
+    std: float = Field(default=0.02, gt=0)
+
+
+class Uniform(Declaration):
+    """U(-bound, bound)."""
+
+    kind: Literal["uniform"] = "uniform"
+    bound: float = Field(default=0.05, gt=0)
+
+
+class Zeros(Declaration):
+    """Every row starts at zero."""
+
+    kind: Literal["zeros"] = "zeros"
+
+
+Initializer = Annotated[Normal | Uniform | Zeros, Field(discriminator="kind")]
+
+
+class SparseOptimizer(Declaration):
+    """How rows are learned. Tables with equal settings form one learning-rate group."""
+
+    kind: Literal["rowwise_adagrad", "rowwise_adam"] = "rowwise_adagrad"
+    lr_scale: float = Field(default=1.0, gt=0)
+    """Multiplies the trainer's sparse learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Table(Declaration):
+    """A logical embedding table; features that name the same one share its rows."""
+
+    name: Name
+    dim: int = Field(gt=0)
+    vocabulary: Vocabulary
+    initializer: Initializer = Normal()
+    optimizer: SparseOptimizer = SparseOptimizer()
+
+    @property
+    def rows(self) -> int:
+        """Rows with the two special ones."""
+        return self.vocabulary.size + SPECIAL_ROWS
