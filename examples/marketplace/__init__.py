@@ -1,0 +1,1 @@
+"""A synthetic marketplace whose true click probabilities are known: its generator and its feature schema."""
