@@ -88,7 +88,7 @@ class Preferences:
     purchase_price: float = 0.35
     purchase_membership: float = 0.40  # per membership level
     purchase_repeat: float = 0.80  # coming back to an item
-    purchase_hours: float = 2.0  # median delay; lognormal, cut at 70 h
+    purchase_hours: float = 2.0  # median delay; lognormal with sigma 1.1, cut at 23 h
     # Shape of the catalogue.
     brands: int = 120
     styles: int = 12

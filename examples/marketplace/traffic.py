@@ -198,8 +198,8 @@ class Chunk:
         forced = self.people.forced[user]
         is_bot = ~np.isnan(forced)
         draw, buy_draw = r.random(n, np.float32), r.random(n, np.float32)
-        # After the click and the cart, within three days.
-        delay = np.clip(r.lognormal(np.log(prefs.purchase_hours * 3600), 1.1, n), 120, 70 * 3600).astype(np.float32)
+        # After the click and the cart, within a day of the exposure.
+        delay = np.clip(r.lognormal(np.log(prefs.purchase_hours * 3600), 1.1, n), 120, 23 * 3600).astype(np.float32)
         p, q = np.empty(n, np.float32), np.empty(n, np.float32)
         click, purchase = np.zeros(n, bool), np.zeros(n, bool)
 

@@ -1,0 +1,1 @@
+"""The smallest schema that trains: two event logs, one history, one statistic, one task."""
