@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -42,7 +43,18 @@ DAY_MS = _UNITS_MS["d"]
 class Declaration(BaseModel):
     """Immutable, closed to unknown fields, comparable and hashable by value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    def replace(self, **changes: object) -> Self:
+        """A copy with some fields changed, validated as a whole:
+        `schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, mine)))`."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """`replace`: pydantic's own would skip validation and keep the old fingerprint."""
+        return self.replace(**(update or {}))
 
 
 def parse_duration(text: str) -> int:

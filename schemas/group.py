@@ -9,6 +9,10 @@ from pydantic import Field
 from schemas.base import Declaration, Duration, Name
 from schemas.feature import Feature
 
+USER = "user"
+CANDIDATES = "candidates"
+"""Names of the two groups every schema has; sequences name themselves."""
+
 
 class UserGroup(Declaration):
     """The user's profile as of the window's start (snapshots keyed by the user)."""

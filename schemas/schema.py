@@ -7,16 +7,17 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Declaration, Name
+from schemas.errors import SchemaError
 from schemas.feature import Feature
+from schemas.group import CANDIDATES as CANDIDATES
+from schemas.group import USER as USER
 from schemas.group import Candidates, Sequence, UserGroup
 from schemas.label import Label, Training
 from schemas.source import EventLog, Snapshot, Source
-
-USER = "user"
-CANDIDATES = "candidates"
+from schemas.validate import mistakes
 
 
 class Schema(Declaration):
@@ -32,6 +33,12 @@ class Schema(Declaration):
     utc_offset: str = Field(default="+00:00", pattern=r"^[+-]\d\d:\d\d$")
     """Days begin at midnight of this fixed offset, and time parts are read in it."""
     description: str = ""
+
+    @model_validator(mode="after")
+    def _holds(self) -> Schema:
+        if found := mistakes(self):
+            raise SchemaError(f"schema {self.name!r}", found)
+        return self
 
     # ------------------------------------------------------------------ looking things up
 

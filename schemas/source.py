@@ -26,6 +26,9 @@ class _Source(Declaration):
     """A day with a larger share of quarantined rows is not published."""
     description: str = ""
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # `columns` and `rename` are dicts, which have no hash of their own
+
     def physical(self, column: str) -> str:
         """The physical name of a schema column."""
         return self.rename.get(column, column)

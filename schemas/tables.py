@@ -14,6 +14,7 @@ Dense, log and AutoDis numbers look nothing up: their parameters belong to the d
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from schemas.feature import (
     Categorical,
@@ -32,9 +33,11 @@ from schemas.feature import (
     Transform,
 )
 from schemas.group import Events, Sequence
-from schemas.schema import Schema
 from schemas.table import Initializer, Normal, SparseOptimizer
 from schemas.vocabulary import SPECIAL_ROWS, Dynamic, Enumerated, Identity, Vocabulary
+
+if TYPE_CHECKING:
+    from schemas.schema import Schema
 
 TIME_PART_VALUES = {"hour": 24, "weekday": 7, "hour_of_week": 168, "day_of_month": 31, "month": 12}
 """Number of values of each time part, each counted from 0 (`day_of_month` and `month` too)."""

@@ -1,0 +1,113 @@
+"""What a row of each token group offers, and what each feature reads of it.
+
+A reference is `column` (of the row itself) or `snapshot.column` (joined where the row has a column named as the snapshot's key).
+
+| group | its row | own columns |
+|---|---|---|
+| `user` | the user at the window's start | the user column |
+| a sequence | an event, or a change point | those of its event log; for a change point the changed column |
+| `candidates` | an exposure | those known when it was shown: all but post-exposure and oracle columns |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from schemas import expression
+from schemas.base import ColumnType
+from schemas.feature import Categorical, Feature, MultiValued, Numeric, Sql, TimeGap
+from schemas.group import CANDIDATES, USER, Changes, Events
+from schemas.source import EventLog, Snapshot
+
+if TYPE_CHECKING:
+    from schemas.schema import Schema
+
+Types = Mapping[str, ColumnType]
+
+
+def event_logs(schema: Schema) -> dict[str, EventLog]:
+    """Event logs by name."""
+    return {source.name: source for source in schema.sources if isinstance(source, EventLog)}
+
+
+def snapshots(schema: Schema) -> dict[str, Snapshot]:
+    """Snapshots by name."""
+    return {source.name: source for source in schema.sources if isinstance(source, Snapshot)}
+
+
+def joined(schema: Schema, own: Types) -> dict[str, ColumnType]:
+    """Own columns, and those of every snapshot whose key is one of them as `snapshot.column`."""
+    types = dict(own)
+    for name, snapshot in snapshots(schema).items():
+        if snapshot.key in own:
+            types |= {f"{name}.{column}": type_ for column, type_ in snapshot.columns.items()}
+    return types
+
+
+def hidden_from_candidates(schema: Schema) -> dict[str, str]:
+    """Columns of the exposures that no feature of a candidate may read, each with the reason."""
+    log = event_logs(schema).get(schema.candidates.source)
+    reasons = dict.fromkeys(log.post_exposure if log else (), "is known only after the exposure")
+    if log and log.arrival:
+        reasons[log.arrival] = "is when the row became readable, after the exposure"
+    reasons |= {label.column: f"is the label {label.name!r}" for label in schema.labels if label.column}
+    reasons |= {label.oracle: f"is the oracle of {label.name!r}" for label in schema.labels if label.oracle}
+    return reasons
+
+
+def rows(schema: Schema, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
+    """(source name, what its rows offer to a feature) for every kind of row in a token group."""
+    logs, states = event_logs(schema), snapshots(schema)
+    exposures = logs.get(schema.candidates.source)
+    if group == CANDIDATES:
+        hidden = hidden_from_candidates(schema)
+        own = {c: t for c, t in exposures.columns.items() if c not in hidden} if exposures else {}
+        return [(schema.candidates.source, joined(schema, own))]
+    if group == USER:
+        user = exposures.user if exposures else ""
+        own = {user: exposures.columns[user]} if exposures and user in exposures.columns else {}
+        return [(schema.candidates.source, joined(schema, own))]
+    found: list[tuple[str, dict[str, ColumnType]]] = []
+    for event in next((s.events for s in schema.sequences if s.name == group), ()):
+        if isinstance(event, Events) and event.source in logs:
+            found.append((event.source, joined(schema, logs[event.source].columns)))
+        if isinstance(event, Changes) and event.source in states:
+            columns = states[event.source].columns
+            found.append((event.source, {event.column: columns[event.column]} if event.column in columns else {}))
+    return found
+
+
+def offered(schema: Schema, group: str) -> dict[str, ColumnType]:
+    """What a feature of the group may read. A reference that only some of a sequence's sources offer is missing elsewhere."""
+    types: dict[str, ColumnType] = {}
+    for _, own in rows(schema, group):
+        types = own | types
+    return types
+
+
+def column_of(feature: Feature) -> str | None:
+    """The one reference a plain feature reads; None for derived ones, cross features and SQL."""
+    if isinstance(feature, Categorical | MultiValued | Numeric):
+        return feature.column or feature.name
+    return feature.column if isinstance(feature, TimeGap) else None
+
+
+def reads(feature: Feature) -> tuple[str, ...]:
+    """Every reference the feature reads of its own row. ValueError if its SQL doesn't parse."""
+    if isinstance(feature, Sql):
+        return expression.columns(feature.expression)
+    column = column_of(feature)
+    return (column,) if column else ()
+
+
+def split(reference: str) -> tuple[str | None, str]:
+    """(snapshot or None, column)."""
+    snapshot, _, column = reference.rpartition(".")
+    return snapshot or None, column
+
+
+def families(types: Iterable[ColumnType]) -> set[str]:
+    """Types up to width: ids of int32 and int64 columns are the same ids."""
+    widths = {"int32": "int", "int64": "int", "float32": "float", "float64": "float"}
+    return {widths.get(type_, type_) for type_ in types}
