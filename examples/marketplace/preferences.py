@@ -63,7 +63,7 @@ class Preferences:
     # What never changes within the log: worth a long history.
     base: float = -2.45  # intercept; sets the overall click-through rate. -4..-2
     appeal: float = 0.40  # item popularity: sd over items. 0..0.8; 0.4 alone is worth a GAUC of about 0.60
-    category: float = 0.50  # user x category taste: sd over categories. 0..1.2
+    category: float = 0.46  # user x category taste: sd over categories. 0..1.2
     brand: float = 0.38  # user x brand taste. 0..0.8
     style: float = 0.40  # user x style taste; an item's style is hidden, its tags tell it 7 times in 10. 0..0.8
     demographic: float = 0.25  # what age and gender say about categories. 0..0.5
@@ -75,8 +75,8 @@ class Preferences:
     bought: float = 1.20  # loss of interest in a category after buying in it. 0..2
     bought_days: float = 2.0  # for how long. 0.5..7
     # User x item statistics: worth cross features.
-    fatigue: float = 0.70  # times log2(1 + showings without a click), showings halving every night. 0..1
-    repeat: float = 0.90  # interest in an item clicked in the last days. 0..1.5
+    fatigue: float = 0.90  # times log2(1 + showings without a click), showings halving every night. 0..1
+    repeat: float = 1.20  # interest in an item clicked in the last days. 0..1.5
     repeat_days: int = 3
     # Where and when.
     position: float = 0.15  # loss per log2(1 + position). 0..0.5
@@ -94,7 +94,7 @@ class Preferences:
     styles: int = 12
     new_items: float = 0.01  # cold items a day, as a share of the first day's catalogue
     # The recommender that logged the exposures: it knows a little of the taste.
-    retarget: float = 0.35  # share of slots that show an item of an earlier day again
+    retarget: float = 0.40  # share of slots that show an item of an earlier day again
     explore: float = 0.05  # share of slots that show an item of the last three days
     policy_category: float = 0.60  # how strongly retrieval follows the user's category taste
     policy_rank: float = 0.20  # how strongly ranking follows the true static logit (noise has sd 1)

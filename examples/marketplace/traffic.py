@@ -253,7 +253,7 @@ class Chunk:
     ) -> Day:
         begin = self.start_ms + day * DAY_MS
         ts = begin + (rows["second"] * 1000).astype(np.int64)
-        user_request = request_rank.astype(np.int64)[rows["request"]]
+        user_request = day * 10_000 + request_rank.astype(np.int64)[rows["request"]]
         names = ("user", "item", "position", "scene", "device", "click_probability", "purchase_probability", "price")
         exposures = {name: rows[name] for name in names} | {"ts": ts, "user_request": user_request}
 
