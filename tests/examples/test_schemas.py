@@ -1,0 +1,126 @@
+"""The example schemas hold what they promise, and fit the data they are for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pyarrow.parquet as pq
+import pytest
+
+from examples.marketplace import preferences
+from examples.marketplace.world import SOURCES, generate
+from schemas import CrossFeature, EventLog, Schema, load_schema
+from schemas.base import ARROW_TYPES, parse_duration
+from schemas.feature import Feature, Transform
+from schemas.tables import logical_tables
+from schemas.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ("marketplace", "kuairand", "minimal")
+
+
+def example(name: str) -> Schema:
+    return load_schema(str(ROOT / "examples" / name / "schema.py"))
+
+
+def kinds(union: object) -> set[str]:
+    """The `kind` of every member of a discriminated union."""
+    return {member.model_fields["kind"].default for member in get_args(get_args(union)[0])}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_schemas_survive_json(name: str) -> None:
+    schema = example(name)
+    again = Schema.model_validate_json(schema.model_dump_json())
+    assert again == schema and again.fingerprint == schema.fingerprint
+
+
+def test_the_marketplace_uses_every_kind_there_is() -> None:
+    schema = example("marketplace")
+    features = [feature for _, group in schema.groups() for feature in group]
+    names = {(group, feature.name) for group, members in schema.groups() for feature in members}
+    assert len(names) >= 40
+    assert {feature.kind for feature in features} == kinds(Feature)
+    transforms = {t.kind for f in features if (t := getattr(f, "transform", None))}
+    assert transforms == kinds(Transform)
+    assert {table.vocabulary.kind for table in logical_tables(schema)} >= kinds(Vocabulary)
+    cross = [feature for feature in features if isinstance(feature, CrossFeature)]
+    assert {feature.op for feature in cross} == set(get_args(CrossFeature.model_fields["op"].annotation))
+    assert {feature.as_of for feature in cross} == {"exposure", "window_start"}
+    assert any(feature.where for feature in cross) and any(not feature.keys for feature in cross)
+    keys = {feature.keys for feature in cross}
+    assert {("user_id",), ("item_id",), ("user_id", "item_id"), ("user_id", "items.category")} <= keys
+    windows = [parse_duration(feature.window) for feature in cross]
+    assert min(windows) <= 30 * 60_000 and max(windows) >= 30 * 86_400_000
+    assert {e.kind for s in schema.sequences for e in s.events} == {"events", "changes"}
+    assert {s.scope for s in schema.sequences} == {"history", "realtime"}
+    assert [label.name for label in schema.labels] == ["click", "purchase"] and schema.labels[1].given == "click"
+
+
+def test_the_marketplace_knows_the_worlds_words() -> None:
+    schema = example("marketplace")
+    values = {}
+    for table in logical_tables(schema):
+        if table.vocabulary.kind == "enumerated":
+            values[table.name] = tuple(table.vocabulary.values)
+        if table.name == "brand":
+            assert table.vocabulary.size == preferences.Preferences().brands
+    assert values["category"] == tuple(preferences.CATEGORIES)
+    assert values["city"] == preferences.CITIES
+    assert values["membership"] == preferences.MEMBERSHIPS
+    assert values["device"] == preferences.DEVICES
+    assert values["user.age"] == preferences.AGES
+    assert values["user.gender"] == preferences.GENDERS
+    assert values["candidates.scene"] == preferences.SCENES
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world") / "w"
+    generate(out, users=60, days=2, seed=0, items=300, progress=False)
+    return out
+
+
+@pytest.mark.parametrize("name", ["marketplace", "minimal"])
+def test_the_world_holds_what_the_schema_reads(name: str, world: Path) -> None:
+    schema = example(name)
+    assert {source.name for source in schema.sources} <= set(SOURCES)
+    for source in schema.sources:
+        for day in ("2026-01-01", "2026-01-02"):
+            assert source.path
+            files = sorted((world / source.path.format(dt=day)).glob("*.parquet"))
+            assert files
+            there = pq.read_schema(files[0])
+            for column, type_ in source.columns.items():
+                assert there.field(source.physical(column)).type == ARROW_TYPES[type_], (source.name, column)
+
+
+def test_no_feature_reads_the_truth() -> None:
+    """Not the true probabilities, and not the position, which is what a ranker decides."""
+    schema = example("marketplace")
+    told = schema.exposures.post_exposure
+    assert {label.oracle for label in schema.labels} | {"position"} == set(told)
+    text = "\n".join(feature.model_dump_json() for _, group in schema.groups() for feature in group)
+    assert not re.search(r"probability|position", text)
+
+
+def test_kuairand_reads_nothing_that_is_known_too_late() -> None:
+    """Feedback enters as events and statistics of the past, never as a column of the candidate; no monthly averages."""
+    schema = example("kuairand")
+    exposures = schema.exposures
+    assert isinstance(exposures, EventLog)
+    read = {
+        getattr(f, "column", None) or f.name for f in dict(schema.groups())["candidates"] if f.kind != "cross_feature"
+    }
+    assert not read & set(exposures.post_exposure)
+    assert schema.utc_offset == "+08:00"
+    assert {source.name for source in schema.sources} == {"exposures", "earlier", "users", "items"}
+
+
+def test_the_minimal_schema_is_the_tutorials() -> None:
+    folder = ROOT / "examples" / "minimal"
+    code = (folder / "schema.py").read_text()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    assert f"```python\n{code}```" in (folder / "README.md").read_text()
