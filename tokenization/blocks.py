@@ -1,0 +1,214 @@
+"""Stored rows in memory: Arrow's buffers seen as tensors, without a copy, once they are known to hold what the schema says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from schemas.contract import Leaf, arrow_schema, leaves
+from schemas.errors import UserError
+from schemas.feature import MultiValued
+from schemas.schema import CANDIDATES, USER, Schema
+from schemas.tables import TYPE
+from schemas.vocabulary import hash_strings
+from tokenization.batch import Group, Ragged, ranges
+
+
+@dataclass
+class Block:
+    """Stored rows: what `Batch` holds, for all rows at once."""
+
+    groups: dict[str, Group]
+    sample_id: pa.Array
+    user: Tensor
+    window_start: Tensor
+    request: Tensor
+    item: Tensor
+    labels: dict[str, Tensor]
+    """Task, `<task>_weight` and `<task>_oracle` -> [C] float32."""
+    candidate_sees: Tensor
+    realtime_sees: Tensor
+    realtime_available: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class SampleColumns:
+    """The columns of a schema's samples: which to read, how to check them, how to see them as tensors."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.expected = arrow_schema(schema)
+        self.names = list(_paths(self.expected))
+        self.leaves: dict[str, list[Leaf]] = {}
+        for leaf in leaves(schema):
+            self.leaves.setdefault(leaf.group, []).append(leaf)
+        self.max_values = {
+            (group, feature.name): feature.max_values
+            for group, features in schema.groups()
+            for feature in features
+            if isinstance(feature, MultiValued)
+        }
+        self.lists = [field.name for field in self.expected if field.name != USER and pa.types.is_struct(field.type)]
+
+    # ------------------------------------------------------------------ checks
+
+    def check_schema(self, found: pa.Schema, path: Path) -> None:
+        """UserError unless the file has every column of the schema, of its type."""
+        has = _paths(found)
+        for name, wanted in _paths(self.expected).items():
+            if name not in has:
+                raise UserError(f"{path} has no column {name}; it was built from another schema: build the day again")
+            if has[name] != wanted:
+                raise UserError(
+                    f"{path}: column {name} is {has[name]}, and schema {self.schema.name!r} says {wanted}; "
+                    "build the day again"
+                )
+
+    def check(self, table: pa.Table, path: Path, first_row: int) -> None:
+        """UserError, naming the row, for a null, a list of another length than its group's, or counts beyond the sequence."""
+        for field in table.schema:
+            column = table[field.name].combine_chunks()
+            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+            for name, array in _children(field.name, column):
+                if array.null_count:
+                    row = first_row + int(np.flatnonzero(array.is_null())[0])
+                    raise UserError(f"{path} row {row}: column {name} is null; samples hold no nulls: build the day again")
+        for group, names in self._same_length().items():
+            lengths = {name: _lengths(table, name) for name in names}
+            wanted = lengths[group]
+            for name, own in lengths.items():
+                if not np.array_equal(own, wanted):
+                    row = int(np.flatnonzero(own != wanted)[0])
+                    raise UserError(
+                        f"{path} row {first_row + row}: column {name} has {own[row]} values and {group} has "
+                        f"{wanted[row]}; the lists of one group must be of equal length: build the day again"
+                    )
+
+    def _same_length(self) -> dict[str, list[str]]:
+        """First list of a token group -> every list of that length."""
+        groups: dict[str, list[str]] = {}
+        realtime = self.schema.realtime.name if self.schema.realtime else ""
+        owners = {"labels": CANDIDATES, "mask.candidate_sees": CANDIDATES, "mask.realtime_sees": realtime}
+        for field in self.expected:
+            if field.name in self.lists:
+                for child in field.type:
+                    name = f"{field.name}.{child.name}"
+                    owner = owners.get(name) or owners.get(field.name) or field.name
+                    groups.setdefault(f"{owner}.ts", []).append(name)
+        return groups
+
+    # ------------------------------------------------------------------ tensors
+
+    def block(self, table: pa.Table) -> Block:
+        """The rows of a checked table."""
+        structs = {name: _struct(table, name) for name in (USER, *self.lists) if name in table.schema.names}
+        n = len(table)
+        start = _tensor(_one(table["window_start"]))
+        users = [self._leaf(leaf, structs[USER].field(leaf.name)) for leaf in self.leaves.get(USER, [])]
+        groups = {USER: Group(torch.arange(n + 1), start, dict(users))}
+        for name, _ in self.schema.groups():
+            if name != USER:
+                groups[name] = self._group(name, structs[name])
+        candidates, labels = structs[CANDIDATES], structs["labels"]
+        none32, none64 = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
+        rows = len(groups[CANDIDATES].ts)
+        realtime = self.schema.realtime
+        user = _one(table["user_id"])
+        return Block(
+            groups=groups,
+            sample_id=_one(table["sample_id"]),
+            user=_tensor(hash_strings(user) if pa.types.is_string(user.type) else user),
+            window_start=start,
+            request=_values(candidates.field("request")),
+            item=_values(candidates.field("item")),
+            labels={field.name: _values(labels.field(field.name)).float() for field in labels.type},
+            candidate_sees=_values(structs["mask"].field("candidate_sees"))
+            if realtime
+            else torch.zeros(rows, dtype=torch.int32),
+            realtime_sees=_values(structs["mask"].field("realtime_sees")) if realtime else none32,
+            realtime_available=_values(structs[realtime.name].field("available")) if realtime else none64,
+        )
+
+    def _group(self, name: str, struct: pa.StructArray) -> Group:
+        ts = struct.field("ts")
+        features = dict(self._leaf(leaf, _inner(struct.field(leaf.name))) for leaf in self.leaves.get(name, []))
+        if name != CANDIDATES:
+            features[TYPE] = _values(struct.field(TYPE)).long()
+        return Group(_offsets(ts), _values(ts), features)
+
+    def _leaf(self, leaf: Leaf, values: pa.Array) -> tuple[str, Tensor | Ragged]:
+        if leaf.stored != "ids":
+            return leaf.name, _tensor(values)
+        offsets, ids = _offsets(values), _values(values)
+        limit = self.max_values.get((leaf.group, leaf.name))
+        if limit is not None and len(offsets) > 1 and int(offsets.diff().max()) > limit:
+            begin = offsets[:-1]
+            offsets, kept = ranges(begin, torch.minimum(offsets[1:], begin + limit))
+            ids = ids[kept]
+        return leaf.name, Ragged(ids, offsets)
+
+
+def _paths(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """`group.leaf` -> type, scalars under their own name; nullability is checked on the data."""
+    out: dict[str, pa.DataType] = {}
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            out |= {f"{field.name}.{child.name}": _bare(child.type) for child in field.type}
+        else:
+            out[field.name] = field.type
+    return out
+
+
+def _bare(type_: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", _bare(type_.value_type))) if pa.types.is_list(type_) else type_
+
+
+def _children(name: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    """An array and everything nested in it, down to the lists' values."""
+    yield name, array
+    if pa.types.is_struct(array.type):
+        for field in array.type:
+            yield from _children(f"{name}.{field.name}", array.field(field.name))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; `combine_chunks` of a single chunk is that chunk."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _struct(table: pa.Table, name: str) -> pa.StructArray:
+    return _one(table[name])
+
+
+def _lengths(table: pa.Table, path: str) -> np.ndarray:
+    group, _, leaf = path.partition(".")
+    return np.diff(_struct(table, group).field(leaf).offsets.to_numpy())
+
+
+def _inner(array: pa.ListArray) -> pa.Array:
+    """The values of a list array, those of its rows only."""
+    return array.flatten()
+
+
+def _values(array: pa.ListArray) -> Tensor:
+    return _tensor(_inner(array))
+
+
+def _offsets(array: pa.ListArray) -> Tensor:
+    offsets = _tensor(array.offsets).long()
+    return offsets - offsets[0]
+
+
+def _tensor(array: pa.Array) -> Tensor:
+    """A view of a primitive array without nulls."""
+    return torch.from_dlpack(array)

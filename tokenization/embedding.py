@@ -1,0 +1,256 @@
+"""Batch -> one matrix per token group: every embedded feature, one fused lookup per merged table, learned in backward.
+
+Two backends with the same plan, results and checkpoints: `torchrec` (fbgemm's fused kernels, sharded over ranks) and `torch`
+(plain tensors, for boxes without torchrec).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from schemas.errors import UserError
+from schemas.feature import AutoDis
+from schemas.tables import transform_of
+from tokenization.batch import Batch, Ragged
+from tokenization.features import Encoded, GroupEncoder, quantile_features
+from tokenization.plan import Lookup, Plan
+from tokenization.torch_tables import TorchTables
+
+Backend = Literal["auto", "torchrec", "torch"]
+
+
+class Tables(Protocol):
+    """The merged tables of a plan, as a backend keeps them."""
+
+    lr: float
+    """Sparse learning rate, multiplied by each table's `lr_scale`."""
+
+    def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
+
+    def hold(self, held: bool) -> None:
+        """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
+
+    def reset(self, merged: str, rows: Tensor) -> None:
+        """Initial weights, and no optimizer state, for [K] int64 physical rows."""
+
+
+class _Block(NamedTuple):
+    """The columns of a group that come from one merged table."""
+
+    merged: str
+    dim: int
+    first: int
+    last: int
+    """Its one-valued features are rows [first, last) of `Encoded.rows`."""
+    pooled: list[Lookup]
+
+
+class Embeddings(nn.Module):
+    """Every embedded feature and number of a batch, a matrix per token group.
+
+    `parameters()` holds dense ones only (AutoDis); tables learn in backward, with their own optimizer.
+
+    Args:
+        plan: which table each feature reads.
+        backend: `auto` takes torchrec where it is installed and a process group is running, else torch.
+        boundaries: fitted boundaries of numbers in quantile buckets: `tokenization.quantiles.fit_boundaries`.
+        lr: sparse learning rate; set `embeddings.lr` to change it.
+        seed: of the initial rows. A logical table's initial rows don't depend on how it is merged or sharded.
+
+    Raises:
+        UserError: a quantile feature without boundaries, or a table that the backend can't learn.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        backend: Backend = "auto",
+        device: torch.device | str = "cpu",
+        boundaries: Mapping[str, Sequence[float]] | None = None,
+        lr: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for group, name, _ in quantile_features(plan.schema):
+            if f"{group}.{name}" not in (boundaries or {}):
+                raise UserError(
+                    f"feature {group}.{name} has quantile buckets but no fitted boundaries; "
+                    "fit them on the training days (tokenization.quantiles.fit_boundaries)"
+                )
+        self.plan = plan
+        self.boundaries = {name: list(values) for name, values in (boundaries or {}).items()}
+        self.groups = [name for name, _ in plan.schema.groups()]
+        self.encoders = nn.ModuleList(GroupEncoder(plan, name, self.boundaries) for name in self.groups)
+        self.soft = nn.ModuleList(SoftBuckets(plan, name) for name in self.groups)
+        self.blocks = {name: list(_blocks(plan, name)) for name in self.groups}
+        self.layout = {name: dict(self._columns(name)) for name in self.groups}
+        """Group -> feature -> its columns; a dense or log number has two: the value and the missing flag."""
+        self.to(device)
+        self.backend = choose_backend(backend)
+        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed)
+
+    @property
+    def lr(self) -> float:
+        """Sparse learning rate."""
+        return self.tables.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.tables.lr = value
+
+    def width(self, group: str) -> int:
+        """Columns of a group's matrix."""
+        return max((columns.stop for columns in self.layout[group].values()), default=0)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Gradient accumulation: backward passes inside only gather; the first one outside applies all of them at once."""
+        self.tables.hold(True)
+        try:
+            yield
+        finally:
+            self.tables.hold(False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32, N the group's rows in the batch."""
+        encoded: dict[str, Encoded] = {
+            name: encoder(batch) for name, encoder in zip(self.groups, self.encoders, strict=True)
+        }
+        wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
+        for group, each in encoded.items():
+            for block in self.blocks[group]:
+                if block.last > block.first:
+                    wanted[block.merged].append(each.rows[block.first : block.last].t().reshape(-1))
+                wanted[block.merged] += [each.ragged[lookup.feature].values for lookup in block.pooled]
+        vectors = self.tables.lookup({merged: torch.cat(pieces) for merged, pieces in wanted.items()})
+        found = {
+            merged: iter(vectors[merged].split([len(piece) for piece in pieces])) for merged, pieces in wanted.items()
+        }
+        out: dict[str, Tensor] = {}
+        for group, soft in zip(self.groups, self.soft, strict=True):
+            single, pooled = [], []
+            for block in self.blocks[group]:
+                if block.last > block.first:
+                    single.append(next(found[block.merged]).view(-1, (block.last - block.first) * block.dim))
+                for lookup in block.pooled:
+                    ragged = encoded[group].ragged[lookup.feature]
+                    pooled.append(pool(next(found[block.merged]), ragged.offsets, lookup.pooling == "mean"))
+            columns = [*single, *pooled, soft(encoded[group].soft), encoded[group].numbers]
+            out[group] = torch.cat([c for c in columns if c.shape[1]] or columns[-1:], 1)
+        return out
+
+    def _columns(self, group: str) -> Iterator[tuple[str, slice]]:
+        at = self.groups.index(group)
+        encoder, soft = self.encoders[at], self.soft[at]
+        assert isinstance(encoder, GroupEncoder) and isinstance(soft, SoftBuckets)
+        lookups = self.plan.lookups_of(group)
+        widths = [(lookup.feature, lookup.dim) for lookup in lookups if not lookup.pooling]
+        widths += [(lookup.feature, lookup.dim) for lookup in lookups if lookup.pooling]
+        widths += soft.widths + [(name, 2) for name in encoder.number_names]
+        start = 0
+        for feature, width in widths:
+            yield feature, slice(start, start + width)
+            start += width
+
+
+class SoftBuckets(nn.Module):
+    """AutoDis numbers of a group (Guo et al., KDD 2021, arXiv:2012.08986, equations 6 to 9), with a vector for missing.
+
+    Numbers with equal (buckets, dim, temperature) are computed together; parameters are kept by feature.
+    """
+
+    def __init__(self, plan: Plan, group: str) -> None:
+        super().__init__()
+        self.kinds: dict[AutoDis, list[tuple[int, str]]] = {}
+        features = dict(plan.schema.groups())[group]
+        found = [(f.name, t) for f in features if isinstance(t := transform_of(f), AutoDis)]
+        for at, (name, transform) in enumerate(found):
+            self.kinds.setdefault(transform, []).append((at, name))
+        self.of = nn.ModuleDict({f"of_{name}": _Soft(transform) for name, transform in found})
+
+    @property
+    def widths(self) -> list[tuple[str, int]]:
+        """(feature, columns) in output order."""
+        return [(name, kind.dim) for kind, members in self.kinds.items() for _, name in members]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, numbers] float32 with NaN for missing -> [N, sum of dims]."""
+        out = [self._kind(kind, [n for _, n in m], x[:, [at for at, _ in m]]) for kind, m in self.kinds.items()]
+        return torch.cat(out, 1) if out else x
+
+    def _kind(self, kind: AutoDis, names: list[str], x: Tensor) -> Tensor:
+        def stacked(parameter: str) -> Tensor:
+            return torch.stack([self.of[f"of_{name}"].get_parameter(parameter) for name in names])
+
+        hidden = nn.functional.leaky_relu(x.nan_to_num(0.0)[:, :, None] * stacked("lift"))
+        scores = torch.einsum("nfh,fhk->nfk", hidden, stacked("mixing")) + stacked("skip") * hidden
+        vectors = torch.einsum("nfh,fhd->nfd", (scores / kind.temperature).softmax(-1), stacked("vectors"))
+        return torch.where(x.isnan()[:, :, None], stacked("missing"), vectors).flatten(1)
+
+
+class _Soft(nn.Module):
+    """The parameters of one AutoDis number."""
+
+    def __init__(self, kind: AutoDis) -> None:
+        super().__init__()
+        h = kind.buckets
+        self.lift = nn.Parameter(torch.empty(h).uniform_(-1, 1))
+        self.mixing = nn.Parameter(torch.empty(h, h).uniform_(-(h**-0.5), h**-0.5))
+        self.skip = nn.Parameter(torch.ones(1))
+        self.vectors = nn.Parameter(torch.empty(h, kind.dim).normal_(std=0.02))
+        self.missing = nn.Parameter(torch.zeros(kind.dim))
+
+
+def pool(values: Tensor, offsets: Tensor, mean: bool) -> Tensor:
+    """[M, D] vectors to [N, D]: the sum, or mean, of each row's values; zeros for a row without any.
+
+    Args:
+        offsets: [N+1] int64.
+    """
+    lengths = offsets.diff()
+    owner = torch.repeat_interleave(lengths, output_size=len(values))
+    summed = values.new_zeros((len(lengths), values.shape[1])).index_add(0, owner, values)
+    return summed / lengths.clamp(min=1)[:, None] if mean else summed
+
+
+def choose_backend(backend: Backend) -> Literal["torchrec", "torch"]:
+    """The backend that `auto` means here.
+
+    Raises:
+        UserError: torchrec is asked for and isn't installed.
+    """
+    installed = importlib.util.find_spec("torchrec") is not None
+    if backend == "torchrec" and not installed:
+        raise UserError('backend "torchrec": torchrec is not installed; install it or use backend "torch"')
+    if backend == "auto":
+        return "torchrec" if installed and dist.is_available() and dist.is_initialized() else "torch"
+    return backend
+
+
+def _make_tables(
+    backend: Literal["torchrec", "torch"], plan: Plan, device: torch.device, lr: float, seed: int
+) -> Tables:
+    if backend == "torch":
+        return TorchTables(plan, device, lr, seed)
+    from tokenization.torchrec_tables import TorchrecTables
+
+    return TorchrecTables(plan, device, lr, seed)
+
+
+def _blocks(plan: Plan, group: str) -> Iterator[_Block]:
+    lookups = plan.lookups_of(group)
+    single = [lookup.merged for lookup in lookups if lookup.pooling is None]
+    for table in plan.tables:
+        first = single.index(table.name) if table.name in single else 0
+        pooled = [lookup for lookup in lookups if lookup.pooling and lookup.merged == table.name]
+        if table.name in single or pooled:
+            yield _Block(table.name, table.dim, first, first + single.count(table.name), pooled)

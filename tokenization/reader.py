@@ -1,0 +1,258 @@
+"""Parquet samples -> batches: read ahead in a thread, sliced into the schema's view, cut by token budget.
+
+The order of samples is a function of (seed, epoch, rank, world size): days in order, row groups shuffled within a day, samples
+within a buffer of row groups. A position in that order is all that a resume needs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import UserError
+from schemas.manifest import sample_files
+from schemas.schema import Schema
+from tokenization.batch import Batch
+from tokenization.blocks import Block, SampleColumns
+from tokenization.views import View, cut_by_budget, view_of
+
+ViewName = Literal["user_day", "request", "session"]
+
+
+class RowGroup(NamedTuple):
+    """The unit that is read, sharded and shuffled."""
+
+    dt: str
+    path: Path
+    index: int
+    first_row: int
+    """Of its file."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a reader is: `batches` of window number `window` of an epoch have been handed out."""
+
+    epoch: int = 0
+    window: int = 0
+    batches: int = 0
+
+
+class SampleReader:
+    """Batches of published samples; iterating goes through one epoch, from wherever the reader is.
+
+    Args:
+        samples_root: the folder with `dt=YYYY-MM-DD` folders.
+        dates: days to read, in this order.
+        view: what a training sample is; default the schema's `training.view`.
+        token_budget: tokens of a batch at most; a sample larger than that is a batch by itself.
+        shuffle: False keeps the stored order.
+        seed: of the shuffling.
+        rank, world_size: this reader takes every `world_size`-th row group.
+        prefetch: batches made ahead in a background thread; 0 makes them in the caller's.
+        shuffle_buffer: stored rows that are shuffled together, at least one row group.
+
+    Raises:
+        UserError: no such day, or (while reading) a file that doesn't hold what the schema says; names file, column and row.
+    """
+
+    def __init__(
+        self,
+        samples_root: Path | str,
+        schema: Schema,
+        dates: Sequence[str],
+        *,
+        view: ViewName | None = None,
+        token_budget: int = 16_384,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+        shuffle_buffer: int = 8_192,
+    ) -> None:
+        if token_budget < 1:
+            raise UserError(f"token_budget is {token_budget}; it must be at least 1")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} of world_size {world_size}: rank must be in 0..{world_size - 1}")
+        self.schema = schema
+        self.view: ViewName = view or schema.training.view
+        self.token_budget = token_budget
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.prefetch = prefetch
+        self.shuffle_buffer = shuffle_buffer
+        self.columns = SampleColumns(schema)
+        self.row_groups = [unit for dt in dates for unit in self._row_groups(Path(samples_root), dt)]
+        self.position = Position()
+
+    # ------------------------------------------------------------------ reading
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.prefetch == 0:
+            produced = self._produce(self.position)
+        else:
+            produced = _in_background(self._produce(self.position), self.prefetch)
+        for batch, position in produced:
+            self.position = position
+            yield batch
+        self.position = Position(epoch=self.position.epoch + 1)
+
+    def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
+        windows = self._windows(start.epoch)
+        for number in range(start.window, len(windows)):
+            skip = start.batches if number == start.window else 0
+            for at, batch in self._batches_of(windows[number], start.epoch, number, skip):
+                yield batch, Position(start.epoch, number, at + 1)
+
+    def _batches_of(self, window: list[RowGroup], epoch: int, number: int, skip: int) -> Iterator[tuple[int, Batch]]:
+        block = self._read(window)
+        view = view_of(block, self.schema, self.view)
+        order = np.arange(len(view))
+        if self.shuffle:
+            np.random.default_rng([self.seed, 1, epoch, self.rank, number]).shuffle(order)
+        cuts = cut_by_budget(view.tokens[order], self.token_budget)
+        for at in range(skip, len(cuts) - 1):
+            yield at, view.batch(order[cuts[at] : cuts[at + 1]])
+
+    def _read(self, window: list[RowGroup]) -> Block:
+        tables = []
+        for unit in window:
+            file = pq.ParquetFile(unit.path, memory_map=True)
+            table = file.read_row_group(unit.index, columns=self.columns.names, use_threads=True)
+            self.columns.check(table, unit.path, unit.first_row)
+            tables.append(table)
+        return self.columns.block(pa.concat_tables(tables))
+
+    # ------------------------------------------------------------------ order
+
+    def _row_groups(self, root: Path, dt: str) -> Iterator[RowGroup]:
+        for path in sample_files(root, dt):
+            metadata = pq.read_metadata(path)
+            self.columns.check_schema(metadata.schema.to_arrow_schema(), path)
+            first_row = 0
+            for index in range(metadata.num_row_groups):
+                rows = metadata.row_group(index).num_rows
+                if rows:
+                    yield RowGroup(dt, path, index, first_row, rows)
+                first_row += rows
+
+    def _windows(self, epoch: int) -> list[list[RowGroup]]:
+        """This rank's row groups in reading order, cut into windows of about `shuffle_buffer` rows."""
+        units: list[RowGroup] = []
+        for dt in dict.fromkeys(unit.dt for unit in self.row_groups):
+            day = [unit for unit in self.row_groups if unit.dt == dt]
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, 0, epoch, len(units)]).permutation(len(day))
+                day = [day[i] for i in order]
+            units += day
+        windows: list[list[RowGroup]] = []
+        for unit in units[self.rank :: self.world_size]:
+            if not windows or sum(u.rows for u in windows[-1]) + unit.rows > self.shuffle_buffer:
+                windows.append([])
+            windows[-1].append(unit)
+        return windows
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, int]:
+        """The position after the last batch handed out, and what it is a position in."""
+        return {
+            "epoch": self.position.epoch,
+            "window": self.position.window,
+            "batches": self.position.batches,
+            **self._order(),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on exactly behind the batch after which `state` was taken.
+
+        Raises:
+            UserError: this reader hands samples out in another order.
+        """
+        for name, value in self._order().items():
+            if state[name] != value:
+                raise UserError(
+                    f"the reader's position was saved with {name}={state[name]} and this reader has {name}={value}; "
+                    "resume with the same data, budget, seed and number of ranks, or start the epoch anew"
+                )
+        self.position = Position(state["epoch"], state["window"], state["batches"])
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "shuffle": int(self.shuffle),
+            "token_budget": self.token_budget,
+            "shuffle_buffer": self.shuffle_buffer,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "view": ("user_day", "request", "session").index(self.view),
+            "row_groups": len(self.row_groups),
+            "rows": self.stored_rows,
+        }
+
+    @property
+    def stored_rows(self) -> int:
+        """Stored rows (a user and day) of all days, on all ranks."""
+        return sum(unit.rows for unit in self.row_groups)
+
+    def estimate_batches(self) -> int:
+        """Batches of an epoch on this rank, from the mean sample of its first row group."""
+        windows = self._windows(self.position.epoch)
+        if not windows:
+            return 0
+        view = view_of(self._read(windows[0][:1]), self.schema, self.view)
+        tokens_per_row = view.tokens.sum() / windows[0][0].rows
+        rows = [sum(unit.rows for unit in window) for window in windows]
+        return sum(int(np.ceil(n * tokens_per_row / self.token_budget)) for n in rows)
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+def _in_background(items: Iterator[tuple[Batch, Position]], ahead: int) -> Iterator[tuple[Batch, Position]]:
+    """The same items, made up to `ahead` ahead in a thread that ends when the consumer does."""
+    made: queue.Queue[tuple[Batch, Position] | _Failed | None] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: tuple[Batch, Position] | _Failed | None) -> bool:
+        while not stop.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, whatever it is
+            put(_Failed(error))
+
+    thread = threading.Thread(target=run, name="genrank-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+

@@ -1,0 +1,234 @@
+"""Batch -> tokens: one projection per token group, position and time encodings, group ids, and who sees whom."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from schemas.schema import CANDIDATES, USER, Schema
+from tokenization.batch import Batch, Group, ranges
+from tokenization.embedding import Embeddings
+from tokenization.plan import tokens_per_row
+from tokenization.visibility import Layout, Rule, mtgr
+from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
+from tokenization.visibility import HISTORY as HISTORY_GROUP
+from tokenization.visibility import REALTIME as REALTIME_GROUP
+from tokenization.visibility import USER as USER_GROUP
+
+TIME_BUCKETS = 64
+"""Log-2 buckets of time on each side of the window's start, two per octave of seconds: up to 2^32 s."""
+
+
+@dataclass
+class Tokens:
+    """Jagged tokens of a batch: T tokens, sample after sample, each in the order U | S... | R | C."""
+
+    x: Tensor
+    """[T, d_model]."""
+    offsets: Tensor
+    """[B+1] int32."""
+    group_ids: Tensor
+    """[T] int32: 0 user, 1 history (of any sequence), 2 realtime, 3 candidate."""
+    begin: Tensor
+    """[T] int32: first visible token, local to the sample."""
+    end: Tensor
+    """[T] int32: one past the last visible token; a token also sees itself."""
+    timestamps: Tensor
+    """[T] int64 epoch ms: the token's own; `window_start` for user tokens."""
+    candidate_rows: Tensor
+    """[C] int64: which rows of `x` are the candidates, in the batch's candidate order."""
+    max_length: int
+    """Tokens of the longest sample."""
+
+
+class Tokenizer(nn.Module):
+    """From a batch to the encoder's input.
+
+    Args:
+        embeddings: the features' vectors.
+        visibility: the rule of `tokenization.visibility` that says which tokens each one sees.
+    """
+
+    def __init__(self, embeddings: Embeddings, d_model: int, *, visibility: Rule = mtgr) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.schema = embeddings.plan.schema
+        self.visibility = visibility
+        self.kinds = group_kinds(self.schema)
+        self.per_row = {name: tokens_per_row(self.schema, name) for name in self.kinds}
+        self.projections = nn.ModuleDict({f"of_{name}": _projection(embeddings, name, d_model) for name in self.kinds})
+        self.positions = nn.ModuleDict(
+            {f"of_{s.name}": nn.Embedding(s.max_length * self.per_row[s.name], d_model) for s in self.schema.sequences}
+        )
+        for positions in self.positions.values():
+            assert isinstance(positions, nn.Embedding)
+            nn.init.normal_(positions.weight, std=0.02)
+        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model)
+        nn.init.normal_(self.time.weight, std=0.02)
+        self.to(next(embeddings.buffers()).device)
+
+    def forward(self, batch: Batch) -> Tokens:
+        """The tokens of a batch on the embeddings' device."""
+        matrices = self.embeddings(batch)
+        parts, times, kinds, sees, counts = [], [], [], [], []
+        for name, kind in self.kinds.items():
+            group, k = batch.groups[name], self.per_row[name]
+            if k == 0:
+                continue
+            tokens = self.projections[f"of_{name}"](matrices[name])
+            if f"of_{name}" in self.positions:
+                tokens = tokens + self.positions[f"of_{name}"](self._position(group, name, k))
+            ts = group.ts if k == 1 else group.ts.repeat_interleave(k, output_size=k * len(group.ts))
+            if kind != USER_GROUP:
+                start = torch.repeat_interleave(batch.window_start, group.lengths * k, output_size=len(ts))
+                tokens = tokens + self.time(time_bucket(ts - start))
+            parts.append(tokens)
+            times.append(ts)
+            kinds.append(torch.full((len(ts),), kind, dtype=torch.int32, device=ts.device))
+            sees.append(self._sees(batch, name, kind, k, len(ts)))
+            counts.append(group.lengths * k)
+        return self._arrange(torch.cat(parts), torch.cat(times), torch.cat(kinds), torch.cat(sees), torch.stack(counts))
+
+    def _position(self, group: Group, name: str, k: int) -> Tensor:
+        """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
+        n = torch.arange(k * len(group.ts), device=group.ts.device)
+        lengths = group.lengths * k
+        if self.kinds[name] == HISTORY_GROUP:
+            place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
+        else:
+            place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
+        limit = next(s.max_length for s in self.schema.sequences if s.name == name) * k
+        return place.clamp_(max=limit - 1)
+
+    def _sees(self, batch: Batch, name: str, kind: int, k: int, n: int) -> Tensor:
+        """[n] int64 realtime tokens visible to each token of a group."""
+        if kind == CANDIDATE_GROUP:
+            realtime = self.schema.realtime
+            return batch.candidate_sees.long() * (self.per_row[realtime.name] if realtime else 0)
+        if kind != REALTIME_GROUP:
+            return torch.zeros(n, dtype=torch.int64, device=batch.user.device)
+        seen = batch.realtime_sees.long() * k
+        if k == 1:
+            return seen
+        # An interleaved token sees its own event's earlier tokens too, where they follow what the event sees: not after a tie.
+        group = batch.groups[name]
+        index = torch.arange(len(group.ts), device=seen.device)
+        index -= torch.repeat_interleave(group.offsets[:-1], group.lengths, output_size=len(index))
+        step = torch.arange(k, device=seen.device)
+        return (seen[:, None] + torch.where((seen == index * k)[:, None], step, 0)).flatten()
+
+    def _arrange(self, x: Tensor, times: Tensor, kinds: Tensor, sees: Tensor, counts: Tensor) -> Tokens:
+        """Group-major tokens to sample-major ones. `counts` [groups, B]: tokens of each group in each sample."""
+        total = len(times)
+        ends = counts.flatten().cumsum(0).view_as(counts)
+        _, order = ranges((ends - counts).t().flatten(), ends.t().flatten(), total)
+        lengths = counts.sum(0)
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=x.device)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        group_ids = kinds[order]
+        present = [kind for name, kind in self.kinds.items() if self.per_row[name]]
+        users = counts[[i for i, kind in enumerate(present) if kind == USER_GROUP]].sum(0)
+        known = counts[[i for i, kind in enumerate(present) if kind <= HISTORY_GROUP]].sum(0)
+
+        def spread(per_sample: Tensor) -> Tensor:
+            return torch.repeat_interleave(per_sample, lengths, output_size=total)
+
+        position = torch.arange(total, device=x.device) - spread(offsets[:-1])
+        layout = Layout(position, group_ids, spread(users), spread(known), sees[order])
+        begin, end = self.visibility(layout)
+        first_candidate = offsets[1:] - counts[-1]
+        _, candidate_rows = ranges(first_candidate, offsets[1:])
+        return Tokens(
+            x=_Permute.apply(x, order),
+            offsets=offsets.to(torch.int32),
+            group_ids=group_ids,
+            begin=begin,
+            end=end,
+            timestamps=times[order],
+            candidate_rows=candidate_rows,
+            max_length=int(lengths.max()) if len(lengths) else 0,
+        )
+
+
+class Projection(nn.Module):
+    """Concatenated features to one token. A weight per feature: checkpoints survive any merge, and added or dropped features."""
+
+    def __init__(self, layout: dict[str, slice], d_model: int) -> None:
+        super().__init__()
+        width = sum(columns.stop - columns.start for columns in layout.values())
+        self.columns = list(layout.values())
+        bound = 1 / math.sqrt(max(width, 1))
+        self.weights = nn.Module()
+        for name, columns in layout.items():
+            weight = torch.empty(d_model, columns.stop - columns.start).uniform_(-bound, bound)
+            self.weights.register_parameter(f"of_{name}", nn.Parameter(weight))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.whole = _contiguous(self.columns)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """[N, width(group)] -> [N, d_model]."""
+        if not self.columns:
+            return self.bias.expand(len(matrix), -1)
+        x = matrix[:, self.whole] if self.whole else torch.cat([matrix[:, columns] for columns in self.columns], 1)
+        return nn.functional.linear(x, torch.cat(list(self.weights.parameters()), 1), self.bias)
+
+
+class _Several(nn.Module):
+    """Several tokens a row, one after another: [N, width] -> [N * tokens, d_model]."""
+
+    def __init__(self, projections: list[Projection]) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(projections)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return torch.stack([projection(matrix) for projection in self.projections], 1).flatten(0, 1)
+
+
+class _Permute(torch.autograd.Function):
+    """x[order] for a permutation: its backward is a plain scatter, not a sum."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (order,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return torch.empty_like(grad).index_copy_(0, order, grad), None
+
+
+def group_kinds(schema: Schema) -> dict[str, int]:
+    """Group name -> 0 user, 1 history, 2 realtime, 3 candidate, in token order."""
+    kinds = {USER: USER_GROUP, CANDIDATES: CANDIDATE_GROUP}
+    scopes = {s.name: HISTORY_GROUP if s.scope == "history" else REALTIME_GROUP for s in schema.sequences}
+    return {name: (kinds | scopes)[name] for name, _ in schema.groups()}
+
+
+def time_bucket(delta_ms: Tensor) -> Tensor:
+    """int64 ms since the window's start -> int64 bucket in [0, 2 * TIME_BUCKETS): two per octave of seconds, by sign."""
+    seconds = delta_ms.abs().double() / 1000
+    bucket = (2 * torch.log2(1 + seconds)).long().clamp_(max=TIME_BUCKETS - 1)
+    return torch.where(delta_ms < 0, TIME_BUCKETS - 1 - bucket, TIME_BUCKETS + bucket)
+
+
+def _projection(embeddings: Embeddings, group: str, d_model: int) -> nn.Module:
+    schema, layout = embeddings.plan.schema, embeddings.layout[group]
+    if group == USER and schema.user.tokens == "feature":
+        return _Several([Projection({name: columns}, d_model) for name, columns in layout.items()])
+    interleaved = next((s.interleave for s in schema.sequences if s.name == group), ())
+    side = {name: columns for name, columns in layout.items() if name not in interleaved}
+    own = [Projection({name: layout[name]}, d_model) for name in interleaved]
+    return _Several([Projection(side, d_model), *own]) if own else Projection(side, d_model)
+
+
+def _contiguous(columns: list[slice]) -> slice | None:
+    """The one slice that the columns make up, if they do."""
+    if not columns or any(a.stop != b.start for a, b in zip(columns, columns[1:], strict=False)):
+        return None
+    return slice(columns[0].start, columns[-1].stop)

@@ -1,0 +1,138 @@
+"""Merged tables in plain PyTorch: fused lookups that update their rows in backward, as fbgemm's kernels do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from schemas.table import Normal, SparseOptimizer, Uniform
+from schemas.vocabulary import hash_string
+from tokenization.features import mix
+from tokenization.plan import MergedTable, Plan
+
+EPS = 1e-8
+BETA1, BETA2 = 0.9, 0.999
+INIT_CHUNK = 1 << 16
+"""Rows initialised at once, so that temporaries stay small."""
+
+
+class TorchTables:
+    """The merged tables of a plan on one device.
+
+    Args:
+        lr: sparse learning rate; each table multiplies it by its `lr_scale`.
+        seed: of the initial rows.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, lr: float, seed: int) -> None:
+        self.lr = lr
+        self.seed = seed
+        self.held = False
+        self.tables = {table.name: TorchTable(table, device, seed) for table in plan.tables}
+        # Autograd calls backward only for functions with an input that needs a gradient: this one stands in for the table.
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
+        return {name: _Lookup.apply(self.anchor, at, self.tables[name], self) for name, at in rows.items()}
+
+    def hold(self, held: bool) -> None:
+        """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
+        self.held = held
+
+    def reset(self, merged: str, rows: Tensor) -> None:
+        """Initial weights, and no optimizer state, for [K] int64 physical rows."""
+        self.tables[merged].reset(rows)
+
+
+class TorchTable:
+    """One merged table: float32 weights [rows, dim] and the optimizer's state."""
+
+    def __init__(self, table: MergedTable, device: torch.device, seed: int) -> None:
+        self.table = table
+        self.seed = seed
+        self.weight = torch.empty((table.rows, table.dim), device=device)
+        for chunk in torch.arange(table.rows, device=device).split(INIT_CHUNK):
+            self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
+        self.steps = 0
+        self.second = torch.zeros(table.rows, device=device)
+        """[rows]: sum (Adagrad) or running mean (Adam) of each row's mean squared gradient."""
+        adam = table.optimizer.kind == "rowwise_adam"
+        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), device=device)
+        """[rows, dim]: Adam's first moment."""
+        self.gathered: list[tuple[Tensor, Tensor]] = []
+
+    def reset(self, rows: Tensor) -> None:
+        """As `Tables.reset`."""
+        self.weight[rows] = initial_rows(self.table, rows, self.seed)
+        self.second[rows] = 0
+        if len(self.first):
+            self.first[rows] = 0
+
+    def update(self, rows: Tensor, grads: Tensor, lr: float) -> None:
+        """One step of the table's optimizer on [K] rows, which may repeat, with [K, dim] gradients."""
+        unique, owner = torch.unique(rows, return_inverse=True)
+        grad = grads.new_zeros((len(unique), grads.shape[1])).index_add_(0, owner, grads)
+        weight = self.weight[unique]
+        self.steps += 1
+        optimizer = self.table.optimizer
+        if optimizer.kind == "rowwise_adagrad":
+            self.weight[unique] = self._adagrad(unique, grad, weight, optimizer, lr * optimizer.lr_scale)
+        else:
+            self.weight[unique] = self._adam(unique, grad, weight, optimizer, lr * optimizer.lr_scale)
+
+    def _adagrad(self, rows: Tensor, grad: Tensor, weight: Tensor, optimizer: SparseOptimizer, lr: float) -> Tensor:
+        """Rowwise Adagrad, fbgemm's EXACT_ROWWISE_ADAGRAD with L2 decay."""
+        if optimizer.weight_decay:
+            grad = grad + optimizer.weight_decay * weight
+        second = self.second[rows] + grad.square().mean(1)
+        self.second[rows] = second
+        return weight - grad * (lr / (second.sqrt() + EPS))[:, None]
+
+    def _adam(self, rows: Tensor, grad: Tensor, weight: Tensor, optimizer: SparseOptimizer, lr: float) -> Tensor:
+        """Adam with one second moment a row and decoupled decay, fbgemm's PARTIAL_ROWWISE_ADAM."""
+        first = self.first[rows] * BETA1 + grad * (1 - BETA1)
+        second = self.second[rows] * BETA2 + grad.square().mean(1) * (1 - BETA2)
+        self.first[rows], self.second[rows] = first, second
+        m = first / (1 - BETA1**self.steps)
+        v = second / (1 - BETA2**self.steps)
+        return weight - lr * (m / (v.sqrt() + EPS)[:, None] + optimizer.weight_decay * weight)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, anchor: Tensor, rows: Tensor, table: TorchTable, tables: TorchTables) -> Tensor:
+        ctx.rows, ctx.table, ctx.tables = rows, table, tables  # type: ignore[attr-defined]
+        return table.weight.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
+        rows, table, tables = ctx.rows, ctx.table, ctx.tables  # type: ignore[attr-defined]
+        table.gathered.append((rows, grad))
+        if not tables.held:
+            rows = torch.cat([rows for rows, _ in table.gathered])
+            grads = torch.cat([grad for _, grad in table.gathered])
+            table.gathered.clear()
+            table.update(rows, grads, tables.lr)
+        return None, None, None, None
+
+
+def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:
+    """[K, dim] float32: the initial weights of [K] physical rows.
+
+    A function of the seed, the logical table's name and the row inside it: the same for any merge, any shard and any history
+    of evictions. Counter-based: 53 bits of `mix` per element, through the inverse normal distribution where it is normal.
+    """
+    starts = torch.tensor(table.starts, device=rows.device)
+    keys = torch.tensor([hash_string(f"{seed}/{member.name}") for member in table.members], device=rows.device)
+    member = torch.bucketize(rows, starts, right=True) - 1
+    counter = (rows - starts[member])[:, None] * table.dim + torch.arange(table.dim, device=rows.device)
+    bits = mix(mix(counter) ^ keys[member][:, None]) >> 11 & (2**53 - 1)
+    uniform = (bits.double() + 0.5) * 2.0**-53
+    if isinstance(table.initializer, Normal):
+        return (torch.special.ndtri(uniform) * table.initializer.std).float()
+    if isinstance(table.initializer, Uniform):
+        return ((uniform * 2 - 1) * table.initializer.bound).float()
+    return torch.zeros_like(uniform, dtype=torch.float32)
