@@ -94,7 +94,12 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory from being reused before `stream` is done with it."""
-        self._map(lambda tensor: (tensor.record_stream(stream), tensor)[1])
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(keep)
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         def group(g: Group) -> Group:

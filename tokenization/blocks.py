@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from schemas.contract import Leaf, arrow_schema, leaves
 from schemas.errors import UserError
@@ -73,23 +74,38 @@ class SampleColumns:
                 )
 
     def check(self, table: pa.Table, path: Path, first_row: int) -> None:
-        """UserError, naming the row, for a null, a list of another length than its group's, or counts beyond the sequence."""
+        """UserError, naming the row, for a null, a list of another length than its group's, or a count of visible events beyond
+        the sequence."""
+
+        def wrong(row: int, what: str) -> UserError:
+            return UserError(f"{path} row {first_row + row}: {what}: build the day again")
+
         for field in table.schema:
-            column = table[field.name].combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            for name, array in _children(field.name, column):
-                if array.null_count:
-                    row = first_row + int(np.flatnonzero(array.is_null())[0])
-                    raise UserError(f"{path} row {row}: column {name} is null; samples hold no nulls: build the day again")
+            for name, array in _children(field.name, _one(table[field.name])):
+                if (row := _null_row(array)) is not None:
+                    raise wrong(row, f"column {name} is null; samples hold no nulls")
         for group, names in self._same_length().items():
-            lengths = {name: _lengths(table, name) for name in names}
-            wanted = lengths[group]
-            for name, own in lengths.items():
+            wanted = _lengths(table, group)
+            for name in names:
+                own = _lengths(table, name)
                 if not np.array_equal(own, wanted):
                     row = int(np.flatnonzero(own != wanted)[0])
-                    raise UserError(
-                        f"{path} row {first_row + row}: column {name} has {own[row]} values and {group} has "
-                        f"{wanted[row]}; the lists of one group must be of equal length: build the day again"
+                    raise wrong(
+                        row,
+                        f"column {name} has {own[row]} values and {group} has {wanted[row]}; "
+                        "the lists of one group must be of equal length",
+                    )
+        if self.schema.realtime:
+            events = _lengths(table, f"{self.schema.realtime.name}.ts")
+            for column in _struct(table, "mask").type:
+                seen = _struct(table, "mask").field(column.name)
+                owner = np.repeat(np.arange(len(table)), np.diff(seen.offsets.to_numpy()))
+                counts = _inner(seen).to_numpy()
+                beyond = np.flatnonzero((counts < 0) | (counts > events[owner]))
+                if len(beyond):
+                    row = int(owner[beyond[0]])
+                    raise wrong(
+                        row, f"mask.{column.name} says {counts[beyond[0]]} of {events[row]} realtime events are visible"
                     )
 
     def _same_length(self) -> dict[str, list[str]]:
@@ -179,6 +195,18 @@ def _children(name: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
             yield from _children(f"{name}.{field.name}", array.field(field.name))
 
 
+def _null_row(array: pa.Array) -> int | None:
+    """The first row that is null, or holds a null at any depth."""
+    if array.null_count:
+        return int(np.flatnonzero(array.is_null())[0])
+    if pa.types.is_list(array.type):
+        inner = _null_row(array.flatten())
+        if inner is not None:
+            offsets = array.offsets.to_numpy()
+            return int(np.searchsorted(offsets - offsets[0], inner, side="right")) - 1
+    return None
+
+
 def _one(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array; `combine_chunks` of a single chunk is that chunk."""
     if column.num_chunks == 1:
@@ -211,4 +239,4 @@ def _offsets(array: pa.ListArray) -> Tensor:
 
 def _tensor(array: pa.Array) -> Tensor:
     """A view of a primitive array without nulls."""
-    return torch.from_dlpack(array)
+    return from_dlpack(array)

@@ -1,193 +1,222 @@
-"""Dynamic vocabularies: an open-addressing map from ids to rows, in front of a plain table.
+"""Dynamic vocabularies: ids get rows as training meets them, and lose them to others when the table is full.
 
-Every operation is vectorised and O(batch), evictions are amortised. Results don't depend on the device, on how keys collide or
-on how a batch is ordered: rows are handed out in order of (logical table, id).
+An open-addressing map (kernels/idmap.py) takes every id that was ever seen to an entry: how often, when last, and its row if it
+has one. All operations are vectorised; a batch costs O(batch), evictions are amortised. What happens depends on which ids were
+seen when, and on nothing else: not on the device, on the order inside a batch, or on how ids collide.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from kernels.idmap import TOMBSTONE, IdMap, unique_inverse_counts
 from schemas.base import parse_duration
+from schemas.tables import LogicalTable
 from schemas.vocabulary import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW, Dynamic
-from tokenization.features import mix
-from tokenization.plan import MergedTable
 
-EMPTY = -1
-TOMBSTONE = -2
 EVICTED_SHARE = 64
-"""A full table evicts at least 1/64 of its rows at once, so that choosing victims costs O(1) per new id."""
+"""A full table evicts at least 1/64 of its rows at once: choosing victims then costs O(1) per new id."""
+_STEP_BITS = 40
+_COUNT_LIMIT = (1 << (62 - _STEP_BITS)) - 1
 
 
 @dataclass
-class IdMapState:
-    """What one logical table remembers, in no order: what a checkpoint keeps."""
+class Entries:
+    """What is known of each id, in no order: what a checkpoint keeps."""
 
     ids: Tensor
-    """[K] int64."""
+    """[E] int64."""
     rows: Tensor
-    """[K] int64 logical row, -1 while not admitted."""
+    """[E] int64: logical row, -1 while it has none."""
     counts: Tensor
-    """[K] int64 sightings."""
-    last_step: Tensor
-    """[K] int64 training step of the last sighting."""
-    last_time: Tensor
-    """[K] int64 epoch ms of the last sighting."""
+    """[E] int64: sightings."""
+    steps: Tensor
+    """[E] int64: the last training step that saw it."""
+    times: Tensor
+    """[E] int64 epoch ms: the time of that step's batch."""
+
+    @classmethod
+    def empty(cls, size: int, device: torch.device | str) -> Entries:
+        """Entries that say nothing."""
+        return cls(*(torch.full((size,), value, dtype=torch.int64, device=device) for value in (0, -1, 0, 0, 0)))
+
+    def take(self, index: Tensor) -> Entries:
+        """Some of them."""
+        return Entries(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-class IdMap:
-    """(logical table, id) -> physical row of one dynamic merged table.
+class DynamicVocabulary:
+    """id -> row of one dynamic logical table.
 
-    An id gets a row at its `admit_after`-th sighting and reads the unknown row until then. When a table is full, rows seen
-    longest ago (`evict="age"`) or least often (`"frequency"`, then longest ago) make room; ids of the current batch never do.
-    The replica of every rank is the same if every rank sees the same ids.
+    An id gets a row at its `admit_after`-th sighting; until then, and when there is no row to be had, it reads the unknown row.
+    When the table is full, rows seen longest ago (`evict="age"`) or least often (`evict="frequency"`) make room, never those of
+    the current batch. An evicted id is forgotten. Ids without a row are remembered up to the table's capacity, newest first.
     """
 
-    def __init__(self, table: MergedTable, device: torch.device | str = "cpu") -> None:
-        self.table = table
+    def __init__(self, table: LogicalTable, device: torch.device | str = "cpu") -> None:
+        assert isinstance(table.vocabulary, Dynamic)
+        self.name = table.name
+        self.vocabulary = table.vocabulary
+        self.max_age = parse_duration(self.vocabulary.max_age) if self.vocabulary.max_age else None
         self.device = torch.device(device)
-        self.vocabularies = [m.vocabulary for m in table.members if isinstance(m.vocabulary, Dynamic)]
-        self.starts = torch.tensor(table.starts, device=self.device)
-        self.max_ages = [parse_duration(v.max_age) if v.max_age else None for v in self.vocabularies]
-        self.admit_after = torch.tensor([v.admit_after for v in self.vocabularies], device=self.device)
         self.step = 0
-        capacity = sum(v.capacity for v in self.vocabularies)
-        pending = sum(v.capacity for v in self.vocabularies if v.admit_after > 1)
-        slots = 1 << (2 * (capacity + pending) - 1).bit_length()
-        self._allocate(max(slots, 64))
-        self.row_slot = torch.full((table.rows,), EMPTY, device=self.device)
-        """Slot of the key that owns a physical row; EMPTY if free."""
-        self.free = [
-            torch.arange(start + m.rows - 1, start + SPECIAL_ROWS - 1, -1, device=self.device)
-            for start, m in zip(table.starts, table.members, strict=True)
-        ]
-        """Free physical rows per logical table; the next one is the last."""
-        self.pending = [0] * len(table.members)
-        """Keys without a row, per logical table."""
+        self.map = IdMap(1024, self.device)
+        self.entries = Entries.empty(0, self.device)
+        rows = self.vocabulary.capacity + SPECIAL_ROWS
+        self.owner = torch.full((rows,), -1, dtype=torch.int64, device=self.device)
+        """Entry of each logical row, -1 if it's free."""
+        self.free = torch.arange(SPECIAL_ROWS, rows, device=self.device)
+        """Logical rows without an owner, ascending; the lowest is given first."""
 
-    def _allocate(self, slots: int) -> None:
-        def full(value: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.full((slots,), value, dtype=dtype, device=self.device)
-
-        self.slot_table = full(EMPTY, torch.int32)
-        self.slot_id = full(0)
-        self.slot_row = full(EMPTY)
-        self.slot_count = full(0)
-        self.slot_step = full(0)
-        self.slot_time = full(0)
-        self.tombstones = 0
+    def __len__(self) -> int:
+        """Ids that have a row."""
+        return self.vocabulary.capacity - len(self.free)
 
     # ------------------------------------------------------------------ the two questions a lookup asks
 
-    def rows_of(self, tables: Tensor, ids: Tensor) -> Tensor:
-        """[N] int64 physical rows, changing nothing: evaluation. `tables` [N] are positions of logical tables, `ids` [N] int64."""
-        slots = find(self.slot_table, self.slot_id, tables, ids)
-        rows = torch.where(slots >= 0, self.slot_row[slots.clamp(min=0)], EMPTY)
-        return self._or_special(rows, tables, ids)
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """[N] int64 ids -> [N] int64 logical rows, changing nothing: evaluation."""
+        entries = self.map.lookup(_allowed(ids))
+        rows = torch.full_like(ids, UNKNOWN_ROW)
+        seen = entries >= 0
+        rows[seen] = self.entries.rows[entries[seen]]
+        rows[rows < 0] = UNKNOWN_ROW
+        return rows.masked_fill_(ids == MISSING_ID, MISSING_ROW)
 
-    def observe(self, tables: Tensor, ids: Tensor, now: int) -> tuple[Tensor, Tensor]:
+    def observe(self, ids: Tensor, now: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
         """Counts one sighting of every id, admits and evicts: training.
 
         Args:
-            tables, ids: [N] int64 as in `rows_of`; every occurrence counts.
+            ids: [N] int64; every occurrence counts, missing ones don't.
             now: epoch ms of the batch, what `max_age` is measured by.
+            group: ranks that keep replicas of this vocabulary; each sees the sightings of all.
 
         Returns:
-            [N] int64 physical rows, and [E] int64 physical rows that changed hands: their weights and optimizer state must be
-            reset before they are read.
+            [N] int64 logical rows; and [K] int64 logical rows that got a new owner, whose weights and optimizer state must be
+            reset before they're read.
         """
-        keys = _unique(tables, ids, len(self.free))
-        freed = self.update(keys.tables, keys.ids, keys.counts, now)
-        return self._or_special(self._rows(keys)[keys.inverse], tables, ids), freed
+        distinct, _, counts = unique_inverse_counts(_allowed(ids[ids != MISSING_ID]))
+        if group is not None and dist.get_world_size(group) > 1:
+            distinct, counts, now = all_sightings(distinct, counts, now, group)
+        given = self.update(distinct, counts, now)
+        return self.rows_of(ids), given
 
-    def update(self, tables: Tensor, ids: Tensor, counts: Tensor, now: int) -> Tensor:
-        """Counts `counts[k]` sightings of unique keys sorted by (table, id), none missing; returns the rows that changed hands."""
+    def update(self, ids: Tensor, counts: Tensor, now: int) -> Tensor:
+        """Counts `counts[k]` sightings of distinct, ascending ids; returns the logical rows that got a new owner, ascending."""
         self.step += 1
-        expired = self._expire(now)
-        self._make_slots(len(ids))
-        slots = find(self.slot_table, self.slot_id, tables, ids)
-        absent = slots < 0
-        if bool(absent.any()):
-            slots[absent] = self._insert(tables[absent], ids[absent])
-        self.slot_count[slots] += counts
-        self.slot_step[slots] = self.step
-        self.slot_time[slots] = now
-        waiting = (self.slot_row[slots] < 0) & (self.slot_count[slots] >= self.admit_after[tables])
-        given = [self._admit(position, slots[waiting & (tables == position)]) for position in range(len(self.free))]
-        return torch.cat([expired, *given]).unique()
+        self._expire(now)
+        at, created = self.map.insert(ids) if len(ids) else (ids, ids)
+        self._make_entries(self.map.next_row)
+        known = self.entries
+        known.ids[at] = ids
+        known.rows[created], known.counts[created] = -1, 0
+        known.counts[at] += counts
+        known.steps[at], known.times[at] = self.step, now
+        waiting = at[(known.rows[at] < 0) & (known.counts[at] >= self.vocabulary.admit_after)]
+        if len(waiting) > len(self.free):
+            self._evict(len(waiting) - len(self.free))
+        given, self.free = self.free[: len(waiting)], self.free[len(waiting) :]
+        known.rows[waiting[: len(given)]] = given
+        self.owner[given] = waiting[: len(given)]
+        self._forget_pending()
+        return given
 
-    # ------------------------------------------------------------------ rows
+    # ------------------------------------------------------------------ making room
 
-    def _rows(self, keys: _Keys) -> Tensor:
-        slots = find(self.slot_table, self.slot_id, keys.tables, keys.ids)
-        return torch.where(slots >= 0, self.slot_row[slots.clamp(min=0)], EMPTY)
+    def _evict(self, needed: int) -> None:
+        rows = (self.owner >= 0).nonzero().squeeze(1)
+        at = self.owner[rows]
+        old = self.entries.steps[at] < self.step
+        rows, at = rows[old], at[old]
+        wanted = max(needed, self.vocabulary.capacity // EVICTED_SHARE)
+        if wanted < len(rows):
+            step, count = self.entries.steps[at], self.entries.counts[at].clamp(max=_COUNT_LIMIT)
+            by_age = self.vocabulary.evict == "age"
+            score = step * (_COUNT_LIMIT + 1) + count if by_age else (count << _STEP_BITS) + step
+            rows = rows[_lowest(score, wanted)]
+        self._release(rows)
 
-    def _or_special(self, rows: Tensor, tables: Tensor, ids: Tensor) -> Tensor:
-        starts = self.starts[tables]
-        rows = torch.where(rows >= 0, rows, starts + UNKNOWN_ROW)
-        return torch.where(ids == MISSING_ID, starts + MISSING_ROW, rows)
+    def _expire(self, now: int) -> None:
+        if self.max_age is not None:
+            rows = (self.owner >= 0).nonzero().squeeze(1)
+            self._release(rows[self.entries.times[self.owner[rows]] < now - self.max_age])
 
-    def _admit(self, position: int, slots: Tensor) -> Tensor:
-        """Gives rows to keys in order, evicting if it must; keys beyond the capacity go on waiting. Returns the rows given."""
-        if len(slots) == 0:
-            return slots
-        if len(slots) > len(self.free[position]):
-            self._evict(position, len(slots) - len(self.free[position]))
-        free = self.free[position]
-        given = min(len(slots), len(free))
-        if given == 0:
-            return slots[:0]
-        rows = free[len(free) - given :].flip(0)
-        self.free[position] = free[: len(free) - given]
-        self.slot_row[slots[:given]] = rows
-        self.row_slot[rows] = slots[:given]
-        self.pending[position] -= given
-        return rows
+    def _release(self, rows: Tensor) -> None:
+        if len(rows):
+            self.map.evict(self.entries.ids[self.owner[rows]])
+            self.owner[rows] = -1
+            self.free = torch.cat([self.free, rows]).sort().values
 
-    def _evict(self, position: int, needed: int) -> None:
-        vocabulary = self.vocabularies[position]
-        rows = self._occupied(position)
-        slots = self.row_slot[rows]
-        old = self.slot_step[slots] < self.step
-        rows, slots = rows[old], slots[old]
-        wanted = min(len(rows), max(needed, vocabulary.capacity // EVICTED_SHARE))
-        # Least often or longest ago first, ties by the other and then by row: a total order.
-        order = torch.argsort(self.slot_step[slots] if vocabulary.evict == "frequency" else self.slot_count[slots], stable=True)
-        first = self.slot_count[slots] if vocabulary.evict == "frequency" else self.slot_step[slots]
-        order = order[torch.argsort(first[order], stable=True)]
-        self._release(position, rows[order[:wanted]])
+    def _forget_pending(self) -> None:
+        pending = len(self.map) - len(self)
+        if pending > self.vocabulary.capacity:
+            ids, at = self.map.items()
+            waiting = self.entries.rows[at] < 0
+            ids, at = ids[waiting], at[waiting]
+            score = self.entries.steps[at] * (_COUNT_LIMIT + 1) + self.entries.counts[at].clamp(max=_COUNT_LIMIT)
+            by_id = ids.argsort()
+            self.map.evict(ids[by_id][_lowest(score[by_id], pending - self.vocabulary.capacity // 2)])
 
-    def _expire(self, now: int) -> Tensor:
-        """Evicts rows unseen for longer than their table's `max_age`; returns none: a row is reset when it's given again."""
-        for position, max_age in enumerate(self.max_ages):
-            if max_age is not None:
-                rows = self._occupied(position)
-                self._release(position, rows[self.slot_time[self.row_slot[rows]] < now - max_age])
-        return torch.empty(0, dtype=torch.int64, device=self.device)
+    def _make_entries(self, size: int) -> None:
+        have = len(self.entries.ids)
+        if size > have:
+            more = Entries.empty(max(size, 2 * have) - have, self.device)
+            joined = (torch.cat([getattr(e, field.name) for e in (self.entries, more)]) for field in fields(Entries))
+            self.entries = Entries(*joined)
 
-    def _release(self, position: int, rows: Tensor) -> None:
-        slots = self.row_slot[rows]
-        self._remove(slots)
-        self.row_slot[rows] = EMPTY
-        self.free[position] = torch.cat([self.free[position], rows.flip(0)])
+    # ------------------------------------------------------------------ state
 
-    def _occupied(self, position: int) -> Tensor:
-        start, end = self.table.range_of(self.table.members[position].name)
-        return start + (self.row_slot[start:end] >= 0).nonzero().squeeze(1)
+    def state(self) -> tuple[int, Entries]:
+        """The training step and every entry, ascending by id: equal for equal histories."""
+        ids, at = self.map.items()
+        return self.step, self.entries.take(at[ids.argsort()])
 
-    # ------------------------------------------------------------------ slots
+    def load(self, step: int, entries: Entries) -> None:
+        """Goes on from a `state`, also of a table with less capacity.
 
-    def _insert(self, tables: Tensor, ids: Tensor) -> Tensor:
-        slots = insert(self.slot_table, self.slot_id, tables, ids)
-        self.slot_row[slots] = EMPTY
-        self.slot_count[slots] = 0
-        for position, new in enumerate(torch.bincount(tables, minlength=len(self.free)).tolist()):
-            self.pending[position] += new
-        return slots
+        Raises:
+            ValueError: an entry's row is beyond this table's capacity.
+        """
+        if len(entries.rows) and int(entries.rows.max()) >= self.vocabulary.capacity + SPECIAL_ROWS:
+            raise ValueError(f"dynamic table {self.name} holds row {int(entries.rows.max())}, beyond its capacity")
+        self.step = step
+        entries = Entries(*(getattr(entries, field.name).to(self.device) for field in fields(Entries)))
+        self.map = IdMap(max(len(entries.ids), 1024), self.device)
+        at = self.map.insert(entries.ids).rows
+        self.entries = entries.take(at.argsort())
+        owned = (self.entries.rows >= 0).nonzero().squeeze(1)
+        self.owner.fill_(-1)
+        self.owner[self.entries.rows[owned]] = owned
+        self.free = SPECIAL_ROWS + (self.owner[SPECIAL_ROWS:] < 0).nonzero().squeeze(1)
 
-    def _remove(self, slots: Tensor) -> None:
-        self.slot_table[slots] = TOMBSTONE
-        self.tombstones += len(slots)
+
+def all_sightings(ids: Tensor, counts: Tensor, now: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:
+    """What all ranks saw: distinct ascending ids with summed counts, and the newest time."""
+    world = dist.get_world_size(group)
+    size = torch.tensor([len(ids), now], device=ids.device)
+    sizes = [torch.empty_like(size) for _ in range(world)]
+    dist.all_gather(sizes, size, group=group)
+    longest = max(int(each[0]) for each in sizes)
+    own = torch.zeros((2, longest), dtype=torch.int64, device=ids.device)
+    own[0, : len(ids)], own[1, : len(ids)] = ids, counts
+    seen = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(seen, own, group=group)
+    every = torch.cat([each[:, : int(n[0])] for each, n in zip(seen, sizes, strict=True)], 1)
+    distinct, inverse = torch.unique(every[0], return_inverse=True)
+    return distinct, torch.zeros_like(distinct).index_add_(0, inverse, every[1]), max(int(each[1]) for each in sizes)
+
+
+def _lowest(score: Tensor, k: int) -> Tensor:
+    """Positions of the k lowest scores, ties by position; ascending positions."""
+    limit = score.kthvalue(k).values
+    below, equal = (score < limit).nonzero().squeeze(1), (score == limit).nonzero().squeeze(1)
+    return torch.cat([below, equal[: k - len(below)]]).sort().values
+
+
+def _allowed(ids: Tensor) -> Tensor:
+    """The two smallest int64 mean something to the map; as ids they're read as the third."""
+    return ids.clamp(min=TOMBSTONE + 1)

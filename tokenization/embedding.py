@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from schemas.errors import UserError
 from schemas.feature import AutoDis
 from schemas.tables import transform_of
-from tokenization.batch import Batch, Ragged
+from tokenization.batch import Batch
+from tokenization.dynamic import DynamicVocabulary
 from tokenization.features import Encoded, GroupEncoder, quantile_features
 from tokenization.plan import Lookup, Plan
 from tokenization.torch_tables import TorchTables
@@ -96,6 +97,11 @@ class Embeddings(nn.Module):
         """Group -> feature -> its columns; a dense or log number has two: the value and the missing flag."""
         self.to(device)
         self.backend = choose_backend(backend)
+        self.group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        self.vocabularies = {
+            name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
+        }
+        """Logical table -> the ids that have rows in it."""
         self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed)
 
     @property
@@ -125,6 +131,7 @@ class Embeddings(nn.Module):
         encoded: dict[str, Encoded] = {
             name: encoder(batch) for name, encoder in zip(self.groups, self.encoders, strict=True)
         }
+        self._resolve(batch, encoded)
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
         for group, each in encoded.items():
             for block in self.blocks[group]:
@@ -133,7 +140,8 @@ class Embeddings(nn.Module):
                 wanted[block.merged] += [each.ragged[lookup.feature].values for lookup in block.pooled]
         vectors = self.tables.lookup({merged: torch.cat(pieces) for merged, pieces in wanted.items()})
         found = {
-            merged: iter(vectors[merged].split([len(piece) for piece in pieces])) for merged, pieces in wanted.items()
+            merged: iter(torch.split(vectors[merged], [len(piece) for piece in pieces]))
+            for merged, pieces in wanted.items()
         }
         out: dict[str, Tensor] = {}
         for group, soft in zip(self.groups, self.soft, strict=True):
@@ -147,6 +155,26 @@ class Embeddings(nn.Module):
             columns = [*single, *pooled, soft(encoded[group].soft), encoded[group].numbers]
             out[group] = torch.cat([c for c in columns if c.shape[1]] or columns[-1:], 1)
         return out
+
+    def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> None:
+        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way."""
+        for name, vocabulary in self.vocabularies.items():
+            merged, start = self.plan.logical[name][1], self.plan.start_of(name)
+            where = [
+                encoded[lookup.group].ragged[lookup.feature].values
+                if lookup.pooling
+                else encoded[lookup.group].rows[at]
+                for lookup, at in self.plan.readers_of(name)
+            ]
+            ids = torch.cat(where)
+            if self.training:
+                rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(batch) else 0, self.group)
+                if len(given):
+                    self.tables.reset(merged.name, given + start)
+            else:
+                rows = vocabulary.rows_of(ids)
+            for target, part in zip(where, torch.split(rows + start, [len(each) for each in where]), strict=True):
+                target.copy_(part)
 
     def _columns(self, group: str) -> Iterator[tuple[str, slice]]:
         at = self.groups.index(group)
@@ -241,9 +269,7 @@ def _make_tables(
 ) -> Tables:
     if backend == "torch":
         return TorchTables(plan, device, lr, seed)
-    from tokenization.torchrec_tables import TorchrecTables
-
-    return TorchrecTables(plan, device, lr, seed)
+    raise UserError('backend "torchrec" is not there yet; use backend "torch"')
 
 
 def _blocks(plan: Plan, group: str) -> Iterator[_Block]:

@@ -54,6 +54,12 @@ class GroupEncoder(nn.Module):
         boundaries: `<group>.<feature>` -> fitted boundaries, for every number in quantile buckets.
     """
 
+    first_rows: Tensor
+    shift: Tensor
+    scale: Tensor
+    edges: Tensor
+    edge_counts: Tensor
+
     def __init__(self, plan: Plan, group: str, boundaries: Mapping[str, Sequence[float]]) -> None:
         super().__init__()
         schema = plan.schema
@@ -74,12 +80,12 @@ class GroupEncoder(nn.Module):
         self.ids: list[tuple[int, str]] = []
         self.buckets: list[tuple[int, str]] = []
         self.parts: list[tuple[int, str]] = []
-        self.type: int | None = None
+        self.type_at: int | None = None
         for at, lookup in enumerate(single):
             feature = self.features.get(lookup.feature)
             if feature is None:
                 assert lookup.feature == TYPE
-                self.type = at
+                self.type_at = at
             elif isinstance(feature, TimePart):
                 self.parts.append((at, feature.part))
             elif transform_of(feature):
@@ -87,14 +93,14 @@ class GroupEncoder(nn.Module):
             else:
                 self.ids.append((at, feature.name))
         self.vocabularies = Vocabularies([vocabularies[name] for _, name in self.ids])
-        self.types = len(next((s.events for s in schema.sequences if s.name == group), ()))
+        self.event_types = len(next((s.events for s in schema.sequences if s.name == group), ()))
 
         numbers = [f for f in self.features.values() if isinstance(transform_of(f), Dense | Log)]
         self.logs = [f.name for f in numbers if isinstance(transform_of(f), Log)]
         self.denses = [f.name for f in numbers if isinstance(transform_of(f), Dense)]
         self.softs = [f.name for f in self.features.values() if isinstance(transform_of(f), AutoDis)]
         dense = [transform_of(self.features[name]) for name in self.denses]
-        self._constant("starts_column", [[self.starts[lookup.feature]] for lookup in single] or [[0]], torch.int64)
+        self._constant("first_rows", [[self.starts[lookup.feature]] for lookup in single] or [[0]], torch.int64)
         self._constant("shift", [[t.shift] for t in dense if isinstance(t, Dense)] or [[0.0]], torch.float32)
         self._constant("scale", [[t.scale] for t in dense if isinstance(t, Dense)] or [[1.0]], torch.float32)
         edges = [_edges(group, self.features[name], boundaries) for _, name in self.buckets]
@@ -125,12 +131,12 @@ class GroupEncoder(nn.Module):
             local = group.ts + self.offset_ms
             for at, part in self.parts:
                 rows[at] = time_part(local, part) + SPECIAL_ROWS
-        if self.type is not None:
+        if self.type_at is not None:
             types = _tensor(group.features[TYPE])
-            known = (types >= 0) & (types < self.types)
-            rows[self.type] = torch.where(known, types + SPECIAL_ROWS, UNKNOWN_ROW)
+            known = (types >= 0) & (types < self.event_types)
+            rows[self.type_at] = torch.where(known, types + SPECIAL_ROWS, UNKNOWN_ROW)
         if self.single:
-            rows += self.starts_column
+            rows += self.first_rows
         ragged = {}
         for name, vocabulary in self.ragged.items():
             leaf = group.features[name]
@@ -203,6 +209,11 @@ class Vocabularies(nn.Module):
 
     Ids of dynamic vocabularies pass unchanged; the id map before the table gives them rows.
     """
+
+    identity_sizes: Tensor
+    hashed_sizes: Tensor
+    values: Tensor
+    rows: Tensor
 
     def __init__(self, vocabularies: list[Vocabulary]) -> None:
         super().__init__()

@@ -115,6 +115,19 @@ class Plan:
         """Logical table and the merged table it lies in, by the logical table's name."""
         return {member.name: (member, table) for table in self.tables for member in table.members}
 
+    def start_of(self, logical: str) -> int:
+        """First physical row of a logical table in its merged table."""
+        return self.logical[logical][1].range_of(logical)[0]
+
+    def readers_of(self, logical: str) -> list[tuple[Lookup, int]]:
+        """The lookups that read a logical table, each with its position among its group's lookups of one value."""
+        return [
+            (lookup, at)
+            for group in dict.fromkeys(lookup.group for lookup in self.lookups)
+            for at, lookup in enumerate(sorted(self.lookups_of(group), key=lambda each: each.pooling is not None))
+            if lookup.table == logical
+        ]
+
     def lookups_of(self, group: str) -> list[Lookup]:
         """The lookups of one token group."""
         return [lookup for lookup in self.lookups if lookup.group == group]
@@ -168,9 +181,7 @@ def merge_key(table: LogicalTable) -> tuple[object, ...]:
 
 
 def _lookups(schema: Schema, merged: list[MergedTable]) -> list[Lookup]:
-    where = {
-        member.name: (table, position) for table in merged for position, member in enumerate(table.members)
-    }
+    where = {member.name: (table, position) for table in merged for position, member in enumerate(table.members)}
     order = {table.name: i for i, table in enumerate(merged)}
     found: list[Lookup] = []
     for group, features in schema.groups():

@@ -22,7 +22,7 @@ from schemas.manifest import sample_files
 from schemas.schema import Schema
 from tokenization.batch import Batch
 from tokenization.blocks import Block, SampleColumns
-from tokenization.views import View, cut_by_budget, view_of
+from tokenization.views import cut_by_budget, view_of
 
 ViewName = Literal["user_day", "request", "session"]
 
@@ -32,7 +32,7 @@ class RowGroup(NamedTuple):
 
     dt: str
     path: Path
-    index: int
+    number: int
     first_row: int
     """Of its file."""
     rows: int
@@ -129,7 +129,7 @@ class SampleReader:
         tables = []
         for unit in window:
             file = pq.ParquetFile(unit.path, memory_map=True)
-            table = file.read_row_group(unit.index, columns=self.columns.names, use_threads=True)
+            table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
         return self.columns.block(pa.concat_tables(tables))
@@ -254,5 +254,3 @@ def _in_background(items: Iterator[tuple[Batch, Position]], ahead: int) -> Itera
     finally:
         stop.set()
         thread.join()
-
-

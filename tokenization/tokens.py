@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
+from kernels.jagged import Permute, interleave
 from schemas.schema import CANDIDATES, USER, Schema
 from tokenization.batch import Batch, Group, ranges
 from tokenization.embedding import Embeddings
 from tokenization.plan import tokens_per_row
-from tokenization.visibility import Layout, Rule, mtgr
 from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
 from tokenization.visibility import HISTORY as HISTORY_GROUP
 from tokenization.visibility import REALTIME as REALTIME_GROUP
 from tokenization.visibility import USER as USER_GROUP
+from tokenization.visibility import Layout, Rule, mtgr
 
 TIME_BUCKETS = 64
 """Log-2 buckets of time on each side of the window's start, two per octave of seconds: up to 2^32 s."""
@@ -124,11 +125,8 @@ class Tokenizer(nn.Module):
     def _arrange(self, x: Tensor, times: Tensor, kinds: Tensor, sees: Tensor, counts: Tensor) -> Tokens:
         """Group-major tokens to sample-major ones. `counts` [groups, B]: tokens of each group in each sample."""
         total = len(times)
-        ends = counts.flatten().cumsum(0).view_as(counts)
-        _, order = ranges((ends - counts).t().flatten(), ends.t().flatten(), total)
+        order, inverse, offsets = interleave(list(nn.functional.pad(counts.cumsum(1), (1, 0))))
         lengths = counts.sum(0)
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=x.device)
-        torch.cumsum(lengths, 0, out=offsets[1:])
         group_ids = kinds[order]
         present = [kind for name, kind in self.kinds.items() if self.per_row[name]]
         users = counts[[i for i, kind in enumerate(present) if kind == USER_GROUP]].sum(0)
@@ -143,7 +141,7 @@ class Tokenizer(nn.Module):
         first_candidate = offsets[1:] - counts[-1]
         _, candidate_rows = ranges(first_candidate, offsets[1:])
         return Tokens(
-            x=_Permute.apply(x, order),
+            x=Permute.apply(x, order, inverse),  # type: ignore[no-untyped-call]
             offsets=offsets.to(torch.int32),
             group_ids=group_ids,
             begin=begin,
@@ -188,21 +186,6 @@ class _Several(nn.Module):
         return torch.stack([projection(matrix) for projection in self.projections], 1).flatten(0, 1)
 
 
-class _Permute(torch.autograd.Function):
-    """x[order] for a permutation: its backward is a plain scatter, not a sum."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return x.index_select(0, order)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (order,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.empty_like(grad).index_copy_(0, order, grad), None
-
-
 def group_kinds(schema: Schema) -> dict[str, int]:
     """Group name -> 0 user, 1 history, 2 realtime, 3 candidate, in token order."""
     kinds = {USER: USER_GROUP, CANDIDATES: CANDIDATE_GROUP}
@@ -229,6 +212,6 @@ def _projection(embeddings: Embeddings, group: str, d_model: int) -> nn.Module:
 
 def _contiguous(columns: list[slice]) -> slice | None:
     """The one slice that the columns make up, if they do."""
-    if not columns or any(a.stop != b.start for a, b in zip(columns, columns[1:], strict=False)):
+    if not columns or any(a.stop != b.start for a, b in itertools.pairwise(columns)):
         return None
     return slice(columns[0].start, columns[-1].stop)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from schemas.table import Normal, SparseOptimizer, Uniform
+from kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
+from schemas.table import Normal, Uniform
 from schemas.vocabulary import hash_string
 from tokenization.features import mix
 from tokenization.plan import MergedTable, Plan
 
 EPS = 1e-8
-BETA1, BETA2 = 0.9, 0.999
 INIT_CHUNK = 1 << 16
 """Rows initialised at once, so that temporaries stay small."""
 
@@ -35,7 +35,11 @@ class TorchTables:
 
     def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
-        return {name: _Lookup.apply(self.anchor, at, self.tables[name], self) for name, at in rows.items()}
+        return {name: self._lookup(self.tables[name], at) for name, at in rows.items()}
+
+    def _lookup(self, table: TorchTable, rows: Tensor) -> Tensor:
+        vectors: Tensor = _Lookup.apply(self.anchor, rows, table, self)  # type: ignore[no-untyped-call]
+        return vectors
 
     def hold(self, held: bool) -> None:
         """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
@@ -53,7 +57,7 @@ class TorchTable:
         self.table = table
         self.seed = seed
         self.weight = torch.empty((table.rows, table.dim), device=device)
-        for chunk in torch.arange(table.rows, device=device).split(INIT_CHUNK):
+        for chunk in torch.split(torch.arange(table.rows, device=device), INIT_CHUNK):
             self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
         self.steps = 0
         self.second = torch.zeros(table.rows, device=device)
@@ -66,38 +70,27 @@ class TorchTable:
     def reset(self, rows: Tensor) -> None:
         """As `Tables.reset`."""
         self.weight[rows] = initial_rows(self.table, rows, self.seed)
+        # Gradients held for a row's last owner are not the next one's.
+        kept = [(at, grad, ~torch.isin(at, rows)) for at, grad in self.gathered]
+        self.gathered = [(at[keep], grad[keep]) for at, grad, keep in kept]
         self.second[rows] = 0
         if len(self.first):
             self.first[rows] = 0
 
     def update(self, rows: Tensor, grads: Tensor, lr: float) -> None:
         """One step of the table's optimizer on [K] rows, which may repeat, with [K, dim] gradients."""
-        unique, owner = torch.unique(rows, return_inverse=True)
-        grad = grads.new_zeros((len(unique), grads.shape[1])).index_add_(0, owner, grads)
-        weight = self.weight[unique]
         self.steps += 1
         optimizer = self.table.optimizer
-        if optimizer.kind == "rowwise_adagrad":
-            self.weight[unique] = self._adagrad(unique, grad, weight, optimizer, lr * optimizer.lr_scale)
-        else:
-            self.weight[unique] = self._adam(unique, grad, weight, optimizer, lr * optimizer.lr_scale)
-
-    def _adagrad(self, rows: Tensor, grad: Tensor, weight: Tensor, optimizer: SparseOptimizer, lr: float) -> Tensor:
-        """Rowwise Adagrad, fbgemm's EXACT_ROWWISE_ADAGRAD with L2 decay."""
-        if optimizer.weight_decay:
-            grad = grad + optimizer.weight_decay * weight
-        second = self.second[rows] + grad.square().mean(1)
-        self.second[rows] = second
-        return weight - grad * (lr / (second.sqrt() + EPS))[:, None]
-
-    def _adam(self, rows: Tensor, grad: Tensor, weight: Tensor, optimizer: SparseOptimizer, lr: float) -> Tensor:
-        """Adam with one second moment a row and decoupled decay, fbgemm's PARTIAL_ROWWISE_ADAM."""
-        first = self.first[rows] * BETA1 + grad * (1 - BETA1)
-        second = self.second[rows] * BETA2 + grad.square().mean(1) * (1 - BETA2)
-        self.first[rows], self.second[rows] = first, second
-        m = first / (1 - BETA1**self.steps)
-        v = second / (1 - BETA2**self.steps)
-        return weight - lr * (m / (v.sqrt() + EPS)[:, None] + optimizer.weight_decay * weight)
+        lr, decay = lr * optimizer.lr_scale, optimizer.weight_decay
+        if optimizer.kind == "rowwise_adam":
+            rowwise_adam_(
+                self.weight, self.first, self.second, rows, grads, step=self.steps, lr=lr, eps=EPS, weight_decay=decay
+            )
+            return
+        if decay:
+            rows, grads = sum_rows(rows, grads)
+            grads += decay * self.weight[rows]
+        rowwise_adagrad_(self.weight, self.second, rows, grads, lr=lr, eps=EPS)
 
 
 class _Lookup(torch.autograd.Function):
@@ -108,7 +101,7 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
         rows, table, tables = ctx.rows, ctx.table, ctx.tables  # type: ignore[attr-defined]
         table.gathered.append((rows, grad))
         if not tables.held:
@@ -132,7 +125,8 @@ def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:
     bits = mix(mix(counter) ^ keys[member][:, None]) >> 11 & (2**53 - 1)
     uniform = (bits.double() + 0.5) * 2.0**-53
     if isinstance(table.initializer, Normal):
-        return (torch.special.ndtri(uniform) * table.initializer.std).float()
+        normal: Tensor = torch.special.ndtri(uniform)
+        return (normal * table.initializer.std).float()
     if isinstance(table.initializer, Uniform):
         return ((uniform * 2 - 1) * table.initializer.bound).float()
     return torch.zeros_like(uniform, dtype=torch.float32)

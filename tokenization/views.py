@@ -157,5 +157,3 @@ def _changes(values: Ints) -> npt.NDArray[np.bool_]:
     if not len(values):
         return np.zeros(0, bool)
     return np.concatenate([[True], values[1:] != values[:-1]])
-
-

@@ -28,6 +28,7 @@ def demo_schema(**changes: Any) -> s.Schema:
         "sources": (
             s.EventLog(
                 name="exposures",
+                path="exposures/dt={dt}",
                 columns={
                     "user_id": "int64",
                     "item_id": "int64",
@@ -43,18 +44,36 @@ def demo_schema(**changes: Any) -> s.Schema:
             ),
             s.EventLog(
                 name="clicks",
-                columns={"user_id": "int64", "item_id": "int64", "ts": "int64", "watched": "float32", "price": "float32"},
+                path="clicks/dt={dt}",
+                columns={
+                    "user_id": "int64",
+                    "item_id": "int64",
+                    "ts": "int64",
+                    "watched": "float32",
+                    "price": "float32",
+                },
             ),
             s.Snapshot(
                 name="users",
+                path="users/dt={dt}",
                 key="user_id",
-                columns={"user_id": "int64", "city": "string", "age": "int32", "tags": "list<int64>", "since": "timestamp"},
+                columns={
+                    "user_id": "int64",
+                    "city": "string",
+                    "age": "int32",
+                    "tags": "list<int64>",
+                    "since": "timestamp",
+                },
             ),
         ),
         "user": s.UserGroup(
             features=(
-                s.Categorical(name="city", column="users.city", vocabulary=s.Enumerated(values=("oslo", "rome", "kyoto")), dim=8),
-                s.Numeric(name="age", column="users.age", transform=s.FixedBuckets(boundaries=(18.0, 30.0, 45.0, 60.0))),
+                s.Categorical(
+                    name="city", column="users.city", vocabulary=s.Enumerated(values=("oslo", "rome", "kyoto")), dim=8
+                ),
+                s.Numeric(
+                    name="age", column="users.age", transform=s.FixedBuckets(boundaries=(18.0, 30.0, 45.0, 60.0))
+                ),
                 s.MultiValued(name="tags", column="users.tags", vocabulary=s.Identity(size=50), dim=8, pooling="mean"),
                 s.TimeGap(name="tenure", column="users.since"),
                 s.TimePart(name="weekday", part="weekday"),
@@ -92,8 +111,18 @@ def demo_schema(**changes: Any) -> s.Schema:
                 s.Crossed(name="city_item", of=("user.city", "item_id"), vocabulary=s.Hashed(size=101), dim=8),
                 s.CrossFeature(name="clicks_1h", op="count", source="clicks", keys=("user_id",), window="1h"),
                 s.CrossFeature(name="ctr", op="rate", source="clicks", per="exposures", keys=("item_id",), window="1d"),
-                s.CrossFeature(name="last_item", op="last", source="clicks", keys=("user_id",), window="1d", value="item_id", table=items),
-                s.Sql(name="cents", expression="price * 100", type="float32", transform=s.Dense(shift=50.0, scale=0.01)),
+                s.CrossFeature(
+                    name="last_item",
+                    op="last",
+                    source="clicks",
+                    keys=("user_id",),
+                    window="1d",
+                    value="item_id",
+                    table=items,
+                ),
+                s.Sql(
+                    name="cents", expression="price * 100", type="float32", transform=s.Dense(shift=50.0, scale=0.01)
+                ),
             ),
         ),
         "labels": (
@@ -172,7 +201,11 @@ def random_table(schema: s.Schema, dt: str, users: int, seed: int = 0, max_candi
             ts = np.sort(np.where(tied, rng.choice(available, c), ts))
         struct = {leaf.name: value(leaf, c) for leaf in by_group.get(CANDIDATES, [])}
         requests = np.sort(rng.integers(0, 4, c)) if rng.random() < 0.8 else rng.integers(0, 4, c)
-        struct |= {"ts": ts.tolist(), "request": (user * 100 + requests).tolist(), "item": rng.integers(0, 500, c).tolist()}
+        struct |= {
+            "ts": ts.tolist(),
+            "request": (user * 100 + requests).tolist(),
+            "item": rng.integers(0, 500, c).tolist(),
+        }
         row[CANDIDATES] = struct
         row["labels"] = {}
         for label in schema.labels:
@@ -203,7 +236,9 @@ def write_random_samples(
 ) -> Path:
     """Publishes random days under `root` (the samples root) and returns it."""
     for dt in dates:
-        publish(root, schema, dt, random_table(schema, dt, users, seed, max_candidates), files=files, row_group=row_group)
+        publish(
+            root, schema, dt, random_table(schema, dt, users, seed, max_candidates), files=files, row_group=row_group
+        )
     return root
 
 
@@ -216,7 +251,9 @@ def publish(root: Path, schema: s.Schema, dt: str, table: pa.Table, *, files: in
     step = -(-len(table) // files)
     for i in range(files):
         path = folder / f"part-{i:05d}.parquet"
-        pq.write_table(table.slice(i * step, step), path, row_group_size=row_group, compression="zstd", compression_level=1)
+        pq.write_table(
+            table.slice(i * step, step), path, row_group_size=row_group, compression="zstd", compression_level=1
+        )
         data = path.read_bytes()
         entries.append(
             {

@@ -1,0 +1,122 @@
+"""What a built day holds: the manifest the builder writes last and readers trust alone.
+
+A day's folder holds any number of builds; `manifest.json` names the files of the one that counts. A folder without a manifest
+is not a day.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import UserError
+from schemas.schema import Schema
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class InputFile(_Record):
+    """A file that was read."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+
+class Input(_Record):
+    """One partition of a source, as it was when it was read."""
+
+    source: str
+    dt: str
+    files: tuple[InputFile, ...]
+    hash: str
+
+
+class DataFile(_Record):
+    """A Parquet file of samples; `path` is relative to the day's folder."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Counts(_Record):
+    """in = out + duplicates + quarantined, source by source."""
+
+    rows_in: dict[str, int] = Field(alias="in")
+    out: dict[str, int]
+    duplicates: dict[str, int]
+    quarantined: dict[str, dict[str, int]]
+    exposures_down_sampled: int = 0
+
+
+class SampleManifest(_Record):
+    """One published day of samples."""
+
+    schema_name: str = Field(alias="schema")
+    fingerprint: str
+    build_id: str
+    dt: str
+    engine: str
+    as_of: str
+    """Labels are as they were known at this moment (ISO 8601, UTC)."""
+    files: tuple[DataFile, ...]
+    samples: int
+    candidates: int
+    inputs: tuple[Input, ...]
+    counts: Counts
+    partials: dict[str, dict[str, str]] = {}
+    """Source -> day -> key of the daily partial the samples were made from."""
+    created: str
+
+    @classmethod
+    def read(cls, day: Path) -> SampleManifest:
+        """The manifest of a day's folder.
+
+        Raises:
+            UserError: there is none, or it can't be read.
+        """
+        path = Path(day) / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{day} holds no published samples (no {MANIFEST}); build the day first") from None
+        except (ValidationError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is not a manifest this version reads ({error}); build the day again") from error
+
+    def check(self, schema: Schema) -> None:
+        """UserError unless the samples were built from a schema of equal meaning."""
+        if self.fingerprint != schema.fingerprint:
+            raise UserError(
+                f"samples of {self.dt} were built with schema {self.schema_name!r} ({self.fingerprint}), not with"
+                f" {schema.name!r} ({schema.fingerprint}); see `genrank schema diff`, or build the day again"
+            )
+
+
+def sample_days(samples_root: Path | str) -> list[str]:
+    """Published days (YYYY-MM-DD) under a folder of samples, ascending."""
+    return sorted(path.parent.name.removeprefix("dt=") for path in Path(samples_root).glob(f"dt=*/{MANIFEST}"))
+
+
+def sample_files(samples_root: Path | str, dt: str, schema: Schema | None = None) -> list[Path]:
+    """Files of a published day, in order; with `schema`, only if it is the one they were built from.
+
+    Raises:
+        UserError: the day isn't published, a file is missing, or the fingerprint differs.
+    """
+    day = Path(samples_root) / f"dt={dt}"
+    manifest = SampleManifest.read(day)
+    if schema is not None:
+        manifest.check(schema)
+    files = [day / file.path for file in manifest.files]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is listed in the manifest of {dt} and missing; build the day again")
+    return files
