@@ -1,0 +1,408 @@
+"""What the schema asks of each source: the columns a daily partial keeps, computed once when a row is normalised.
+
+Everything later (sequences, cross features, labels) reads these columns by name, so strings are hashed, conditions evaluated
+and snapshots joined exactly once per row, and no job knows a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlglot
+from sqlglot import exp
+
+from pipelines.merge_scan import UNITS
+from schemas import (
+    Categorical,
+    Changes,
+    CrossFeature,
+    EventLog,
+    Events,
+    MultiValued,
+    Numeric,
+    Schema,
+    Sequence,
+    Snapshot,
+    Sql,
+    TimeGap,
+    UserError,
+)
+from schemas.base import ARROW_TYPES
+from schemas.contract import STORED_TYPES, Stored, stored_as
+from schemas.feature import Feature
+from schemas.vocabulary import MISSING_ID, hash_strings
+
+Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
+
+ROLE_TYPES: dict[Role, pa.DataType] = {
+    "id": pa.int64(),
+    "ids": STORED_TYPES["ids"],
+    "number": pa.float32(),
+    "time": pa.int64(),
+    "units": pa.int64(),
+    "flag": pa.bool_(),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """One computed column: `expression` (a column, `snapshot.column`, or SQL) stored in the way `role` says.
+
+    | role | stored |
+    |---|---|
+    | id | int64, strings by `hash_strings`, null as MISSING_ID |
+    | ids | list<int64>, nulls dropped, the first `limit` kept |
+    | number | float32, null as NaN |
+    | time | int64 epoch ms, null as MISSING_ID |
+    | units | int64 to be summed: a whole number as it is, a fraction in `merge_scan.UNITS`; null as MISSING_ID |
+    | flag | bool, null as false |
+    | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
+    """
+
+    role: Role
+    expression: str
+    sql: bool = False
+    limit: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name in the partial."""
+        return f"{self.role}{self.limit or ''}({self.expression})"
+
+
+def owner(schema: Schema, source: EventLog | Snapshot, reference: str) -> tuple[EventLog | Snapshot, str] | None:
+    """The source and column a reference means when read from a row of `source`; None if the row can't have it."""
+    if "." in reference:
+        name, column = reference.split(".", 1)
+        if name == source.name:
+            return (source, column) if column in source.columns else None
+        snapshot = schema.source(name)
+        joins = isinstance(snapshot, Snapshot) and snapshot.key in source.columns and column in snapshot.columns
+        return (snapshot, column) if joins else None
+    return (source, reference) if reference in source.columns else None
+
+
+def column_type(schema: Schema, source: EventLog | Snapshot, reference: str) -> str | None:
+    """Declared type of a reference read from `source`."""
+    found = owner(schema, source, reference)
+    return found[0].columns[found[1]] if found else None
+
+
+def references(sql: str) -> tuple[str, ...]:
+    """Columns a SQL expression reads, snapshots' as `snapshot.column`."""
+    return tuple(sorted({_reference(column) for column in _parse(sql).find_all(exp.Column)}))
+
+
+def _parse(sql: str) -> exp.Expression:
+    try:
+        return sqlglot.parse_one(sql, dialect="postgres")
+    except sqlglot.errors.ParseError as error:
+        raise UserError(f"SQL {sql!r} does not parse: {str(error).splitlines()[0]}") from error
+
+
+def _reference(column: exp.Column) -> str:
+    return f"{column.table}.{column.name}" if column.table else column.name
+
+
+def _polars_sql(sql: str) -> pl.Expr:
+    """The expression over a frame whose joined columns are named `snapshot.column`."""
+    tree = _parse(sql).transform(
+        lambda node: exp.column(_reference(node), quoted=True) if isinstance(node, exp.Column) else node
+    )
+    return pl.sql_expr(tree.sql("postgres"))
+
+
+# ---------------------------------------------------------------------- what each part of the schema reads
+
+
+def feature_column(feature: Feature) -> Column | None:
+    """The column a stored feature reads from its row; None for derived and cross features."""
+    stored = stored_as(feature)
+    if stored is None or isinstance(feature, CrossFeature):
+        return None
+    if isinstance(feature, Sql):
+        return Column(stored, feature.expression, sql=True)
+    if isinstance(feature, MultiValued):
+        return Column("ids", feature.column or feature.name, limit=feature.max_values)
+    assert isinstance(feature, Categorical | Numeric | TimeGap)
+    return Column(stored, feature.column or feature.name)
+
+
+def sequence_features(sequence: Sequence) -> Iterator[tuple[Feature, Stored]]:
+    """Stored features of a sequence, by name."""
+    for feature in sorted(sequence.features, key=lambda feature: feature.name):
+        if stored := stored_as(feature):
+            if isinstance(feature, CrossFeature):
+                raise UserError(
+                    f"sequence {sequence.name!r}: feature {feature.name!r} is a cross feature; those are computed for"
+                    " candidates (and the user), so move it there"
+                )
+            yield feature, stored
+
+
+def cross_features(schema: Schema) -> list[tuple[str, CrossFeature]]:
+    """(group, feature) of every cross feature of the user and the candidates; the user's are as of the window's start."""
+    return [
+        (group, feature)
+        for group, features in schema.groups()
+        if group in ("user", "candidates")
+        for feature in features
+        if isinstance(feature, CrossFeature)
+    ]
+
+
+def value_column(feature: CrossFeature) -> Column | None:
+    """How a cross feature's `value` is kept."""
+    if feature.value is None:
+        return None
+    roles: dict[str, Role] = {"sum": "units", "mean": "units", "distinct": "id"}
+    last: Role = "id" if stored_as(feature) == "id" else "number"
+    return Column(roles.get(feature.op, last), feature.value)
+
+
+def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
+    """Source -> the columns its daily partials keep, in a fixed order."""
+    columns: dict[str, set[Column]] = {source.name: set() for source in schema.sources}
+    exposures = schema.exposures
+
+    def add(source: EventLog | Snapshot, column: Column) -> None:
+        """Keep `column` on `source`; what it reads through a snapshot is kept on the snapshot too."""
+        columns[source.name].add(column)
+        for reference in references(column.expression) if column.sql else (column.expression,):
+            found = owner(schema, source, reference)
+            if found and found[0] is not source:
+                role = Column("raw", found[1]) if column.sql else Column(column.role, found[1], limit=column.limit)
+                columns[found[0].name].add(role)
+
+    candidates = schema.candidates
+    add(exposures, Column("id", candidates.item))
+    if candidates.request:
+        add(exposures, Column("id", candidates.request))
+    for feature in candidates.features:
+        if column := feature_column(feature):
+            add(exposures, column)
+    for feature in schema.user.features:
+        if column := feature_column(feature):
+            for source in user_sources(schema, column):
+                columns[source.name].add(on_snapshot(source, column))
+    for sequence in schema.sequences:
+        features = list(sequence_features(sequence))
+        for entry in sequence.events:
+            if isinstance(entry, Events):
+                log = schema.event_log(entry.source)
+                if entry.where:
+                    add(log, Column("flag", entry.where, sql=True))
+                for feature, _ in features:
+                    if column := feature_column(feature):
+                        add(log, column)
+            else:
+                for column in change_columns(entry, sequence):
+                    columns[entry.source].add(column)
+    for _, cross in cross_features(schema):
+        for source in (exposures, *cross_sources(schema, cross)):
+            for key in cross.keys:
+                add(source, Column("id", key))
+        if column := value_column(cross):
+            add(schema.event_log(cross.source), column)
+        if cross.where:
+            add(schema.event_log(cross.source), Column("flag", cross.where, sql=True))
+    for label in schema.labels:
+        if label.oracle:
+            add(exposures, Column("number", label.oracle))
+        if label.column:
+            add(exposures, Column("number", label.column))
+        if label.source:
+            log = schema.event_log(label.source)
+            for key in label.on:
+                add(exposures, Column("id", key))
+                add(log, Column("id", key))
+            if label.where:
+                add(log, Column("flag", label.where, sql=True))
+            if label.value:
+                add(log, Column("units", label.value))
+    return {name: tuple(sorted(wanted)) for name, wanted in columns.items()}
+
+
+def cross_sources(schema: Schema, feature: CrossFeature) -> list[EventLog]:
+    """The logs a cross feature counts."""
+    return [schema.event_log(feature.source)] + ([schema.event_log(feature.per)] if feature.per else [])
+
+
+def user_sources(schema: Schema, column: Column) -> list[Snapshot]:
+    """User snapshots that a column of the user group reads, in the order of the schema."""
+    refs = references(column.expression) if column.sql else (column.expression,)
+    found = []
+    for source in schema.sources:
+        if isinstance(source, Snapshot) and source.key == schema.exposures.user:
+            own = [r for r in refs if (r.split(".", 1)[0] == source.name if "." in r else r in source.columns)]
+            if own:
+                found.append(source)
+    if len(found) > 1:
+        raise UserError(
+            f"user feature over {column.expression!r} reads several snapshots ({', '.join(s.name for s in found)});"
+            " write the column as snapshot.column, of one snapshot"
+        )
+    return found
+
+
+def on_snapshot(source: Snapshot, column: Column) -> Column:
+    """The column as the snapshot itself keeps it: without its own name as a prefix."""
+    if column.sql:
+        return column
+    return Column(column.role, column.expression.removeprefix(f"{source.name}."), limit=column.limit)
+
+
+def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
+    """The attribute's value, in each way that a feature of the sequence reads it; as an id where none does."""
+    read = [
+        Column(column.role, changes.column, limit=column.limit)
+        for feature, _ in sequence_features(sequence)
+        if (column := feature_column(feature)) and reads_change(changes, column)
+    ]
+    return sorted(set(read)) or [Column("id", changes.column)]
+
+
+def reads_change(changes: Changes, column: Column) -> bool:
+    """Whether a sequence's feature takes its value from the change points."""
+    return not column.sql and column.expression in (changes.column, f"{changes.source}.{changes.column}")
+
+
+# ---------------------------------------------------------------------- computing them
+
+
+def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> dict[str, pa.Array]:
+    """Each column's values by name. `frame` holds the source's declared columns; joined snapshot columns lie in it too: those
+    already computed by the snapshot under `snapshot/<name>`, raw ones as `snapshot.column`."""
+    out: dict[str, pa.Array] = {}
+    for column in columns:
+        joined = _joined_name(column) if not column.sql and "." in column.expression else None
+        if column.sql:
+            out[column.name] = store(_evaluate(frame, source, column), column)
+        elif joined and joined in frame.columns:
+            out[column.name] = _fill(_arrow(frame[joined]), column)
+        else:
+            own = column.expression.removeprefix(f"{source.name}.")
+            series = frame[own] if own in frame.columns else pl.Series(own, [None] * frame.height, pl.Null)
+            out[column.name] = store(_arrow(series), column)
+    return out
+
+
+def joined_columns(schema: Schema, source: EventLog, columns: tuple[Column, ...]) -> dict[str, dict[str, str]]:
+    """Snapshot -> {its column: name in the frame} that `compute` expects to have been joined."""
+    wanted: dict[str, dict[str, str]] = {}
+    for column in columns:
+        for reference in references(column.expression) if column.sql else (column.expression,):
+            found = owner(schema, source, reference)
+            if found and found[0] is not source:
+                if column.sql:
+                    wanted.setdefault(found[0].name, {})[Column("raw", found[1]).name] = reference
+                else:
+                    kept = Column(column.role, found[1], limit=column.limit).name
+                    wanted.setdefault(found[0].name, {})[kept] = _joined_name(column)
+    return wanted
+
+
+def _joined_name(column: Column) -> str:
+    return f"snapshot/{column.name}"
+
+
+def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) -> pa.Array:
+    absent = [name for name in references(column.expression) if name not in frame.columns]
+    known = frame.with_columns(
+        *(frame[name.split(".", 1)[1]].alias(name) for name in absent if name.split(".", 1)[0] == source.name),
+        *(pl.lit(None).alias(name) for name in absent if name.split(".", 1)[0] != source.name),
+    )
+    try:
+        series = known.select(_polars_sql(column.expression).alias("value"))["value"]
+    except pl.exceptions.PolarsError as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error
+    if len(series) != frame.height:
+        series = pl.concat([series] * frame.height) if frame.height else series.clear()
+    return _arrow(series)
+
+
+def _arrow(series: pl.Series) -> pa.Array:
+    array = series.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _fill(array: pa.Array, column: Column) -> pa.Array:
+    """A joined column: rows without a partner hold null, which becomes the role's missing value."""
+    if column.role == "ids":
+        empty = pa.array([[]], ROLE_TYPES["ids"])
+        return (
+            pc.fill_null(array.cast(ROLE_TYPES["ids"]), empty[0]) if array.null_count else array.cast(ROLE_TYPES["ids"])
+        )
+    if column.role == "number":
+        return pc.fill_null(array, pa.scalar(np.float32("nan"), pa.float32()))
+    return pc.fill_null(array, False if column.role == "flag" else MISSING_ID)
+
+
+def store(array: pa.Array, column: Column) -> pa.Array:
+    """An array of any readable type in the way `column.role` says; never null (but for `raw`)."""
+    role = column.role
+    if role == "raw":
+        return array
+    if role == "id":
+        return _ids(array)
+    if role == "ids":
+        return _id_lists(array, column.limit)
+    if role == "time":
+        if pa.types.is_timestamp(array.type):
+            array = pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False)
+        return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
+    if role == "flag":
+        return pc.fill_null(pc.cast(array, pa.bool_()), False)
+    if role == "number":
+        number = pc.cast(pc.cast(array, pa.float64(), safe=False), pa.float32(), safe=False)
+        return pc.fill_null(number, pa.scalar(np.float32("nan"), pa.float32()))
+    if pa.types.is_floating(array.type):
+        value = pc.fill_null(pc.cast(array, pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+        ok = np.isfinite(value)
+        return pa.array(np.where(ok, np.rint(np.where(ok, value, 0) * UNITS), MISSING_ID).astype(np.int64))
+    return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
+
+
+def unit_scale(type_name: str | None) -> int:
+    """Units in 1.0 of a column of this declared type, for role `units`."""
+    return UNITS if type_name in ("float32", "float64") else 1
+
+
+def _ids(array: pa.Array) -> pa.Array:
+    if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
+        array = array.cast(pa.string())
+    if pa.types.is_string(array.type):
+        return hash_strings(array)
+    if pa.types.is_timestamp(array.type):
+        array = pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False)
+    return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
+
+
+def _id_lists(array: pa.Array, limit: int) -> pa.Array:
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        ids = _ids(array).to_numpy()
+        present = ids != MISSING_ID
+        offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.array(ids[present]), type=ROLE_TYPES["ids"])
+    ids = _ids(array.flatten()).to_numpy()
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    present = ids != MISSING_ID
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    before = np.concatenate([[0], np.cumsum(present)])
+    starts = before[np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)] if len(lengths) else before[:0]
+    kept = present & (before[:-1] - starts[row] < limit)
+    counts = np.bincount(row[kept], minlength=len(lengths))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(ids[kept]), type=ROLE_TYPES["ids"])
+
+
+def declared_schema(source: EventLog | Snapshot) -> pa.Schema:
+    """The source's columns as declared."""
+    return pa.schema([pa.field(name, ARROW_TYPES[type_]) for name, type_ in source.columns.items()])

@@ -1,0 +1,207 @@
+"""Cross features: statistics of past events as of each exposure's own millisecond.
+
+Features with the same keys are answered together. Where the keys hold the user, the user's bucket has all it takes; otherwise
+exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
+from pipelines.days import whole_days
+from pipelines.merge_scan import Int, Queries, Scan, mix
+from schemas import CrossFeature, EventLog, Schema
+from schemas.base import parse_duration
+from schemas.contract import stored_as
+from schemas.vocabulary import MISSING_ID
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """Cross features that share their keys."""
+
+    keys: tuple[str, ...]
+    features: tuple[tuple[str, CrossFeature], ...]
+
+    @property
+    def tag(self) -> str:
+        return ",".join(self.keys)
+
+    def with_user(self, schema: Schema) -> bool:
+        """Whether all events of a key are the same user's."""
+        return schema.exposures.user in self.keys
+
+    def windows(self, schema: Schema) -> dict[str, int]:
+        """Log -> the longest window over it, in ms."""
+        longest: dict[str, int] = {}
+        for _, feature in self.features:
+            for log in cross_sources(schema, feature):
+                longest[log.name] = max(longest.get(log.name, 0), parse_duration(feature.window))
+        return longest
+
+
+def key_sets(schema: Schema) -> list[KeySet]:
+    """All cross features, grouped by keys, in a fixed order."""
+    groups: dict[tuple[str, ...], list[tuple[str, CrossFeature]]] = {}
+    for group, feature in cross_features(schema):
+        groups.setdefault(tuple(sorted(feature.keys)), []).append((group, feature))
+    return [KeySet(keys, tuple(features)) for keys, features in sorted(groups.items())]
+
+
+def days_back(schema: Schema) -> dict[str, int]:
+    """Log -> how many days before the first day built its events matter to cross features."""
+    back: dict[str, int] = {}
+    for key_set in key_sets(schema):
+        for log, window in key_set.windows(schema).items():
+            back[log] = max(back.get(log, 0), whole_days(window))
+    return back
+
+
+def event_columns(key_set: KeySet, schema: Schema, log: EventLog) -> list[str]:
+    """Columns of the log's partial that the key set reads, keys aside."""
+    wanted: set[Column] = set()
+    for _, feature in key_set.features:
+        if feature.source == log.name:
+            if column := value_column(feature):
+                wanted.add(column)
+            if feature.where:
+                wanted.add(Column("flag", feature.where, sql=True))
+    return [column.name for column in sorted(wanted)]
+
+
+def key_columns(key_set: KeySet) -> list[str]:
+    """Columns of a partial that hold the keys."""
+    return [Column("id", key).name for key in key_set.keys]
+
+
+def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
+    """(hash of each row's keys, whether all of them are present)."""
+    columns = [numpy(table, name) for name in key_columns(key_set)]
+    present = np.ones(table.num_rows, np.bool_)
+    for column in columns:
+        present &= column != MISSING_ID
+    return (mix(*columns) if columns else np.zeros(table.num_rows, np.int64)), present
+
+
+def events_at_keys(key_set: KeySet, schema: Schema, log: EventLog, table: pa.Table) -> pa.Table:
+    """Rows of a log's partial as the kernel reads them: key, ts, available, id and the columns of `event_columns`."""
+    keys, present = hashed_keys(key_set, table)
+    out = pa.table(
+        {
+            "key": pa.array(keys),
+            "ts": table.column("ts"),
+            "available": pa.array(available(log, table)),
+            "id": table.column("id"),
+            **{name: table.column(name) for name in event_columns(key_set, schema, log)},
+        }
+    )
+    return out if present.all() else out.filter(pa.array(present))
+
+
+def answer(
+    key_set: KeySet, schema: Schema, keys: Int, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
+) -> Iterator[tuple[str, pa.Array]]:
+    """(`group.feature`, its value at each query) of every feature of the key set.
+
+    Args:
+        keys, ts, window_start: int64 [queries]: hashed keys, the exposure's time, its window's start.
+        events: log -> its rows as `events_at_keys` gives them.
+    """
+    scans = {
+        name: Scan(*(numpy(table, column) for column in ("key", "ts", "available", "id")))
+        for name, table in events.items()
+    }
+    asked: dict[tuple[str, bool], Queries] = {}
+
+    def at(log: str, start: bool) -> Queries:
+        if (log, start) not in asked:
+            asked[log, start] = scans[log].at(keys, window_start if start else ts)
+        return asked[log, start]
+
+    for group, feature in key_set.features:
+        start = feature.as_of == "window_start" or group == "user"
+        scan, table, queries = scans[feature.source], events[feature.source], at(feature.source, start)
+        window = parse_duration(feature.window)
+        chosen = _flag(table, feature.where)
+        value = value_column(feature)
+        values = numpy(table, value.name) if value and value.role != "number" else None
+        if values is not None:
+            present = values != MISSING_ID
+            chosen = present if chosen is None else chosen & present
+        result: NDArray[Any]
+        if feature.op == "count":
+            result = scan.sum(queries, window, chosen=chosen)[0]
+        elif feature.op == "rate":
+            hits = scan.sum(queries, window, chosen=chosen)[0].astype(np.float64)
+            log = feature.per or feature.source
+            shown = scans[log].sum(at(log, start), window)[0].astype(np.float64)
+            prior, strength = feature.prior, feature.strength
+            weight = shown + strength
+            result = np.where(weight > 0, (hits + prior * strength) / np.where(weight > 0, weight, 1), prior)
+        elif feature.op in ("sum", "mean"):
+            assert feature.value is not None
+            scale = unit_scale(column_type(schema, schema.event_log(feature.source), feature.value))
+            count, total = scan.sum(queries, window, values, chosen)
+            if feature.op == "sum":
+                result = total / scale
+            else:
+                result = np.where(count > 0, total / scale / np.maximum(count, 1), np.nan)
+        elif feature.op == "distinct":
+            assert values is not None
+            result = scan.distinct(queries, window, values, chosen)
+        else:
+            result = _newest(feature, scan, queries, window, chosen, table, start, ts, window_start)
+        stored = np.int64 if stored_as(feature) == "id" else np.float32
+        yield f"{group}.{feature.name}", pa.array(result.astype(stored))
+
+
+def _newest(
+    feature: CrossFeature,
+    scan: Scan,
+    queries: Queries,
+    window: int,
+    chosen: NDArray[np.bool_] | None,
+    table: pa.Table,
+    start: bool,
+    ts: Int,
+    window_start: Int,
+) -> NDArray[Any]:
+    if feature.op == "recency":
+        row = scan.newest(queries, window, chosen)
+        at = window_start if start else ts
+        then = np.append(numpy(table, "ts"), 0)[row]
+        return np.where(row >= 0, (at - then) / 1000.0, np.nan)
+    column = value_column(feature)
+    assert column is not None
+    value = table.column(column.name).to_numpy()
+    if column.role == "number":
+        present = ~np.isnan(value)
+        chosen = present if chosen is None else chosen & present
+    row = scan.newest(queries, window, chosen)
+    missing = MISSING_ID if column.role == "id" else np.float32("nan")
+    return np.append(value, np.array([missing], value.dtype))[row]
+
+
+def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:
+    if where is None:
+        return None
+    flag: NDArray[np.bool_] = table.column(Column("flag", where, sql=True).name).to_numpy()
+    return flag
+
+
+def available(log: EventLog, table: pa.Table) -> Int:
+    """When each row of a log's partial can be seen: max(ts, arrival) + delay."""
+    return numpy(table, "arrived") + parse_duration(log.delay)
+
+
+def numpy(table: pa.Table, name: str) -> Int:
+    """An int64 column without nulls."""
+    column: Int = table.column(name).to_numpy()
+    return column

@@ -1,0 +1,98 @@
+"""The few verbs a build needs, which Spark and this machine's threads both have.
+
+A frame is a lazy bag of pieces. A piece is an Arrow table with a tag (what it is) and a slot (which task it goes to next).
+Engines move pieces, whole tables at a time; they never look at rows, so both compute the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.merge_scan import Int
+from schemas import UserError
+
+Unit = TypeVar("Unit")
+Frame = TypeVar("Frame")
+
+
+class Piece(NamedTuple):
+    """Rows on their way to a slot."""
+
+    slot: int
+    tag: str
+    rows: pa.Table
+
+
+Step = Callable[[int, dict[str, pa.Table]], Iterable[Piece]]
+"""What a slot does with all rows sent to it, by tag."""
+
+
+class Engine(Protocol, Generic[Frame]):
+    """A runner of tasks."""
+
+    name: str
+
+    def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> Frame:
+        """Run `step` on every unit, in parallel."""
+        ...
+
+    def exchange(self, title: str, frames: Sequence[Frame], slots: int, step: Step) -> Frame:
+        """Bring all pieces of a slot together and run `step` once for each slot that got any."""
+        ...
+
+    def collect(self, frame: Frame) -> dict[str, pa.Table]:
+        """Run everything; the (small) result by tag."""
+        ...
+
+    def table(self, title: str, name: str, columns: Sequence[str], condition: str) -> Frame:
+        """Rows of a catalog table, tagged by its name.
+
+        Raises:
+            UserError: this engine has no catalog.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Let go of whatever was started."""
+        ...
+
+
+def scatter(rows: pa.Table, slots: np.ndarray[tuple[int], np.dtype[np.int32]], tag: str) -> Iterator[Piece]:
+    """A piece per slot; rows keep their order within a slot."""
+    if not rows.num_rows:
+        return
+    order: Int = np.argsort(slots, kind="stable")
+    ordered = slots[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    sorted_rows = rows.take(pa.array(order)) if len(starts) > 1 else rows
+    for start, end in zip(starts, np.append(starts[1:], len(ordered)), strict=True):
+        yield Piece(int(ordered[start]), tag, sorted_rows.slice(int(start), int(end - start)))
+
+
+def gather(pieces: Iterable[Piece]) -> dict[str, pa.Table]:
+    """Tables by tag, pieces in a fixed order (by content-independent arrival is not fixed: steps sort what they need sorted)."""
+    by_tag: dict[str, list[pa.Table]] = {}
+    for piece in pieces:
+        by_tag.setdefault(piece.tag, []).append(piece.rows)
+    return {tag: pa.concat_tables(tables) for tag, tables in by_tag.items()}
+
+
+def open_engine(name: str) -> Engine[object]:
+    """`spark` or `local`.
+
+    Raises:
+        UserError: no such engine, or Spark without Java.
+    """
+    if name == "local":
+        from pipelines.local_engine import LocalEngine
+
+        return LocalEngine()
+    if name == "spark":
+        from pipelines.spark_engine import SparkEngine
+
+        return SparkEngine()
+    raise UserError(f"--engine {name!r} is unknown; choose spark or local")

@@ -1,0 +1,132 @@
+"""Labels: what happened after an exposure, as far as it was known at `as_of`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.columns import Column, column_type, unit_scale
+from pipelines.cross_features import numpy
+from pipelines.merge_scan import Int, following, last_before, mix
+from schemas import Label, Schema
+from schemas.base import parse_duration
+from schemas.vocabulary import MISSING_ID
+
+Float = NDArray[np.float32]
+Load = Callable[[str, list[str]], pa.Table]
+"""(log, columns) -> rows of its partials around the day, of this bucket's users."""
+
+
+class Labels(NamedTuple):
+    """One task's value and weight per exposure, and the true probability where the world knows it."""
+
+    value: NDArray[np.float32]
+    weight: Float
+    oracle: Float | None
+
+
+def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load) -> dict[str, Labels]:
+    """Task -> labels of `exposures` (rows of the exposures' partial of one day).
+
+    The weight is 1 where the label is mature: its window, and that of the label it is given, closed strictly before `as_of`.
+    Elsewhere it is 0. A conditional label is positive only where the label it is given is.
+    """
+    found: dict[str, Labels] = {}
+    for label in _givens_first(schema):
+        ts = numpy(exposures, "ts")
+        value, known = _observed(schema, label, exposures, as_of, load)
+        mature = known & (ts + parse_duration(label.window) < as_of)
+        if label.given:
+            given = found[label.given]
+            value = np.where(given.value > 0, value, np.float32(0))
+            mature &= given.weight > 0
+        oracle = exposures.column(Column("number", label.oracle).name).to_numpy() if label.oracle else None
+        found[label.name] = Labels(value.astype(np.float32), mature.astype(np.float32), oracle)
+    return found
+
+
+def _observed(
+    schema: Schema, label: Label, exposures: pa.Table, as_of: int, load: Load
+) -> tuple[Float, NDArray[np.bool_]]:
+    """(value of each exposure, whether it could be read at all)."""
+    if label.column:
+        value = exposures.column(Column("number", label.column).name).to_numpy()
+        known = ~np.isnan(value)
+        value = np.where(known, value, np.float32(0))
+        return ((value != 0).astype(np.float32) if label.kind == "binary" else value), known
+    assert label.source is not None
+    everything = np.ones(exposures.num_rows, np.bool_)
+    on = [Column("id", key).name for key in label.on]
+    columns = on + ([Column("flag", label.where, sql=True).name] if label.where else [])
+    units = Column("units", label.value).name if label.value else None
+    events = load(label.source, [*columns, *([units] if units else [])])
+    chosen = numpy(events, "arrived") < as_of
+    if label.where:
+        chosen &= events.column(Column("flag", label.where, sql=True).name).to_numpy()
+    if units:
+        chosen &= numpy(events, units) != MISSING_ID
+    keys, present = _keys(events, on)
+    rows = np.flatnonzero(chosen & present)
+    keys, ts = keys[rows], numpy(events, "ts")[rows]
+    values = numpy(events, units)[rows] if units else np.ones(len(rows), np.int64)
+    window = parse_duration(label.window)
+    at_keys, at_present = _keys(exposures, on)
+    if label.attribution == "every":
+        count, total = following(keys, ts, values, at_keys, numpy(exposures, "ts"), window)
+    else:
+        count, total = _to_the_last(schema, on, keys, ts, values, exposures, window, load)
+    count, total = np.where(at_present, count, 0), np.where(at_present, total, 0)
+    if label.kind == "binary":
+        return (count > 0).astype(np.float32), everything
+    scale = unit_scale(column_type(schema, schema.event_log(label.source), label.value)) if label.value else 1
+    return (total / scale).astype(np.float32), everything
+
+
+def _to_the_last(
+    schema: Schema, on: list[str], keys: Int, ts: Int, values: Int, exposures: pa.Table, window: int, load: Load
+) -> tuple[Int, Int]:
+    """Each event counts for the last exposure at or before it, of whatever day, if that lies within the window."""
+    shown = load(schema.candidates.source, [*on, "id"])
+    shown_keys, present = _keys(shown, on)
+    rows = np.flatnonzero(present)
+    shown_ts, shown_id = numpy(shown, "ts")[rows], numpy(shown, "id")[rows]
+    to = last_before(shown_keys[rows], shown_ts, shown_id, keys, ts)
+    hit = np.flatnonzero((to >= 0) & (ts - np.append(shown_ts, 0)[to] <= window))
+    credited = shown_id[to[hit]]
+    own = numpy(exposures, "id")
+    order = np.argsort(own, kind="stable")
+    at = np.searchsorted(own[order], credited)
+    inside = (at < len(own)) & (own[order][np.minimum(at, len(own) - 1)] == credited)
+    row = order[at[inside]]
+    count, total = np.zeros(len(own), np.int64), np.zeros(len(own), np.int64)
+    np.add.at(count, row, 1)
+    np.add.at(total, row, values[hit][inside])
+    return count, total
+
+
+def _keys(table: pa.Table, on: list[str]) -> tuple[Int, NDArray[np.bool_]]:
+    columns = [numpy(table, name) for name in on]
+    present = np.ones(table.num_rows, np.bool_)
+    for column in columns:
+        present &= column != MISSING_ID
+    return mix(numpy(table, "u"), *columns), present
+
+
+def _givens_first(schema: Schema) -> list[Label]:
+    """Labels ordered so that one comes after the label it is given."""
+    by_name = {label.name: label for label in schema.labels}
+    ordered: dict[str, Label] = {}
+
+    def visit(label: Label) -> None:
+        if label.name not in ordered:
+            if label.given:
+                visit(by_name[label.given])
+            ordered[label.name] = label
+
+    for label in sorted(schema.labels, key=lambda label: label.name):
+        visit(label)
+    return list(ordered.values())

@@ -1,0 +1,249 @@
+"""The point-in-time kernel: what was known at one key strictly before a moment. NumPy and Arrow only.
+
+Events and queries meet on one axis: (key, time) packed in one int64, so that one sort orders a whole table and a merge of two
+sorted arrays (`searchsorted`) answers every query at once. Keys are first made dense, which is what makes packing safe; a table
+too large for 63 bits is refused rather than wrapped.
+
+An event e is visible to a query at time t with window W iff
+
+    e.available < t   and   t - W < e.ts < t
+
+so over the axis of t an event is the interval (available, ts + W): it enters once and leaves once, and every statistic is
+(what entered before t) - (what left by t). Sums are over int64 units (see `UNITS`), so that they are exact, do not depend on
+the order or on how rows were split over tasks, and partial sums of days add up to the sum over all days.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+UNITS = 1 << 20
+"""Fractional values are summed in units of 2^-20 (about 1e-6): exact within +-8.8e12."""
+
+
+class Axis(NamedTuple):
+    """Packs (dense key, time) so that integer order is (key, time) order; times outside `[first, last]` are clipped beyond it."""
+
+    first: int
+    span: int
+
+    @classmethod
+    def over(cls, keys: int, *times: Int) -> Axis:
+        """An axis for `keys` dense keys that separates all of `times`.
+
+        Raises:
+            ValueError: keys x time span does not fit in 62 bits.
+        """
+        filled = [t for t in times if len(t)]
+        first = min((int(t.min()) for t in filled), default=0) - 1
+        span = max((int(t.max()) for t in filled), default=0) - first + 2
+        if (keys + 1) * span >= 1 << 62:
+            raise ValueError(f"{keys} keys over {span} ms do not fit one axis; use more buckets")
+        return cls(first, span)
+
+    def pack(self, keys: Int, times: Int) -> Int:
+        """int64 per row; a negative key packs below every other."""
+        packed: Int = keys * self.span + np.clip(times - self.first, 0, self.span - 1)
+        return packed
+
+
+class Keys:
+    """Dense codes of the distinct values of an int64 column."""
+
+    def __init__(self, values: Int) -> None:
+        encoded = pa.array(values).dictionary_encode()
+        self.codes: Int = encoded.indices.to_numpy().astype(np.int64)
+        self._dictionary = encoded.dictionary
+        self.count: int = len(encoded.dictionary)
+
+    def find(self, values: Int) -> Int:
+        """Codes of other values; -1 where there is none."""
+        found = pc.index_in(pa.array(values), value_set=self._dictionary)
+        codes: Int = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes
+
+
+class Queries(NamedTuple):
+    """Moments asked about, sorted so that merges walk forward; `scatter` gives answers in the caller's order."""
+
+    keys: Int
+    times: Int
+    order: Int
+
+    def scatter(self, answers: NDArray[np.generic]) -> NDArray[np.generic]:
+        out = np.empty_like(answers)
+        out[self.order] = answers
+        return out
+
+
+class Scan:
+    """Events of many keys, ready to be asked.
+
+    Args:
+        keys: int64 [n], any values (hashes of the key columns).
+        ts, available: int64 [n] epoch ms, `available >= ts`.
+        id: int64 [n], breaks ties in time.
+    """
+
+    def __init__(self, keys: Int, ts: Int, available: Int, id: Int) -> None:
+        self._keys = Keys(keys)
+        self._codes, self._ts, self._available, self._id = self._keys.codes, ts, available, id
+
+    def __len__(self) -> int:
+        return len(self._ts)
+
+    def at(self, keys: Int, times: Int) -> Queries:
+        """Queries at `times` (int64 ms) of `keys`."""
+        codes = self._keys.find(keys)
+        order: Int = np.argsort(Axis.over(self._keys.count, times).pack(codes, times), kind="stable")
+        return Queries(codes[order], times[order], order)
+
+    def _alive(self, window: int, chosen: Bool | None) -> Int:
+        """Rows that are ever visible within `window`: one that arrives after it has left would be subtracted, never added."""
+        on_time = self._available - self._ts < window
+        return np.flatnonzero(on_time if chosen is None else on_time & chosen)
+
+    def sum(
+        self, queries: Queries, window: int, values: Int | None = None, chosen: Bool | None = None
+    ) -> tuple[Int, Int]:
+        """(number of visible events, sum of their `values`), int64 each, per query in the caller's order."""
+        rows = self._alive(window, chosen)
+        codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
+        axis = Axis.over(self._keys.count, ts, available)
+        enter, leave = axis.pack(codes, available), axis.pack(codes, ts)
+        by_enter, by_leave = (None, None) if values is None else (np.argsort(enter), np.argsort(leave))
+        entered = np.searchsorted(
+            np.sort(enter) if by_enter is None else enter[by_enter], axis.pack(queries.keys, queries.times), "left"
+        )
+        left = np.searchsorted(
+            np.sort(leave) if by_leave is None else leave[by_leave],
+            axis.pack(queries.keys, queries.times - window),
+            "right",
+        )
+        known = queries.keys >= 0
+        count = np.where(known, entered - left, 0)
+        if values is None:
+            return queries.scatter(count), queries.scatter(np.zeros_like(count))
+        total = _running(values[rows][by_enter])[entered] - _running(values[rows][by_leave])[left]
+        return queries.scatter(count), queries.scatter(np.where(known, total, 0))
+
+    def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
+        """Row of the newest visible event, by (ts, id); -1 where there is none."""
+        rows = self._alive(window, chosen)
+        if not len(rows):
+            return np.full(len(queries.keys), -1, np.int64)
+        codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
+        axis = Axis.over(self._keys.count, ts, available)
+        by_time = np.lexsort((self._id[rows], axis.pack(codes, ts)))
+        rank = np.empty(len(rows), np.int64)
+        rank[by_time] = np.arange(len(rows))
+        enter = axis.pack(codes, available)
+        by_enter = np.argsort(enter, kind="stable")
+        # Ranks ascend with the key, so a running maximum needs no restart between keys.
+        best = np.maximum.accumulate(rank[by_enter])
+        entered = np.searchsorted(enter[by_enter], axis.pack(queries.keys, queries.times), "left")
+        newest = by_time[best[np.maximum(entered - 1, 0)]]
+        seen = (entered > 0) & (codes[newest] == queries.keys) & (ts[newest] > queries.times - window)
+        return queries.scatter(np.where(seen, rows[newest], -1))
+
+    def distinct(self, queries: Queries, window: int, values: Int, chosen: Bool | None = None) -> Int:
+        """Number of different `values` among visible events: per (key, value) the union of its events' intervals counts once."""
+        rows = self._alive(window, chosen)
+        codes, enter = self._codes[rows], self._available[rows]
+        leave = self._ts[rows] + window
+        pairs = Keys(mix(codes, values[rows])).codes
+        axis = Axis.over(int(pairs.max(initial=-1)) + 1, enter, leave)
+        order = np.argsort(axis.pack(pairs, enter), kind="stable")
+        pairs, codes, enter = pairs[order], codes[order], enter[order]
+        reach = np.maximum.accumulate(axis.pack(pairs, leave[order]))
+        first = np.ones(len(rows), np.bool_)
+        first[1:] = axis.pack(pairs, enter)[1:] >= reach[:-1]
+        last = np.append(first[1:], True) if len(first) else first
+        until = reach - pairs * axis.span + axis.first
+        both = Axis.over(self._keys.count, enter, until)
+        entered = np.searchsorted(
+            np.sort(both.pack(codes[first], enter[first])), both.pack(queries.keys, queries.times), "left"
+        )
+        left = np.searchsorted(
+            np.sort(both.pack(codes[last], until[last])), both.pack(queries.keys, queries.times), "right"
+        )
+        return queries.scatter(np.where(queries.keys >= 0, entered - left, 0))
+
+
+def following(keys: Int, ts: Int, values: Int, at_keys: Int, at: Int, window: int) -> tuple[Int, Int]:
+    """(count, sum of `values`) of events with ts in [at, at + window], both ends included, of the same key."""
+    known = Keys(keys)
+    axis = Axis.over(known.count, ts)
+    packed = axis.pack(known.codes, ts)
+    order = np.argsort(packed, kind="stable")
+    packed, running = packed[order], _running(values[order])
+    codes = known.find(at_keys)
+    begin = np.searchsorted(packed, axis.pack(codes, at), "left")
+    end = np.searchsorted(packed, axis.pack(codes, at + window), "right")
+    inside = codes >= 0
+    return np.where(inside, end - begin, 0), np.where(inside, running[end] - running[begin], 0)
+
+
+def last_before(keys: Int, ts: Int, id: Int, at_keys: Int, at: Int) -> Int:
+    """Row of the last event with ts <= at of the same key, by (ts, id); -1 where there is none."""
+    if not len(ts):
+        return np.full(len(at), -1, np.int64)
+    known = Keys(keys)
+    axis = Axis.over(known.count, ts)
+    packed = axis.pack(known.codes, ts)
+    order = np.lexsort((id, packed))
+    codes = known.find(at_keys)
+    position = np.searchsorted(packed[order], axis.pack(codes, at), "right") - 1
+    found = order[np.maximum(position, 0)]
+    return np.where((position >= 0) & (codes >= 0) & (known.codes[found] == codes), found, -1)
+
+
+def _running(values: Int) -> Int:
+    """Sums of the first 0, 1, ... n values; int64 wraps, and differences unwrap it."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
+
+
+def ranges(starts: Int, lengths: Int) -> Int:
+    """Concatenation of arange(start, start + length)."""
+    ends = np.cumsum(lengths)
+    rows: Int = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+    return rows + np.repeat(starts - (ends - lengths), lengths)
+
+
+def mix(*columns: Int) -> Int:
+    """64-bit hash of rows of int64 columns (two xor-multiply-shift rounds a column), the same on every machine and engine."""
+    state = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
+    for column in columns:
+        state ^= column.astype(np.int64, copy=False).view(np.uint64)
+        state *= np.uint64(0xBF58476D1CE4E5B9)
+        state ^= state >> np.uint64(32)
+        state *= np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(29)
+    hashed: Int = state.view(np.int64)
+    return hashed
+
+
+def slot_of(hashes: Int, slots: int) -> NDArray[np.int32]:
+    """Which of `slots` a row of this hash goes to."""
+    slot: NDArray[np.int32] = ((hashes.view(np.uint64) >> np.uint64(17)) % np.uint64(slots)).astype(np.int32)
+    return slot
+
+
+def order_by(packed: Int, *ties: Int) -> Int:
+    """Order of rows by `packed`, then by `ties`; only rows that tie pay for the ties."""
+    order: Int = np.argsort(packed, kind="stable")
+    ordered = packed[order]
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(equal) and ties:
+        tied = np.unique(np.concatenate([equal, equal + 1]))
+        rows = order[tied]
+        order[tied] = rows[np.lexsort((*(key[rows] for key in reversed(ties)), packed[rows]))]
+    return order

@@ -1,0 +1,108 @@
+"""Daily partials: one day of one source, normalised and deduplicated, a file per bucket of users (or of snapshot keys).
+
+`OUT/partials/<source>/dt=<day>/<key>/bucket-NNNNN.parquet` and its `partial.json`. The key is a hash of everything the content
+depends on (input files, declaration, computed columns, the snapshots joined), so a partial is never stale: another content has
+another key. A partial depends on no other day's partial of its own source, so any day can be rebuilt alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.days import dt_of
+from schemas.manifest import Input
+
+PARTIAL = "partial.json"
+
+
+class Partial(BaseModel):
+    """What a partial holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    dt: str
+    key: str
+    buckets: int
+    inputs: tuple[Input, ...]
+    files: dict[int, str]
+    """Bucket -> file name; buckets without rows have none."""
+    rows: int
+    duplicates: int
+    quarantined: dict[str, int]
+    quarantine_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PartialRef:
+    """Where a task finds a partial."""
+
+    day: int
+    folder: str
+    files: dict[int, str]
+
+
+class PartialStore:
+    """The partials under one output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.root = out / "partials"
+
+    def folder(self, source: str, day: int, key: str) -> Path:
+        return self.root / source / f"dt={dt_of(day)}" / key
+
+    def find(self, source: str, day: int, key: str) -> Partial | None:
+        """The partial, if it was committed."""
+        path = self.folder(source, day, key) / PARTIAL
+        return Partial.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def ref(self, partial: Partial, day: int) -> PartialRef:
+        """What tasks need of it."""
+        return PartialRef(day, str(self.folder(partial.source, day, partial.key)), partial.files)
+
+    def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
+        """Move the winners' files in and make the partial visible, by one rename."""
+        final = self.folder(partial.source, day, partial.key)
+        building = final.with_name(f".{final.name}-{os.getpid()}")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        for bucket, path in staged.items():
+            os.rename(path, building / partial.files[bucket])
+        (building / PARTIAL).write_text(partial.model_dump_json(indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(building, final)
+
+
+def load(
+    refs: Sequence[PartialRef],
+    bucket: int | None,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    users: pa.Array | None = None,
+) -> pa.Table:
+    """Rows of several days (with `_day`, int32), of one bucket or of all; with `users`, only rows whose `u` is among them."""
+    tables = []
+    for ref in refs:
+        for at in sorted(ref.files) if bucket is None else [bucket]:
+            if at in ref.files:
+                table = pq.ParquetFile(os.path.join(ref.folder, ref.files[at])).read(list(columns), use_threads=False)
+                if users is not None:
+                    table = table.filter(pc.is_in(table.column("u"), value_set=users))
+                tables.append(table.append_column("_day", pa.array([ref.day], pa.int32()).take(_zeros(table.num_rows))))
+    if not tables:
+        wanted = pa.schema([schema.field(name) for name in columns]).append(pa.field("_day", pa.int32()))
+        return wanted.empty_table()
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _zeros(rows: int) -> pa.Array:
+    return pa.nulls(rows, pa.int32()).fill_null(0)

@@ -1,0 +1,81 @@
+"""A day is published whole or not at all: files first, the manifest last, by one rename."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas import UserError
+from schemas.manifest import MANIFEST, SampleManifest
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The only build of this output folder. The kernel lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        UserError: another build holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"--out {out}: another build is writing here (process {lock.read() or '?'}); wait for it to end"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:
+    """Move a build's folder (files named as the manifest has them) into its day, then let the manifest point to it."""
+    day = samples_root / f"dt={manifest.dt}"
+    final = day / f"build={manifest.build_id}"
+    day.mkdir(parents=True, exist_ok=True)
+    staged.mkdir(parents=True, exist_ok=True)
+    sync(staged)
+    os.rename(staged, final)
+    sync(day)
+    write_atomically(day / MANIFEST, manifest.model_dump_json(indent=1, by_alias=True))
+    # Readers of the manifest before this one keep their files; older builds have no reader left.
+    keep = {final.name, *_previous(day, final.name)}
+    for old in day.glob("build=*"):
+        if old.name not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _previous(day: Path, current: str) -> list[str]:
+    builds = sorted((p for p in day.glob("build=*") if p.name != current), key=lambda p: p.stat().st_mtime_ns)
+    return [p.name for p in builds[-1:]]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old text or the new one, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,216 @@
+"""What lies under the data root: which days a source has, their files, and whether a file holds what the schema declares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.days import day_number, dt_of, start_of
+from schemas import EventLog, Snapshot, UserError
+from schemas.base import DAY_MS, parse_duration
+from schemas.manifest import Input, InputFile
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One Parquet file of a partition, as its footer tells it."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    rows: int
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    first: int | None
+    last: int | None
+    """Event time's bounds in epoch ms, where the footer has them."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One day of a source, as it lies there now."""
+
+    source: str
+    day: int
+    files: tuple[SourceFile, ...]
+
+    @cached_property
+    def input(self) -> Input:
+        """What the manifest keeps of it."""
+        files = tuple(InputFile(path=f.path, bytes=f.bytes, mtime_ns=f.mtime_ns) for f in self.files)
+        return Input(source=self.source, dt=dt_of(self.day), files=files, hash=digest([f.model_dump() for f in files]))
+
+
+def digest(value: object) -> str:
+    """16 hex digits of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def days_present(source: EventLog | Snapshot, root: Path) -> dict[int, Path]:
+    """Day -> folder (or file) of every day that lies under the data root.
+
+    Raises:
+        UserError: the path has no `{dt}`, or its parent folder doesn't exist.
+    """
+    template = source.path or ""
+    if "{dt}" not in template:
+        raise UserError(f"source {source.name!r}: path {template!r} has no {{dt}}; write it as folder/dt={{dt}}")
+    parts = Path(template).parts
+    at = next(i for i, part in enumerate(parts) if "{dt}" in part)
+    parent = root.joinpath(*parts[:at])
+    if not parent.is_dir():
+        raise UserError(f"source {source.name!r}: there is no folder {parent}; check --data and the source's path")
+    pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
+    found = {}
+    for child in parent.iterdir():
+        if (match := pattern.fullmatch(child.name)) and (path := child.joinpath(*parts[at + 1 :])).exists():
+            found[day_number(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partition:
+    """The partition's files, each checked against the declared columns.
+
+    Raises:
+        UserError: no file, an unreadable one, a missing column, or a column of another type.
+    """
+    paths = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*.parquet") if not p.name.startswith(("_", ".")))
+    )
+    if not paths:
+        raise UserError(
+            f"source {source.name!r}: {path} holds no Parquet file; {dt_of(day)} is empty or still being written"
+        )
+    return Partition(source.name, day, tuple(_read_footer(source, path) for path in paths))
+
+
+def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
+    try:
+        stat = path.stat()
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+    except (OSError, pa.ArrowException) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(
+            f"source {source.name!r}: {path} can't be read as Parquet ({first_line}); replace the file"
+        ) from error
+    for name, declared in source.columns.items():
+        physical = source.physical(name)
+        if physical not in schema.names:
+            near = get_close_matches(physical, schema.names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(schema.names)}"
+            raise UserError(
+                f"source {source.name!r}: {path} has no column {physical!r}{hint} Fix the file or the schema's columns"
+            )
+        if not _readable(schema.field(physical).type, declared):
+            raise UserError(
+                f"source {source.name!r}: column {physical!r} of {path} is {schema.field(physical).type}, declared {declared};"
+                " fix the file or the schema"
+            )
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    first, last = _time_bounds(source, metadata) if isinstance(source, EventLog) else (None, None)
+    return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, metadata.num_rows, groups, first, last)
+
+
+def _readable(type_: pa.DataType, declared: str) -> bool:
+    """Whether a physical type can be read as a declared one without changing its meaning."""
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    if declared.startswith("list<"):
+        is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+        return is_list and _readable(type_.value_type, declared[5:-1])
+    if pa.types.is_null(type_):
+        return True
+    if declared == "bool":
+        return pa.types.is_boolean(type_)
+    if declared in ("int32", "int64"):
+        return pa.types.is_integer(type_) or pa.types.is_boolean(type_)
+    if declared in ("float32", "float64"):
+        return pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_decimal(type_)
+    if declared == "timestamp":
+        return pa.types.is_timestamp(type_)
+    return text
+
+
+def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
+    names = metadata.schema.to_arrow_schema().names
+    at = next(
+        (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == source.physical(source.time)), None
+    )
+    if at is None or source.physical(source.time) not in names:
+        return None, None
+    first: list[object] = []
+    last: list[object] = []
+    for i in range(metadata.num_row_groups):
+        statistics = metadata.row_group(i).column(at).statistics
+        if statistics is None or not statistics.has_min_max:
+            if statistics is not None and statistics.null_count == metadata.row_group(i).num_rows:
+                continue
+            return None, None
+        first.append(statistics.min)
+        last.append(statistics.max)
+    if not first:
+        return None, None
+    type_ = metadata.schema.to_arrow_schema().field(source.physical(source.time)).type
+    bounds = to_ms(pa.array([min(first), max(last)], type_), source.time_unit)  # type: ignore[type-var]
+    return bounds[0].as_py(), bounds[1].as_py()
+
+
+def to_ms(array: pa.Array, unit: str) -> pa.Array:
+    """Epoch ms (int64) of a time column; nulls stay."""
+    if pa.types.is_timestamp(array.type):
+        return pc.cast(pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False), pa.int64())
+    value = pc.cast(array, pa.int64())
+    if unit == "s":
+        return pc.multiply(value, 1000)
+    if unit == "us":
+        whole = value.fill_null(0).to_numpy(zero_copy_only=False) // 1000
+        return pa.array(whole, mask=value.is_null().to_numpy(zero_copy_only=False))
+    return value
+
+
+def home_days(ms: pa.Array, partition: int, offset_ms: int, lateness: int) -> tuple[np.ndarray, np.ndarray]:
+    """(day each row belongs to, its day by event time): rows without a usable time belong to their partition's day."""
+    null = ms.is_null().to_numpy(zero_copy_only=False)
+    day = (ms.fill_null(0).to_numpy(zero_copy_only=False) + offset_ms) // DAY_MS
+    usable = ~null & (day <= partition) & ((partition - day) * DAY_MS <= lateness)
+    return np.where(usable, day, partition), day
+
+
+def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, int]:
+    """Home day -> rows. From the footers alone where all of a file lies in its partition's day."""
+    counts: dict[int, int] = {}
+    begin, end = start_of(partition.day, offset_ms), start_of(partition.day + 1, offset_ms)
+    for file in partition.files:
+        if file.first is not None and file.last is not None and begin <= file.first and file.last < end:
+            counts[partition.day] = counts.get(partition.day, 0) + file.rows
+            continue
+        physical = source.physical(source.time)
+        times = pq.ParquetFile(file.path).read([physical]).column(0).combine_chunks()
+        home, _ = home_days(to_ms(times, source.time_unit), partition.day, offset_ms, parse_duration(source.lateness))
+        for day, rows in zip(*np.unique(home, return_counts=True), strict=True):
+            counts[int(day)] = counts.get(int(day), 0) + int(rows)
+    return counts
+
+
+def read_rows(source: EventLog | Snapshot, path: str, row_groups: Iterable[int]) -> pa.Table:
+    """Rows of some row groups, under the schema's names and declared types."""
+    physical = [source.physical(name) for name in source.columns]
+    try:
+        table = pq.ParquetFile(path).read_row_groups(list(row_groups), columns=physical, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"source {source.name!r}: {path} can't be read ({first_line}); replace the file") from error
+    return table.select(physical).rename_columns(list(source.columns))
