@@ -49,8 +49,9 @@ flags={{ setting('build_flags') }}
 $genrank build --schema "$schema" --data "$data" --out "$out" --from "$day" --to "$day" $flags
 """
 
+# `genrank train` writes summary.json when training is over.
 EARLIER_RUN = """\
-earlier=$(find "$runs" -mindepth 2 -maxdepth 2 -path '*/dt=*/finished' 2>/dev/null | sed 's|.*/dt=||; s|/.*||' \
+earlier=$(find "$runs" -mindepth 2 -maxdepth 2 -path '*/dt=*/summary.json' 2>/dev/null | sed 's|.*/dt=||; s|/.*||' \
     | sort | awk -v day="$first" '$0 < day' | tail -n 1 || true)
 """
 
@@ -61,5 +62,4 @@ start={{ setting('first_day') }}
 if [ -n "$earlier" ]; then start=$(date --utc --date "$earlier + 1 day" +%F); fi
 $genrank train --schema "$schema" --samples "$out" --dates "${start:-$first}:$day" --out "$runs/dt=$day" \
     ${earlier:+--from-checkpoint "$runs/dt=$earlier"} $flags
-touch "$runs/dt=$day/finished"
 """

@@ -13,8 +13,8 @@ from schemas.schema import Schema
 def missing_inputs(schema: Schema, data: str, dt: str, marker: str | None = None) -> list[str]:
     """What the day still lacks: one line for each source whose day hasn't landed; empty when all have.
 
-    A source's day has landed when its folder holds a Parquet file and no writer is at work in it (`_temporary`), and, with
-    `marker` (`"_SUCCESS"` for Hadoop's committers), when the marker is there too. Sources read through a catalog table
+    A source's day has landed when its path is a file, or a folder that holds a Parquet file and no writer at work
+    (`_temporary`), and, with `marker` (`"_SUCCESS"` for Hadoop's committers), the marker too. Sources read through a catalog table
     aren't looked at: their table formats commit a day at once.
 
     Args:
@@ -36,17 +36,17 @@ def missing_inputs(schema: Schema, data: str, dt: str, marker: str | None = None
     for source in schema.sources:
         if source.path is None:
             continue
-        folder = posixpath.join(root, source.path.format(dt=dt))
-        names = {
-            posixpath.basename(entry.path): entry.type
-            for entry in files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        }
+        day = posixpath.join(root, source.path.format(dt=dt))
+        if files.get_file_info(day).type == fs.FileType.File:
+            continue
+        entries = files.get_file_info(fs.FileSelector(day, allow_not_found=True, recursive=True))
+        names = {posixpath.basename(entry.path) for entry in entries}
         if not names:
-            lacks.append(f"{source.name}: {folder} is not there yet")
+            lacks.append(f"{source.name}: {day} is not there yet")
         elif "_temporary" in names:
-            lacks.append(f"{source.name}: {folder} is being written (it holds _temporary)")
+            lacks.append(f"{source.name}: {day} is being written (it holds _temporary)")
         elif not any(name.endswith(".parquet") for name in names):
-            lacks.append(f"{source.name}: {folder} holds no Parquet file yet")
+            lacks.append(f"{source.name}: {day} holds no Parquet file yet")
         elif marker and marker not in names:
-            lacks.append(f"{source.name}: {folder} has no {marker} yet")
+            lacks.append(f"{source.name}: {day} has no {marker} yet")
     return lacks

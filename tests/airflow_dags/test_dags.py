@@ -77,8 +77,12 @@ class House:
             f"#!{sys.executable}\n"
             "import json, os, pathlib, sys\n"
             f"pathlib.Path({str(self.calls)!r}).open('a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
-            "if sys.argv[1] == 'train': pathlib.Path(sys.argv[sys.argv.index('--out') + 1]).mkdir(parents=True, exist_ok=True)\n"
-            "sys.exit(int(os.environ.get('GENRANK_EXITS', 0)))\n"
+            "status = int(os.environ.get('GENRANK_EXITS', 0))\n"
+            "if sys.argv[1] == 'train':\n"
+            "    run = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+            "    run.mkdir(parents=True, exist_ok=True)\n"
+            "    status or (run / 'summary.json').touch()\n"
+            "sys.exit(status)\n"
         )
         command.chmod(0o755)
         self.variables = {"genrank_command": str(command), "genrank_root": str(self.root)}
@@ -86,7 +90,7 @@ class House:
     def finished(self, *days: str) -> None:
         for day in days:
             (self.runs / f"dt={day}").mkdir()
-            (self.runs / f"dt={day}" / "finished").touch()
+            (self.runs / f"dt={day}" / "summary.json").touch()
 
     def run(self, shell: str, **environment: str) -> tuple[int, list[str]]:
         """Exit status, and the arguments `genrank` was called with (empty: not called)."""
@@ -196,7 +200,6 @@ def test_the_first_day_is_not_evaluated_and_learns_from_itself(load: Load, house
     assert status == 0
     assert call[call.index("--dates") + 1] == f"{DAY}:{DAY}"
     assert "--from-checkpoint" not in call
-    assert (house.runs / f"dt={DAY}" / "finished").exists()
 
 
 def test_the_very_first_run_may_start_earlier(load: Load, house: House) -> None:
@@ -226,9 +229,13 @@ def test_a_day_goes_on_from_the_newest_finished_run_before_it(load: Load, house:
 
 
 def test_a_failed_training_is_not_gone_on_from(load: Load, house: House) -> None:
-    status, _ = house.run(load("daily").command("train", ds=DAY), GENRANK_EXITS="1")
+    dag = load("daily")
+    status, _ = house.run(dag.command("train", ds=DAY), GENRANK_EXITS="1")
     assert status == 1
-    assert not (house.runs / f"dt={DAY}" / "finished").exists()
+    _, call = house.run(dag.command("train", ds="2026-01-06"))
+    assert "--from-checkpoint" not in call
+    _, call = house.run(dag.command("train", ds="2026-01-07"))
+    assert call[call.index("--from-checkpoint") + 1] == str(house.runs / "dt=2026-01-06")
 
 
 def test_backfill_builds_each_day_and_trains_only_if_asked(load: Load, house: House) -> None:

@@ -72,3 +72,17 @@ def test_a_wrong_data_root_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
         missing_inputs(schema, str(tmp_path / "nowhere"), DAY)
     with pytest.raises(UserError, match="--data"):
         missing_inputs(schema, "nosuch://bucket", DAY)
+
+
+def test_a_day_may_be_one_file_or_folders_below(landed: Path) -> None:
+    part = exposures(landed) / "part-00000.parquet"
+    below = exposures(landed) / "hour=00"
+    below.mkdir()
+    part.rename(below / part.name)
+    assert missing_inputs(schema, str(landed), DAY) == []
+    as_file = schema.exposures.model_copy(update={"path": "exposures-{dt}.parquet"})
+    others = (source for source in schema.sources if source != schema.exposures)
+    one_file = schema.model_copy(update={"sources": (as_file, *others)})
+    assert len(missing_inputs(one_file, str(landed), DAY)) == 1
+    (landed / f"exposures-{DAY}.parquet").touch()
+    assert missing_inputs(one_file, str(landed), DAY) == []
