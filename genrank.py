@@ -2,18 +2,358 @@
 
 from __future__ import annotations
 
-import typer
+import errno
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
 
-app = typer.Typer(name="genrank", no_args_is_help=True, add_completion=False, help=__doc__)
+import typer
+from rich.console import Console
+
+from schemas.errors import UserError
+
+app = typer.Typer(
+    name="genrank",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEMO_USERS, DEMO_DAYS = 2_000, 10
+DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
+
+SchemaFlag = Annotated[
+    str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
+]
+OptionalDEMO_USERS, DEMO_DAYS = 2_000, 10
+DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
+
+SchemaFlag = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema."),
+]
+DataFlag = Annotated[str, typer.Option("--data", metavar="DIR", help="Root folder of the sources.", show_default=False)]
+SamplesFlag = Annotated[
+    Path, typer.Option("--samples", metavar="DIR", help="The --out folder of `genrank build`.", show_default=False)
+]
+DatesFlag = Annotated[
+    str, typer.Option("--dates", metavar="FROM:TO", help="Days, both ends included; or one day.", show_default=False)
+]
 
 
 @app.callback()
 def root() -> None:
-    """Generative ranking from exposure log to score."""
+    """Generative ranking, from exposure log to score.
+
+    The usual way through: [bold]world[/] (or your own logs) → [bold]build[/] → [bold]train[/] → [bold]evaluate[/] →
+    [bold]report[/]. [bold]genrank demo[/] runs all of it.
+    """
 
 
 def main() -> None:
-    app()
+    """Run the command; bad input ends in one line on stderr and exit status 1."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(
+            f"no space left on the disk of {error.filename or 'the output folder'}; free some and run the command again"
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", status=130)
+
+
+def _fail(message: str, status: int = 1) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(text)
+
+
+def parse_dates(text: str, flag: str = "--dates") -> list[str]:
+    """`2026-01-01:2026-01-03` or one day, as a list of days."""
+    first, _, last = text.partition(":")
+    begin, end = _day(first, flag), _day(last or first, flag)
+    if end < begin:
+        raise UserError(f"{flag} {text}: the first day is after the last; write FROM:TO")
+    return [(begin + timedelta(days=i)).isoformat() for i in range((end - begin).days + 1)]
+
+
+def _day(text: str, flag: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{flag} {text!r} is not a day; write YYYY-MM-DD") from None
+
+
+# ---------------------------------------------------------------------- data
+
+
+@app.command(rich_help_panel="Data")
+def world(
+    out: Annotated[Path, typer.Option(help="Folder for the logs.", show_default=False)],
+    users: Annotated[int, typer.Option(min=1, help="Users in the marketplace.")] = 2_000,
+    days: Annotated[int, typer.Option(min=1, help="Days of logs.")] = 10,
+    seed: Annotated[int, typer.Option(help="Same arguments, same bytes.")] = 0,
+) -> None:
+    """Write a synthetic marketplace whose true click probabilities are known."""
+    from examples.marketplace.world import generate
+
+    generate(out, users=users, days=days, seed=seed)
+    _say(f"wrote the logs of {users:,} users over {days} days to {out}")
+
+
+@app.command(rich_help_panel="Data")
+def inputs(
+    schema: SchemaFlag,
+    data: DataFlag,
+    day: Annotated[str, typer.Option(metavar="DAY", help="YYYY-MM-DD.", show_default=False)],
+    marker: Annotated[str | None, typer.Option(help="A file that closes a day's folder, such as _SUCCESS.")] = None,
+) -> None:
+    """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
+    from pipelines.inputs import missing_inputs
+    from schemas import load_schema
+
+    parse_dates(day, "--day")
+    if lacks := missing_inputs(load_schema(schema), data, day, marker):
+        _fail("; ".join(lacks), status=75)
+    _say(f"{day}: every source has landed")
+
+
+@app.command(rich_help_panel="Data")
+def build(
+    schema: SchemaFlag,
+    data: DataFlag,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root folder of what is built.", show_default=False)],
+    from_: Annotated[str, typer.Option("--from", metavar="DAY", help="First day.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day.", show_default=False)],
+    engine: Annotated[
+        Literal["spark", "local"] | None, typer.Option(help="Default: spark where Java 17 is found, else local.")
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Labels as known then (ISO 8601). Default: the newest day's end.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again even what is up to date.")] = False,
+) -> None:
+    """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
+    from pipelines.build import BuildConfig
+    from pipelines.build import build as build_days
+    from pipelines.engine import default_engine
+
+    from schemas import load_schema
+
+    parse_dates(f"{from_}:{to}", "--from/--to")
+    chosen, reason = (engine, "") if engine else default_engine()
+    if reason:
+        _say(f"engine: {chosen} ({reason})")
+    result = build_days(
+        BuildConfig(
+            schema=load_schema(schema),
+            data=Path(data),
+            out=out,
+            first=from_,
+            last=to,
+            engine=chosen,
+            as_of=as_of,
+            force=force,
+        )
+    )
+    if result.unchanged:
+        _say(f"up to date: {', '.join(result.unchanged)}")
+    _say(
+        f"published {len(result.days)} days to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
+    )
+
+
+# ---------------------------------------------------------------------- models
+
+
+@app.command(rich_help_panel="Models")
+def train(
+    schema: SchemaFlag,
+    samples: SamplesFlag,
+    dates: DatesFlag,
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="Folder of this run; an interrupted run goes on.", show_default=False)
+    ],
+    model: Annotated[
+        str, typer.Option(help="mtgr-{tiny,small,medium,large}, hstu-..., din, dlrm, dcn, sasrec.")
+    ] = "mtgr-tiny",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model (repeatable).")
+    ] = None,
+    eval_dates: Annotated[
+        str | None, typer.Option(metavar="FROM:TO", help="Evaluate on these days on the way.")
+    ] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: each epoch.")] = 0,
+    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without gain; 0: never.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the days.")] = 1,
+    max_steps: Annotated[int, typer.Option(help="Stop after so many steps; 0: no limit.")] = 0,
+    token_budget: Annotated[int, typer.Option(help="Tokens of a batch, per rank.")] = 8192,
+    accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
+    view: Annotated[
+        Literal["user_day", "request", "session"] | None, typer.Option(help="Default: the schema's.")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="AdamW, dense parameters.")] = 2e-3,
+    sparse_lr: Annotated[float, typer.Option(help="Embedding tables.")] = 0.05,
+    warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = 50,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 on a GPU.")] = "auto",
+    backend: Annotated[Literal["auto", "torchrec", "torch"], typer.Option(help="Of the embedding tables.")] = "auto",
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same weights, to the bit.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: each epoch.")] = 0,
+    from_checkpoint: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on from this run on other days (T+1).")
+    ] = None,
+    reset_table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --from-checkpoint: start this table anew (repeatable)."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace to RUN/profile.")] = False,
+) -> None:
+    """Train a ranker on published samples."""
+    from model.config import TrainConfig
+
+    from schemas import load_schema
+
+    settings = dict(_setting(text) for text in set_ or ())
+    config = TrainConfig(
+        schema=load_schema(schema),
+        samples=samples,
+        dates=tuple(parse_dates(dates)),
+        out=out,
+        model=model,
+        settings=settings,
+        epochs=epochs,
+        max_steps=max_steps,
+        token_budget=token_budget,
+        accumulate=accumulate,
+        view=view,
+        lr=lr,
+        sparse_lr=sparse_lr,
+        warmup_steps=warmup_steps,
+        eval_dates=tuple(parse_dates(eval_dates, "--eval-dates")) if eval_dates else (),
+        eval_every=eval_every,
+        patience=patience,
+        device=device,
+        precision=precision,
+        backend=backend,
+        compile=compile_,
+        recompute=recompute,
+        deterministic=deterministic,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        from_checkpoint=from_checkpoint,
+        reset_tables=tuple(reset_table or ()),
+        profile=profile,
+    )
+    from model.trainer import train as run_training
+
+    run_training(config)
+    _say(f"wrote {out}")
+
+
+def _setting(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise UserError(f"--set {text}: write FIELD=VALUE, such as layers=4")
+    return field, value
+
+
+@app.command(rich_help_panel="Models")
+def evaluate(
+    run: Annotated[Path, typer.Option(metavar="RUN", help="The --out folder of `genrank train`.", show_default=False)],
+    samples: SamplesFlag,
+    dates: DatesFlag,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/metrics.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    bootstrap: Annotated[int, typer.Option(help="Replicates of the intervals; 0: none.")] = 200,
+) -> None:
+    """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves."""
+    from model.evaluate import EvaluateConfig
+    from model.evaluate import evaluate as run_evaluation
+
+    from model.report import print_metrics
+
+    metrics = run_evaluation(
+        EvaluateConfig(
+            run=run, samples=samples, dates=tuple(parse_dates(dates)), out=out, device=device, bootstrap=bootstrap
+        )
+    )
+    print_metrics(run.name, metrics)
+    _say(f"wrote {out or run / 'metrics.json'}")
+
+
+@app.command(rich_help_panel="Models")
+def report(
+    run: Annotated[
+        list[Path], typer.Option(metavar="RUN", help="An evaluated run; the first is compared with the rest.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page.")] = Path("report.html"),
+    samples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw one sample from the --out folder of `genrank build`.")
+    ] = None,
+) -> None:
+    """One self-contained HTML page: metrics against baselines, learning curves, merged tables, a drawn sample."""
+    from model.report import write_report
+
+    write_report(run, out, samples)
+    _say(f"wrote {out}")
+
+
+@app.command(rich_help_panel="Start here")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything the demo writes.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """The whole way on a synthetic marketplace: logs, samples, three rankers, a report. A few minutes on two cores."""
+    schema = str(Path(__file__).parent / "examples" / "marketplace" / "schema.py")
+    logs, built = out / "logs", out / "data"
+    first, last = "2026-01-01", f"2026-01-{DEMO_DAYS:02d}"
+    trained = f"2026-01-03:2026-01-{DEMO_DAYS - 1:02d}"
+    steps: list[list[str]] = [
+        ["world", "--out", str(logs), "--users", str(DEMO_USERS), "--days", str(DEMO_DAYS)],
+        ["build", "--schema", schema, "--data", str(logs), "--out", str(built), "--from", first, "--to", last],
+    ]
+    runs = []
+    for model in DEMO_MODELS:
+        folder = str(out / model)
+        runs += ["--run", folder]
+        steps.append(
+            [
+                "train",
+                "--schema",
+                schema,
+                "--samples",
+                str(built),
+                "--dates",
+                trained,
+                "--out",
+                folder,
+                "--model",
+                model,
+            ]
+        )
+        steps.append(["evaluate", "--run", folder, "--samples", str(built), "--dates", last])
+    steps.append(["report", *runs, "--samples", str(built), "--out", str(out / "report.html")])
+    for step in steps:
+        _say(f"[bold]$ genrank {' '.join(step)}[/]")
+        if status := subprocess.run([sys.executable, __file__, *step], check=False).returncode:
+            sys.exit(status)
 
 
 if __name__ == "__main__":

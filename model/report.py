@@ -1,0 +1,335 @@
+"""`genrank report`: one self-contained HTML page from run folders.
+
+Reads only what training and evaluation wrote: `summary.json`, `metrics.json`, `log.jsonl`, `predictions/`, `schema.json`; and,
+for the drawn sample, the samples the first run was evaluated on.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from schemas import Schema, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRICS = ("gauc", "auc", "ne", "logloss", "calibration")
+REFERENCES = {"oracle": "oracle (true probability)", "popularity": "item popularity", "user_item_ctr": "user-item CTR"}
+COLOURS = ("#1f6fb2", "#d9822b", "#3a9a5b", "#8a56ac", "#b5443c", "#5c6878")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `genrank train` + `genrank evaluate` left behind."""
+
+    folder: Path
+    summary: dict[str, object]
+    metrics: dict[str, object]
+    log: list[dict[str, object]]
+    schema: Schema
+
+    @property
+    def name(self) -> str:
+        return str(self.summary["model"])
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """The run in `folder`.
+
+        Raises:
+            UserError: the folder is no run, or was not trained or evaluated yet.
+        """
+        if not folder.is_dir():
+            raise UserError(f"--run {folder}: no such folder; give the --out folder of `genrank train`")
+        for name, remedy in (("summary.json", "genrank train"), ("metrics.json", "genrank evaluate")):
+            if not (folder / name).is_file():
+                raise UserError(f"--run {folder}: it has no {name}; run `{remedy}` on it first")
+        return cls(
+            folder,
+            _read_json(folder / "summary.json"),
+            _read_json(folder / "metrics.json"),
+            [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if line],
+            Schema.model_validate_json((folder / "schema.json").read_text()),
+        )
+
+    def task_metrics(self, task: str, row: str = "model") -> dict[str, dict[str, float]] | None:
+        tasks = self.metrics["tasks"]
+        assert isinstance(tasks, dict)
+        return tasks[task].get(row)
+
+
+def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -> None:
+    """Write the page that compares `runs` (the first is the one the others are baselines of) to `out`, atomically.
+
+    Raises:
+        UserError: a folder is no evaluated run, or two runs were evaluated on different samples.
+    """
+    import jinja2
+
+    loaded = [Run.read(run) for run in runs]
+    first = loaded[0]
+    for run in loaded[1:]:
+        for key in ("dates", "candidates"):
+            if run.metrics[key] != first.metrics[key]:
+                raise UserError(
+                    f"--run {run.folder}: evaluated on other {key} ({run.metrics[key]}) than {first.folder} "
+                    f"({first.metrics[key]}); evaluate both on the same --dates"
+                )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((Path(__file__).parent / "report.html").read_text())
+    page = template.render(
+        schema_name=first.schema.name,
+        fingerprint=first.schema.fingerprint,
+        headline=f"{first.name} beside its baselines",
+        scope=_scope(first),
+        tasks=[_task_section(label.name, loaded) for label in first.schema.labels],
+        curves=_svg(_curves(loaded)),
+        calibration=_svg(figure) if (figure := _calibration(loaded)) else None,
+        runs=[_run_row(run) for run in loaded],
+        plan=_plan(first),
+        sample=_sample(first, samples) if samples else None,
+    )
+    _write_atomically(out, page)
+
+
+def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
+    """The table of one run's `metrics.json` on the terminal: a row for the model and each reference, per task."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tasks = metrics["tasks"]
+    assert isinstance(tasks, dict)
+    console = Console(highlight=False)
+    for task, rows in tasks.items():
+        table = Table(title=f"{task} on {_days(_dates(metrics))}", title_justify="left", title_style="bold")
+        table.add_column("")
+        for metric in METRICS:
+            table.add_column(metric.upper() if metric != "calibration" else metric, justify="right")
+        for key, estimates in rows.items():
+            cells = [_cell(estimates.get(metric)) for metric in METRICS]
+            table.add_row(
+                name if key == "model" else REFERENCES.get(key, key),
+                *(
+                    f"{c['value']} [dim]{c['interval']}[/]" if metric == "gauc" else c["value"]
+                    for metric, c in zip(METRICS, cells, strict=True)
+                ),
+                style="bold" if key == "model" else "",
+            )
+        console.print(table)
+
+
+# ---------------------------------------------------------------------- sections
+
+
+def _scope(run: Run) -> str:
+    trained, tested = run.summary["train_dates"], _dates(run.metrics)
+    assert isinstance(trained, list)
+    return (
+        f"Trained on {_days(trained)}; evaluated on {_days(tested)}: {run.metrics['candidates']:,} candidates of "
+        f"{run.metrics['users']:,} users."
+    )
+
+
+def _dates(metrics: Mapping[str, object]) -> list[str]:
+    dates = metrics["dates"]
+    assert isinstance(dates, list)
+    return dates
+
+
+def _days(dates: list[str]) -> str:
+    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]} ({len(dates)} days)"
+
+
+def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
+    first = runs[0]
+    rows: list[tuple[str, str, dict[str, dict[str, float]]]] = []
+    if oracle := first.task_metrics(task, "oracle"):
+        rows.append(("reference", REFERENCES["oracle"], oracle))
+    rows += [("model", run.name, metrics) for run in runs if (metrics := run.task_metrics(task))]
+    for key in ("user_item_ctr", "popularity"):
+        if counts := first.task_metrics(task, key):
+            rows.append(("reference", REFERENCES[key], counts))
+    best = max((row[2]["gauc"]["value"] for row in rows if row[0] == "model"), default=math.nan)
+    model = first.task_metrics(task)
+    distance = ""
+    if oracle and model:
+        gap = (model["gauc"]["value"] - 0.5) / (oracle["gauc"]["value"] - 0.5)
+        distance = f"{first.name} reaches {gap:.1%} of the oracle's GAUC above chance."
+    label = next(label for label in first.schema.labels if label.name == task)
+    return {
+        "name": task,
+        "note": f"given {label.given}" if label.given else "",
+        "rows": [
+            {
+                "name": name,
+                "kind": "best" if kind == "model" and metrics["gauc"]["value"] == best else kind,
+                "cells": [_cell(metrics.get(metric)) for metric in METRICS],
+            }
+            for kind, name, metrics in rows
+        ],
+        "figure": _svg(_dots([(name, metrics["gauc"]) for _, name, metrics in rows])),
+        "distance": distance,
+    }
+
+
+def _cell(metric: dict[str, float] | None) -> dict[str, str]:
+    if metric is None or not math.isfinite(metric["value"]):
+        return {"value": "–", "interval": ""}
+    low, high = metric.get("low", math.nan), metric.get("high", math.nan)
+    interval = f"[{low:.4f}, {high:.4f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return {"value": f"{metric['value']:.4f}", "interval": interval}
+
+
+def _run_row(run: Run) -> dict[str, str]:
+    def number(key: str, digits: int = 0) -> str:
+        value = run.summary.get(key)
+        return f"{value:,.{digits}f}" if isinstance(value, int | float) else "–"
+
+    return {
+        "name": run.name,
+        "dense": number("dense_parameters"),
+        "sparse": number("sparse_rows"),
+        "steps": number("steps"),
+        "seconds": f"{number('seconds')} s",
+        "samples_per_s": number("samples_per_s"),
+        "tokens_per_s": number("tokens_per_s"),
+        "device": str(run.summary.get("device", "–")),
+    }
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _dots(rows: list[tuple[str, dict[str, float]]]) -> Figure:
+    figure, (axis,) = _figure(8, 0.6 + 0.32 * len(rows))
+    for y, (name, metric) in enumerate(reversed(rows)):
+        value, low, high = metric["value"], metric.get("low", math.nan), metric.get("high", math.nan)
+        colour = COLOURS[0] if y == len(rows) - 1 and name != REFERENCES["oracle"] else COLOURS[5]
+        axis.plot([low, high], [y, y], color=colour, linewidth=2)
+        axis.plot(value, y, "o", color=colour)
+        axis.annotate(f"{value:.4f}", (value, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+    axis.set_ylim(-0.5, len(rows) - 0.3)
+    axis.set_xlabel("GAUC")
+    return figure
+
+
+def _curves(runs: Sequence[Run]) -> Figure:
+    figure, (loss_axis, gauc_axis) = _figure(10, 3.4, columns=2)
+    for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+        steps = [(row["step"], row["loss"]) for row in run.log if "loss" in row]
+        if steps:
+            x, loss = (np.asarray(column, float) for column in zip(*steps, strict=True))
+            window = max(1, len(loss) // 40)
+            smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+            loss_axis.plot(x[window - 1 :], smooth, color=colour, label=run.name)
+        evaluations = [row for row in run.log if "eval" in row]
+        for task, style in zip([label.name for label in run.schema.labels], ("-", "--", ":", "-.") * 4, strict=False):
+            points = [(row["step"], row["eval"][task]["gauc"]) for row in evaluations if task in row["eval"]]  # type: ignore[index,operator]
+            if points:
+                gauc_axis.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=f"{run.name} {task}")
+    loss_axis.set(xlabel="step", ylabel="training loss")
+    gauc_axis.set(xlabel="step", ylabel="GAUC")
+    for axis in (loss_axis, gauc_axis):
+        if axis.has_data():
+            axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _calibration(runs: Sequence[Run]) -> Figure | None:
+    tasks = [label.name for label in runs[0].schema.labels if label.kind == "binary"]
+    if not tasks or not any((run.folder / "predictions").is_dir() for run in runs):
+        return None
+    figure, axes = _figure(min(10, 4.5 * len(tasks)), 3.8, columns=len(tasks))
+    for axis, task in zip(axes, tasks, strict=True):
+        for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+            columns = [task, f"{task}_weight", f"{task}_score"]
+            table = pq.read_table(run.folder / "predictions", columns=columns, partitioning=None)
+            label, weight, score = (table[name].to_numpy().astype(float) for name in columns)
+            order = np.argsort(score[weight > 0], kind="stable")
+            bins = [part for part in np.array_split(order, 15) if len(part)]
+            if not bins:
+                continue
+            predicted = [score[weight > 0][part].mean() for part in bins]
+            observed = [label[weight > 0][part].mean() for part in bins]
+            axis.plot(predicted, observed, ".-", color=colour, label=run.name, linewidth=1)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        limits = [max(1e-4, min(axis.get_xlim()[0], axis.get_ylim()[0])), 1]
+        axis.plot(limits, limits, color="#b8c0ca", linewidth=1, zorder=0)
+        axis.set(title=task, xlabel="predicted", ylabel="observed", xlim=limits, ylim=limits)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _svg(figure: Figure) -> object:
+    from markupsafe import Markup
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+# ---------------------------------------------------------------------- the plan and one sample
+
+
+def _plan(run: Run) -> dict[str, object]:
+    from tokenization.plan import make_plan
+
+    explained = make_plan(run.schema).explain()
+    return {"summary": explained["summary"], "columns": explained["columns"], "rows": explained["rows"]}
+
+
+def _sample(run: Run, samples: Path) -> dict[str, str] | None:
+    from tokenization.show import interesting_sample, show
+
+    sample_id = interesting_sample(samples, run.schema, _dates(run.metrics)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        png = Path(folder) / "sample.png"
+        show(samples, sample_id, schema=run.schema, png=png)
+        return {"id": sample_id, "png": base64.b64encode(png.read_bytes()).decode()}
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    found = json.loads(path.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(text)
+    staging.replace(path)
