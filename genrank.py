@@ -149,7 +149,6 @@ def build(
     from pipelines.build import BuildConfig
     from pipelines.build import build as build_days
     from pipelines.engine import default_engine
-
     from schemas import load_schema
 
     parse_dates(f"{from_}:{to}", "--from/--to")
