@@ -1,8 +1,10 @@
-"""Interval attention on CPU against padded dense attention, on long-tailed lengths: the ratio a trainer without GPU feels.
+"""Interval attention on CPU against padded dense attention, on long-tailed lengths: the ratio a trainer without GPU
+feels.
 
     python -m benchmarks.attention_cpu [--samples 128] [--repeats 7] [--threads 1]
 
-Writes benchmarks/results/attention_cpu.json; benchmarks/kernels.md says what it means. The peer is what a careful PyTorch
+Writes benchmarks/results/attention_cpu.json; benchmarks/kernels.md says what it means. The peer is what a careful
+PyTorch
 user writes: one padded [B, H, N, D] batch, its masks made beforehand and given for free, autograd for the backward.
 """
 
@@ -112,7 +114,11 @@ def measure(mask: str, samples: int, heads: int, dim: int, high: int, repeats: i
 
         mine = median_ms(lambda step=step: step(ours), repeats)
         theirs = median_ms(lambda step=step: step(lambda: padded(q, k, v)), repeats)
-        row |= {f"{mode}_ms": round(mine, 2), f"{mode}_padded_ms": round(theirs, 2), f"{mode}_ratio": round(theirs / mine, 2)}
+        row |= {
+            f"{mode}_ms": round(mine, 2),
+            f"{mode}_padded_ms": round(theirs, 2),
+            f"{mode}_ratio": round(theirs / mine, 2),
+        }
     return row
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels import attention_blocked
 from kernels.dispatch import backend_for, draw_seed
+from kernels.interval import Problem
 
 Divisor = Literal["length", "visible"] | int
 
@@ -202,7 +203,7 @@ def reference_attention(
         if keep is not None:
             weights = weights * keep[b].to(weights.dtype)
         rows.append(torch.einsum("hqk,khd->qhd", weights, v[keys]) * scale[queries, None, None].to(v.dtype))
-    return torch.cat(rows) if rows else v.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+    return torch.cat(rows) if rows else (q[..., :1] * v[..., :1]).expand(-1, -1, v.shape[2])
 
 
 def position_row(distance: Tensor, rows: int) -> Tensor:
@@ -310,7 +311,11 @@ def _forward(
     max_length: int,
 ) -> Tensor:
     bias = RelativeBias(position_table, time_table, timestamps, positions)
-    problem = attention_blocked.Problem(q_offsets, k_offsets, q_positions, begin, end)
+    problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
+    if backend_for(q) == "triton":
+        from kernels import attention_triton
+
+        return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
     return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
@@ -337,7 +342,11 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v and then of whichever tables there are."""
     bias = RelativeBias(position_table, time_table, timestamps, positions)
-    problem = attention_blocked.Problem(q_offsets, k_offsets, q_positions, begin, end)
+    problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
+    if backend_for(q) == "triton":
+        from kernels import attention_triton
+
+        return attention_triton.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
     return attention_blocked.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 

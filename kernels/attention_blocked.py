@@ -10,17 +10,17 @@ forward and backward, shares it.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+
+from kernels.interval import Problem, planned
 
 if TYPE_CHECKING:
     from kernels.attention import RelativeBias
@@ -33,17 +33,6 @@ PADDING = 1.15
 """A tile may hold this many times the weights that its chunks need."""
 HIDDEN = -1e4
 """Score of a hidden pair: SiLU and its derivative are exactly 0 there, in float16 too."""
-
-
-class Problem(NamedTuple):
-    """Which query of which sample sees which keys; see `kernels.attention.delta_attention`."""
-
-    q_offsets: Tensor
-    k_offsets: Tensor
-    q_positions: Tensor | None
-    """None: the queries are the keys, in order."""
-    begin: Tensor
-    end: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def forward(
 ) -> Tensor:
     """[Tq, H, Dv]; arguments as in `kernels.attention.reference_attention`."""
     heads, dim = q.shape[1], v.shape[2]
-    plan = plan_for(problem, len(k), heads)
+    plan = planned(problem, ("blocked", len(k), heads), lambda: make_plan(problem, len(k), heads))
     tiled_q, tiled_k, tiled_v = gather(plan, q, k, v)
     tiled_out = tiled_q.new_empty(len(tiled_q), dim)
     for at, tile in enumerate(plan.tiles):
@@ -136,7 +125,7 @@ def backward(
     kept.
     """
     heads = q.shape[1]
-    plan = plan_for(problem, len(k), heads)
+    plan = planned(problem, ("blocked", len(k), heads), lambda: make_plan(problem, len(k), heads))
     grad = grad * scale[:, None, None].to(grad.dtype)
     tables = [torch.zeros_like(t) for t in (bias.position_table, bias.time_table) if t is not None]
     tiled_q, tiled_k, tiled_v = gather(plan, q, k, v)
@@ -294,23 +283,6 @@ def collect_keys(plan: Plan, tiled: Tensor) -> Tensor:
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
-
-_plans: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def plan_for(problem: Problem, key_tokens: int, heads: int) -> Plan:
-    """The plan of a batch, made once while the same tensors live unchanged."""
-    tensors = [t for t in problem if t is not None]
-    stamp = (key_tokens, heads, *[-1 if t.is_inference() else t._version for t in tensors])
-    known = _plans.get(problem.begin)
-    if known is not None:
-        plan, same_stamp, references = known
-        if same_stamp == stamp and all(r() is t for r, t in zip(references, tensors, strict=True)):
-            assert isinstance(plan, Plan)
-            return plan
-    plan = make_plan(problem, key_tokens, heads)
-    _plans[problem.begin] = (plan, stamp, [weakref.ref(t) for t in tensors])
-    return plan
 
 
 @dataclass(frozen=True)

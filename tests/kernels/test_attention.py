@@ -197,3 +197,33 @@ def test_bad_input_is_named() -> None:
         interval_attention(q, k, v, *where, bias=RelativeBias(time_table=torch.zeros(4, 1)))
     with pytest.raises(ValueError, match="an odd number"):
         interval_attention(q, k, v, *where, bias=RelativeBias(position_table=torch.zeros(4, 1)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "delta"])
+def test_the_ops_are_registered_as_pytorch_wants(kind: str) -> None:
+    """Schema, fake tensors and autograd registration, so that torch.compile and export work."""
+    batch = make_batch([5, 0, 7], "mtgr", seed=2)
+    leaves = draw_qkv(batch.tokens, 2, (4, 6), torch.float32)
+    bias = draw_bias(batch.tokens, 2, torch.float32) if kind == "bias" else RelativeBias()
+    own = local_positions(batch.offsets, batch.tokens) if kind == "delta" else None
+    where = (batch.offsets, batch.offsets, own, batch.begin, batch.end)
+    scale = row_scale("length", batch.offsets, batch.offsets, own, batch.begin, batch.end)
+    rest = (*where, scale, *bias, 0.5, 0.0, 0, -1)
+    torch.library.opcheck(torch.ops.genrank.interval_attention, (*leaves, *rest))
+    plain = [t.detach() for t in leaves]
+    given = [t.detach() if t is not None else None for t in bias]
+    torch.library.opcheck(
+        torch.ops.genrank.interval_attention_backward,
+        (torch.randn(batch.tokens, 2, 6), *plain, *where, scale, *given, 0.5, 0.0, 0, -1),
+    )
+
+
+def test_compiles_without_graph_breaks() -> None:
+    batch = make_batch([5, 9], "causal")
+    q, k, v = (t.detach() for t in draw_qkv(batch.tokens, 2, (4, 4), torch.float32))
+
+    def run(q: Tensor) -> Tensor:
+        return interval_attention(q * 2, k, v, batch.offsets, batch.begin, batch.end)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q), run(q))

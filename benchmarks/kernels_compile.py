@@ -1,0 +1,209 @@
+"""Compile every Triton kernel for every GPU generation, without a GPU: registers, shared memory, spills, tensor-core
+instructions.
+
+    python -m benchmarks.kernels_compile [--arch 80 90 100] [--only NAME] [--quick]
+
+A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
+each dtype, shape and configuration that the autotuner may choose. Writes benchmarks/results/kernels_compile.json and
+exits 1 if a kernel spills registers to memory, or asks for more shared memory than the chip has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import attention_triton
+from kernels.attention import RelativeBias, row_scale
+from kernels.interval import Problem
+from kernels.launch import Launch, recording
+
+RESULT = Path(__file__).parent / "results" / "kernels_compile.json"
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities 8.0, 9.0, 10.0)."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class Row:
+    kernel: str
+    case: str
+    dtype: str
+    arch: int
+    config: str
+    registers: int
+    stack_bytes: int
+    """Spilled registers: memory that each thread would keep in its stack."""
+    shared_bytes: int
+    tensor_core: str
+    seconds: float
+
+    @property
+    def fails(self) -> bool:
+        return self.stack_bytes > 0 or self.shared_bytes > SHARED_LIMIT[self.arch]
+
+
+def attention_launches(dtype: torch.dtype, heads: int, dim: int, value_dim: int, kind: str) -> list[Launch]:
+    """Forward, dQ and dKV of one shape; kind: "plain", "bias" (with gradients of both tables), "dropout" or "delta"."""
+    tokens = 256
+    q, k = (torch.zeros(tokens, heads, dim, dtype=dtype) for _ in range(2))
+    v = torch.zeros(tokens, heads, value_dim, dtype=dtype)
+    offsets = torch.tensor([0, tokens])
+    begin, end = torch.zeros(tokens, dtype=torch.int32), torch.arange(tokens, dtype=torch.int32)
+    own = end.clone() if kind == "delta" else None
+    problem = Problem(offsets, offsets, own, begin, end)
+    scale = row_scale("length", offsets, offsets, own, begin, end)
+    bias = RelativeBias()
+    if kind == "bias":
+        stamps = torch.zeros(tokens, dtype=torch.int64)
+        bias = RelativeBias(torch.zeros(513, heads), torch.zeros(64, heads), stamps)
+    rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, 7)
+    with recording() as launches:
+        attention_triton.forward(q, k, v, *rest)
+        if kind != "delta":
+            attention_triton.backward(v, q, k, v, *rest)
+    return launches
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an op, at one shape and dtype."""
+
+    name: str
+    dtype: str
+    archs: tuple[int, ...]
+    record: Callable[[], list[Launch]]
+
+
+EVERY = (80, 90, 100)
+
+
+def attention_cases() -> Iterator[Case]:
+    """Every head dim and feature in bfloat16 on Hopper; what training uses most in the other dtypes and generations."""
+    for dim, value_dim in ((128, 128), (64, 64), (256, 256), (32, 128), (48, 48)):
+        kinds = ("plain", "bias", "dropout", "delta") if dim in (64, 128) else ("plain",)
+        for kind in kinds:
+            for name, dtype in DTYPES.items():
+                common = dim in (64, 128) and kind in ("plain", "bias")
+                if name != "bf16" and (kind != "plain" or (name == "fp32" and not common)):
+                    continue
+                archs = EVERY if name == "bf16" and common else (90,)
+
+                def record(dtype: torch.dtype = dtype, d: int = dim, v: int = value_dim, k: str = kind) -> list[Launch]:
+                    return attention_launches(dtype, 4, d, v, k)
+
+                yield Case(f"attention {dim}x{value_dim} {kind}", name, archs, record)
+
+
+def compile_one(launch: Launch, config: triton.Config, arch: int) -> tuple[bytes, dict[str, int]]:
+    """The cubin, and what Triton knows of it."""
+    kernel = launch.kernel
+    constants = {**launch.constants, **config.kwargs}
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], object] = {}
+    attrs: dict[tuple[int, ...], list[list[object]]] = {}
+    values = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | constants
+    for at, name in enumerate(kernel.arg_names):
+        value = values[name]
+        if name in constants or (type(value) is int and value == 1):
+            signature[name], constexprs[(at,)] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + {torch.bool: "i1"}.get(
+                value.dtype,
+                triton.runtime.jit.type_canonicalisation_dict.get(
+                    str(value.dtype).removeprefix("torch."), str(value.dtype)
+                ),
+            )
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attrs[(at,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs, attrs)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return compiled.asm["cubin"], {"shared": compiled.metadata.shared}
+
+
+def measure(launch: Launch, config: triton.Config, case: str, dtype: str, arch: int) -> Row:
+    start = time.perf_counter()
+    cubin, facts = compile_one(launch, config, arch)
+    cuobjdump = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    found = [
+        f"{op} {n}"
+        for op in ("UTCHMMA", "UTCQMMA", "HGMMA", "HMMA", "QMMA")
+        if (n := len(re.findall(rf"\b{op}\b", sass)))
+    ]
+    text = ", ".join(f"{k}={v}" for k, v in config.kwargs.items())
+    return Row(
+        launch.kernel.__name__, case, dtype, arch, f"{text}, warps={config.num_warps}, stages={config.num_stages}",
+        numbers["REG"], numbers["STACK"] + numbers["LOCAL"], facts["shared"], ", ".join(found) or "none",
+        round(time.perf_counter() - start, 1),
+    )  # fmt: skip
+
+
+def table(archs: list[int], only: str, quick: bool) -> list[Row]:
+    """quick: the first case and configuration of each kernel, in bfloat16."""
+    work = []
+    seen: set[str] = set()
+    for case in attention_cases():
+        for launch in case.record():
+            name = launch.kernel.__name__
+            if only not in f"{name} {case.name} {case.dtype}" or (quick and name in seen):
+                continue
+            seen.add(name)
+            for config in launch.configs[:1] if quick else launch.configs:
+                work += [(launch, config, case.name, case.dtype, arch) for arch in archs if arch in case.archs]
+    return [measure(*one) for one in tqdm(work, unit="kernel", disable=not sys.stderr.isatty())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", default="", help="only kernels whose 'kernel case dtype' contains this")
+    parser.add_argument("--quick", action="store_true", help="one case and configuration of each kernel")
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
+    rows = table(args.arch, args.only, args.quick)
+    for row in rows:
+        print(
+            f"{'FAILS ' if row.fails else ''}{row.kernel:20} {row.case:26} {row.dtype} sm_{row.arch:<3} {row.config:48} ",
+            end="",
+        )
+        print(f"registers {row.registers:3} spilled {row.stack_bytes:4} shared {row.shared_bytes:6}  {row.tensor_core}")
+    if not args.only and not args.quick:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(
+            json.dumps({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, indent=0) + "\n"
+        )
+    failing = sum(row.fails for row in rows)
+    print(f"{len(rows)} kernels compiled, {failing} fail")
+    sys.exit(1 if failing else 0)
+
+
+if __name__ == "__main__":
+    main()

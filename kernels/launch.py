@@ -1,0 +1,87 @@
+"""The one place where Triton kernels start: picks a configuration, or records what would have run, for the compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+"""Kernels run in Triton's interpreter, on CPU. Decided, as Triton does, when the kernels are imported."""
+
+Grid = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with the arguments of one call, and all the configurations that the autotuner may choose for it."""
+
+    kernel: Any
+    arguments: list[Any]
+    constants: dict[str, Any]
+    configs: list[triton.Config]
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, kernels do not run: each launch is added to the list instead."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+class Tuned:
+    """A kernel, its configurations, and Triton's autotuner over those that `fits` lets through."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        configs: Sequence[triton.Config],
+        key: Sequence[str],
+        fits: Callable[[triton.Config, dict[str, Any]], bool] | None = None,
+        sums: Sequence[str] = (),
+    ) -> None:
+        """key: arguments that a choice depends on (dtypes always); sums: arguments that the kernel adds to."""
+        self.kernel = kernel
+        self.configs = list(configs)
+        self.fits = fits
+        prune = {"early_config_prune": lambda configs, named, **kwargs: self.usable({**named, **kwargs})}
+        self.tuner = triton.autotune(self.configs, list(key), prune_configs_by=prune, reset_to_zero=list(sums) or None)(
+            kernel
+        )
+
+    def usable(self, arguments: dict[str, Any]) -> list[triton.Config]:
+        kept = [c for c in self.configs if self.fits is None or self.fits(c, arguments)]
+        return kept or self.configs[-1:]
+
+    def __call__(
+        self,
+        grid: Callable[[dict[str, Any]], Grid],
+        arguments: list[Any],
+        constants: dict[str, Any],
+        chosen: triton.Config | None = None,
+    ) -> None:
+        """Run over `grid(configuration)`. `chosen` overrides the autotuner; the interpreter takes the last
+        configuration.
+        """
+        if _recorded is not None:
+            named = {**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants}
+            _recorded.append(Launch(self.kernel, arguments, constants, self.usable(named)))
+            return
+        if chosen is None and INTERPRET:
+            chosen = self.configs[-1]
+        if chosen is None:
+            self.tuner[grid](*arguments, **constants)
+            return
+        options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+        self.kernel[grid(chosen.kwargs)](*arguments, **constants, **chosen.kwargs, **options)

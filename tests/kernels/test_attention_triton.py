@@ -1,0 +1,212 @@
+"""The Triton attention kernels, in the interpreter, against the float64 definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import attention_triton
+from kernels.attention import (
+    BUCKET_WIDTH,
+    RelativeBias,
+    delta_attention,
+    interval_attention,
+    local_positions,
+    reference_attention,
+    row_scale,
+)
+from kernels.interval import Problem
+
+from .cases import MASKS, Batch, batches, make_batch
+
+BLOCKS = [attention_triton.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
+
+
+def stamps_off_the_edges(tokens: int, generator: torch.Generator) -> Tensor:
+    """Timestamps whose differences are not within rounding of a bucket's edge, where two correct logarithms may
+    disagree.
+    """
+    grid = torch.tensor([0, 3, 10, 33, 100, 1_000, 12_345, 100_000, 2_000_000])
+    gaps = (grid[:, None] - grid[None, :]).abs().clamp(min=1).double().log() / BUCKET_WIDTH
+    assert ((gaps - gaps.round()).abs() > 1e-4)[gaps > 0].all()
+    return grid[torch.randint(0, len(grid), (tokens,), generator=generator)]
+
+
+class Case:
+    """One random problem, run by the kernels in a low precision and by the definition in float64 and in that
+    precision.
+    """
+
+    def __init__(
+        self, batch: Batch, dtype: torch.dtype, dims: tuple[int, int], heads: int, bias: str, divisor: Any
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        tokens = batch.tokens
+        self.problem = Problem(batch.offsets, batch.offsets, None, batch.begin, batch.end)
+        self.scale = row_scale(divisor, batch.offsets, batch.offsets, None, batch.begin, batch.end)
+        self.alpha = 1.0 / math.sqrt(dims[0])
+        self.inputs = [
+            torch.randn(tokens, heads, d, generator=generator).to(dtype) for d in (dims[0], dims[0], dims[1])
+        ]
+        self.bias = RelativeBias()
+        if bias != "none":
+            self.bias = RelativeBias(
+                torch.randn(21, heads, generator=generator) if "position" in bias else None,
+                torch.randn(12, heads, generator=generator) if "time" in bias else None,
+                stamps_off_the_edges(tokens, generator),
+                torch.randint(0, 30, (tokens,), generator=generator, dtype=torch.int32)
+                if "positions" in bias
+                else None,
+            )
+        self.upstream = torch.randn(tokens, heads, dims[1], generator=generator).to(dtype)
+
+    def kernels(self, blocks: Any) -> list[Tensor]:
+        rest = (self.problem, self.scale, self.bias, self.alpha, 0.0, 0, blocks)
+        out = attention_triton.forward(*self.inputs, *rest)
+        return [out, *attention_triton.backward(self.upstream, *self.inputs, *rest)]
+
+    def definition(self, dtype: torch.dtype) -> list[Tensor]:
+        tables = [t for t in (self.bias.position_table, self.bias.time_table) if t is not None]
+        leaves = [x.to(dtype).requires_grad_() for x in (*self.inputs, *tables)]
+        given = iter(leaves[3:])
+        bias = self.bias._replace(
+            position_table=None if self.bias.position_table is None else next(given),
+            time_table=None if self.bias.time_table is None else next(given),
+        )
+        out = reference_attention(*leaves[:3], *self.problem, self.scale.to(dtype), bias, self.alpha)
+        grads = torch.autograd.grad(out, leaves, self.upstream.to(dtype), allow_unused=True, materialize_grads=True)
+        return [out.detach(), *grads]
+
+
+def check_error(case: Case, dtype: torch.dtype, blocks: Any) -> None:
+    """At most 2x (forward) and 3x (backward) the error of the definition run in the same precision; a floor of a few
+    roundings of the largest value, for the cases in which that error is 0 by luck."""
+    exact = case.definition(torch.float64)
+    low = case.definition(dtype)
+    for at, (got, want, rough) in enumerate(zip(case.kernels(blocks), exact, low, strict=True)):
+        if not want.numel():
+            assert got.shape == want.shape
+            continue
+        allowed = (2 if at == 0 else 3) * (rough - want).abs().max() + 4 * torch.finfo(dtype).eps * want.abs().max()
+        assert (got - want).abs().max() <= allowed, f"output {at}: {(got - want).abs().max()} > {allowed}"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    batches(longest=50, most=3),
+    st.sampled_from([torch.float32, torch.float16]),
+    st.sampled_from([(16, 16), (24, 16), (16, 40)]),
+    st.sampled_from([1, 1, 2]),
+    st.sampled_from(["none", "none", "position", "time", "position time", "positions time"]),
+    st.sampled_from(["length", "visible", 64]),
+    st.sampled_from(BLOCKS),
+)
+def test_kernels_equal_the_definition(
+    batch: Batch, dtype: torch.dtype, dims: tuple[int, int], heads: int, bias: str, divisor: Any, blocks: Any
+) -> None:
+    check_error(Case(batch, dtype, dims, heads, bias, divisor), dtype, blocks)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_long_samples_of_every_mask(mask: str) -> None:
+    """Several units and chunks a sample, so that full runs, holes and both edges occur."""
+    batch = make_batch([200, 0, 1, 130], mask, seed=11)
+    check_error(Case(batch, torch.float32, (16, 16), 1, "none", "length"), torch.float32, BLOCKS[-1])
+
+
+def test_window_with_a_full_attention_tail() -> None:
+    """The key blocks' queries then lie in two runs with a hole between them, which is skipped and must not be lost."""
+    n, window, tail = 300, 20, 30
+    at = torch.arange(n)
+    begin = torch.where(at >= n - tail, 0, (at - window).clamp(min=0)).int()
+    batch = Batch(torch.tensor([0, n]), begin, (at + 1).int())
+    check_error(Case(batch, torch.float32, (16, 16), 1, "none", "visible"), torch.float32, BLOCKS[1])
+
+
+def test_backward_is_deterministic() -> None:
+    case = Case(make_batch([50, 13], "mtgr", seed=2), torch.float16, (16, 16), 2, "position time", "length")
+    for a, b in zip(case.kernels(BLOCKS[0]), case.kernels(BLOCKS[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_table_gradients_survive_tiny_and_infinite_upstreams() -> None:
+    """The fixed point follows the data: gradients of 1e-20 keep their digits, one that overflowed shows as NaN."""
+    case = Case(make_batch([40], "causal"), torch.float32, (16, 16), 1, "position time", "length")
+    case.upstream *= 1e-20
+    for got, want in zip(case.kernels(BLOCKS[0])[4:], case.definition(torch.float64)[4:], strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-27)
+    case.upstream[3] = torch.inf
+    assert all(got.isnan().all() for got in case.kernels(BLOCKS[0])[4:])
+
+
+def test_dropout_is_one_mask_in_forward_and_backward() -> None:
+    """d out / d v is the (dropped) attention matrix itself, and the mask repeats with the seed alone."""
+    batch = make_batch([33, 20], "mtgr", seed=4)
+    case = Case(batch, torch.float32, (16, 16), 1, "none", "length")
+    q, k, _ = case.inputs
+    rest = (case.problem, case.scale, RelativeBias(), case.alpha, 0.4)
+
+    def weights(seed: int, blocks: Any) -> Tensor:
+        """[T, T]: out for one-hot values, 16 keys at a time."""
+        columns = []
+        for first in range(0, batch.tokens, 16):
+            v = torch.eye(batch.tokens)[:, None, first : first + 16].contiguous()
+            columns.append(attention_triton.forward(q, k, v, *rest, seed, blocks)[:, 0])
+        return torch.cat(columns, 1)
+
+    dropped, clean = weights(5, BLOCKS[0]), attention_dense(case)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], clean[kept] / 0.6, rtol=1e-4, atol=1e-6)
+    share = kept[clean != 0].float().mean()
+    assert abs(share - 0.6) < 4 * math.sqrt(0.24 / int((clean != 0).sum()))
+    assert torch.equal(weights(5, BLOCKS[2]) != 0, kept), "the mask depends on the blocks"
+    assert not torch.equal(weights(6, BLOCKS[0]) != 0, kept)
+    dv = attention_triton.backward(case.upstream, *case.inputs, *rest, 5, BLOCKS[1])[2]
+    torch.testing.assert_close(dv[:, 0], dropped.t() @ case.upstream[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def attention_dense(case: Case) -> Tensor:
+    """[T, T] attention weights of the definition."""
+    tokens = len(case.inputs[0])
+    q, k, _ = case.inputs
+    v = torch.eye(tokens)[:, None, :]
+    return reference_attention(q, k, v, *case.problem, case.scale, RelativeBias(), case.alpha)[:, 0]
+
+
+@settings(max_examples=5, deadline=None)
+@given(batches(longest=30, most=3), st.integers(0, 100))
+def test_delta_queries(batch: Batch, seed: int) -> None:
+    case = Case(batch, torch.float32, (16, 16), 2, "position time", "length")
+    q, k, v = case.inputs
+    chosen = torch.rand(batch.tokens, generator=torch.Generator().manual_seed(seed)) < 0.4
+    sample = torch.repeat_interleave(torch.arange(len(batch.offsets) - 1), batch.offsets.diff())
+    counts = torch.bincount(sample[chosen], minlength=len(batch.offsets) - 1)
+    q_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    rows = (local_positions(batch.offsets, batch.tokens)[chosen], batch.begin[chosen], batch.end[chosen])
+    with pytest.MonkeyPatch.context() as patch:
+        whole = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end, bias=case.bias)
+        patch.setenv("GENRANK_KERNELS", "triton")
+        some = delta_attention(q[chosen], k, v, q_offsets, batch.offsets, *rows, bias=case.bias)
+    torch.testing.assert_close(some, whole[chosen], rtol=1e-4, atol=1e-5)
+
+
+def test_strided_heads_and_autograd_through_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v as views of one projection, as models pass them."""
+    batch = make_batch([20, 9], "mtgr", seed=1)
+    x = torch.randn(batch.tokens, 2, 48, requires_grad=True)
+
+    def run() -> Tensor:
+        q, k, v = x.split([16, 16, 16], dim=2)
+        out = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end)
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+        return torch.cat([out.flatten(), grad.flatten()])
+
+    blocked = run()
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    torch.testing.assert_close(run(), blocked, rtol=1e-4, atol=1e-5)
