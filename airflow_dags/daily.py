@@ -21,7 +21,7 @@ DOC = """\
 | `wait_for_inputs` | asks `genrank inputs` every five minutes whether each source's day has landed | after a day of waiting; the log names the sources that never came |
 | `build` | builds the day's samples in staging, **gates** them, **publishes** them by writing the day's manifest | the day stays unpublished (or as it was); the log names the expectation and the column |
 | `evaluate` | scores the day with the model of the day before, which has not seen it (progressive validation); skipped on the first day | nothing is trained on a day that can't be scored |
-| `train` | goes on from the newest finished run and trains on every day since, so that a failed day is made up for by the next | the next day starts from the same checkpoint |
+| `train` | goes on from the newest finished run and trains on every day since, so that the next day makes up for a failed training | the next day starts from the same checkpoint; if a day between was never built, it says so: build it with `genrank_backfill` |
 
 Every task may be cleared and run again: publishing switches a day as a whole, and a killed training resumes.
 

@@ -142,7 +142,7 @@ def test_no_registry_host_and_no_path_of_one_machine() -> None:
             assert not found, f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
 
 
-@pytest.mark.parametrize("script", [".ci/run", "requirements/lock.sh"])
+@pytest.mark.parametrize("script", [".ci/run", "requirements/lock.sh", "tests/airflow_dags/run_day.sh"])
 def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK), f"chmod +x {script}"
 
