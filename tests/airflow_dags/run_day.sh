@@ -29,7 +29,9 @@ airflow() { # airflow LOG ARGUMENT...: Airflow's own log is long, so it goes to 
     shift
     echo "airflow $*"
     .airflow/venv/bin/airflow "$@" >"$log" 2>&1 || {
-        grep -v 'loc=.*routes' "$log" | cut -c1-400 | tail -n 60
+        # What the tasks' commands printed, then Airflow's last words.
+        sed -nE 's/^\S+ \[[a-z]+ *\] (.*) \[airflow\.task\.(hooks|operators)\..*/    \1/p' "$log" | tail -n 40
+        tail -n 5 "$log" | cut -c1-400
         fail "airflow $* failed; its whole log is $log"
     }
 }
@@ -40,6 +42,7 @@ expect() { # expect WHY FILE...: each file is there and not empty
 
 "$genrank" world --out "$here/data" --users 60 --days 3 --seed 1
 airflow migrate db migrate
+airflow parse dags reserialize
 airflow errors dags list-import-errors
 airflow dags dags list
 for dag in genrank_daily genrank_backfill; do grep -q "$dag" "$here/dags.log" || fail "Airflow doesn't list $dag"; done
