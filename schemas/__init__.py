@@ -1,6 +1,6 @@
 """The declarative feature schema: one declaration that the whole house reads. Pure Python, pydantic and pyarrow."""
 
-from schemas.errors import UserError
+from schemas.errors import SchemaError, UserError
 from schemas.feature import (
     AutoDis,
     Categorical,
@@ -23,6 +23,7 @@ from schemas.load import load_schema
 from schemas.schema import Schema
 from schemas.source import EventLog, Snapshot
 from schemas.table import Normal, SparseOptimizer, Table, Uniform, Zeros
+from schemas.text import from_json, from_yaml, to_json, to_yaml
 from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Numeric",
     "QuantileBuckets",
     "Schema",
+    "SchemaError",
     "Sequence",
     "Snapshot",
     "SparseOptimizer",
@@ -60,5 +62,9 @@ __all__ = [
     "UserError",
     "UserGroup",
     "Zeros",
+    "from_json",
+    "from_yaml",
     "load_schema",
+    "to_json",
+    "to_yaml",
 ]

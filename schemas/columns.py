@@ -72,9 +72,9 @@ def rows(schema: Schema, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
     for event in next((s.events for s in schema.sequences if s.name == group), ()):
         if isinstance(event, Events) and event.source in logs:
             found.append((event.source, joined(schema, logs[event.source].columns)))
-        if isinstance(event, Changes) and event.source in states:
-            columns = states[event.source].columns
-            found.append((event.source, {event.column: columns[event.column]} if event.column in columns else {}))
+        types = states[event.source].columns if isinstance(event, Changes) and event.source in states else {}
+        if isinstance(event, Changes) and (type_ := types.get(event.column)):
+            found.append((event.source, {event.column: type_, f"{event.source}.{event.column}": type_}))
     return found
 
 

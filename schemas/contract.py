@@ -18,12 +18,15 @@ No leaf holds a null: a missing id is `MISSING_ID`, a missing number NaN, a miss
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
 from schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
-from schemas.schema import CANDIDATES, USER, Schema
+from schemas.group import CANDIDATES, USER
+
+if TYPE_CHECKING:
+    from schemas.schema import Schema
 
 SCHEMA_KEY = b"genrank.schema"
 FINGERPRINT_KEY = b"genrank.fingerprint"

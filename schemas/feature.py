@@ -156,9 +156,9 @@ class CrossFeature(_Feature):
     keys: tuple[str, ...] = ()
     window: Duration
     value: str | None = None
-    """The column summed, averaged, kept or counted distinct."""
+    """The event's column summed, averaged, kept or counted distinct; or a snapshot's (`"items.category"`)."""
     where: str | None = None
-    """SQL condition on the event's columns."""
+    """SQL condition on the event's columns and its snapshots'."""
     prior: float = Field(default=0.0, ge=0)
     strength: float = Field(default=0.0, ge=0)
     """Pseudo-count of the prior in `rate`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -16,6 +14,7 @@ from schemas.group import CANDIDATES as CANDIDATES
 from schemas.group import USER as USER
 from schemas.group import Candidates, Sequence, UserGroup
 from schemas.label import Label, Training
+from schemas.meaning import digest, model_meaning, samples_meaning, whole_meaning
 from schemas.source import EventLog, Snapshot, Source
 from schemas.validate import mistakes
 
@@ -90,25 +89,18 @@ class Schema(Declaration):
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over everything with meaning: the same for any order of declaration, any description or owner."""
-        return _digest(_canonical(self.model_dump(mode="json")))
+        return digest(whole_meaning(self))
+
+    @cached_property
+    def samples_fingerprint(self) -> str:
+        """Over only what decides the stored samples: equal where a change needs no rebuild, such as a vocabulary's or a dim's."""
+        return digest(samples_meaning(self))
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Over only what decides the model's parameters: equal where a checkpoint loads whole."""
+        return digest(model_meaning(self))
 
 
 def _by_name(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
     return tuple(sorted(features, key=lambda feature: feature.name))
-
-
-_WITHOUT_MEANING = {"description", "owner"}
-_UNORDERED = {"sources", "features", "labels", "sequences", "valid", "dedup", "post_exposure", "on"}
-
-
-def _canonical(value: object, key: str = "") -> object:
-    if isinstance(value, dict):
-        return {k: _canonical(v, k) for k, v in sorted(value.items()) if k not in _WITHOUT_MEANING}
-    if isinstance(value, list):
-        items = [_canonical(v) for v in value]
-        return sorted(items, key=lambda v: json.dumps(v, sort_keys=True)) if key in _UNORDERED else items
-    return value
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

@@ -226,7 +226,7 @@ def _events(schema: Schema, at: str, event: Events) -> Iterator[str]:
     if log is None:
         yield f"{at}: source {_unknown_log(schema, event.source)}"
     elif event.where is not None:
-        yield from _condition(f"{at}: where of {event.name or event.source}", event.where, log.columns)
+        yield from _condition(f"{at}: where of {event.name or event.source}", event.where, joined(schema, log.columns))
 
 
 def _changes(schema: Schema, at: str, change: Changes) -> Iterator[str]:
@@ -379,8 +379,8 @@ def _sql(schema: Schema, group: str, at: str, feature: Sql) -> Iterator[str]:
 
 
 def _cross_feature(schema: Schema, group: str, at: str, feature: CrossFeature) -> Iterator[str]:
-    if group != CANDIDATES:
-        yield f"{at}: a cross feature is a statistic as of an exposure; declare it under candidates"
+    if group not in (USER, CANDIDATES):
+        yield f"{at}: a cross feature is a statistic as of an exposure (or of the window's start, for the user); declare it under candidates"
         return
     logs = event_logs(schema)
     window = parse_duration(feature.window)
@@ -394,14 +394,14 @@ def _cross_feature(schema: Schema, group: str, at: str, feature: CrossFeature) -
         if name not in logs:
             yield f"{at}: source {_unknown_log(schema, name)}"
             continue
-        yield from _keys(schema, at, feature, logs[name])
+        yield from _keys(schema, group, at, feature, logs[name])
     for name in _twice(feature.keys):
         yield f"{at}: keys name {name!r} twice"
     if feature.source in logs:
         log = logs[feature.source]
-        yield from _value(at, feature, log)
+        yield from _value(at, feature, log, joined(schema, log.columns))
         if feature.where is not None:
-            yield from _condition(f"{at}: where", feature.where, log.columns)
+            yield from _condition(f"{at}: where", feature.where, joined(schema, log.columns))
     if feature.op == "rate":
         if feature.per is None and feature.where is None:
             yield f"{at}: a rate needs `where` (which events count) or `per` (the log of all trials); without both it is always 1"
@@ -415,15 +415,15 @@ def _cross_feature(schema: Schema, group: str, at: str, feature: CrossFeature) -
         yield f"{at}: both table and transform are given; a table for an id, a transform for a number"
 
 
-def _keys(schema: Schema, at: str, feature: CrossFeature, log: EventLog) -> Iterator[str]:
+def _keys(schema: Schema, group: str, at: str, feature: CrossFeature, log: EventLog) -> Iterator[str]:
     exposures = event_logs(schema).get(schema.candidates.source)
     if exposures is None:
         return
-    ours = offered(schema, CANDIDATES)
+    ours = offered(schema, group)
     theirs = joined(schema, log.columns)
     for key in feature.keys:
         if key not in ours:
-            yield f"{at}: key {_unknown_column(schema, CANDIDATES, key, ours)}"
+            yield f"{at}: key {_unknown_column(schema, group, key, ours)}"
         elif key not in theirs:
             snapshot, _ = columns.split(key)
             through = f" (nor {snapshots(schema)[snapshot].key!r}, the key of {snapshot})" if snapshot else ""
@@ -434,16 +434,16 @@ def _keys(schema: Schema, at: str, feature: CrossFeature, log: EventLog) -> Iter
             yield f"{at}: key {key!r} is {ours[key]} in {exposures.name} but {theirs[key]} in {log.name}: they would never meet"
 
 
-def _value(at: str, feature: CrossFeature, log: EventLog) -> Iterator[str]:
+def _value(at: str, feature: CrossFeature, log: EventLog, types: Types) -> Iterator[str]:
     needs = feature.op in ("sum", "mean", "last", "distinct")
     if needs and feature.value is None:
         yield f"{at}: {feature.op} needs value=, a column of {log.name}"
     elif feature.value is not None and not needs:
         yield f"{at}: {feature.op} takes no value; drop it, or use sum, mean, last or distinct"
-    elif feature.value is not None and feature.value not in log.columns:
-        yield f"{at}: value {feature.value!r} is not a column of {log.name}{nearest(feature.value, log.columns)}"
+    elif feature.value is not None and feature.value not in types:
+        yield f"{at}: value {feature.value!r} is not a column of {log.name}{nearest(feature.value, types)}"
     elif feature.value is not None:
-        type_ = log.columns[feature.value]
+        type_ = types[feature.value]
         allowed = {
             "sum": NUMBERS,
             "mean": NUMBERS,
@@ -527,7 +527,7 @@ def _id_space(schema: Schema, group: str, feature: Feature) -> str | None:
     type_: str | None
     if isinstance(feature, CrossFeature):
         log = event_logs(schema).get(feature.source)
-        type_ = log.columns.get(feature.value or "") if log else None
+        type_ = joined(schema, log.columns).get(feature.value or "") if log else None
     elif isinstance(feature, Sql):
         type_ = feature.type
     else:
@@ -596,16 +596,17 @@ def _event_label(schema: Schema, at: str, label: Label, exposures: EventLog) -> 
                 f"{at}: on column {column!r} is {exposures.columns[column]} in {exposures.name} but {log.columns[column]} in "
                 f"{log.name}: they would never meet"
             )
+    types = joined(schema, log.columns)
     if label.where is not None:
-        yield from _condition(f"{at}: where", label.where, log.columns)
+        yield from _condition(f"{at}: where", label.where, types)
     if label.kind == "value" and label.value is None:
         yield f"{at}: kind='value' needs value=, the column of {source} that is summed"
     elif label.kind == "binary" and label.value is not None:
         yield f"{at}: a binary label takes no value; drop it, or set kind='value'"
-    elif label.value is not None and label.value not in log.columns:
-        yield f"{at}: value {label.value!r} is not in {source}{nearest(label.value, log.columns)}"
-    elif label.value is not None and log.columns[label.value] not in NUMBERS:
-        yield f"{at}: value {label.value!r} is of type {log.columns[label.value]}; only numbers are summed"
+    elif label.value is not None and label.value not in types:
+        yield f"{at}: value {label.value!r} is not in {source}{nearest(label.value, types)}"
+    elif label.value is not None and types[label.value] not in NUMBERS:
+        yield f"{at}: value {label.value!r} is of type {types[label.value]}; only numbers are summed"
 
 
 def _given(at: str, label: Label, labels: Mapping[str, Label]) -> Iterator[str]:

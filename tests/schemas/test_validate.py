@@ -381,9 +381,14 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         "candidates.x: crossed ids are hashes; the vocabulary of table 't' must be Hashed or Dynamic",
     ),
     # ------------------------------------------------------------------ features: cross features
-    "a cross feature of the user": (
-        lambda: user(CrossFeature(name="x", op="count", source="clicks", keys=("user_id",), window="7d")),
-        "user.x: a cross feature is a statistic as of an exposure; declare it under candidates",
+    "a cross feature of past events": (
+        lambda: sequence(CrossFeature(name="x", op="count", source="clicks", keys=("user_id",), window="7d")),
+        "history.x: a cross feature is a statistic as of an exposure (or of the window's start, for the user); declare it under "
+        "candidates",
+    ),
+    "a cross feature of the user by item": (
+        lambda: user(CrossFeature(name="x", op="count", source="clicks", keys=("user_id", "item_id"), window="7d")),
+        "user.x: key column 'item_id' is not in the user group",
     ),
     "a cross feature of an unknown log": (
         lambda: cross(source="click"),
@@ -527,12 +532,12 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
             sequences=(
                 SHOP.sequences[0],
                 SHOP.sequences[1].replace(
-                    events=(Events(source="clicks"), Events(source="purchases")),
-                    features=(Sql(name="x", expression="dwell + price", type="float32"),),
+                    events=(Events(source="clicks"), Events(source="visits")),
+                    features=(Sql(name="x", expression="IF(city = 'here', dwell, 0)", type="float32"),),
                 ),
             )
         ),
-        "realtime.x: no single source of the sequence has all of dwell and price; write one feature per source",
+        "realtime.x: no single source of the sequence has all of city and dwell; write one feature per source",
     ),
     # ------------------------------------------------------------------ sequences
     "two realtime sequences": (
