@@ -125,7 +125,7 @@ class GroupEncoder(nn.Module):
             ids = torch.stack([self._id(batch, name) for _, name in self.ids])
             rows[[at for at, _ in self.ids]] = self.vocabularies(ids)
         if self.buckets:
-            x = torch.stack([self._number(batch, name) for _, name in self.buckets]).double()
+            x = torch.stack([self.number(batch, name) for _, name in self.buckets]).double()
             rows[[at for at, _ in self.buckets]] = self._bucket_rows(x)
         if self.parts:
             local = group.ts + self.offset_ms
@@ -149,7 +149,7 @@ class GroupEncoder(nn.Module):
     def _numbers(self, batch: Batch, n: int) -> Tensor:
         if not self.number_names:
             return torch.empty((n, 0), device=batch.window_start.device)
-        x = torch.stack([self._number(batch, name) for name in self.number_names])
+        x = torch.stack([self.number(batch, name) for name in self.number_names])
         missing = x.isnan()
         x = x.nan_to_num(0.0)
         logs = len(self.logs)
@@ -159,14 +159,14 @@ class GroupEncoder(nn.Module):
     def _softs(self, batch: Batch, n: int) -> Tensor:
         if not self.softs:
             return torch.empty((n, 0), device=batch.window_start.device)
-        return signed_log(torch.stack([self._number(batch, name) for name in self.softs], 1))
+        return signed_log(torch.stack([self.number(batch, name) for name in self.softs], 1))
 
     def _bucket_rows(self, x: Tensor) -> Tensor:
         bucket = torch.searchsorted(self.edges, x.contiguous(), right=True)
         return torch.where(x.isnan(), MISSING_ROW, torch.minimum(bucket, self.edge_counts) + SPECIAL_ROWS)
 
-    def _number(self, batch: Batch, name: str) -> Tensor:
-        """[N] float32, NaN where missing."""
+    def number(self, batch: Batch, name: str) -> Tensor:
+        """[N] float32: the raw number of a feature, stored or derived; NaN where missing."""
         feature = self.features[name]
         if isinstance(feature, TimeGap):
             return self._gap(batch, feature)
