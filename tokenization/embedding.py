@@ -22,9 +22,10 @@ from tokenization.batch import Batch
 from tokenization.dynamic import DynamicVocabulary
 from tokenization.features import Encoded, GroupEncoder, quantile_features
 from tokenization.plan import Lookup, Plan
-from tokenization.torch_tables import TorchTables
+from tokenization.torch_tables import Shard, TorchTables
 
 Backend = Literal["auto", "torchrec", "torch"]
+Sharding = Literal["auto", "row_wise", "table_wise"]
 
 
 class Tables(Protocol):
@@ -41,6 +42,9 @@ class Tables(Protocol):
 
     def reset(self, merged: str, rows: Tensor) -> None:
         """Initial weights, and no optimizer state, for [K] int64 physical rows."""
+
+    def shards(self, merged: str) -> list[Shard]:
+        """The rows of a merged table that this process holds."""
 
 
 class _Block(NamedTuple):
@@ -62,6 +66,7 @@ class Embeddings(nn.Module):
     Args:
         plan: which table each feature reads.
         backend: `auto` takes torchrec where it is installed and a process group is running, else torch.
+        sharding: of the torchrec backend's tables; `auto` leaves it to the planner.
         boundaries: fitted boundaries of numbers in quantile buckets: `tokenization.quantiles.fit_boundaries`.
         lr: sparse learning rate; set `embeddings.lr` to change it.
         seed: of the initial rows. A logical table's initial rows don't depend on how it is merged or sharded.
@@ -75,6 +80,7 @@ class Embeddings(nn.Module):
         plan: Plan,
         *,
         backend: Backend = "auto",
+        sharding: Sharding = "auto",
         device: torch.device | str = "cpu",
         boundaries: Mapping[str, Sequence[float]] | None = None,
         lr: float = 0.05,
@@ -102,7 +108,7 @@ class Embeddings(nn.Module):
             name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
         }
         """Logical table -> the ids that have rows in it."""
-        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed)
+        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding)
 
     @property
     def lr(self) -> float:
@@ -265,11 +271,15 @@ def choose_backend(backend: Backend) -> Literal["torchrec", "torch"]:
 
 
 def _make_tables(
-    backend: Literal["torchrec", "torch"], plan: Plan, device: torch.device, lr: float, seed: int
+    backend: Literal["torchrec", "torch"], plan: Plan, device: torch.device, lr: float, seed: int, sharding: Sharding
 ) -> Tables:
     if backend == "torch":
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise UserError('backend "torch" keeps whole tables in one process; install torchrec to train with several')
         return TorchTables(plan, device, lr, seed)
-    raise UserError('backend "torchrec" is not there yet; use backend "torch"')
+    from tokenization.torchrec_tables import TorchrecTables
+
+    return TorchrecTables(plan, device, lr, seed, sharding)
 
 
 def _blocks(plan: Plan, group: str) -> Iterator[_Block]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -15,6 +17,18 @@ from tokenization.plan import MergedTable, Plan
 EPS = 1e-8
 INIT_CHUNK = 1 << 16
 """Rows initialised at once, so that temporaries stay small."""
+
+
+@dataclass
+class Shard:
+    """Consecutive rows of a merged table that this process holds; writing to the tensors writes to the table."""
+
+    first: int
+    """First physical row."""
+    weight: Tensor
+    """[n, dim] float32."""
+    state: dict[str, Tensor]
+    """The optimizer's, by name: `second` [n] float32; `first` [n, dim] with Adam."""
 
 
 class TorchTables:
@@ -48,6 +62,12 @@ class TorchTables:
     def reset(self, merged: str, rows: Tensor) -> None:
         """Initial weights, and no optimizer state, for [K] int64 physical rows."""
         self.tables[merged].reset(rows)
+
+    def shards(self, merged: str) -> list[Shard]:
+        """The rows of a merged table that this process holds: all."""
+        table = self.tables[merged]
+        state = {"second": table.second} | ({"first": table.first} if len(table.first) else {})
+        return [Shard(0, table.weight, state)]
 
 
 class TorchTable:
