@@ -154,7 +154,7 @@ class GroupEncoder(nn.Module):
         x = x.nan_to_num(0.0)
         logs = len(self.logs)
         y = torch.cat([signed_log(x[:logs]), (x[logs:] - self.shift) * self.scale]) if self.denses else signed_log(x)
-        return torch.stack([y.masked_fill(missing, 0.0), missing.float()], 1).view(-1, n).t()
+        return torch.stack([y.masked_fill(missing, 0.0), missing.float()], 1).flatten(0, 1).t()
 
     def _softs(self, batch: Batch, n: int) -> Tensor:
         if not self.softs:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 # pytest's importlib mode puts no test folder on the path; the generator of random samples lives beside the tests.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_process_group() -> Iterator[None]:
+    """The torchrec backend makes a process group where there is none; a test leaves none behind."""
+    yield
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
