@@ -142,6 +142,15 @@ def test_no_registry_host_and_no_path_of_one_machine() -> None:
             assert not found, f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
 
 
+def test_templates_are_packaged() -> None:
+    """An installed genrank (not an editable one) holds package data alone beside Python."""
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
+    for path in tracked_files():
+        room = path.relative_to(ROOT).parts[0]
+        if room in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {".py", ".md"}:
+            assert any(path.match(pattern) for pattern in patterns), f"{path}: add it to package-data in pyproject.toml"
+
+
 @pytest.mark.parametrize("script", [".ci/run", "requirements/lock.sh", "tests/airflow_dags/run_day.sh"])
 def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK), f"chmod +x {script}"
