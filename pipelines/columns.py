@@ -14,8 +14,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import sqlglot
-from sqlglot import exp
 
 from pipelines.merge_scan import UNITS
 from schemas import (
@@ -32,6 +30,7 @@ from schemas import (
     Sql,
     TimeGap,
     UserError,
+    expression,
 )
 from schemas.base import ARROW_TYPES
 from schemas.contract import STORED_TYPES, Stored, stored_as
@@ -94,28 +93,9 @@ def column_type(schema: Schema, source: EventLog | Snapshot, reference: str) -> 
     return found[0].columns[found[1]] if found else None
 
 
-def references(sql: str) -> tuple[str, ...]:
-    """Columns a SQL expression reads, snapshots' as `snapshot.column`."""
-    return tuple(sorted({_reference(column) for column in _parse(sql).find_all(exp.Column)}))
-
-
-def _parse(sql: str) -> exp.Expression:
-    try:
-        return sqlglot.parse_one(sql, dialect="postgres")
-    except sqlglot.errors.ParseError as error:
-        raise UserError(f"SQL {sql!r} does not parse: {str(error).splitlines()[0]}") from error
-
-
-def _reference(column: exp.Column) -> str:
-    return f"{column.table}.{column.name}" if column.table else column.name
-
-
-def _polars_sql(sql: str) -> pl.Expr:
-    """The expression over a frame whose joined columns are named `snapshot.column`."""
-    tree = _parse(sql).transform(
-        lambda node: exp.column(_reference(node), quoted=True) if isinstance(node, exp.Column) else node
-    )
-    return pl.sql_expr(tree.sql("postgres"))
+def references(column: Column) -> tuple[str, ...]:
+    """Columns a computed column reads, snapshots' as `snapshot.column`."""
+    return expression.columns(column.expression) if column.sql else (column.expression,)
 
 
 # ---------------------------------------------------------------------- what each part of the schema reads
@@ -138,23 +118,13 @@ def sequence_features(sequence: Sequence) -> Iterator[tuple[Feature, Stored]]:
     """Stored features of a sequence, by name."""
     for feature in sorted(sequence.features, key=lambda feature: feature.name):
         if stored := stored_as(feature):
-            if isinstance(feature, CrossFeature):
-                raise UserError(
-                    f"sequence {sequence.name!r}: feature {feature.name!r} is a cross feature; those are computed for"
-                    " candidates (and the user), so move it there"
-                )
             yield feature, stored
 
 
-def cross_features(schema: Schema) -> list[tuple[str, CrossFeature]]:
-    """(group, feature) of every cross feature of the user and the candidates; the user's are as of the window's start."""
-    return [
-        (group, feature)
-        for group, features in schema.groups()
-        if group in ("user", "candidates")
-        for feature in features
-        if isinstance(feature, CrossFeature)
-    ]
+def cross_features(schema: Schema) -> list[CrossFeature]:
+    """Cross features of the candidates, by name."""
+    of_candidates = dict(schema.groups())["candidates"]
+    return [feature for feature in of_candidates if isinstance(feature, CrossFeature)]
 
 
 def value_column(feature: CrossFeature) -> Column | None:
@@ -174,7 +144,7 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
     def add(source: EventLog | Snapshot, column: Column) -> None:
         """Keep `column` on `source`; what it reads through a snapshot is kept on the snapshot too."""
         columns[source.name].add(column)
-        for reference in references(column.expression) if column.sql else (column.expression,):
+        for reference in references(column):
             found = owner(schema, source, reference)
             if found and found[0] is not source:
                 role = Column("raw", found[1]) if column.sql else Column(column.role, found[1], limit=column.limit)
@@ -204,7 +174,7 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
             else:
                 for column in change_columns(entry, sequence):
                     columns[entry.source].add(column)
-    for _, cross in cross_features(schema):
+    for cross in cross_features(schema):
         for source in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
                 add(source, Column("id", key))
@@ -236,7 +206,7 @@ def cross_sources(schema: Schema, feature: CrossFeature) -> list[EventLog]:
 
 def user_sources(schema: Schema, column: Column) -> list[Snapshot]:
     """User snapshots that a column of the user group reads, in the order of the schema."""
-    refs = references(column.expression) if column.sql else (column.expression,)
+    refs = references(column)
     found = []
     for source in schema.sources:
         if isinstance(source, Snapshot) and source.key == schema.exposures.user:
@@ -261,7 +231,7 @@ def on_snapshot(source: Snapshot, column: Column) -> Column:
 def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
     """The attribute's value, in each way that a feature of the sequence reads it; as an id where none does."""
     read = [
-        Column(column.role, changes.column, limit=column.limit)
+        column
         for feature, _ in sequence_features(sequence)
         if (column := feature_column(feature)) and reads_change(changes, column)
     ]
@@ -269,8 +239,8 @@ def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
 
 
 def reads_change(changes: Changes, column: Column) -> bool:
-    """Whether a sequence's feature takes its value from the change points."""
-    return not column.sql and column.expression in (changes.column, f"{changes.source}.{changes.column}")
+    """Whether a sequence's feature takes its value from the change points: they offer the changed column alone."""
+    return set(references(column)) == {changes.column}
 
 
 # ---------------------------------------------------------------------- computing them
@@ -297,7 +267,7 @@ def joined_columns(schema: Schema, source: EventLog, columns: tuple[Column, ...]
     """Snapshot -> {its column: name in the frame} that `compute` expects to have been joined."""
     wanted: dict[str, dict[str, str]] = {}
     for column in columns:
-        for reference in references(column.expression) if column.sql else (column.expression,):
+        for reference in references(column):
             found = owner(schema, source, reference)
             if found and found[0] is not source:
                 if column.sql:
@@ -313,19 +283,20 @@ def _joined_name(column: Column) -> str:
 
 
 def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) -> pa.Array:
-    absent = [name for name in references(column.expression) if name not in frame.columns]
-    known = frame.with_columns(
-        *(frame[name.split(".", 1)[1]].alias(name) for name in absent if name.split(".", 1)[0] == source.name),
-        *(pl.lit(None).alias(name) for name in absent if name.split(".", 1)[0] != source.name),
-    )
+    parsed = expression.parse(column.expression)
+    values = []
+    for name in parsed.columns:
+        own = name if name in frame.columns else name.removeprefix(f"{source.name}.")
+        series = frame[own] if own in frame.columns else pl.Series([None] * frame.height)
+        # A timestamp reads as epoch ms, in every expression.
+        values.append((series.dt.epoch("ms") if series.dtype == pl.Datetime else series).alias(name))
+    known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
-        series = known.select(_polars_sql(column.expression).alias("value"))["value"]
+        series = known.select(pl.sql_expr(parsed.polars).alias("value"))["value"]
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error
-    if len(series) != frame.height:
-        series = pl.concat([series] * frame.height) if frame.height else series.clear()
-    return _arrow(series)
+    return _arrow(series if len(series) == frame.height else pl.concat([series] * frame.height))
 
 
 def _arrow(series: pl.Series) -> pa.Array:

@@ -28,7 +28,7 @@ class KeySet:
     """Cross features that share their keys."""
 
     keys: tuple[str, ...]
-    features: tuple[tuple[str, CrossFeature], ...]
+    features: tuple[CrossFeature, ...]
 
     @property
     def tag(self) -> str:
@@ -41,7 +41,7 @@ class KeySet:
     def windows(self, schema: Schema) -> dict[str, int]:
         """Log -> the longest window over it, in ms."""
         longest: dict[str, int] = {}
-        for _, feature in self.features:
+        for feature in self.features:
             for log in cross_sources(schema, feature):
                 longest[log.name] = max(longest.get(log.name, 0), parse_duration(feature.window))
         return longest
@@ -49,9 +49,9 @@ class KeySet:
 
 def key_sets(schema: Schema) -> list[KeySet]:
     """All cross features, grouped by keys, in a fixed order."""
-    groups: dict[tuple[str, ...], list[tuple[str, CrossFeature]]] = {}
-    for group, feature in cross_features(schema):
-        groups.setdefault(tuple(sorted(feature.keys)), []).append((group, feature))
+    groups: dict[tuple[str, ...], list[CrossFeature]] = {}
+    for feature in cross_features(schema):
+        groups.setdefault(tuple(sorted(feature.keys)), []).append(feature)
     return [KeySet(keys, tuple(features)) for keys, features in sorted(groups.items())]
 
 
@@ -67,7 +67,7 @@ def days_back(schema: Schema) -> dict[str, int]:
 def event_columns(key_set: KeySet, schema: Schema, log: EventLog) -> list[str]:
     """Columns of the log's partial that the key set reads, keys aside."""
     wanted: set[Column] = set()
-    for _, feature in key_set.features:
+    for feature in key_set.features:
         if feature.source == log.name:
             if column := value_column(feature):
                 wanted.add(column)
@@ -108,7 +108,7 @@ def events_at_keys(key_set: KeySet, schema: Schema, log: EventLog, table: pa.Tab
 def answer(
     key_set: KeySet, schema: Schema, keys: Int, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
 ) -> Iterator[tuple[str, pa.Array]]:
-    """(`group.feature`, its value at each query) of every feature of the key set.
+    """(feature, its value at each query) of every feature of the key set.
 
     Args:
         keys, ts, window_start: int64 [queries]: hashed keys, the exposure's time, its window's start.
@@ -125,8 +125,8 @@ def answer(
             asked[log, start] = scans[log].at(keys, window_start if start else ts)
         return asked[log, start]
 
-    for group, feature in key_set.features:
-        start = feature.as_of == "window_start" or group == "user"
+    for feature in key_set.features:
+        start = feature.as_of == "window_start"
         scan, table, queries = scans[feature.source], events[feature.source], at(feature.source, start)
         window = parse_duration(feature.window)
         chosen = _flag(table, feature.where)
@@ -159,7 +159,7 @@ def answer(
         else:
             result = _newest(feature, scan, queries, window, chosen, table, start, ts, window_start)
         stored = np.int64 if stored_as(feature) == "id" else np.float32
-        yield f"{group}.{feature.name}", pa.array(result.astype(stored))
+        yield feature.name, pa.array(result.astype(stored))
 
 
 def _newest(

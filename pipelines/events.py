@@ -24,7 +24,7 @@ from pipelines.merge_scan import Bool, Int, mix, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.sources import home_days, read_rows, to_ms
 from schemas import EventLog, Schema, Snapshot
-from schemas.base import ARROW_TYPES, parse_duration
+from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 
 QUARANTINE = "quarantine:"
 WRITTEN = "written"
@@ -88,6 +88,10 @@ class Normaliser:
                 (f"{source.time} is null", ms.is_null().to_numpy(zero_copy_only=False)),
                 (f"{source.time} is after its partition's day", day > partition),
                 (f"later than {source.lateness}", home != day),
+                (
+                    f"arrives later than {source.lateness}",
+                    self._arrived(source, rows, ms) - _zero(ms) > lateness + DAY_MS,
+                ),
                 *self._must_have(source, rows),
                 *_conditions(source, rows),
             ],
@@ -103,11 +107,7 @@ class Normaliser:
             keep = pa.array(good)
             rows, ms, home, user = rows.filter(keep), ms.filter(keep), home[good], user[good]
             frame = frame.filter(pl.Series(good))
-        ts = ms.to_numpy(zero_copy_only=False).astype(np.int64)
-        arrived = ts
-        if source.arrival:
-            arrival = to_ms(rows.column(source.arrival), source.time_unit)
-            arrived = np.maximum(ts, pc.fill_null(arrival, np.iinfo(np.int64).min).to_numpy(zero_copy_only=False))
+        ts, arrived = _zero(ms), self._arrived(source, rows, ms)
         columns = {
             "_day": pa.array(home.astype(np.int32)),
             "_same": pa.array(mix(user, home, content_hash(rows, source.dedup or tuple(source.columns)))),
@@ -120,6 +120,13 @@ class Normaliser:
             columns["user"] = rows.column(source.user)
         columns |= compute(self._joined(source, frame, home), source, self.columns[source.name])
         yield from scatter(pa.table(columns), slot_of(mix(user), self.buckets), source.name)
+
+    def _arrived(self, source: EventLog, rows: pa.RecordBatch, ms: pa.Array) -> Int:
+        ts = _zero(ms)
+        if source.arrival is None:
+            return ts
+        arrival = to_ms(rows.column(source.arrival), source.time_unit)
+        return np.maximum(ts, pc.fill_null(arrival, np.iinfo(np.int64).min).to_numpy(zero_copy_only=False))
 
     def _must_have(self, source: EventLog, rows: pa.RecordBatch) -> Iterator[tuple[str, Bool]]:
         if source.name == self.schema.candidates.source:
@@ -298,6 +305,11 @@ def _bits(array: pa.Array) -> Int:
         bits: Int = np.where(np.isnan(value), np.nan, value + 0.0).view(np.int64)
         return bits
     return store(array, Column("id", "")).to_numpy()
+
+
+def _zero(ms: pa.Array) -> Int:
+    """Nulls as 0."""
+    return pc.fill_null(ms, 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _null(rows: pa.RecordBatch, column: str) -> Bool:

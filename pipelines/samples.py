@@ -70,6 +70,11 @@ class Assembler:
     def key_sets(self) -> list[KeySet]:
         return key_sets(self.schema)
 
+    @cached_property
+    def _partial_schemas(self) -> dict[str, pa.Schema]:
+        columns = needed(self.schema)
+        return {s.name: partial_schema(self.schema, s, columns[s.name]) for s in self.schema.sources}
+
     # ------------------------------------------------------------------ cross features of keys without the user
 
     def route(self, bucket: int) -> Iterator[Piece]:
@@ -305,7 +310,7 @@ class Assembler:
         for leaf in leaves(schema):
             by_group.setdefault(leaf.group, []).append(leaf)
         if USER in by_group:
-            columns[USER] = self._profile(day, user[first], first, crossed)
+            columns[USER] = self._profile(day, user[first])
         lists: dict[str, tuple[Int, dict[str, pa.Array]]] = {}
         for sequence in schema.histories:
             timeline = timelines[sequence.name]
@@ -328,7 +333,7 @@ class Assembler:
         for feature in schema.candidates.features:
             if stored_as(feature):
                 column = feature_column(feature)
-                values = _single(exposures.column(column.name)) if column else crossed[f"{CANDIDATES}.{feature.name}"]
+                values = _single(exposures.column(column.name)) if column else crossed[feature.name]
                 own[feature.name] = values.take(index)
         own["ts"] = _single(exposures.column("ts")).take(index)
         own["item"] = _single(exposures.column(Column("id", schema.candidates.item).name)).take(index)
@@ -364,7 +369,7 @@ class Assembler:
         ]
         return pa.StructArray.from_arrays(children, fields=list(field.type))
 
-    def _profile(self, day: int, users: Int, first: Int, crossed: Mapping[str, pa.Array]) -> pa.Array:
+    def _profile(self, day: int, users: Int) -> pa.Array:
         """The user group: snapshots of the user as of the window's start."""
         field = arrow_schema(self.schema).field(USER)
         values: dict[str, pa.Array] = {}
@@ -373,9 +378,7 @@ class Assembler:
             if stored is None:
                 continue
             column = feature_column(feature)
-            if column is None:
-                values[feature.name] = crossed[f"{USER}.{feature.name}"].take(pa.array(first))
-                continue
+            assert column is not None
             if column.expression == self.schema.exposures.user:
                 values[feature.name] = pa.array(users)
                 continue
@@ -401,7 +404,7 @@ class Assembler:
     def _crossed(
         self, exposures: pa.Table, bucket: int, tables: Mapping[str, pa.Table], users: Int
     ) -> dict[str, pa.Array]:
-        """`group.feature` -> value per exposure, of every cross feature."""
+        """Cross feature -> its value per exposure."""
         out: dict[str, pa.Array] = {}
         day = exposures.column("_day").to_numpy().astype(np.int64)
         for key_set in self.key_sets:
@@ -455,7 +458,7 @@ class Assembler:
         return load(refs, bucket, names, self._partial_schema(source), users)
 
     def _partial_schema(self, source: str) -> pa.Schema:
-        return partial_schema(self.schema, self.schema.source(source), needed(self.schema)[source])
+        return self._partial_schemas[source]
 
 
 def _split(

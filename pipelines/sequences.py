@@ -143,8 +143,7 @@ def _changes(
     for feature, stored in features:
         column = feature_column(feature)
         if column and reads_change(changes, column):
-            own = Column(column.role, changes.column, limit=column.limit)
-            leaves[feature.name] = _one(table.column(own.name), STORED_TYPES[stored]).take(pa.array(rows))
+            leaves[feature.name] = _one(table.column(column.name), STORED_TYPES[stored]).take(pa.array(rows))
         else:
             leaves[feature.name] = missing(stored, len(rows))
     id_ = mix(user[changed], day[changed], value[changed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from schemas import (
     TimeGap,
     UserGroup,
 )
+from schemas.manifest import sample_files
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -163,7 +165,6 @@ def full_schema(**candidates: object) -> Schema:
                 TimeGap(name="born", column="users.born"),
                 MultiValued(name="likes", column="users.likes", max_values=2, vocabulary=Hashed(size=100), dim=4),
                 Sql(name="age_squared", expression="users.age * users.age", type="float32"),
-                CrossFeature(name="orders", op="count", source="orders", keys=("user_id",), window="7d"),
             )
         ),
         sequences=(
@@ -379,3 +380,8 @@ def write(table: pa.Table, folder: Path, parts: int = 1) -> None:
     bounds = np.linspace(0, len(table), parts + 1).astype(int)
     for i in range(parts):
         pq.write_table(table.slice(bounds[i], bounds[i + 1] - bounds[i]), folder / f"part-{i}.parquet")
+
+
+def read_samples(out: Path, dt: str) -> list[dict[str, Any]]:
+    """A published day's samples as Python values, in stored order."""
+    return [row for file in sample_files(out / "samples", dt) for row in pq.read_table(file).to_pylist()]

@@ -1,0 +1,231 @@
+"""The engine of a cluster: Spark schedules, moves, spills and retries; rows travel as whole Arrow tables.
+
+A Spark row is a piece: (slot, tag, Arrow IPC stream). The JVM thus moves a few large values instead of millions of small ones,
+no type is translated on the way, and what a step computes is what the local engine computes, to the bit. Steps are Python
+functions over Arrow tables run by `mapInArrow`; a shuffle partition is a slot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.engine import Piece, Step, gather
+from schemas import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Unit = TypeVar("Unit")
+
+COLUMNS = "slot int, tag string, rows binary"
+_ARROW = pa.schema({"slot": pa.int32(), "tag": pa.string(), "rows": pa.binary()})
+PIECE_BYTES = 32 << 20
+"""A piece is cut into rows of about this size."""
+
+
+class SparkEngine:
+    """Runs on an existing session, or starts one: local[*], or what `spark-submit` set.
+
+    Raises:
+        UserError: there is no Java 17.
+    """
+
+    name = "spark"
+
+    def __init__(self, session: SparkSession | None = None) -> None:
+        self._owned = session is None
+        self._session = session or start_session()
+        _ship_code(self._session)
+
+    def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> DataFrame:
+        units = list(units)
+
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                for at in batch.column("slot").to_pylist():
+                    yield from _batches(step(units[at]))
+
+        session = self._session
+        count = max(1, len(units))
+        tasks = min(count, max(2 * session.sparkContext.defaultParallelism, count))
+        numbers = session.range(len(units)).selectExpr("cast(id as int) as slot").repartitionById(tasks, "slot")
+        return numbers.mapInArrow(run, COLUMNS)
+
+    def exchange(self, title: str, frames: Sequence[DataFrame], slots: int, step: Step) -> DataFrame:
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            by_slot: dict[int, list[Piece]] = {}
+            for batch in batches:
+                for piece in _pieces(batch):
+                    by_slot.setdefault(piece.slot, []).append(piece)
+            for slot in sorted(by_slot):
+                yield from _batches(step(slot, gather(by_slot.pop(slot))))
+
+        together = frames[0]
+        for frame in frames[1:]:
+            together = together.unionAll(frame)
+        return together.repartitionById(slots, "slot").mapInArrow(run, COLUMNS)
+
+    def collect(self, frame: DataFrame) -> dict[str, pa.Table]:
+        from pyspark.errors import PySparkException
+
+        try:
+            rows = frame.collect()
+        except PySparkException as error:
+            raise _told(error) from error
+        except Exception as error:
+            if type(error).__module__.startswith("py4j"):
+                raise _told(error) from error
+            raise
+        return gather(Piece(row.slot, row.tag, _read(row.rows)) for row in rows)
+
+    def table(self, title: str, name: str, columns: Sequence[str], condition: str) -> DataFrame:
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                yield from _batches([Piece(0, name, pa.Table.from_batches([batch]))])
+
+        return self._session.table(name).where(condition).select(*columns).mapInArrow(run, COLUMNS)
+
+    def stop(self) -> None:
+        if self._owned:
+            self._session.stop()
+
+
+def start_session(master: str | None = None, **settings: str) -> SparkSession:
+    """A quiet session. Under `spark-submit` its master and settings hold; else this machine's cores.
+
+    Raises:
+        UserError: Java is missing or older than 17.
+    """
+    check_java()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    # Tasks are what runs in parallel; inside a task one thread.
+    for threads in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(threads, "1")
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("genrank build")
+    if master or "MASTER" not in os.environ:
+        builder = builder.master(master or "local[*]") if master or not _submitted() else builder
+    defaults = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
+        "spark.driver.memory": "2g",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.log.level": "ERROR",
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_quiet_logging()}",
+        "spark.executorEnv.OMP_NUM_THREADS": "1",
+        "spark.executorEnv.POLARS_MAX_THREADS": "1",
+        "spark.shuffle.compress": "true",
+        "spark.io.compression.codec": "lz4",
+    }
+    if _submitted():
+        del defaults["spark.driver.memory"], defaults["spark.driver.bindAddress"]
+    for key, value in (defaults | settings).items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def _quiet_logging() -> str:
+    """A file that has Spark's JVM log errors only; a failed task's are told once, by the exception that ends the build."""
+    path = Path(mkdtemp(prefix="genrank-")) / "log4j2.properties"
+    path.write_text(
+        "rootLogger.level = error\nrootLogger.appenderRef.stderr.ref = stderr\n"
+        "appender.stderr.type = Console\nappender.stderr.name = stderr\nappender.stderr.target = SYSTEM_ERR\n"
+        "appender.stderr.layout.type = PatternLayout\nappender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n\n"
+        "logger.tasks.name = org.apache.spark.executor.Executor\nlogger.tasks.level = off\n"
+        "logger.sets.name = org.apache.spark.scheduler.TaskSetManager\nlogger.sets.level = off\n"
+    )
+    return str(path)
+
+
+def _submitted() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def check_java() -> None:
+    """UserError unless `java` is there and new enough for Spark 4."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    remedy = "install Java 17 (apt install openjdk-17-jre-headless), or use --engine local"
+    if not java or not Path(java).exists():
+        raise UserError(f"--engine spark needs Java 17 and there is no java; {remedy}")
+    told = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    version = re.search(r'version "(\d+)', told)
+    if not version or int(version[1]) < 17:
+        raise UserError(f"--engine spark needs Java 17, {java} is {version[1] if version else 'unknown'}; {remedy}")
+
+
+def package(target: Path) -> Path:
+    """A zip of the rooms that executors import, for `--py-files`."""
+    root = Path(__file__).resolve().parents[1]
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for room in ("pipelines", "schemas"):
+            for path in sorted((root / room).rglob("*.py")):
+                archive.write(path, path.relative_to(root))
+    return target
+
+
+def _ship_code(session: SparkSession) -> None:
+    """Executors on other machines (or in other processes) get this code; threads of this one have it."""
+    context = session.sparkContext
+    if not context.master.startswith("local["):
+        folder = Path(mkdtemp(prefix="genrank-"))
+        context.addPyFile(str(package(folder / "genrank_rooms.zip")))
+    elif (root := str(Path(__file__).resolve().parents[1])) not in (
+        paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    ):
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+        context.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[pa.RecordBatch]:
+    for piece in pieces:
+        cuts = max(1, -(-piece.rows.nbytes // PIECE_BYTES))
+        step = max(1, -(-piece.rows.num_rows // cuts))
+        for at in range(0, max(1, piece.rows.num_rows), step):
+            sink = pa.BufferOutputStream()
+            part = piece.rows.slice(at, step)
+            with pa.ipc.new_stream(sink, part.schema) as writer:
+                writer.write_table(part)
+            stream = sink.getvalue()
+            ends = pa.py_buffer(np.array([0, stream.size], np.int32))
+            rows = pa.Array.from_buffers(pa.binary(), 1, [None, ends, stream])
+            row = [pa.array([piece.slot], pa.int32()), pa.array([piece.tag]), rows]
+            yield pa.RecordBatch.from_arrays(row, schema=_ARROW)
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[Piece]:
+    for slot, tag, rows in zip(
+        batch.column("slot").to_pylist(), batch.column("tag").to_pylist(), batch.column("rows"), strict=True
+    ):
+        yield Piece(slot, tag, pa.ipc.open_stream(rows.as_buffer()).read_all())
+
+
+def _read(rows: bytes | bytearray) -> pa.Table:
+    return pa.ipc.open_stream(pa.py_buffer(rows)).read_all()
+
+
+def _told(error: Exception) -> Exception:
+    """The one line of a UserError that was raised in a task; any other failure as it is."""
+    found = re.search(r"schemas\.errors\.UserError: (.+)", str(error))
+    return UserError(found[1].strip()) if found else error

@@ -1,0 +1,34 @@
+"""One Spark session for all of the builder's tests, and a gate that doesn't pay Great Expectations' start for every random log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from pipelines import build
+from pipelines.quality import INVARIANTS
+
+
+@pytest.fixture(scope="session")
+def spark_engine() -> Iterator[object]:
+    """The Spark engine on a local session of two cores."""
+    from pipelines.spark_engine import SparkEngine, start_session
+
+    session = start_session("local[2]", **{"spark.driver.memory": "1g", "spark.sql.shuffle.partitions": "2"})
+    yield SparkEngine(session)
+    session.stop()
+
+
+@pytest.fixture(scope="module")
+def plain_gate() -> Iterator[None]:
+    """Asserts the invariants' counts directly; `test_quality.py` tests the real gate."""
+
+    def judge(checks: pa.Table, rates: object) -> None:
+        broken = {name: sum(checks.column(name).to_pylist()) for name in INVARIANTS}
+        assert not any(broken.values()), broken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "gate", judge)
+        yield

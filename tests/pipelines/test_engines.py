@@ -1,0 +1,49 @@
+"""Spark computes what this machine's threads compute, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.build import BuildConfig, build
+from pipelines.engine import Piece
+from pipelines.spark_engine import SparkEngine
+from schemas import UserError
+from schemas.manifest import sample_files
+from tests.pipelines.worlds import full_schema, write_world
+
+pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
+
+
+def stored(out: Path, dt: str) -> list[bytes]:
+    """The Arrow bytes of each file of a day, NaNs and all; only the build's own id left out."""
+    tables = [pq.read_table(path).replace_schema_metadata() for path in sample_files(out / "samples", dt)]
+    found = []
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        found.append(sink.getvalue().to_pybytes())
+    return found
+
+
+def test_spark_equals_local_to_the_bit(tmp_path: Path, spark_engine: SparkEngine) -> None:
+    days = write_world(tmp_path / "data", seed=11, users=12, items=8, per_day=200)
+    schema = full_schema(negative_keep_rate=0.7, max_candidates=9)
+    for name, engine in (("local", None), ("spark", spark_engine)):
+        config = BuildConfig(schema, tmp_path / "data", tmp_path / name, days[0], days[-1], name, buckets=3)
+        result = build(config, engine)
+        assert result.candidates > 100
+    for dt in days:
+        assert stored(tmp_path / "spark", dt) == stored(tmp_path / "local", dt)
+
+
+def test_a_users_mistake_found_in_a_task_is_one_line(spark_engine: SparkEngine) -> None:
+    def fail(unit: int) -> list[Piece]:
+        raise UserError(f"unit {unit}: column 'a' is broken; mend it")
+
+    with pytest.raises(UserError, match=r"^unit 7: column 'a' is broken; mend it$"):
+        spark_engine.collect(spark_engine.map("fail", [7], fail))
