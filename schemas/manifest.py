@@ -9,10 +9,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.contract import SCHEMA_KEY
+from schemas.diff import require_samples
 from schemas.errors import UserError
 from schemas.schema import Schema
+from schemas.text import from_json
 
 MANIFEST = "manifest.json"
 
@@ -91,13 +96,26 @@ class SampleManifest(_Record):
         except (ValidationError, json.JSONDecodeError) as error:
             raise UserError(f"{path} is not a manifest this version reads ({error}); build the day again") from error
 
-    def check(self, schema: Schema) -> None:
-        """UserError unless the samples were built from a schema of equal meaning."""
-        if self.fingerprint != schema.fingerprint:
-            raise UserError(
-                f"samples of {self.dt} were built with schema {self.schema_name!r} ({self.fingerprint}), not with"
-                f" {schema.name!r} ({schema.fingerprint}); see `genrank schema diff`, or build the day again"
-            )
+    def check(self, day: Path, schema: Schema) -> None:
+        """UserError, with what changed, unless the samples in `day` serve the schema: every column it stores is among theirs and
+        means the same."""
+        if self.fingerprint != schema.fingerprint and self.files:
+            require_samples(built_schema(day / self.files[0].path), schema, f"samples of {self.dt}")
+
+
+def built_schema(file: Path) -> Schema:
+    """The schema a sample file was built with, from its footer.
+
+    Raises:
+        UserError: the file can't be read, or holds no schema that this version understands.
+    """
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); build the day again") from error
+    if SCHEMA_KEY not in metadata:
+        raise UserError(f"{file} holds no schema, so it is no sample file of genrank; build the day again")
+    return from_json(metadata[SCHEMA_KEY], where=f"{file}: the schema in its footer")
 
 
 def sample_days(samples_root: Path | str) -> list[str]:
@@ -106,15 +124,15 @@ def sample_days(samples_root: Path | str) -> list[str]:
 
 
 def sample_files(samples_root: Path | str, dt: str, schema: Schema | None = None) -> list[Path]:
-    """Files of a published day, in order; with `schema`, only if it is the one they were built from.
+    """Files of a published day, in order; with `schema`, only if they serve it.
 
     Raises:
-        UserError: the day isn't published, a file is missing, or the fingerprint differs.
+        UserError: the day isn't published, a file is missing, or the samples don't serve the schema.
     """
     day = Path(samples_root) / f"dt={dt}"
     manifest = SampleManifest.read(day)
     if schema is not None:
-        manifest.check(schema)
+        manifest.check(day, schema)
     files = [day / file.path for file in manifest.files]
     for file in files:
         if not file.is_file():
