@@ -63,8 +63,8 @@ def test_samples_that_lack_a_feature_are_refused_with_the_difference(day: Path) 
 def test_a_file_that_holds_no_schema_is_named(day: Path) -> None:
     file = day / "part-00000.parquet"
     pq.write_table(pa.table({"x": [1]}), file)
-    with pytest.raises(UserError, match="part-00000.parquet holds no schema"):
+    with pytest.raises(UserError, match=r"part-00000\.parquet holds no schema"):
         built_schema(file)
     file.write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"part-00000.parquet can't be read \("):
+    with pytest.raises(UserError, match=r"part-00000\.parquet can't be read \("):
         built_schema(file)
