@@ -2,7 +2,7 @@
 
 The click of user u on item i, shown at time t in position p, is a Bernoulli draw from
 
-    logit = base + appeal_i + category_u,c + brand_u,b + style_u,s + demographic_u,c - price * (log price_i - level_u)^2
+    logit = base + appeal_i + <latent_u, category_c + brand_b + style_s> + personal_u,c - price * (log price_i - level_u)^2
           + intent(time since u last clicked in c, in b) - bought(u, c) - fatigue(u, i) + repeat(u, i)
           + position_p + scene + hour
 
@@ -61,12 +61,14 @@ class Preferences:
     """Strengths in logits (standard deviations where drawn per user or item). Ranges are those in which the world stays learnable."""
 
     # What never changes within the log: worth a long history.
-    base: float = -2.45  # intercept; sets the overall click-through rate. -4..-2
+    base: float = -2.55  # intercept; sets the overall click-through rate. -4..-2
     appeal: float = 0.40  # item popularity: sd over items. 0..0.8; 0.4 alone is worth a GAUC of about 0.60
-    category: float = 0.46  # user x category taste: sd over categories. 0..1.2
-    brand: float = 0.38  # user x brand taste. 0..0.8
-    style: float = 0.40  # user x style taste; an item's style is hidden, its tags tell it 7 times in 10. 0..0.8
-    demographic: float = 0.25  # what age and gender say about categories. 0..0.5
+    latent: int = 6  # dimensions of taste, shared by users, categories, brands and styles: few enough to be inferred from 20 clicks. 2..16
+    category: float = 0.52  # what the category says about the taste for an item: sd of its part. 0..1
+    brand: float = 0.38  # what the brand says. 0..0.8
+    style: float = 0.36  # what the style says; an item's style is hidden, its tags tell it 7 times in 10. 0..0.8
+    personal: float = 0.20  # user x category taste outside the shared dimensions. 0..0.5
+    demographic: float = 0.35  # how far age and gender move a user's latent taste (sd 1 within them). 0..1
     price: float = 0.18  # penalty per squared log-price distance from the user's level. 0..0.5
     # What the user just did: worth a realtime sequence.
     intent_category: float = 1.20  # after a click in the category, decaying. 0..2
@@ -83,7 +85,7 @@ class Preferences:
     scene: tuple[float, ...] = (0.0, 0.35, 0.15, 0.25)  # one a scene
     hour: float = 0.15  # amplitude over the day, highest at 21h
     # Purchase, given a click.
-    purchase_base: float = -3.3
+    purchase_base: float = -3.5
     purchase_taste: float = 0.55  # share of the taste logit that carries over
     purchase_price: float = 0.35
     purchase_membership: float = 0.40  # per membership level
@@ -192,8 +194,9 @@ class Population:
     ) -> None:
         r = rng(seed, "users", chunk)
         self.n = n
-        self.age = r.choice(len(AGES), n, p=[0.25, 0.3, 0.2, 0.15, 0.1]).astype(np.int8)
-        self.gender = r.choice(len(GENDERS), n, p=[0.47, 0.45, 0.08]).astype(np.int8)
+        age_share, gender_share = np.array([0.25, 0.3, 0.2, 0.15, 0.1]), np.array([0.46, 0.46, 0.08])
+        self.age = r.choice(len(AGES), n, p=age_share).astype(np.int8)
+        self.gender = r.choice(len(GENDERS), n, p=gender_share).astype(np.int8)
         self.city = np.minimum(r.geometric(0.09, n) - 1, len(CITIES) - 1).astype(np.int8)
         self.membership = r.choice(len(MEMBERSHIPS), n, p=[0.7, 0.2, 0.1]).astype(np.int8)
         self.device = r.choice(len(DEVICES), n, p=[0.55, 0.3, 0.15]).astype(np.int8)
@@ -203,14 +206,21 @@ class Population:
         self.activity = r.beta(3, 2, n)
         self.sessions = traffic.sessions * r.lognormal(-0.25, 0.7, n)
 
-        shared = rng(seed, "demographics")
-        by_age = shared.normal(0, prefs.demographic, (len(AGES), catalogue.categories))
-        by_gender = shared.normal(0, prefs.demographic, (len(GENDERS), catalogue.categories))
+        shared = rng(seed, "taste")
+        by_age = shared.normal(0, prefs.demographic, (len(AGES), prefs.latent))
+        by_gender = shared.normal(0, prefs.demographic, (len(GENDERS), prefs.latent))
         by_gender[-1] = 0
-        profile = by_age[self.age] + by_gender[self.gender]
-        self.category = (profile + r.normal(0, prefs.category, profile.shape)).astype(np.float32)
-        self.brand = r.normal(0, prefs.brand, (n, prefs.brands)).astype(np.float32)
-        self.style = r.normal(0, prefs.style, (n, prefs.styles)).astype(np.float32)
+        # Centred: what everyone likes is an item's appeal, not taste.
+        by_age, by_gender = by_age - age_share @ by_age, by_gender - gender_share @ by_gender
+        latent = by_age[self.age] + by_gender[self.gender] + r.normal(0, 1, (n, prefs.latent))
+
+        def pull(strength: float, kinds: int) -> Array:
+            return latent @ shared.normal(0, strength / np.sqrt(prefs.latent), (prefs.latent, kinds))
+
+        personal = r.normal(0, prefs.personal, (n, catalogue.categories))
+        self.category = (pull(prefs.category, catalogue.categories) + personal).astype(np.float32)
+        self.brand = pull(prefs.brand, prefs.brands).astype(np.float32)
+        self.style = pull(prefs.style, prefs.styles).astype(np.float32)
 
         # The first chunk always holds a hot user and two bots, however small the world.
         least = 1 if chunk == 0 and n >= 20 else 0

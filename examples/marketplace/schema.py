@@ -57,7 +57,7 @@ exposures = EventLog(
         "click_probability": "float32",
         "purchase_probability": "float32",
     },
-    valid=("position >= 0", "price > 0"),
+    valid=("price > 0",),
     dedup=EVENT_KEY,
     post_exposure=("position", "click_probability", "purchase_probability"),
     description="Items shown. The two probabilities are the world's truth: for the oracle, never for a feature.",
@@ -67,16 +67,23 @@ clicks = EventLog(
     name="clicks",
     path="clicks/dt={dt}",
     columns={**EVENT, "dwell_ms": "int32"},
-    valid=("dwell_ms >= 0",),
+    valid=("item_id is not null", "dwell_ms >= 0"),
     dedup=EVENT_KEY,
     **WHEN,
 )
-carts = EventLog(name="carts", path="carts/dt={dt}", columns={**EVENT, "quantity": "int32"}, dedup=EVENT_KEY, **WHEN)
+carts = EventLog(
+    name="carts",
+    path="carts/dt={dt}",
+    columns={**EVENT, "quantity": "int32"},
+    valid=("item_id is not null",),
+    dedup=EVENT_KEY,
+    **WHEN,
+)
 purchases = EventLog(
     name="purchases",
     path="purchases/dt={dt}",
     columns={**EVENT, "quantity": "int32", "amount": "float32"},
-    valid=("amount > 0",),
+    valid=("item_id is not null", "amount > 0"),
     dedup=EVENT_KEY,
     description="Minutes to a day after the exposure.",
     **WHEN,

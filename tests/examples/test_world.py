@@ -207,7 +207,7 @@ def test_user_item_statistics_matter(full: pd.DataFrame) -> None:
 
 
 def test_the_long_history_matters(full: pd.DataFrame) -> None:
-    nothing = dict.fromkeys(("category", "brand", "style", "demographic"), 0.0)
+    nothing = dict.fromkeys(("category", "brand", "style", "personal"), 0.0)
     without = simulate(**nothing)
     assert taste_correlation(full) > 0.2
     assert gauc(full, full.click_probability) > gauc(without, without.click_probability) + 0.04
