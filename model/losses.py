@@ -1,0 +1,163 @@
+"""From logits to probabilities to one number to minimise.
+
+Conditional tasks follow ESMM (Ma et al., SIGIR 2018, arXiv:1804.07931): p(purchase) = p(click) * p(purchase | click), trained
+over every exposure, so that the conditional head never sees a biased subset. In logs throughout: products of small
+probabilities lose no digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.errors import UserError
+from schemas.label import Label
+
+
+@dataclass(frozen=True)
+class LogProbability:
+    """log p and log(1 - p), each [C] float32."""
+
+    yes: Tensor
+    no: Tensor
+
+    @property
+    def probability(self) -> Tensor:
+        return self.yes.exp()
+
+    @staticmethod
+    def of(logit: Tensor) -> LogProbability:
+        """sigmoid of a logit."""
+        return LogProbability(F.logsigmoid(logit), F.logsigmoid(-logit))
+
+    def given(self, condition: LogProbability) -> LogProbability:
+        """The joint probability of `condition` and of this, which is conditional on it: 1 - ab = (1 - a) + a(1 - b)."""
+        return LogProbability(condition.yes + self.yes, torch.logaddexp(condition.no, condition.yes + self.no))
+
+
+def in_order(labels: Sequence[Label]) -> list[Label]:
+    """Labels so that each comes after the one it is `given`.
+
+    Raises:
+        UserError: a condition that is no label, is not binary, or is circular.
+    """
+    by_name = {label.name: label for label in labels}
+    ordered: list[Label] = []
+    for label in labels:
+        chain: list[Label] = []
+        step: Label | None = label
+        while step is not None and step not in ordered:
+            if step in chain:
+                raise UserError(f"label {label.name}: its conditions go in a circle; drop one `given`")
+            chain.append(step)
+            if step.given is None:
+                break
+            if step.given not in by_name or by_name[step.given].kind != "binary" or step.kind != "binary":
+                raise UserError(f"label {step.name}: given={step.given!r} must join two binary labels of the schema")
+            step = by_name[step.given]
+        ordered += reversed(chain)
+    return ordered
+
+
+def probabilities(
+    logits: Mapping[str, Tensor], labels: Sequence[Label], keep_rate: float = 1.0
+) -> dict[str, LogProbability]:
+    """Per binary task, the probability over all exposures.
+
+    Args:
+        logits: per task [C]; of a conditional task, the logit of p(task | given).
+        labels: the schema's.
+        keep_rate: share of negatives that were kept without reweighting them: a model trained on them predicts odds that are
+            1 / keep_rate too high, and log(keep_rate) is added to the logit (He et al., ADKDD 2014, section 6.3). Exposures
+            with any positive label are all kept, so conditional tasks need no correction. 1 while training.
+    """
+    result: dict[str, LogProbability] = {}
+    for label in in_order(labels):
+        if label.kind != "binary":
+            continue
+        own = LogProbability.of(logits[label.name].float() + (math.log(keep_rate) if label.given is None else 0.0))
+        result[label.name] = own if label.given is None else own.given(result[label.given])
+    return result
+
+
+def predictions(logits: Mapping[str, Tensor], labels: Sequence[Label], keep_rate: float = 1.0) -> dict[str, Tensor]:
+    """What a user asks for, per task [C] float32: the probability of a binary label, the expected value of another."""
+    result = {name: p.probability for name, p in probabilities(logits, labels, keep_rate).items()}
+    return result | {label.name: logits[label.name].float() for label in labels if label.kind == "value"}
+
+
+def loss_sums(
+    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Mapping[str, Tensor], labels: Sequence[Label]
+) -> dict[str, Tensor]:
+    """Per task, the sum over candidates of weight * loss: cross entropy (binary) or half the squared error (value).
+
+    `positive_weight` multiplies the loss of positives. Divide by `weight_sums` of all ranks (not of this one) for the mean.
+
+    Args:
+        logits, targets, weights: per task [C] (raw logits, labels, the samples' weights: 0 where a label is not mature).
+    """
+    probability = probabilities(logits, labels)
+    result: dict[str, Tensor] = {}
+    for label in labels:
+        y, w = targets[label.name].float(), weights[label.name].float()
+        if label.kind == "binary":
+            p = probability[label.name]
+            each = -(label.positive_weight * y * p.yes + (1 - y) * p.no)
+        else:
+            each = 0.5 * (logits[label.name].float() - y).square()
+        # An immature label may hold anything, NaN too: it must not reach the sum as 0 * NaN.
+        result[label.name] = torch.where(w > 0, w * each, torch.zeros_like(each)).sum()
+    return result
+
+
+def weight_sums(weights: Mapping[str, Tensor], labels: Sequence[Label]) -> Tensor:
+    """Sum of weights per task, float64 [tasks] in the labels' order: what ranks add up to normalise by the global count."""
+    return torch.stack([weights[label.name].double().sum() for label in labels])
+
+
+def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Label]) -> Tensor:
+    """sum over tasks of label.weight * (loss sum / normaliser); a task without a single mature label adds nothing."""
+    scale = normalisers.clamp(min=torch.finfo(torch.float64).tiny).reciprocal() * (normalisers > 0)
+    parts = [label.weight * sums[label.name] * scale[i].to(sums[label.name].dtype) for i, label in enumerate(labels)]
+    return torch.stack(parts).sum()
+
+
+# ---------------------------------------------------------------------- retrieval
+
+
+def sampled_softmax(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    positive_ids: Tensor,
+    negative_ids: Tensor,
+    negative_log_q: Tensor | None = None,
+    temperature: float = 0.05,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Sum over queries of -log softmax(positive | positive and negatives); cosine similarity / temperature.
+
+    With `negative_log_q` each negative's logit is lowered by the log of its expected count in the sample, so that in-batch
+    negatives, which are popular items, are not pushed down for being popular (Yi et al., RecSys 2019). A negative that is
+    the query's own positive is masked.
+
+    Args:
+        queries, positives: [Q, d]; negatives: [N, d], shared by the queries.
+        positive_ids: [Q] int64; negative_ids: [N] int64.
+        negative_log_q: [N] log sampling probability of each negative.
+        weights: [Q].
+    """
+    queries, positives, negatives = (F.normalize(v.float(), dim=-1) for v in (queries, positives, negatives))
+    own = (queries * positives).sum(-1, keepdim=True) / temperature
+    other = queries @ negatives.T / temperature
+    if negative_log_q is not None:
+        other = other - negative_log_q.float()
+    other = other.masked_fill(positive_ids[:, None] == negative_ids[None, :], float("-inf"))
+    each = torch.logsumexp(torch.cat([own, other], 1), 1) - own.squeeze(1)
+    return (each if weights is None else each * weights).sum()
