@@ -68,7 +68,9 @@ def logloss(labels: Floats, scores: Floats, weights: Floats | None = None) -> fl
 def normalized_entropy(labels: Floats, scores: Floats, weights: Floats | None = None) -> float:
     """logloss / entropy of the base rate (He et al., ADKDD 2014): below 1 beats a constant. NaN with one class."""
     weights = np.ones_like(scores) if weights is None else weights
-    return _ne(float((weights * _cross_entropy(labels, scores)).sum()), float((weights * labels).sum()), float(weights.sum()))
+    return _ne(
+        float((weights * _cross_entropy(labels, scores)).sum()), float((weights * labels).sum()), float(weights.sum())
+    )
 
 
 def calibration(labels: Floats, scores: Floats, weights: Floats | None = None) -> float:

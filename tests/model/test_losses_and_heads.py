@@ -38,7 +38,9 @@ def test_loss_equals_probabilities_multiplied_out() -> None:
     for task, probability, positive in (("click", p, 1.0), ("cart", pq, 1.0), ("buy", pqr, 3.0)):
         each = -(positive * y[task] * probability.log() + (1 - y[task]) * (1 - probability).log())
         assert sums[task].item() == pytest.approx((w[task] * each)[w[task] > 0].sum().item(), rel=1e-5)
-    assert sums["spent"].item() == pytest.approx((w["spent"] * (logits["spent"] - y["spent"]) ** 2 / 2).sum().item(), rel=1e-5)
+    assert sums["spent"].item() == pytest.approx(
+        (w["spent"] * (logits["spent"] - y["spent"]) ** 2 / 2).sum().item(), rel=1e-5
+    )
     counts = weight_sums(w, labels)
     expected = sum(label.weight * sums[label.name] / w[label.name].sum() for label in labels)
     assert total_loss(sums, counts, labels).item() == pytest.approx(expected.item(), rel=1e-5)
@@ -54,7 +56,10 @@ def test_a_task_without_mature_labels_adds_nothing_and_no_nan() -> None:
 
 
 def test_extreme_logits_stay_finite() -> None:
-    logits = {"click": torch.tensor([-200.0, 200.0]).requires_grad_(), "cart": torch.tensor([-200.0, 200.0]).requires_grad_()}
+    logits = {
+        "click": torch.tensor([-200.0, 200.0]).requires_grad_(),
+        "cart": torch.tensor([-200.0, 200.0]).requires_grad_(),
+    }
     y = {t: torch.tensor([1.0, 0.0]) for t in logits}
     w = {t: torch.ones(2) for t in logits}
     sum(loss_sums(logits, y, w, [CLICK, CART]).values()).backward()

@@ -51,7 +51,9 @@ def test_binary_metrics_equal_scikit_learn(seed: int, levels: int) -> None:
     loss = log_loss(label, score, sample_weight=weight)
     rate = np.average(label, weights=weight)
     assert got["logloss"] == pytest.approx(loss, rel=1e-12)
-    assert got["ne"] == pytest.approx(loss / log_loss(label, np.full_like(score, rate), sample_weight=weight), rel=1e-12)
+    assert got["ne"] == pytest.approx(
+        loss / log_loss(label, np.full_like(score, rate), sample_weight=weight), rel=1e-12
+    )
     assert got["calibration"] == pytest.approx(np.average(score, weights=weight) / rate, rel=1e-12)
 
 
