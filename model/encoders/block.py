@@ -1,0 +1,215 @@
+"""The block that HSTU and MTGR share: pointwise SiLU attention, gated. Every choice the two disagree on is a field.
+
+    X~ = norm_in(X)
+    U, V, Q, K = silu(X~ W + b)                                          (or SiLU on U alone)
+    A = silu(alpha Q K^T + bias) * visible / n;   O = A V                (kernels.interval_attention)
+    Y = norm_out(O) * U   (HSTU, arXiv:2402.17152, equations 1-3)   or   norm_out(O * U)   (MTGR, arXiv:2505.18654, section 3.3)
+    X' = X + residual_scale * dropout(Y) W_o
+
+A stack of blocks, and a last norm because the residual stream is never normalised itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention import RelativeBias, interval_attention
+from kernels.norm import Order, group_layer_norm, norm_gate
+
+if TYPE_CHECKING:
+    from tokenization.tokens import Tokens
+
+NormKind = Literal["layer", "rms", "gln", "none"]
+
+GROUPS = 4
+"""Token groups: user, history, realtime, candidates."""
+CANDIDATE_GROUP = 3
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What a stack of blocks is. The defaults are MTGR's; `model.encoders.hstu` sets HSTU's."""
+
+    dim: int
+    """Width of a token."""
+    layers: int
+    heads: int
+    qk_dim: int = 256
+    """Width of a head's queries and keys."""
+    v_dim: int = 256
+    """Width of a head's values, and of U."""
+    activation: Literal["uvqk", "u"] = "uvqk"
+    """SiLU after the projection: on all four (papers) or on the gate only (Meta's DLRM-v3 code)."""
+    input_norm: NormKind = "gln"
+    output_norm: NormKind = "gln"
+    gate: Order = "gate_norm"
+    concat_ua: bool = False
+    """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public code)."""
+    divisor: Literal["length", "visible"] | int = "length"
+    """`n`: the sample's tokens, the keys this query sees, or a fixed number. Only the last two leave a score independent
+    of the candidates that happen to be scored beside it; the norm that follows removes all but epsilon of the difference."""
+    alpha: float | None = None
+    """Scale of Q K^T; None: 1 / sqrt(qk_dim)."""
+    projection_bias: bool = True
+    position_reach: int = 0
+    """Relative position bias up to this distance; 0: none."""
+    time_buckets: int = 0
+    """Relative time bias, in log-spaced buckets of seconds; 0: none."""
+    dropout: float = 0.0
+    """Of the gated output, before its projection."""
+    attention_dropout: float = 0.0
+    residual_scale: float = 1.0
+    final_norm: NormKind = "layer"
+    eps: float = 1e-6
+
+    def flops(self, tokens: int, visible_pairs: int) -> int:
+        """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them.
+
+        Args:
+            tokens: over the batch; visible_pairs: (query, key) pairs that the mask lets through, itself included.
+        """
+        inner = self.heads * self.v_dim
+        dense = self.dim * self.heads * 2 * (self.qk_dim + self.v_dim) + inner * (3 if self.concat_ua else 1) * self.dim
+        return self.layers * (2 * tokens * dense + 2 * visible_pairs * self.heads * (self.qk_dim + self.v_dim))
+
+
+class Norm(nn.Module):
+    """LayerNorm, RMSNorm, or LayerNorm whose weight and bias are the token group's own (MTGR's GLN)."""
+
+    def __init__(self, kind: NormKind, dim: int, eps: float) -> None:
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        if kind != "none":
+            shape = (GROUPS, dim) if kind == "gln" else (dim,)
+            self.weight = nn.Parameter(torch.ones(shape))
+        if kind in ("layer", "gln"):
+            self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
+        if self.kind == "gln":
+            return group_layer_norm(x, group_ids, self.weight, self.bias, self.eps)
+        if self.kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
+
+
+class Block(nn.Module):
+    """[T, dim] -> [T, dim] by the equations above."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        inner = config.heads * config.v_dim
+        self.sizes = [inner, inner, config.heads * config.qk_dim, config.heads * config.qk_dim]
+        self.input_norm = Norm(config.input_norm, config.dim, config.eps)
+        self.uvqk = nn.Linear(config.dim, sum(self.sizes), bias=config.projection_bias)
+        self.output_norm = Norm(config.output_norm, inner, config.eps)
+        self.out = nn.Linear(inner * (3 if config.concat_ua else 1), config.dim)
+        for linear in (self.uvqk, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        self.position_table = self.time_table = None
+        if config.position_reach:
+            self.position_table = nn.Parameter(0.02 * torch.randn(2 * config.position_reach + 1, config.heads))
+        if config.time_buckets:
+            self.time_table = nn.Parameter(0.02 * torch.randn(config.time_buckets, config.heads))
+
+    def forward(self, x: Tensor, tokens: Tokens, positions: Tensor | None, seconds: Tensor | None) -> Tensor:
+        config = self.config
+        projected = self.uvqk(self.input_norm(x, tokens.group_ids))
+        if config.activation == "uvqk":
+            projected = F.silu(projected)
+        u, v, q, k = projected.split(self.sizes, dim=1)
+        if config.activation == "u":
+            u = F.silu(u)
+        bias = None
+        if self.position_table is not None or self.time_table is not None:
+            bias = RelativeBias(self.position_table, self.time_table, seconds, positions)
+        attended = interval_attention(
+            q.unflatten(1, (config.heads, config.qk_dim)),
+            k.unflatten(1, (config.heads, config.qk_dim)),
+            v.unflatten(1, (config.heads, config.v_dim)),
+            tokens.offsets,
+            tokens.begin,
+            tokens.end,
+            alpha=config.alpha,
+            divisor=config.divisor,
+            bias=bias,
+            dropout=config.attention_dropout if self.training else 0.0,
+            max_length=tokens.max_length,
+        ).flatten(1)
+        return x + config.residual_scale * self.out(self._gate(attended, u, tokens.group_ids))
+
+    def _gate(self, attended: Tensor, u: Tensor, group_ids: Tensor) -> Tensor:
+        config, norm = self.config, self.output_norm
+        dropout = config.dropout if self.training else 0.0
+        if norm.kind in ("layer", "gln") and not config.concat_ua:
+            groups = group_ids if norm.kind == "gln" else None
+            return norm_gate(
+                attended,
+                u,
+                norm.weight,
+                norm.bias,
+                order=config.gate,
+                group_ids=groups,
+                eps=config.eps,
+                dropout=dropout,
+            )
+        if config.gate == "gate_norm":
+            gated = norm(attended * u, group_ids)
+            parts = (u, attended, gated)
+        else:
+            normed = norm(attended, group_ids)
+            gated = normed * u
+            parts = (u, normed, gated)
+        return F.dropout(torch.cat(parts, 1) if config.concat_ua else gated, dropout)
+
+
+class Encoder(nn.Module):
+    """Jagged tokens in, jagged vectors out: `Tokens` -> [T, dim].
+
+    `recompute` (set by the trainer) drops each block's activations and computes them again in backward.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = Norm(config.final_norm, config.dim, config.eps)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        positions = candidate_positions(tokens) if self.config.position_reach else None
+        seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
+        x = tokens.x
+        for block in self.blocks:
+            if self.recompute and self.training:
+                x = checkpoint(block, x, tokens, positions, seconds, use_reentrant=False)
+            else:
+                x = block(x, tokens, positions, seconds)
+        return self.final_norm(x, tokens.group_ids)
+
+
+def candidate_positions(tokens: Tokens) -> Tensor:
+    """int32 [T]: a token's index in its sample; a candidate's is the end of what it sees, so that no score depends on the order
+    of the candidates, nor tells how many events followed the exposure."""
+    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
+    index = torch.arange(len(tokens.x), device=tokens.x.device)
+    start = torch.repeat_interleave(tokens.offsets[:-1].long(), lengths, output_size=len(index))
+    return torch.where(tokens.group_ids == CANDIDATE_GROUP, tokens.end, (index - start).to(torch.int32))
+
+
+def parameter_count(modules: Iterable[nn.Module]) -> int:
+    """Trained parameters, each counted once."""
+    return sum(
+        math.prod(p.shape) for p in {id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values()
+    )

@@ -1,0 +1,153 @@
+"""HSTU (Meta, arXiv:2402.17152): relative position and time bias, LayerNorm before the gate, stochastic length.
+
+Causal or candidates-as-targets, with actions interleaved or as side information: these come with the tokens
+(`tokenization.visibility`, `Sequence.interleave`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from kernels.norm import Order
+from model.encoders.block import Encoder, EncoderConfig, NormKind
+
+if TYPE_CHECKING:
+    from tokenization.tokens import Tokens
+
+HISTORY_GROUP = 1
+
+
+@dataclass(frozen=True)
+class HstuConfig(EncoderConfig):
+    """HSTU's choices, and stochastic length."""
+
+    input_norm: NormKind = "layer"
+    output_norm: NormKind = "layer"
+    gate: Order = "norm_gate"
+    position_reach: int = 512
+    time_buckets: int = 64
+    stochastic_length: float | None = None
+    """alpha of section 2.2, in (1, 2]: the cost of attention falls from N^2 to N^alpha. None: every token, always."""
+    max_history: int = 0
+    """N of the rule: history tokens a sample has at most. Needed with `stochastic_length`."""
+    keep: Literal["random", "recent", "weighted"] = "weighted"
+    """Which history stays: drawn evenly, the newest, or drawn with weights that favour the recent (appendix, "feature-weighted")."""
+    event_tokens: int = 1
+    """History tokens an event makes (more than 1 where actions are interleaved): kept or dropped together."""
+
+
+class Hstu(Encoder):
+    """The HSTU stack; in training under stochastic length its output has the kept tokens' rows only, see `forward_tokens`."""
+
+    config: HstuConfig
+
+    def __init__(self, config: HstuConfig) -> None:
+        super().__init__(config)
+        if config.stochastic_length is not None and not (1 < config.stochastic_length <= 2 and config.max_history > 0):
+            raise ValueError("stochastic_length must lie in (1, 2] and max_history must be set")
+
+    def shorten(self, tokens: Tokens) -> Tokens:
+        """The tokens this step trains on: shortened in training where the config says so."""
+        config = self.config
+        if not self.training or config.stochastic_length is None:
+            return tokens
+        return stochastic_length(
+            tokens, config.stochastic_length, config.max_history, keep=config.keep, event_tokens=config.event_tokens
+        )
+
+
+def stochastic_length(
+    tokens: Tokens,
+    alpha: float,
+    longest: int,
+    *,
+    keep: Literal["random", "recent", "weighted"] = "weighted",
+    event_tokens: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tokens:
+    """Section 2.2, equation 4: with N = `longest`, a history of n tokens is used whole if n <= N^(alpha/2); else it is used whole with
+    probability N^alpha / n^2, and otherwise as N^(alpha/2) of its tokens, in order. Other groups are untouched.
+
+    Args:
+        tokens: any `Tokens`; history is group 1, contiguous in each sample.
+        keep: how the subsequence is drawn; `weighted` draws event i with weight 1 - age_i / sum(ages).
+        event_tokens: history tokens per event, kept or dropped together.
+        generator: of the draw; PyTorch's default where None.
+    Returns: tokens with fewer rows; offsets, intervals and candidate rows say the same things about the rows that are left.
+    """
+    device = tokens.x.device
+    count = len(tokens.x)
+    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
+    samples = len(lengths)
+    sample = torch.repeat_interleave(torch.arange(samples, device=device), lengths, output_size=count)
+    is_history = tokens.group_ids == HISTORY_GROUP
+    rows = is_history.nonzero().squeeze(1)
+    of = sample[rows]
+    n = torch.bincount(of, minlength=samples)
+    target = int(longest ** (alpha / 2))
+    chance = (longest**alpha / n.clamp(min=1).double().square()).clamp(max=1)
+    shorten = (n > target) & (torch.rand(samples, device=device, generator=generator, dtype=torch.float64) >= chance)
+
+    # One key an event; the `target` largest of a sample stay.
+    first = torch.cumsum(n, 0) - n
+    place = torch.arange(len(rows), device=device) - first[of]
+    event = place // event_tokens
+    if keep == "recent":
+        key = event.double()
+    else:
+        key = -torch.log(-torch.log(torch.rand(len(rows), device=device, generator=generator, dtype=torch.float64)))
+        if keep == "weighted":
+            age = (_newest(tokens.timestamps[rows], of, samples)[of] - tokens.timestamps[rows]).double()
+            total = torch.zeros(samples, device=device, dtype=torch.float64).index_add_(0, of, age)
+            key = key + torch.log1p(-(age / total[of].clamp(min=1)).clamp(max=1 - 1e-9))
+        head = first[of] + event * event_tokens
+        key = key[head]  # the event's first token decides for all of them
+    order = torch.argsort(key, descending=True, stable=True)
+    order = order[torch.argsort(of[order], stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(rows), device=device) - first[of[order]]
+    budget = target // event_tokens * event_tokens
+    kept = torch.ones(count, dtype=torch.bool, device=device)
+    kept[rows] = ~shorten[of] | (rank < budget)
+    return _select(tokens, kept, sample)
+
+
+def _newest(timestamps: Tensor, of: Tensor, samples: int) -> Tensor:
+    newest = torch.full((samples,), torch.iinfo(torch.int64).min, device=timestamps.device)
+    return newest.scatter_reduce(0, of, timestamps, "amax")
+
+
+def _select(tokens: Tokens, kept: Tensor, sample: Tensor) -> Tokens:
+    """The kept rows; an interval's bounds become the number of kept tokens before them."""
+    before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+    torch.cumsum(kept, 0, out=before[1:])
+    offsets = tokens.offsets.long()
+    start = offsets[:-1][sample]
+
+    def renumber(bound: Tensor) -> Tensor:
+        return (before[start + bound] - before[start])[kept].to(torch.int32)
+
+    return dataclasses.replace(
+        tokens,
+        x=tokens.x[kept],
+        offsets=before[offsets].to(tokens.offsets.dtype),
+        group_ids=tokens.group_ids[kept],
+        begin=renumber(tokens.begin),
+        end=renumber(tokens.end),
+        timestamps=tokens.timestamps[kept],
+        candidate_rows=before[tokens.candidate_rows],
+    )
+
+
+PRESETS = {
+    "hstu-small": HstuConfig(dim=256, layers=4, heads=4, qk_dim=64, v_dim=64),
+    "hstu-large": HstuConfig(dim=512, layers=8, heads=8, qk_dim=64, v_dim=64),
+    "hstu-tiny": HstuConfig(
+        dim=64, layers=2, heads=2, qk_dim=32, v_dim=32, divisor="visible", position_reach=64, dropout=0.1
+    ),
+}

@@ -1,0 +1,43 @@
+"""MTGR (Meituan, arXiv:2505.18654): user, history, realtime and candidate tokens under the dynamic mask, group LayerNorm.
+
+Section 3.3: X~ = GLN(X); U, V, Q, K = silu(MLP(X~)); O = silu(Q K^T) / (N_U + N_S + N_R + N_I) masked, times V;
+X' = X + MLP(GLN(O * U)). The mask comes with the tokens (`tokenization.visibility`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.encoders.block import Encoder, EncoderConfig
+
+
+@dataclass(frozen=True)
+class MtgrConfig(EncoderConfig):
+    """MTGR's choices are `EncoderConfig`'s defaults."""
+
+
+class Mtgr(Encoder):
+    """The MTGR stack."""
+
+    def __init__(self, config: MtgrConfig) -> None:
+        super().__init__(config)
+
+
+PRESETS = {
+    # Table 3 of the paper: layers x width x heads.
+    "mtgr-small": MtgrConfig(dim=512, layers=3, heads=2),
+    "mtgr-medium": MtgrConfig(dim=768, layers=5, heads=3),
+    "mtgr-large": MtgrConfig(dim=768, layers=15, heads=3),
+    # For two CPU cores: trains on a day of the synthetic world in a minute or two.
+    "mtgr-tiny": MtgrConfig(
+        dim=64,
+        layers=2,
+        heads=2,
+        qk_dim=32,
+        v_dim=32,
+        divisor="visible",
+        position_reach=64,
+        time_buckets=64,
+        dropout=0.1,
+    ),
+}

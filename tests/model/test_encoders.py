@@ -1,0 +1,305 @@
+"""Encoders against references written from the papers' equations: loops over samples, queries and keys, in float64.
+
+The references share no code with the encoders or the kernels; they read the encoders' parameters by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.encoders import PRESETS, Hstu, HstuConfig, Mtgr, MtgrConfig
+from model.encoders.hstu import stochastic_length
+
+
+@dataclass
+class Tokens:
+    """The fields of `tokenization.tokens.Tokens` that encoders read."""
+
+    x: Tensor
+    offsets: Tensor
+    group_ids: Tensor
+    begin: Tensor
+    end: Tensor
+    timestamps: Tensor
+    candidate_rows: Tensor
+    max_length: int
+
+
+def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Tokens:
+    """Samples U | S | R | C under MTGR's dynamic mask, some groups empty."""
+    g = torch.Generator().manual_seed(seed)
+    offsets, groups, begin, end, stamps = [0], [], [], [], []
+    for _ in range(samples):
+        u, s, r, c = (int(torch.randint(low, most, (), generator=g)) for low in (1, 0, 0, 1))
+        static = u + s
+        see = torch.randint(0, r + 1, (c,), generator=g)
+        groups += [0] * u + [1] * s + [2] * r + [3] * c
+        begin += [0] * (static + r + c)
+        end += [static] * static + [static + i for i in range(r)] + (static + see).tolist()
+        stamps += sorted(torch.randint(0, 10**7, (static + r,), generator=g).tolist())
+        stamps += torch.randint(10**7, 2 * 10**7, (c,), generator=g).tolist()
+        offsets.append(len(groups))
+    group_ids = torch.tensor(groups, dtype=torch.int32)
+    return Tokens(
+        x=torch.randn(len(groups), dim, generator=g, dtype=torch.float64),
+        offsets=torch.tensor(offsets, dtype=torch.int32),
+        group_ids=group_ids,
+        begin=torch.tensor(begin, dtype=torch.int32),
+        end=torch.tensor(end, dtype=torch.int32),
+        timestamps=torch.tensor(stamps) + 1_700_000_000_000,
+        candidate_rows=(group_ids == 3).nonzero().squeeze(1),
+        max_length=max(b - a for a, b in itertools.pairwise(offsets)),
+    )
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def norm(x: Tensor, module, kind: str, group: Tensor) -> Tensor:
+    """Rows of x, by the textbook."""
+    if kind == "none":
+        return x
+    if kind == "rms":
+        return x / torch.sqrt((x * x).mean(1, keepdim=True) + module.eps) * module.weight
+    centred = x - x.mean(1, keepdim=True)
+    normed = centred / torch.sqrt((centred * centred).mean(1, keepdim=True) + module.eps)
+    if kind == "gln":
+        return torch.stack([row * module.weight[g] + module.bias[g] for row, g in zip(normed, group, strict=True)])
+    return normed * module.weight + module.bias
+
+
+def relative_bias(block, config, stamps: Tensor, place: Tensor) -> Tensor:
+    """[L, L, heads]: position table by clipped distance, time table by floor(ln(seconds) / 0.301)."""
+    bias = torch.zeros(len(place), len(place), config.heads, dtype=torch.float64)
+    for t in range(len(place)):
+        for s in range(len(place)):
+            if config.position_reach:
+                distance = max(-config.position_reach, min(config.position_reach, int(place[t] - place[s])))
+                bias[t, s] = bias[t, s] + block.position_table[distance + config.position_reach]
+            if config.time_buckets:
+                gap = abs(int(stamps[t]) // 1000 - int(stamps[s]) // 1000)
+                bucket = int(torch.log(torch.tensor(float(max(gap, 1)))) / 0.301)
+                bias[t, s] = bias[t, s] + block.time_table[min(bucket, config.time_buckets - 1)]
+    return bias
+
+
+def reference(encoder, tokens: Tokens) -> Tensor:
+    """Equations 1 to 3 of HSTU and those of MTGR's section 3.3: a sample and a head at a time, masks dense."""
+    c = encoder.config
+    outputs = []
+    for start, stop in itertools.pairwise(tokens.offsets.tolist()):
+        x, group = tokens.x[start:stop], tokens.group_ids[start:stop]
+        index = torch.arange(stop - start)
+        begin, end = tokens.begin[start:stop], tokens.end[start:stop]
+        visible = (index >= begin[:, None]) & (index < end[:, None]) | (index == index[:, None])
+        place = torch.where(group == 3, end, index)
+        for block in encoder.blocks:
+            projected = norm(x, block.input_norm, c.input_norm, group) @ block.uvqk.weight.T
+            if c.projection_bias:
+                projected = projected + block.uvqk.bias
+            wide, narrow = c.heads * c.v_dim, c.heads * c.qk_dim
+            u, v = silu(projected[:, :wide]), projected[:, wide : 2 * wide]
+            q, k = projected[:, 2 * wide : 2 * wide + narrow], projected[:, 2 * wide + narrow :]
+            if c.activation == "uvqk":
+                v, q, k = silu(v), silu(q), silu(k)
+            bias = relative_bias(block, c, tokens.timestamps[start:stop], place)
+            heads = []
+            for h in range(c.heads):
+                qh, kh = q[:, h * c.qk_dim :][:, : c.qk_dim], k[:, h * c.qk_dim :][:, : c.qk_dim]
+                scores = qh @ kh.T * (c.alpha if c.alpha is not None else 1 / math.sqrt(c.qk_dim)) + bias[:, :, h]
+                weights = silu(scores) * visible
+                n = {"length": stop - start, "visible": visible.sum(1, keepdim=True)}.get(c.divisor, c.divisor)
+                heads.append(weights @ v[:, h * c.v_dim :][:, : c.v_dim] / n)
+            o = torch.cat(heads, 1)
+            if c.gate == "gate_norm":
+                shown, gated = o, norm(o * u, block.output_norm, c.output_norm, group)
+            else:
+                shown = norm(o, block.output_norm, c.output_norm, group)
+                gated = shown * u
+            y = torch.cat([u, shown, gated], 1) if c.concat_ua else gated
+            x = x + c.residual_scale * (y @ block.out.weight.T + block.out.bias)
+        outputs.append(norm(x, encoder.final_norm, c.final_norm, group))
+    return torch.cat(outputs)
+
+
+VARIANTS = {
+    "mtgr": MtgrConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4),
+    "hstu": HstuConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4, divisor=50, position_reach=3, time_buckets=40),
+    "hstu, public code": HstuConfig(
+        dim=4, layers=1, heads=1, qk_dim=3, v_dim=2, divisor=7, activation="u", concat_ua=True, alpha=1.0,
+        projection_bias=False, final_norm="none", position_reach=0, time_buckets=30,
+    ),
+    "mtgr, other choices": MtgrConfig(
+        dim=4, layers=2, heads=2, qk_dim=2, v_dim=3, divisor="visible", input_norm="rms", output_norm="rms",
+        position_reach=2, residual_scale=0.5, final_norm="gln",
+    ),
+    "gated after, no norms": MtgrConfig(
+        dim=4, layers=1, heads=1, qk_dim=2, v_dim=3, input_norm="layer", output_norm="none", gate="norm_gate", final_norm="rms"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_encoder_equals_its_equations_forward_and_backward(name: str, seed: int) -> None:
+    config = VARIANTS[name]
+    torch.manual_seed(seed)
+    encoder = (Hstu if isinstance(config, HstuConfig) else Mtgr)(config).double()
+    with torch.no_grad():  # away from the symmetric start: ones, zeros
+        for p in encoder.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    tokens = draw_tokens(seed, config.dim)
+    tokens.x.requires_grad_()
+    leaves = [tokens.x, *encoder.parameters()]
+    got, expected = encoder(tokens), reference(encoder, tokens)
+    # The kernel keeps 1/n in float32, whatever the dtype.
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+    direction = torch.randn_like(got)
+    for a, b in zip(
+        torch.autograd.grad((got * direction).sum(), leaves),
+        torch.autograd.grad((expected * direction).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputed_activations_give_the_same_gradients(recompute: bool) -> None:
+    torch.manual_seed(0)
+    encoder = Mtgr(dataclasses.replace(VARIANTS["mtgr"], dropout=0.3, attention_dropout=0.2))
+    tokens = draw_tokens(1, 6)
+    tokens.x = tokens.x.float()
+    grads = []
+    for flag in (recompute, False):
+        encoder.recompute = flag
+        encoder.zero_grad()
+        torch.manual_seed(5)
+        encoder(tokens).square().sum().backward()
+        grads.append([p.grad.clone() for p in encoder.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("divisor", ["visible", 100])
+def test_a_score_does_not_depend_on_the_candidates_beside_it(divisor) -> None:
+    torch.manual_seed(0)
+    encoder = Mtgr(dataclasses.replace(VARIANTS["mtgr"], divisor=divisor, position_reach=4, time_buckets=20)).double()
+    tokens = draw_tokens(3, 6, samples=1, most=6)
+    alone = encoder(tokens)[tokens.candidate_rows[0]]
+    keep = torch.ones(len(tokens.x), dtype=torch.bool)
+    keep[tokens.candidate_rows[1:]] = False
+    fewer = dataclasses.replace(
+        tokens,
+        **{f: getattr(tokens, f)[keep] for f in ("x", "group_ids", "begin", "end", "timestamps")},
+        offsets=torch.tensor([0, int(keep.sum())], dtype=torch.int32),
+        candidate_rows=tokens.candidate_rows[:1],
+    )
+    torch.testing.assert_close(encoder(fewer)[-1], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_flops_count_what_the_equations_multiply() -> None:
+    c = VARIANTS["hstu, public code"]
+    tokens, pairs = 10, 30
+    projection = 2 * tokens * c.dim * (2 * c.v_dim + 2 * c.qk_dim)
+    assert c.flops(tokens, pairs) == projection + 2 * pairs * (c.qk_dim + c.v_dim) + 2 * tokens * 3 * c.v_dim * c.dim
+
+
+def test_presets_have_the_papers_sizes() -> None:
+    sizes = {
+        n: (PRESETS[f"mtgr-{n}"].layers, PRESETS[f"mtgr-{n}"].dim, PRESETS[f"mtgr-{n}"].heads)
+        for n in ("small", "medium", "large")
+    }
+    assert sizes == {"small": (3, 512, 2), "medium": (5, 768, 3), "large": (15, 768, 3)}
+
+
+# ---------------------------------------------------------------------- stochastic length
+
+
+def history(lengths: list[int], dim: int = 2) -> Tokens:
+    """Samples of one user token, a causal history and two candidates."""
+    offsets, groups, end = [0], [], []
+    for n in lengths:
+        groups += [0] + [1] * n + [3] * 2
+        end += [1] + [i + 1 for i in range(n)] + [n + 1] * 2
+        offsets.append(len(groups))
+    group_ids = torch.tensor(groups, dtype=torch.int32)
+    return Tokens(
+        x=torch.arange(len(groups) * dim, dtype=torch.float32).view(-1, dim),
+        offsets=torch.tensor(offsets, dtype=torch.int32),
+        group_ids=group_ids,
+        begin=torch.zeros(len(groups), dtype=torch.int32),
+        end=torch.tensor(end, dtype=torch.int32),
+        timestamps=torch.arange(len(groups)) * 1000,
+        candidate_rows=(group_ids == 3).nonzero().squeeze(1),
+        max_length=max(lengths) + 3,
+    )
+
+
+@pytest.mark.parametrize("keep", ["random", "recent", "weighted"])
+def test_stochastic_length_follows_its_sampling_rule(keep: str) -> None:
+    longest, alpha = 64, 1.5
+    target = 22  # 64 ** 0.75 = 22.6
+    tokens = history([5, target, 40, 64] * 400)
+    short = stochastic_length(tokens, alpha, longest, keep=keep, generator=torch.Generator().manual_seed(0))
+    kept = (short.offsets.diff() - 3).view(-1, 4)
+    assert (kept[:, 0] == 5).all() and (kept[:, 1] == target).all()
+    for column, n in ((2, 40), (3, 64)):
+        assert set(kept[:, column].tolist()) == {target, n}
+        assert (kept[:, column] == n).double().mean().item() == pytest.approx(longest**alpha / n**2, abs=0.06)
+    # What is left keeps its order, its group and its visible past.
+    rows = (short.x[:, 0] / 2).long()
+    assert (rows.diff() > 0).all()
+    assert torch.equal(short.group_ids, tokens.group_ids[rows])
+    assert torch.equal(short.x[short.candidate_rows], tokens.x[tokens.candidate_rows])
+    for b in (2, 3, 7):
+        start, stop = short.offsets[b].item(), short.offsets[b + 1].item()
+        for q in range(start, stop):
+            old = rows[q] - tokens.offsets[b]
+            visible = set((tokens.offsets[b] + torch.arange(int(tokens.end[rows[q]]))).tolist())
+            expected = [i for i in range(start, stop) if rows[i].item() in visible]
+            assert list(range(start + int(short.begin[q]), start + int(short.end[q]))) == expected, old
+
+
+def test_weighted_and_recent_favour_the_newest() -> None:
+    tokens = history([4] * 3000)
+    share = {}
+    for keep in ("random", "recent", "weighted"):
+        short = stochastic_length(tokens, 1.01, 4, keep=keep, generator=torch.Generator().manual_seed(1))
+        place = (short.x[:, 0] / 2).long() % 7
+        shortened = torch.repeat_interleave(short.offsets.diff() < 7, short.offsets.diff())
+        share[keep] = torch.bincount(place[shortened & (short.group_ids == 1)], minlength=5)[1:].double()
+        share[keep] /= share[keep].sum()
+    assert share["recent"].tolist() == [0, 0, 0.5, 0.5]
+    torch.testing.assert_close(share["random"], torch.full((4,), 0.25, dtype=torch.float64), atol=0.02, rtol=0)
+    # Two drawn without replacement with weights 1 - age / sum(ages) = 3/6, 4/6, 5/6, 6/6.
+    w = [3 / 18, 4 / 18, 5 / 18, 6 / 18]
+    expected = [(w[i] + sum(w[j] * w[i] / (1 - w[j]) for j in range(4) if j != i)) / 2 for i in range(4)]
+    torch.testing.assert_close(share["weighted"].tolist(), expected, atol=0.02, rtol=0)
+
+
+def test_interleaved_events_stay_whole() -> None:
+    tokens = history([64] * 50)
+    short = stochastic_length(tokens, 1.5, 64, event_tokens=2, generator=torch.Generator().manual_seed(2))
+    places = (short.x[:, 0] / 2).long() % 67
+    events = places[short.group_ids == 1] - 1
+    pairs = events.view(-1, 2)
+    assert (pairs[:, 0] % 2 == 0).all() and (pairs[:, 1] == pairs[:, 0] + 1).all()
+
+
+def test_it_is_off_in_evaluation() -> None:
+    encoder = Hstu(HstuConfig(dim=2, layers=1, heads=1, qk_dim=2, v_dim=2, stochastic_length=1.5, max_history=64))
+    tokens = history([64])
+    assert encoder.eval().shorten(tokens) is tokens
+    torch.manual_seed(0)
+    assert len(encoder.train().shorten(tokens).x) < len(tokens.x)
