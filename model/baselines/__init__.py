@@ -1,0 +1,1 @@
+"""Baselines a sceptic wants, on the same samples, reader, embeddings and trainer."""

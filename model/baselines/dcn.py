@@ -1,0 +1,63 @@
+"""DCN-v2 (Wang et al., WWW 2021, arXiv:2008.13535), one row per exposure: explicit crosses beside a deep network.
+
+x_{l+1} = x_0 * (W_l x_l + b_l) + x_l (equation 1), parallel structure. Sequences enter as means, as in `dlrm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from torch import Tensor, nn
+
+from model.baselines.context import Context
+from model.heads import HeadConfig, Heads
+from schemas.schema import CANDIDATES, USER
+
+
+@dataclass(frozen=True)
+class DcnConfig:
+    layers: int = 3
+    rank: int = 64
+    """W = U V with this inner width (section 3.2); at least the input's width means a full W."""
+    hidden: tuple[int, ...] = (128, 64)
+    dropout: float = 0.1
+
+
+class Dcn(nn.Module):
+    """Batch -> {task: logit [C]}."""
+
+    def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DcnConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.context = Context(embeddings)
+        self.groups = [USER, *self.context.sequences, CANDIDATES]
+        width = sum(embeddings.width(group) for group in self.groups)
+        self.norm = nn.LayerNorm(width)
+        self.crosses = nn.ModuleList(self._cross(width, config.rank) for _ in range(config.layers))
+        layers: list[nn.Module] = []
+        size = width
+        for hidden in config.hidden:
+            layers += [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+            size = hidden
+        self.deep = nn.Sequential(*layers)
+        self.heads = Heads(width + size, tasks, head)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        return self.context.embeddings
+
+    @staticmethod
+    def _cross(width: int, rank: int) -> nn.Module:
+        if rank >= width:
+            return nn.Linear(width, width)
+        return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        pooled = self.context.pooled(batch, self.context(batch))
+        first = x = self.norm(torch.cat([pooled[group] for group in self.groups], 1))
+        for cross in self.crosses:
+            x = first * cross(x) + x
+        return self.heads(torch.cat([x, self.deep(first)], 1))

@@ -1,0 +1,82 @@
+"""DIN (Zhou et al., KDD 2018, arXiv:1706.06978), one row per exposure: each candidate attends to the events it sees.
+
+v_U(A) = sum_j a(e_j, v_A) e_j (equation 3), the weights not normalised. History and the visible realtime prefix are one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from torch import Tensor, nn
+
+from model.baselines.context import Context, segment_sum
+from model.heads import HeadConfig, Heads
+from schemas.schema import CANDIDATES, USER
+
+
+@dataclass(frozen=True)
+class DinConfig:
+    dim: int = 32
+    """Width of an event and of the candidate in attention."""
+    attention_hidden: int = 32
+    """Hidden width of the activation unit."""
+    hidden: tuple[int, ...] = (128, 64)
+    dropout: float = 0.1
+
+
+class Din(nn.Module):
+    """Batch -> {task: logit [C]}."""
+
+    def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DinConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.context = Context(embeddings)
+        self.events = nn.ModuleDict(
+            {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
+        )
+        self.candidate = nn.Linear(embeddings.width(CANDIDATES), config.dim)
+        self.unit = ActivationUnit(config.dim, config.attention_hidden)
+        width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
+        layers: list[nn.Module] = []
+        for size in config.hidden:
+            layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
+            width = size
+        self.top = nn.Sequential(*layers)
+        self.heads = Heads(width, tasks, head)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        return self.context.embeddings
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x = self.context(batch)
+        owner = self.context.owner(batch)
+        candidate = self.candidate(x[CANDIDATES])
+        if self.context.sequences:
+            events = torch.cat([self.events[name](x[name]) for name in self.context.sequences])
+            interest = self.unit(candidate, events, *self.context.pairs(batch, owner))
+        else:
+            interest = torch.zeros_like(candidate)
+        return self.heads(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
+
+
+class ActivationUnit(nn.Module):
+    """a(e, v): an MLP over [e, v, e - v, e * v] (figure 2). Over P pairs only e * v is multiplied by weights: the other inputs
+    are linear in e and in v, which are projected once each and gathered."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.of_event = nn.Linear(dim, hidden)
+        self.of_candidate = nn.Linear(dim, hidden, bias=False)
+        self.of_product = nn.Linear(dim, hidden, bias=False)
+        self.activation = nn.PReLU()
+        self.weight = nn.Linear(hidden, 1)
+
+    def forward(self, candidate: Tensor, events: Tensor, offsets: Tensor, of: Tensor, rows: Tensor) -> Tensor:
+        """[C, dim], [N, dim], pairs (offsets [C+1], candidate [P], row [P]) -> [C, dim]."""
+        event = events[rows]
+        hidden = self.of_event(events)[rows] + self.of_candidate(candidate)[of] + self.of_product(event * candidate[of])
+        return segment_sum(self.weight(self.activation(hidden)) * event, offsets)

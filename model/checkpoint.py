@@ -1,0 +1,167 @@
+"""Checkpoints: dense state, embedding tables by logical table, and the trainer's position; whole or not there.
+
+    checkpoints/step-N/
+      manifest.json   schema and fingerprint, model, step, and size and digest of every file; written last
+      dense.pt        model, optimizer, trainer
+      tables/         `tokenization.checkpoint`'s
+
+A checkpoint is written beside its place under another name and renamed when complete; one that a crash tore has no place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenization.checkpoint import load_tables, save_tables
+from tokenization.embedding import Embeddings
+
+from model.ranks import Ranks
+from schemas.errors import UserError
+from schemas.schema import Schema
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of."""
+
+    folder: Path
+    step: int
+    model: dict[str, object]
+    """`name`, `config` and `head`, as in the run's config."""
+    schema: Schema
+    boundaries: dict[str, list[float]]
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    *,
+    schema: Schema,
+    model: Mapping[str, object],
+    dense: Mapping[str, object],
+    embeddings: Embeddings,
+    ranks: Ranks,
+    keep: int,
+    protect: Sequence[int] = (),
+) -> Path:
+    """Write `run/checkpoints/step-N` and drop the oldest beyond `keep`, but none of the `protect` steps.
+
+    Every rank calls it; rank 0 returns when the checkpoint is in its place.
+    """
+    root = run / "checkpoints"
+    final, staging = root / f"step-{step}", root / f".step-{step}.incomplete"
+    if ranks.chief:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    ranks.barrier()
+    save_tables(embeddings, staging / "tables")
+    ranks.barrier()
+    if ranks.chief:
+        torch.save(dict(dense), staging / "dense.pt")
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "model": dict(model),
+            "fingerprint": schema.fingerprint,
+            "schema": schema.model_dump(mode="json"),
+            "boundaries": embeddings.boundaries,
+            "files": {str(p.relative_to(staging)): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files},
+        }
+        (staging / "manifest.json").write_text(json.dumps(manifest))
+        for path in [*files, staging / "manifest.json"]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        staging.replace(final)
+        old = [s for s in steps_of(run) if s not in protect]
+        for stale in old[: max(len(old) - keep, 0)]:
+            shutil.rmtree(root / f"step-{stale}")
+    ranks.barrier()
+    return final
+
+
+def steps_of(run: Path) -> list[int]:
+    """Steps that a run has complete checkpoints of, ascending."""
+    return sorted(int(p.parent.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*/manifest.json"))
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Path:
+    """The checkpoint that a run's folder, or a checkpoint's own, means: `step`, or the best, or else the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file() and step is None:
+        return path
+    steps = steps_of(path)
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{path}: no checkpoint of step {step}; it has {steps or 'none'}")
+        return path / "checkpoints" / f"step-{step}"
+    if not steps:
+        raise UserError(
+            f"{path}: no complete checkpoint in it; train first, or give the --out folder of `genrank train`"
+        )
+    best = path / "checkpoints" / "best.json"
+    wanted = json.loads(best.read_text())["step"] if best.is_file() else steps[-1]
+    return path / "checkpoints" / f"step-{wanted if wanted in steps else steps[-1]}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, every file of which is as it was written.
+
+    Raises:
+        UserError: a file is missing or changed, or the checkpoint is not this program's.
+    """
+    try:
+        raw = json.loads((folder / "manifest.json").read_text())
+        files, schema = raw["files"], Schema.model_validate(raw["schema"])
+        manifest = Manifest(folder, raw["step"], raw["model"], schema, raw["boundaries"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
+    if raw["format"] != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {raw['format']}; this version reads {FORMAT}")
+    for name, wanted in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != wanted["bytes"] or _digest(path) != wanted["sha256"]:
+            raise UserError(f"{path} is missing or damaged; use another checkpoint (--checkpoint) or train again")
+    return manifest
+
+
+def load_dense(folder: Path) -> dict[str, object]:
+    """What `save_checkpoint` got as `dense`, on the CPU."""
+    state = torch.load(folder / "dense.pt", map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def load_embeddings(folder: Path, embeddings: Embeddings, reset: Sequence[str] = ()) -> None:
+    """Fill the tables from a checkpoint; those of `reset` start anew.
+
+    Raises:
+        UserError: a table's dim or vocabulary changed.
+    """
+    load_tables(embeddings, folder / "tables", reset=reset)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,158 @@
+"""`genrank evaluate`: a trained run on other days, beside the oracle and the counting baselines, with intervals by user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.reader import SampleReader
+from torch import Tensor, nn
+
+from model.baselines.counts import Counts, count_days
+from model.checkpoint import find_checkpoint, load_dense, load_embeddings, read_manifest
+from model.config import EvaluateConfig, samples_folder
+from model.metrics import Predictions
+from model.ranker import build_model, model_config
+from model.ranks import join_ranks
+from model.run_folder import read_json, write_json
+from model.trainer import candidate_users, load_dense_weights, predict
+from schemas.errors import UserError
+from schemas.schema import Schema
+
+
+class LoadedModel(NamedTuple):
+    """A checkpoint as it can be used."""
+
+    model: nn.Module
+    """Batch -> {task: logit [C]}, in evaluation mode."""
+    schema: Schema
+    step: int
+    name: str
+
+
+def load_model(path: Path, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model of a run's (or a checkpoint's) folder.
+
+    Args:
+        step: of the checkpoint; default the best, or else the newest.
+
+    Raises:
+        UserError: no such checkpoint, or a damaged one.
+    """
+    folder = find_checkpoint(path, step)
+    manifest = read_manifest(folder)
+    name, settings = manifest.model["name"], manifest.model["settings"]
+    assert isinstance(name, str) and isinstance(settings, dict)
+    embeddings = Embeddings(make_plan(manifest.schema), backend="torch", device=device, boundaries=manifest.boundaries)
+    own, head = model_config(name, settings)
+    model = build_model(own, head, embeddings, [label.name for label in manifest.schema.labels]).to(device)
+    load_dense_weights(model, load_dense(folder)["model"], folder)  # type: ignore[arg-type]
+    load_embeddings(folder, embeddings)
+    return LoadedModel(model.eval(), manifest.schema, manifest.step, name)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, object]:
+    """Score every candidate of some days, write predictions and metrics.json; returns the latter.
+
+    Rows per task: `model`; `oracle`, the true probability, where the schema declares one; `popularity` and `user_item_ctr`, counted over
+    the run's own training days (absent where their samples are gone).
+
+    Raises:
+        UserError: no such run or day, damaged files, days without a candidate.
+    """
+    ranks = join_ranks(config.device)
+    loaded = load_model(config.run, step=config.checkpoint, device=ranks.device)
+    schema = loaded.schema
+    samples = samples_folder(config.samples)
+    counts = _counts(config.run, samples, schema)
+    rows: dict[str, dict[str, Predictions]] = {label.name: {} for label in schema.labels}
+    users: set[int] = set()
+    total_samples = total_candidates = 0
+    for date in config.dates:
+        reader = SampleReader(samples, schema, [date], view="user_day", token_budget=config.token_budget, shuffle=False)
+        written: list[pa.RecordBatch] = []
+        for batch, scores in predict(loaded.model, reader, schema, ranks.device):
+            batch = batch.to("cpu")
+            owner = candidate_users(batch)
+            for label in schema.labels:
+                for name, each in _scores(label.name, batch, owner, scores[label.name].cpu(), counts.get(label.name)):
+                    found = rows[label.name].setdefault(name, Predictions(label.kind))
+                    found.update(owner, batch.labels[label.name], each, batch.weights[label.name])
+            users.update(batch.user.tolist())
+            total_samples += len(batch)
+            total_candidates += len(batch.item)
+            written.append(_prediction_rows(schema, batch, owner, scores))
+        if not written:
+            raise UserError(f"--dates {date}: the samples of this day hold no candidate; nothing to evaluate")
+        _write_predictions(config.run / "predictions" / f"dt={date}.parquet", written)
+    result: dict[str, object] = {
+        "model": loaded.name,
+        "step": loaded.step,
+        "dates": list(config.dates),
+        "samples": total_samples,
+        "candidates": total_candidates,
+        "users": len(users),
+        "tasks": {
+            task: {
+                name: {m: e.as_dict() for m, e in p.compute(bootstrap=config.bootstrap, seed=config.seed).items()}
+                for name, p in each.items()
+            }
+            for task, each in rows.items()
+        },
+    }
+    write_json(config.out or config.run / "metrics.json", result)
+    return result
+
+
+def _counts(run: Path, samples: Path, schema: Schema) -> dict[str, Counts]:
+    """Counting baselines of the run's training days."""
+    dates = read_json(run / "config.json")["dates"] if (run / "config.json").is_file() else []
+    assert isinstance(dates, list)
+    try:
+        return count_days(samples, schema, dates) if dates else {}
+    except UserError:
+        return {}
+
+
+def _scores(
+    task: str, batch: Batch, owner: Tensor, scores: Tensor, counts: Counts | None
+) -> Iterator[tuple[str, Tensor]]:
+    yield "model", scores
+    if task in batch.oracles:
+        yield "oracle", batch.oracles[task]
+    if counts:
+        items, users = batch.item.numpy(), owner.numpy()
+        yield "popularity", torch.from_numpy(counts.popularity(items))
+        yield "user_item_ctr", torch.from_numpy(counts.user_item(users, items))
+
+
+def _prediction_rows(schema: Schema, batch: Batch, owner: Tensor, scores: dict[str, Tensor]) -> pa.RecordBatch:
+    columns: dict[str, np.ndarray] = {
+        "user_id": owner.numpy(),
+        "request": batch.request.numpy(),
+        "item": batch.item.numpy(),
+        "ts": batch.candidates.ts.numpy(),
+    }
+    for label in schema.labels:
+        columns[label.name] = batch.labels[label.name].float().numpy()
+        columns[f"{label.name}_weight"] = batch.weights[label.name].numpy()
+        columns[f"{label.name}_score"] = scores[label.name].float().cpu().numpy()
+        if label.name in batch.oracles:
+            columns[f"{label.name}_oracle"] = batch.oracles[label.name].numpy()
+    return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
+
+
+def _write_predictions(path: Path, batches: list[pa.RecordBatch]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_batches(batches), staging, compression="zstd")
+    staging.replace(path)

@@ -1,0 +1,61 @@
+"""A progress bar with throughput, and the same figures for the log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Counts steps, samples and tokens; draws a bar on a terminal's stderr."""
+
+    def __init__(self, title: str, total_steps: int, show: bool) -> None:
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (show and Console(stderr=True).is_terminal),
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task(title, total=total_steps or None, told="")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+
+    def update(self, step: int, epoch: int, loss: float, samples: int, tokens: int) -> None:
+        """After each step: where training is and what the step took in."""
+        self._samples += samples
+        self._tokens += tokens
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, told=told)
+
+    def rates(self, flops: int) -> dict[str, float]:
+        """Samples, tokens and (given how many there were) floating point operations per second since the last call."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        rates = {
+            "samples_per_s": round(self._samples / seconds, 2),
+            "tokens_per_s": round(self._tokens / seconds, 1),
+        }
+        if flops:
+            rates["model_gflops_per_s"] = round(flops / seconds / 1e9, 3)
+        self._reset()
+        return rates
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

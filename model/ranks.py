@@ -1,0 +1,68 @@
+"""The processes of a run: one, or those that torchrun started (gloo on CPU, NCCL on GPU)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from schemas.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def chief(self) -> bool:
+        """Whether this rank writes files."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of every rank's `values`; a new tensor."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: object) -> list[object]:
+        """Every rank's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_ranks(device: str = "auto") -> Ranks:
+    """Join the process group that torchrun's environment describes; alone without one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: use auto, cpu or cuda")
+    kind = "cuda" if cuda and device != "cpu" else "cpu"
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    own = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(own)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    return Ranks(rank, size, own)

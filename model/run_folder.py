@@ -1,0 +1,137 @@
+"""A run's folder: config.json, schema.json, log.jsonl, tensorboard/, checkpoints/, and summary.json when training is over."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from model.config import FREE_TO_CHANGE, TrainConfig
+from schemas.errors import UserError
+from schemas.schema import Schema
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class RunFolder:
+    """What training writes, besides checkpoints. Rank 0 only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log = (path / "log.jsonl").open("a", buffering=1)
+        self._tensorboard: SummaryWriter | None = None
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> RunFolder:
+        """The folder of this configuration: made, or found where an interrupted run left it.
+
+        Raises:
+            UserError: the folder holds a run of another configuration, or can't be written.
+        """
+        path = config.out
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"--out {path}: can't make the folder ({error.strerror}); choose another") from None
+        own = config.as_json()
+        if (path / "config.json").is_file():
+            other = json.loads((path / "config.json").read_text())
+            changed = sorted(k for k in own if k not in FREE_TO_CHANGE and own[k] != other.get(k))
+            if read_schema(path).fingerprint != config.schema.fingerprint:
+                changed.append("schema")
+            if changed:
+                raise UserError(
+                    f"--out {path}: holds a run with another {', '.join(changed)}; give a new --out, "
+                    "or remove the folder to start over"
+                )
+        write_json(path / "config.json", own)
+        write_text(path / "schema.json", config.schema.model_dump_json(indent=1))
+        return cls(path)
+
+    def rewind(self, step: int) -> None:
+        """Forget log lines after `step`: a resumed run writes them again."""
+        path = self.path / "log.jsonl"
+        self._log.close()
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._log = path.open("a", buffering=1)
+
+    def log(self, row: dict[str, object]) -> None:
+        """One line of log.jsonl, and its numbers as TensorBoard scalars."""
+        self._log.write(json.dumps(row) + "\n")
+        if self._tensorboard is None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        step = row["step"]
+        assert isinstance(step, int)
+        for name, value in _scalars("", row):
+            self._tensorboard.add_scalar(name, value, step)
+
+    def finish(self, summary: dict[str, object]) -> None:
+        """Write summary.json: the run is complete."""
+        write_json(self.path / "summary.json", summary)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _scalars(prefix: str, row: dict[str, object]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found += _scalars(f"{prefix}{key}/", value)
+        elif isinstance(value, int | float) and key not in ("step", "time"):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def read_schema(run: Path) -> Schema:
+    """The schema a run was trained with.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    path = run / "schema.json"
+    if not path.is_file():
+        raise UserError(f"{run}: no schema.json in it; give the --out folder of `genrank train`")
+    return Schema.model_validate_json(path.read_text())
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; is {path.parent} the --out folder of `genrank train`?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); train the run again") from None
+    assert isinstance(value, dict)
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(text)
+    staging.replace(path)

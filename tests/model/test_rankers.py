@@ -1,0 +1,173 @@
+"""Every model on real batches: what a candidate may see, and the baselines against loops."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from model.baselines.counts import Counts, count_days
+from model.baselines.sasrec import Sasrec
+from model.config import samples_folder
+from model.heads import HeadConfig
+from model.ranker import MODELS, build_model, model_config
+from schemas import UserError
+from tokenization.batch import Batch, Ragged
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.reader import SampleReader
+
+SMALL = ["mtgr-tiny", "hstu-tiny", "dlrm", "din", "dcn", "sasrec"]
+DAY = "2026-01-01"
+
+
+@pytest.fixture(scope="module")
+def batch(schema, samples) -> Batch:
+    reader = SampleReader(samples_folder(samples), schema, [DAY], token_budget=1500, shuffle=False, prefetch=0)
+    return next(iter(reader))
+
+
+def make(name: str, schema, seed: int = 0):
+    from random_samples import BOUNDARIES
+
+    torch.manual_seed(seed)
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    for table in embeddings.tables.tables.values():
+        table.weight.mul_(30)  # at 0.02 no feature would move a logit visibly
+    return build_model(*model_config(name), embeddings, ["click", "watch"]).eval()
+
+
+def changed(batch: Batch, group: str, rows: torch.Tensor) -> Batch:
+    """The batch with other values of every feature in some rows of a group."""
+    batch = copy.deepcopy(batch)
+    leaves = batch.groups[group].features
+    for name, leaf in leaves.items():
+        if isinstance(leaf, Ragged):
+            continue
+        leaf[rows] = (leaf[rows] + 1) % 2 if name == "type" else leaf[rows] + 1
+    return batch
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_candidate_sees_its_past_and_neither_future_nor_rivals(name: str, schema, batch: Batch) -> None:
+    model = make(name, schema)
+    before = model(batch)["click"]
+    assert before.shape == batch.item.shape
+    owner = torch.repeat_interleave(batch.candidates.lengths)
+    events = batch.groups["realtime"]
+    place = torch.arange(len(events.ts)) - torch.repeat_interleave(events.offsets[:-1], events.lengths)
+    sample = torch.repeat_interleave(events.lengths)
+    chosen = [int(i) for i in torch.unique(torch.stack([(owner == b).nonzero()[0, 0] for b in owner.unique()]))]
+    threshold = torch.zeros(len(batch), dtype=torch.int64)
+    threshold[owner[chosen]] = batch.candidate_sees[chosen].long()
+    future = place >= threshold[sample]
+    assert future.any() and not future.all()
+    # Realtime features but a sequence's own time gaps are free; gaps look backward only.
+    after = model(changed(batch, "realtime", future))["click"]
+    torch.testing.assert_close(after[chosen], before[chosen], rtol=1e-4, atol=1e-5)
+    assert (after - before).abs().max() > 1e-4, "no candidate saw any change: the test shows nothing"
+    rivals = torch.ones(len(owner), dtype=torch.bool)
+    rivals[chosen] = False
+    after = model(changed(batch, "candidates", rivals))["click"]
+    torch.testing.assert_close(after[chosen], before[chosen], rtol=1e-4, atol=1e-5)
+    assert (after[rivals] - before[rivals]).abs().max() > 1e-4
+    for group in ("user", "history"):
+        rows = torch.ones(len(batch.groups[group].ts), dtype=torch.bool)
+        assert (model(changed(batch, group, rows))["click"] - before).abs().max() > 1e-4, f"{group} is ignored"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_score_does_not_depend_on_its_batch(name: str, schema, samples, batch: Batch) -> None:
+    model = make(name, schema)
+    together = model(batch)["watch"]
+    alone = SampleReader(samples_folder(samples), schema, [DAY], token_budget=1, shuffle=False, prefetch=0)
+    parts = []
+    for single in alone:
+        parts.append(model(single)["watch"])
+        if sum(map(len, parts)) >= len(together):
+            break
+    torch.testing.assert_close(torch.cat(parts), together, rtol=1e-3, atol=1e-4)
+
+
+def test_din_attends_as_a_loop_over_pairs_would(schema, batch: Batch) -> None:
+    model = make("din", schema)
+    unit, context = model.unit, model.context
+    x = context(batch)
+    candidate = model.candidate(x["candidates"])
+    owner = context.owner(batch)
+    events = torch.cat([model.events[n](x[n]) for n in context.sequences])
+    got = unit(candidate, events, *context.pairs(batch, owner))
+    history, realtime = batch.groups["history"], batch.groups["realtime"]
+    own = {"history": model.events["history"](x["history"]), "realtime": model.events["realtime"](x["realtime"])}
+    for c in range(0, len(owner), 3):
+        b = int(owner[c])
+        seen = list(own["history"][history.offsets[b] : history.offsets[b + 1]])
+        first = int(realtime.offsets[b])
+        seen += list(own["realtime"][first : first + int(batch.candidate_sees[c])])
+        total = torch.zeros_like(candidate[c])
+        for e in seen:
+            hidden = unit.of_event(e) + unit.of_candidate(candidate[c]) + unit.of_product(e * candidate[c])
+            total = total + unit.weight(unit.activation(hidden)) * e
+        torch.testing.assert_close(got[c], total, rtol=1e-4, atol=1e-5)
+
+
+def test_sasrec_without_events_still_scores(schema, batch: Batch) -> None:
+    model = make("sasrec", schema)
+    assert isinstance(model, Sasrec)
+    lonely = dataclasses.replace(
+        batch, groups=dict(batch.groups), candidate_sees=torch.zeros_like(batch.candidate_sees)
+    )
+    for name in ("history", "realtime"):
+        group = batch.groups[name]
+        none = torch.zeros(0, dtype=torch.int64)
+        lonely.groups[name] = group.take(none, torch.zeros_like(group.offsets))
+    assert torch.isfinite(model(lonely)["click"]).all()
+
+
+def test_counts_equal_a_loop(schema, samples) -> None:
+    g = np.random.default_rng(0)
+    user, item = g.integers(0, 5, 400), g.integers(100, 110, 400)
+    label, weight = g.integers(0, 2, 400).astype(float), g.choice([0.0, 1.0, 2.0], 400)
+    counts = Counts(user, item, label, weight, strength=3.0)
+    base = (label * weight).sum() / weight.sum()
+    for i, u in ((103, 2), (109, 4), (5000, 1), (103, 77)):
+        mine = item == i
+        rate = ((label * weight)[mine].sum() + 3 * base) / (weight[mine].sum() + 3)
+        both = mine & (user == u)
+        pair = ((label * weight)[both].sum() + 3 * rate) / (weight[both].sum() + 3)
+        assert counts.popularity(np.array([i]))[0] == pytest.approx(rate)
+        assert counts.user_item(np.array([u]), np.array([i]))[0] == pytest.approx(pair)
+    days = count_days(samples_folder(samples), schema, [DAY])
+    assert set(days) == {"click"} and 0 < days["click"].base < 1
+    empty = Counts(user[:0], item[:0], label[:0], weight[:0])
+    assert empty.popularity(np.array([1]))[0] == 0 and empty.user_item(np.array([1]), np.array([1]))[0] == 0
+
+
+def test_settings_change_a_preset_and_mistakes_are_named() -> None:
+    config, head = model_config(
+        "mtgr-tiny", {"divisor": "length", "dropout": "0", "head.hidden": "[8]", "alpha": "null"}
+    )
+    assert (config.divisor, config.dropout, config.alpha, head.hidden) == ("length", 0.0, None, (8,))
+    assert model_config("mtgr-tiny", {"divisor": "512"})[0].divisor == 512
+    for name, settings, message in (
+        ("mtgr", {}, "did you mean mtgr-"),
+        ("din", {"dims": "3"}, "did you mean dim"),
+        ("mtgr-tiny", {"layers": "many"}, "--set layers=many"),
+        ("mtgr-tiny", {"head.kind": "tree"}, "--set head.kind=tree"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model_config(name, settings)
+    assert set(SMALL) <= set(MODELS)
+
+
+def test_mmoe_heads_train(schema, batch: Batch) -> None:
+    from random_samples import BOUNDARIES
+
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    config, _ = model_config("mtgr-tiny")
+    model = build_model(config, HeadConfig(kind="mmoe"), embeddings, ["click", "watch"])
+    sum(v.sum() for v in model(batch).values()).backward()
+    assert all(p.grad is not None for p in model.heads.parameters())

@@ -1,0 +1,301 @@
+"""Training end to end on random samples: resume to the bit, accumulation, T+1, guards, and every bad input's one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import model.checkpoint
+from model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
+from model.config import EvaluateConfig, TrainConfig
+from model.evaluate import evaluate, load_model
+from model.trainer import Trainer, decay_factor, train
+from schemas import Label, UserError
+
+DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
+
+
+@pytest.fixture
+def config(schema, samples, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        schema=schema,
+        samples=samples,
+        dates=DAYS[:2],
+        out=tmp_path / "run",
+        token_budget=900,
+        epochs=2,
+        log_every=1,
+        seed=3,
+    )
+
+
+def steps(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    untimed = {"time", "samples_per_s", "tokens_per_s", "model_gflops_per_s"}
+    return [{k: v for k, v in row.items() if k not in untimed} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Every dense and sparse value of a run's newest checkpoint."""
+    loaded = load_model(run, step=steps_of(run)[-1])
+    tables = {name: table.weight for name, table in loaded.model.embeddings.tables.tables.items()}
+    state = load_dense(run / "checkpoints" / f"step-{loaded.step}")
+    moments = {f"{i}/{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
+    return {**loaded.model.state_dict(), **tables, **moments}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the trainer may catch it."""
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 9])
+def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_at: int, monkeypatch, tmp_path) -> None:
+    config = dataclasses.replace(
+        config, checkpoint_every=2, deterministic=True, eval_dates=DAYS[2:], settings={"attention_dropout": "0.1"}
+    )
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    train(whole)
+    step = Trainer._step
+
+    def mortal(self, batches):
+        if self.position.step == kill_at:
+            raise Killed
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "_step", mortal)
+    with pytest.raises(Killed):
+        train(config)
+    monkeypatch.setattr(Trainer, "_step", step)
+    done = train(config)
+    assert done.steps > kill_at
+    assert steps(config.out) == steps(whole.out)
+    resumed, expected = weights(config.out), weights(whole.out)
+    assert resumed.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(resumed[name], expected[name]), name
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_crash_while_saving_leaves_the_previous_checkpoint(config: TrainConfig, monkeypatch) -> None:
+    config = dataclasses.replace(config, checkpoint_every=2)
+    flush = model.checkpoint._flush
+
+    def crash(path):
+        if "step-4" in str(path):
+            raise Killed
+        flush(path)
+
+    monkeypatch.setattr(model.checkpoint, "_flush", crash)
+    with pytest.raises(Killed):
+        train(config)
+    assert steps_of(config.out) == [2]
+    monkeypatch.setattr(model.checkpoint, "_flush", flush)
+    assert train(config).steps > 4
+
+
+def test_accumulated_batches_equal_one_batch_of_all(config: TrainConfig, tmp_path) -> None:
+    """Unequal batches, weights and tasks: the gradient is normalised by what the whole step saw."""
+    one = dataclasses.replace(config, token_budget=10**6, max_steps=1, settings={"dropout": "0"}, out=tmp_path / "one")
+    train(dataclasses.replace(one, schema=config.schema))
+    many = dataclasses.replace(one, token_budget=500, accumulate=10**6, out=tmp_path / "many")
+    train(many)
+    a, b = weights(one.out), weights(many.out)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_finished_runs_are_not_run_again_and_other_configurations_refused(config: TrainConfig) -> None:
+    first = train(config)
+    written = (config.out / "summary.json").stat().st_mtime_ns
+    assert train(config).steps == first.steps
+    assert (config.out / "summary.json").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="another lr, model"):
+        train(dataclasses.replace(config, lr=0.5, model="din"))
+    longer = train(dataclasses.replace(config, epochs=3))
+    assert longer.steps == first.steps // 2 * 3
+
+
+def test_the_next_day_goes_on_from_the_last(config: TrainConfig, tmp_path) -> None:
+    first = dataclasses.replace(config, dates=DAYS[:1], epochs=1, out=tmp_path / "day1")
+    train(first)
+    second = dataclasses.replace(
+        config,
+        dates=DAYS[1:2],
+        epochs=1,
+        out=tmp_path / "day2",
+        from_checkpoint=first.out,
+        eval_dates=DAYS[2:],
+        max_steps=1,
+    )
+    train(second)
+    before, after = weights(first.out), weights(second.out)
+    close = [
+        torch.dist(after[n].float(), before[n].float()) < 0.2 * before[n].float().norm()
+        for n in before
+        if "weight" in n
+    ]
+    assert sum(close) > 0.8 * len(close), "the second day did not begin with the first day's weights"
+    assert (second.out / "summary.json").is_file()
+    with pytest.raises(UserError, match="it is of model mtgr-tiny, not of din"):
+        train(dataclasses.replace(second, model="din", out=tmp_path / "other"))
+
+
+def test_early_stopping_keeps_the_best(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, eval_dates=DAYS[2:], eval_every=2, patience=2, epochs=50, keep_checkpoints=1)
+    result = train(config)
+    evaluations = [row for row in steps(config.out) if "eval" in row]
+    gauc = {row["step"]: row["eval"]["click"]["gauc"] for row in evaluations}
+    best = max(gauc, key=gauc.get)
+    assert result.steps == best + 4  # two evaluations without a better one
+    assert json.loads((config.out / "checkpoints" / "best.json").read_text())["step"] == best
+    assert read_manifest(find_checkpoint(config.out)).step == best
+
+
+def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, warmup_steps=10, decay="linear", final_lr=0.2)
+    assert decay_factor(config, 0, 110) == 1
+    assert decay_factor(config, 60, 110) == pytest.approx(0.6)
+    assert decay_factor(config, 500, 110) == pytest.approx(0.2)
+    assert decay_factor(dataclasses.replace(config, decay="none"), 100, 110) == 1
+
+
+def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: TrainConfig, monkeypatch) -> None:
+    config = dataclasses.replace(config, checkpoint_every=1, keep_checkpoints=9)
+    from model.encoders import Encoder
+
+    forward, calls = Encoder.forward, []
+
+    def poisoned(self, tokens):
+        calls.append(1)
+        return forward(self, tokens) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Encoder, "forward", poisoned)
+    with pytest.raises(UserError, match=r"the loss is nan at step 3, on the batch of \d+ samples from \S+ to .* --lr"):
+        train(config)
+    event = next(row for row in steps(config.out) if row.get("event") == "nan")
+    assert len(event["sample_ids"]) > 1
+    monkeypatch.setattr(Encoder, "forward", forward)
+    assert steps_of(config.out) == [1, 2]
+    train(config)  # and it goes on from there
+
+
+def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig, monkeypatch) -> None:
+    import model.trainer
+
+    monkeypatch.setattr(model.trainer, "SPIKE_WARMUP", 3)
+    from model.encoders import Encoder
+
+    forward, calls = Encoder.forward, []
+
+    def spiky(at):
+        def run(self, tokens):
+            calls.append(1)
+            return forward(self, tokens) * (1e4 if len(calls) in at else 1)
+
+        return run
+
+    monkeypatch.setattr(Encoder, "forward", spiky({5}))
+    train(config)
+    assert [row["step"] for row in steps(config.out) if row.get("event") == "spike"] == [4]
+    calls.clear()
+    monkeypatch.setattr(Encoder, "forward", spiky(set(range(5, 99))))
+    with pytest.raises(UserError, match=r"5 steps in a row.*diverges"):
+        train(dataclasses.replace(config, out=config.out / "again"))
+
+
+def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
+    train(config)
+    result = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=20))
+    assert result == json.loads((config.out / "metrics.json").read_text())
+    assert set(result["tasks"]["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
+    for row in result["tasks"]["click"].values():
+        for name in ("auc", "gauc", "ne", "logloss", "calibration"):
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+    assert set(result["tasks"]["watch"]["model"]) == {"rmse", "mae", "bias"}
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(config.out / "predictions" / f"dt={DAYS[2]}.parquet", partitioning=None)
+    assert len(table) == result["candidates"]
+    assert {"user_id", "request", "item", "ts", "click", "click_weight", "click_score", "click_oracle"} <= set(
+        table.column_names
+    )
+    # The order of the batches is no part of the result.
+    other = evaluate(
+        EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, token_budget=300)
+    )
+    for name in ("auc", "gauc"):
+        assert other["tasks"]["click"]["model"][name]["value"] == pytest.approx(
+            result["tasks"]["click"]["model"][name]["value"], abs=2e-3
+        )
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_path) -> None:
+    def refused(match: str, **changes) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            train(dataclasses.replace(config, out=tmp_path / str(len(match)), **changes))
+        assert "\n" not in str(caught.value)
+
+    refused("2031-01-01.*no published samples", dates=("2031-01-01",))
+    refused("no dt=YYYY-MM-DD folder", samples=tmp_path)
+    other = schema.model_copy(update={"labels": (*schema.labels, Label(name="like", column="clicked"))})
+    refused("schema", schema=other)
+    refused("no complete checkpoint", from_checkpoint=tmp_path)
+    if not torch.cuda.is_available():
+        refused("no GPU", device="cuda")
+    with pytest.raises(UserError, match="training day too"):
+        dataclasses.replace(config, eval_dates=DAYS[:1])
+    with pytest.raises(UserError, match="--epochs 0"):
+        dataclasses.replace(config, epochs=0)
+
+
+def test_a_corrupt_file_is_named(config: TrainConfig, samples, tmp_path) -> None:
+    shutil.copytree(samples, tmp_path / "broken")
+    file = next((tmp_path / "broken").rglob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(UserError, match=file.name) as caught:
+        train(dataclasses.replace(config, samples=tmp_path / "broken", out=tmp_path / "b"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_refused_and_an_older_one_usable(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, checkpoint_every=2, keep_checkpoints=2)
+    train(config)
+    first, last = steps_of(config.out)[-2:]
+    dense = config.out / "checkpoints" / f"step-{last}" / "dense.pt"
+    dense.write_bytes(dense.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"dense\.pt is missing or damaged"):
+        evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0))
+    evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, checkpoint=first))
+
+
+def test_labels_all_of_one_class_train_and_evaluate(config: TrainConfig, schema, tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from random_samples import publish, random_table
+
+    for day in DAYS:
+        table = random_table(schema, day, 10)
+        labels = table["labels"].combine_chunks()
+        fields = {f.name: pc.struct_field(labels, f.name) for f in labels.type}
+        fields["click"] = pa.ListArray.from_arrays(
+            fields["click"].offsets, pa.array([0] * len(fields["click"].values), pa.int32()), fields["click"].type
+        )
+        struct = pa.StructArray.from_arrays(list(fields.values()), fields=list(labels.type))
+        publish(
+            tmp_path / "samples",
+            schema,
+            day,
+            table.set_column(table.column_names.index("labels"), table.field("labels"), struct),
+        )
+    train(dataclasses.replace(config, samples=tmp_path, epochs=1))
+    result = evaluate(EvaluateConfig(run=config.out, samples=tmp_path, dates=DAYS[2:], bootstrap=3))
+    assert result["tasks"]["click"]["model"]["gauc"]["value"] is None
+    assert result["tasks"]["click"]["model"]["logloss"]["value"] > 0
