@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -128,8 +129,9 @@ class SampleReader:
     def _read(self, window: list[RowGroup]) -> Block:
         tables = []
         for unit in window:
-            file = pq.ParquetFile(unit.path, memory_map=True)
-            table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
+            with _readable(unit.path):
+                file = pq.ParquetFile(unit.path, memory_map=True)
+                table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
         return self.columns.block(pa.concat_tables(tables))
@@ -138,7 +140,8 @@ class SampleReader:
 
     def _row_groups(self, root: Path, dt: str) -> Iterator[RowGroup]:
         for path in sample_files(root, dt):
-            metadata = pq.read_metadata(path)
+            with _readable(path):
+                metadata = pq.read_metadata(path)
             self.columns.check_schema(metadata.schema.to_arrow_schema(), path)
             first_row = 0
             for index in range(metadata.num_row_groups):
@@ -215,6 +218,15 @@ class SampleReader:
         tokens_per_row = view.tokens.sum() / windows[0][0].rows
         rows = [sum(unit.rows for unit in window) for window in windows]
         return sum(int(np.ceil(n * tokens_per_row / self.token_budget)) for n in rows)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A file that Parquet can't read is bad input, not a bug."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}); build the day again") from None
 
 
 class _Failed(NamedTuple):
