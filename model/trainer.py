@@ -188,9 +188,8 @@ class Trainer:
             yield group
 
     def _batches(self) -> Iterator[Batch]:
-        """The reader's batches on the device. `self.reader_state` follows the batch in use, not the one read ahead."""
+        """The reader's batches on the device."""
         for batch in self.reader:
-            self.reader_state = self.reader.state_dict()
             if len(batch.item):
                 yield batch.pin_memory().to(self.ranks.device) if self.ranks.device.type == "cuda" else batch
 
@@ -372,8 +371,9 @@ class Trainer:
                     f" a new --out with --from-checkpoint {config.out}"
                 )
             self.reader.load_state_dict(readers[self.ranks.rank])
-            if self.folder:
-                self.folder.rewind(self.position.step)
+        if self.folder:
+            self.folder.rewind(self.position.step)
+        if own:
             return
         if origin:
             model, wanted = read_manifest(origin).model, self._model_identity()
