@@ -23,6 +23,8 @@ class RunFolder:
         self.path = path
         self._log = (path / "log.jsonl").open("a", buffering=1)
         self._tensorboard: SummaryWriter | None = None
+        self.lines = 0
+        """Of the log."""
 
     @classmethod
     def open(cls, config: TrainConfig) -> RunFolder:
@@ -51,17 +53,18 @@ class RunFolder:
         write_text(path / "schema.json", config.schema.model_dump_json(indent=1))
         return cls(path)
 
-    def rewind(self, step: int) -> None:
-        """Forget log lines after `step`: a resumed run writes them again."""
+    def rewind(self, lines: int) -> None:
+        """Forget what was logged after the first `lines`: a resumed run writes it again."""
         path = self.path / "log.jsonl"
         self._log.close()
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_text(path, "".join(path.read_text().splitlines(keepends=True)[:lines]))
         self._log = path.open("a", buffering=1)
+        self.lines = lines
 
     def log(self, row: dict[str, object]) -> None:
         """One line of log.jsonl, and its numbers as TensorBoard scalars."""
         self._log.write(json.dumps(row) + "\n")
+        self.lines += 1
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 

@@ -85,6 +85,7 @@ class Position:
     best_step: int = 0
     worse: int = 0
     """Evaluations since the best one."""
+    log_lines: int = 0
 
 
 class Trainer:
@@ -336,6 +337,7 @@ class Trainer:
         if at.step == self.saved_step:
             return
         self.saved_step = at.step
+        at.log_lines = self.folder.lines if self.folder else 0
         save_checkpoint(
             config.out,
             at.step,
@@ -372,7 +374,7 @@ class Trainer:
                 )
             self.reader.load_state_dict(readers[self.ranks.rank])
         if self.folder:
-            self.folder.rewind(self.position.step)
+            self.folder.rewind(self.position.log_lines)
         if own:
             return
         if origin:

