@@ -225,7 +225,6 @@ def train(
 ) -> None:
     """Train a ranker on published samples."""
     from model.config import TrainConfig
-
     from schemas import load_schema
 
     settings = dict(_setting(text) for text in set_ or ())
@@ -284,7 +283,6 @@ def evaluate(
     """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves."""
     from model.evaluate import EvaluateConfig
     from model.evaluate import evaluate as run_evaluation
-
     from model.report import print_metrics
 
     metrics = run_evaluation(

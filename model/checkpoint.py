@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenization.checkpoint import load_tables, save_tables
-from tokenization.embedding import Embeddings
 
 from model.ranks import Ranks
 from schemas.errors import UserError
 from schemas.schema import Schema
+from tokenization.embedding import Embeddings
 
 FORMAT = 1
 
@@ -152,6 +151,25 @@ def load_embeddings(folder: Path, embeddings: Embeddings, reset: Sequence[str] =
         UserError: a table's dim or vocabulary changed.
     """
     load_tables(embeddings, folder / "tables", reset=reset)
+
+
+def save_tables(embeddings: Embeddings, folder: Path) -> None:
+    """Every merged table and dynamic vocabulary of a single process."""
+    folder.mkdir()
+    tables = embeddings.tables.tables  # type: ignore[attr-defined]
+    values = {n: (t.weight, t.first, t.second, t.steps) for n, t in tables.items()}
+    torch.save({"tables": values, "vocabularies": embeddings.vocabularies}, folder / "tables.pt")
+
+
+def load_tables(embeddings: Embeddings, folder: Path, reset: Sequence[str] = ()) -> None:
+    """What `save_tables` wrote."""
+    state = torch.load(folder / "tables.pt", weights_only=False)
+    for name, (weight, first, second, steps) in state["tables"].items():
+        table = embeddings.tables.tables[name]  # type: ignore[attr-defined]
+        for own, saved in ((table.weight, weight), (table.first, first), (table.second, second)):
+            own.copy_(saved)
+        table.steps = steps
+    embeddings.vocabularies.update(state["vocabularies"])
 
 
 def _digest(path: Path) -> str:

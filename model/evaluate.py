@@ -11,10 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
 from torch import Tensor, nn
 
 from model.baselines.counts import Counts, count_days
@@ -27,6 +23,10 @@ from model.run_folder import read_json, write_json
 from model.trainer import candidate_users, load_dense_weights, predict
 from schemas.errors import UserError
 from schemas.schema import Schema
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.reader import SampleReader
 
 
 class LoadedModel(NamedTuple):

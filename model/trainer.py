@@ -15,11 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.quantiles import fit_boundaries
-from tokenization.reader import SampleReader
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,6 +29,11 @@ from model.ranks import Ranks, join_ranks
 from model.run_folder import RunFolder, read_json, write_json
 from schemas.errors import UserError
 from schemas.schema import Schema
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.quantiles import fit_boundaries
+from tokenization.reader import SampleReader
 
 SPIKE_WARMUP = 30
 """Steps before the running mean of the loss is trusted."""

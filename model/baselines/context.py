@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tokenization.batch import Batch, ranges
-from tokenization.embedding import Embeddings
 from torch import Tensor, nn
 
 from schemas.schema import CANDIDATES, USER
+from tokenization.batch import Batch, ranges
+from tokenization.embedding import Embeddings
 
 
 class Context(nn.Module):

@@ -75,7 +75,7 @@ def count_days(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str,
     columns = ["user_id", "candidates.item", *(f"labels.{t}{end}" for t in tasks for end in ("", "_weight"))]
     parts: dict[str, list[NDArray[np.generic]]] = {}
     for date in dates:
-        for file in sample_files(samples, date, schema):
+        for file in sample_files(samples, date):
             # One file at a time: a day's history columns are never read.
             table = pq.ParquetFile(file).read(columns=columns)
             candidates, labels = table["candidates"].combine_chunks(), table["labels"].combine_chunks()

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
 from torch import Tensor, nn
 
 from model.baselines.context import Context
 from model.heads import HeadConfig, Heads
 from schemas.schema import CANDIDATES, USER
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)

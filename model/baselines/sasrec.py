@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
 from torch import Tensor, nn
 
 from kernels.jagged import jagged_concat
 from model.baselines.context import Context
 from model.heads import HeadConfig, Heads
 from schemas.schema import CANDIDATES, USER
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)
