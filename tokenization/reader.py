@@ -226,7 +226,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}); build the day again") from None
+        raise UserError(
+            f"{path} can't be read as Parquet ({str(error).splitlines()[0]}); build the day again"
+        ) from None
 
 
 class _Failed(NamedTuple):
