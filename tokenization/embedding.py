@@ -33,6 +33,8 @@ class Tables(Protocol):
 
     lr: float
     """Sparse learning rate, multiplied by each table's `lr_scale`."""
+    seed: int
+    """Of the initial rows, those given to new ids included."""
 
     def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""

@@ -61,7 +61,7 @@ class TorchTables:
 
     def reset(self, merged: str, rows: Tensor) -> None:
         """Initial weights, and no optimizer state, for [K] int64 physical rows."""
-        self.tables[merged].reset(rows)
+        self.tables[merged].reset(rows, self.seed)
 
     def shards(self, merged: str) -> list[Shard]:
         """The rows of a merged table that this process holds: all."""
@@ -75,7 +75,6 @@ class TorchTable:
 
     def __init__(self, table: MergedTable, device: torch.device, seed: int) -> None:
         self.table = table
-        self.seed = seed
         self.weight = torch.empty((table.rows, table.dim), device=device)
         for chunk in torch.split(torch.arange(table.rows, device=device), INIT_CHUNK):
             self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
@@ -87,9 +86,9 @@ class TorchTable:
         """[rows, dim]: Adam's first moment."""
         self.gathered: list[tuple[Tensor, Tensor]] = []
 
-    def reset(self, rows: Tensor) -> None:
+    def reset(self, rows: Tensor, seed: int) -> None:
         """As `Tables.reset`."""
-        self.weight[rows] = initial_rows(self.table, rows, self.seed)
+        self.weight[rows] = initial_rows(self.table, rows, seed)
         # Gradients held for a row's last owner are not the next one's.
         kept = [(at, grad, ~torch.isin(at, rows)) for at, grad in self.gathered]
         self.gathered = [(at[keep], grad[keep]) for at, grad, keep in kept]

@@ -1,0 +1,273 @@
+"""Embedding tables on disk: by logical table, so that merging or sharding otherwise, adding or dropping a feature, or growing a
+table loses no row.
+
+    folder/
+      .metadata, *.distcp   torch.distributed.checkpoint: chunks of rows under `<logical table>/<what>/<first row>`
+      tables.json           what each table is, and the size of every file; written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from schemas.errors import UserError
+from schemas.feature import FixedBuckets, QuantileBuckets
+from schemas.tables import LogicalTable, transform_of
+from schemas.vocabulary import Dynamic, Enumerated, Identity, Vocabulary
+from tokenization.dynamic import Entries
+from tokenization.embedding import Embeddings
+from tokenization.torch_tables import Shard, TorchTables
+
+FORMAT = 1
+MANIFEST = "tables.json"
+CHUNK_ROWS = 1 << 20
+"""Rows of a table stored under one key: what a restore holds in memory at once."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore did, table by table."""
+
+    restored: list[str]
+    grown: list[str]
+    """Restored, with more rows now than were stored."""
+    fresh: list[str]
+    """Not in the checkpoint, or reset on request: at their initial weights."""
+    dropped: list[str]
+    """In the checkpoint and no longer in the schema."""
+
+
+def save_tables(embeddings: Embeddings, folder: Path) -> None:
+    """Writes every table, its optimizer's state and its dynamic vocabulary. Every rank calls it with the same folder.
+
+    The folder is complete once `tables.json` is in it.
+    """
+    folder = Path(folder)
+    rank, world = _ranks()
+    state: dict[str, Tensor] = {}
+    for name in sorted(embeddings.plan.logical):
+        for first, shard in _own_rows(embeddings, name):
+            for what, rows in _contents(shard).items():
+                for at in range(0, len(rows), CHUNK_ROWS):
+                    state[f"{name}/{what}/{first + at}"] = rows[at : at + CHUNK_ROWS]
+        if rank == 0 and name in embeddings.vocabularies:
+            _, entries = embeddings.vocabularies[name].state()
+            state |= {f"{name}/entries/{field.name}": getattr(entries, field.name) for field in fields(Entries)}
+    (folder / MANIFEST).unlink(missing_ok=True)
+    with _quiet():
+        save(state, checkpoint_id=folder, no_dist=world == 1)
+    if rank == 0:
+        tables = {name: _description(embeddings, name) for name in embeddings.plan.logical}
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        staged = folder / f"{MANIFEST}.part"
+        staged.write_text(
+            json.dumps({"format": FORMAT, "seed": embeddings.tables.seed, "tables": tables, "files": files})
+        )
+        staged.replace(folder / MANIFEST)
+    if world > 1:
+        dist.barrier()
+
+
+def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = ()) -> Restored:
+    """Fills the tables from a checkpoint made on any number of ranks, after any merge, by either backend.
+
+    Args:
+        reset: logical tables that start anew instead.
+
+    Raises:
+        UserError: the folder is torn or no checkpoint; a table's dim, vocabulary, boundaries or optimizer changed; or `reset`
+            names no table. Nothing is changed then.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    stored: dict[str, dict[str, Any]] = manifest["tables"]
+    now = embeddings.plan.logical
+    unknown = sorted(set(reset) - set(now))
+    if unknown:
+        raise UserError(f"--reset-table {unknown[0]}: the schema has no such table; it has {', '.join(sorted(now))}")
+    kept = [name for name in now if name in stored and name not in reset]
+    refusals = [f"table {n}: {why}" for n in kept if (why := _refusal(stored[n], _description(embeddings, n)))]
+    if refusals:
+        flags = " ".join(f"--reset-table {text.split(':')[0].removeprefix('table ')}" for text in refusals)
+        raise UserError(f"{folder} doesn't fit the schema: {'; '.join(refusals)}. Restore the rest with {flags}")
+    # Rows that get their first owner after the restore start as they would have without it.
+    embeddings.tables.seed = manifest["seed"]
+    keys = _keys(folder)
+    for name in kept:
+        _load_rows(embeddings, name, folder, keys, stored[name]["rows"])
+        if name in embeddings.vocabularies:
+            wanted = {field.name: keys[f"{name}/entries/{field.name}"] for field in fields(Entries)}
+            loaded = _read(
+                folder, {f"{name}/entries/{what}": torch.empty(n, dtype=torch.int64) for what, n in wanted.items()}
+            )
+            entries = Entries(*(loaded[f"{name}/entries/{what}"] for what in wanted))
+            embeddings.vocabularies[name].load(stored[name]["step"], entries)
+    if isinstance(embeddings.tables, TorchTables):
+        for table in embeddings.plan.tables:
+            steps = [stored[member.name]["updates"] for member in table.members if member.name in kept]
+            embeddings.tables.tables[table.name].steps = max(steps, default=0)
+    return Restored(
+        restored=kept,
+        grown=[name for name in kept if stored[name]["rows"] < now[name][0].rows],
+        fresh=[name for name in now if name not in kept],
+        dropped=[name for name in stored if name not in now],
+    )
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def _own_rows(embeddings: Embeddings, name: str) -> Iterator[tuple[int, Shard]]:
+    """(first logical row, views) of a logical table's rows that this rank holds."""
+    table, merged = embeddings.plan.logical[name]
+    start = embeddings.plan.start_of(name)
+    for shard in embeddings.tables.shards(merged.name):
+        begin, end = max(shard.first, start), min(shard.first + len(shard.weight), start + table.rows)
+        if begin < end:
+            own = slice(begin - shard.first, end - shard.first)
+            yield begin - start, Shard(begin, shard.weight[own], {k: v[own] for k, v in shard.state.items()})
+
+
+def _contents(shard: Shard) -> dict[str, Tensor]:
+    return {"weight": shard.weight, **shard.state}
+
+
+def _load_rows(embeddings: Embeddings, name: str, folder: Path, keys: dict[str, int], rows: int) -> None:
+    """Copies what is stored of a logical table into the rows that this rank holds, chunk by chunk."""
+    chunks = {key: int(key.rsplit("/", 1)[1]) for key in keys if key.startswith(f"{name}/weight/")}
+    for first, shard in _own_rows(embeddings, name):
+        for key, begin in chunks.items():
+            end = min(begin + keys[key], rows)
+            low, high = max(begin, first), min(end, first + len(shard.weight))
+            if low >= high:
+                continue
+            targets = _contents(shard)
+            read = _read(
+                folder,
+                {
+                    key.replace("/weight/", f"/{what}/"): torch.empty((keys[key], *target.shape[1:]))
+                    for what, target in targets.items()
+                },
+            )
+            for what, target in targets.items():
+                part = read[key.replace("/weight/", f"/{what}/")]
+                target[low - first : high - first] = part[low - begin : high - begin].to(target.device)
+
+
+def _keys(folder: Path) -> dict[str, int]:
+    """Every stored key and its number of rows."""
+    metadata = FileSystemReader(folder).read_metadata()
+    return {key: int(entry.size[0]) for key, entry in metadata.state_dict_metadata.items() if hasattr(entry, "size")}
+
+
+def _read(folder: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    with _quiet():
+        load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns that a single process was meant, which it was."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _ranks() -> tuple[int, int]:
+    running = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+
+
+# ---------------------------------------------------------------------- what fits what
+
+
+def _description(embeddings: Embeddings, name: str) -> dict[str, Any]:
+    """What must agree for a table's rows to mean the same."""
+    table, merged = embeddings.plan.logical[name]
+    vocabulary = embeddings.vocabularies.get(name)
+    tables = embeddings.tables
+    return {
+        "rows": table.rows,
+        "dim": table.dim,
+        "vocabulary": table.vocabulary.model_dump(mode="json"),
+        "optimizer": table.optimizer.kind,
+        "boundaries": _boundaries(embeddings, table),
+        "step": vocabulary.step if vocabulary else 0,
+        "updates": tables.tables[merged.name].steps if isinstance(tables, TorchTables) else 0,
+    }
+
+
+def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | None:
+    """Of the number that reads the table in buckets."""
+    for key in table.features:
+        group, _, name = key.partition(".")
+        feature = next((f for f in dict(embeddings.plan.schema.groups())[group] if f.name == name), None)
+        transform = transform_of(feature) if feature else None
+        if isinstance(transform, FixedBuckets):
+            return list(transform.boundaries)
+        if isinstance(transform, QuantileBuckets):
+            return embeddings.boundaries[key]
+    return None
+
+
+def _refusal(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Why the stored rows can't be this table's; None if they can."""
+    before: Vocabulary = TypeAdapter(Vocabulary).validate_python(stored["vocabulary"])
+    after: Vocabulary = TypeAdapter(Vocabulary).validate_python(now["vocabulary"])
+    if stored["dim"] != now["dim"]:
+        return f"dim was {stored['dim']} and is {now['dim']}"
+    if stored["optimizer"] != now["optimizer"]:
+        return f"optimizer was {stored['optimizer']} and is {now['optimizer']}"
+    if not _same_boundaries(stored["boundaries"], now["boundaries"]):
+        return "the boundaries of its buckets changed"
+    if before.kind != after.kind:
+        return f"vocabulary was {before.kind} and is {after.kind}"
+    if isinstance(before, Enumerated) and isinstance(after, Enumerated):
+        fits = after.values[: before.size] == before.values
+        return None if fits else "its values changed other than by adding some at the end"
+    if isinstance(before, Identity | Dynamic):
+        fits = after.size >= before.size and (now["boundaries"] is None or after.size == before.size)
+        return None if fits else f"it shrank from {before.size} to {after.size}"
+    return None if before.size == after.size else f"hashed into {before.size} rows and now into {after.size}"
+
+
+def _same_boundaries(before: list[float] | None, after: list[float] | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return len(before) == len(after) and all(map(math.isclose, before, after))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        stored = manifest["format"]
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no complete tables (no {MANIFEST}); take an earlier checkpoint") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / MANIFEST} is torn or not ours; take an earlier checkpoint") from None
+    if stored != FORMAT:
+        raise UserError(
+            f"{folder} is of format {stored}, and this version reads {FORMAT}; train again, or use its version"
+        )
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            has = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+            raise UserError(f"{path} is torn: {has}, and was written with {size} bytes; take an earlier checkpoint")
+    return manifest
