@@ -16,14 +16,14 @@ from schemas import load_schema
 from schemas.manifest import sample_files
 
 ROOT = Path(__file__).parents[2]
-DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
+DAYS = tuple(f"2026-01-0{day}" for day in range(1, 7))  # long enough for rows too late to arrive
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, BuildResult]:
     folder = tmp_path_factory.mktemp("build")
-    often = Defects(null_user=0.003, null_item=0.003, null_ts=0.003, negative_ts=0.003, absurd_ts=0.003, too_late=0.003)
-    generate(folder / "log", users=150, days=3, seed=2, items=400, defects=often, progress=False)
+    often = Defects(**{kind: 0.003 for kind in KINDS if kind not in ("clean", "late", "duplicate")})
+    generate(folder / "log", users=80, days=len(DAYS), seed=2, items=400, defects=often, progress=False)
     schema = load_schema(str(ROOT / "examples/marketplace/schema.py"))
     result = build(BuildConfig(schema, folder / "log", folder / "out", DAYS[0], DAYS[-1]))
     return folder / "log", folder / "out", result
