@@ -8,6 +8,7 @@ also owns a key space, (its position, id), in the id map before the merged table
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,6 +128,14 @@ class Plan:
             for at, lookup in enumerate(sorted(self.lookups_of(group), key=lambda each: each.pooling is not None))
             if lookup.table == logical
         ]
+
+    def explain(
+        self, *, world_size: int = 1, d_model: int = 64, blocks: int = 2, observed: Mapping[str, int] | None = None
+    ) -> dict[str, object]:
+        """The plan as plain data for people: see `tokenization.explain.explain`, whose `render` shows it in a terminal."""
+        from tokenization.explain import explain
+
+        return explain(self, world_size=world_size, d_model=d_model, blocks=blocks, observed=observed)
 
     def lookups_of(self, group: str) -> list[Lookup]:
         """The lookups of one token group."""

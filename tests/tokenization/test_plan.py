@@ -1,0 +1,147 @@
+"""Plans of random schemas: rows never overlap, merging is by class, and what is told about a plan is true."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from random_samples import demo_schema
+from rich.console import Console
+from strategies import schemas
+
+import schemas as s
+from schemas.errors import UserError
+from schemas.schema import Schema
+from schemas.tables import logical_tables
+from tokenization.explain import lints, render
+from tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row
+
+some = settings(
+    max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None
+)
+
+
+@some
+@given(schemas(max_features=6))
+def test_no_two_logical_rows_share_a_physical_one(schema: Schema) -> None:
+    plan = make_plan(schema)
+    tables = logical_tables(schema)
+    assert sorted(plan.logical) == sorted(table.name for table in tables)
+    for merged in plan.tables:
+        end = 0
+        for member, start in zip(merged.members, merged.starts, strict=True):
+            assert merged.range_of(member.name) == (start, start + member.rows) and start == end
+            assert merged.owner_of(start) == (member.name, 0)
+            assert merged.owner_of(start + member.rows - 1) == (member.name, member.rows - 1)
+            end = start + member.rows
+        assert merged.rows == end
+
+
+@some
+@given(schemas(max_features=6))
+def test_merged_if_and_only_if_the_class_is_equal(schema: Schema) -> None:
+    plan = make_plan(schema)
+    for a, in_a in plan.logical.values():
+        for b, in_b in plan.logical.values():
+            assert (in_a is in_b) == (merge_key(a) == merge_key(b))
+    apart = make_plan(schema, merge=False)
+    assert len(apart.tables) == len(plan.logical) and {len(t.members) for t in apart.tables} <= {1}
+
+
+@some
+@given(schemas(max_features=6))
+def test_every_reader_of_a_table_looks_up_there(schema: Schema) -> None:
+    plan = make_plan(schema)
+    told = {f"{l.group}.{l.feature}": (l.table, l.merged, l.start, l.dim) for l in plan.lookups}
+    wanted = {
+        feature: (table.name, plan.logical[table.name][1].name, plan.start_of(table.name), table.dim)
+        for table in logical_tables(schema)
+        for feature in table.features
+    }
+    assert told == wanted
+    for group, _ in schema.groups():
+        order = [(plan.tables.index(plan.by_name[l.merged]), l.feature) for l in plan.lookups_of(group)]
+        assert order == sorted(order)
+
+
+@some
+@given(schemas(max_features=6))
+def test_the_plan_does_not_depend_on_the_order_of_declaration(schema: Schema) -> None:
+    turned = schema.replace(candidates=schema.candidates.replace(features=tuple(reversed(schema.candidates.features))))
+    assert make_plan(turned).tables == make_plan(schema).tables
+
+
+@some
+@given(schemas(max_features=6))
+def test_explain_is_plain_data_that_adds_up(schema: Schema) -> None:
+    plan = make_plan(schema)
+    told = json.loads(json.dumps(plan.explain(world_size=3)))
+    assert len(told["rows"]) == len(plan.tables) and all(len(row) == len(told["columns"]) for row in told["rows"])
+    assert len(told["refusals"]) == len(plan.tables) * (len(plan.tables) - 1) // 2
+    assert all(each["why"] for each in told["refusals"])
+    size = sum(t.weight_bytes + t.optimizer_bytes for t in plan.tables)
+    assert told["bytes"]["weights"] + told["bytes"]["optimizer"] == size
+    assert abs(sum(told["bytes"]["ranks"]) - size) <= 3 * len(plan.tables)
+    assert told["tokens"]["most"] == sum(each["most"] for each in told["tokens"]["groups"].values())
+    page = io.StringIO()
+    Console(file=page, width=160).print(render(told))
+    assert all(table.name in page.getvalue() for table in plan.tables)
+
+
+def test_refusals_say_what_differs() -> None:
+    items = s.Table(name="goods", dim=16, vocabulary=s.Dynamic(capacity=10))
+    brand = s.Table(name="brand", dim=16, vocabulary=s.Hashed(size=10), optimizer=s.SparseOptimizer(lr_scale=2))
+    schema = demo_schema(
+        candidates=s.Candidates(
+            features=(
+                s.Categorical(name="item_id", table=items),
+                s.Categorical(name="request_id", table=brand),
+                s.Crossed(name="x", of=("item_id", "request_id"), vocabulary=s.Hashed(size=5), dim=16),
+            )
+        )
+    )
+    told = {tuple(each["tables"]): each["why"] for each in make_plan(schema).explain()["refusals"]}  # type: ignore[attr-defined]
+    assert told["d16", "d16_2"] in (
+        "optimizer rowwise_adagrad and rowwise_adagrad x2",
+        "optimizer rowwise_adagrad x2 and rowwise_adagrad",
+    )
+    assert "vocabulary static and dynamic" in told["d16", "d16_dynamic"]
+    assert "dim 8 and 16" in told["d8", "d16"]
+
+
+def test_lints() -> None:
+    schema = demo_schema(
+        user=s.UserGroup(features=(s.Categorical(name="user_id", vocabulary=s.Dynamic(capacity=100), dim=8),)),
+        candidates=s.Candidates(
+            features=(
+                s.Categorical(name="item_id", vocabulary=s.Hashed(size=100), dim=8),
+                s.Categorical(name="same", column="item_id", vocabulary=s.Hashed(size=100), dim=8),
+            )
+        ),
+    )
+    told = lints(make_plan(schema), {"user.user_id": 101, "candidates.item_id": 80})
+    assert any("user.user_id has capacity for 100 ids and 101 were seen" in each for each in told)
+    assert any("candidates.item_id hashes 80 ids into 100 rows: 55%" in each for each in told)
+    assert any(each.startswith("ids of item_id live in 3 tables") for each in told)
+    assert lints(make_plan(demo_schema()), {}) == []
+
+
+def test_refuses_more_rows_than_fit() -> None:
+    large = s.Categorical(name="user_id", vocabulary=s.Hashed(size=MAX_ROWS), dim=8)
+    user = demo_schema().user
+    schema = demo_schema(user=user.replace(features=(*user.features, large)))
+    with pytest.raises(UserError, match=r"tables of dim 8 have .* lower the size of user.user_id"):
+        make_plan(schema)
+
+
+def test_tokens_per_row() -> None:
+    schema = demo_schema()
+    assert [tokens_per_row(schema, name) for name, _ in schema.groups()] == [1, 1, 1, 1]
+    per_feature = demo_schema(user=schema.user.replace(tokens="feature"))
+    assert tokens_per_row(per_feature, "user") == 5
+    without = demo_schema(
+        user=s.UserGroup(), candidates=schema.candidates.replace(features=schema.candidates.features[:1])
+    )
+    assert tokens_per_row(without, "user") == 0

@@ -1,0 +1,241 @@
+"""The plan, told: what is merged and why, what isn't and why not, bytes, tokens, FLOPs, and what looks wrong."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.columns import offered
+from schemas.feature import Categorical, MultiValued
+from schemas.schema import CANDIDATES, USER, Schema
+from schemas.tables import transform_of
+from schemas.vocabulary import Dynamic, Hashed
+from tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
+
+COLUMNS = ["table", "logical tables", "rows", "dim", "bytes", "optimizer bytes", "why"]
+KEY_PARTS = ("dim", "vocabulary", "optimizer", "initialiser")
+CROWDED = 0.5
+"""Ids per row above which a hashed table is reported: at one id per two rows every fifth id shares its row."""
+
+
+def explain(
+    plan: Plan,
+    *,
+    world_size: int = 1,
+    d_model: int = 64,
+    blocks: int = 2,
+    observed: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """What `genrank schema explain` and the report show, as plain data.
+
+    Args:
+        world_size: ranks that the tables are sharded over row-wise.
+        d_model, blocks: width and depth of the encoder that the FLOPs are counted for.
+        observed: `<group>.<feature>` -> distinct ids seen, from the builder's statistics: for lints of capacities.
+    """
+    tables = plan.tables
+    weights, states = sum(t.weight_bytes for t in tables), sum(t.optimizer_bytes for t in tables)
+    members = sum(len(t.members) for t in tables)
+    tokens = {name: _tokens(plan.schema, name) for name, _ in plan.schema.groups()}
+    total = sum(each["most"] for each in tokens.values())
+    flops = _flops(plan, tokens, d_model, blocks)
+    return {
+        "summary": (
+            f"{len(plan.lookups)} lookups into {members} logical tables, merged into {len(tables)}: "
+            f"{sum(t.rows for t in tables):,} rows, {readable_bytes(weights + states)} with optimizer state; "
+            f"at most {total:,} tokens and {flops['total'] / 1e9:.2f} GFLOP forward a sample "
+            f"(d_model {d_model}, {blocks} blocks)"
+        ),
+        "columns": COLUMNS,
+        "rows": [_row(table) for table in tables],
+        "merges": [
+            {
+                "table": table.name,
+                "members": [
+                    {"name": m.name, "first_row": start, "rows": m.rows, "read_by": list(m.features)}
+                    for m, start in zip(table.members, table.starts, strict=True)
+                ],
+            }
+            for table in tables
+        ],
+        "refusals": [{"tables": [a.name, b.name], "why": _why_not(a, b)} for a, b in itertools.combinations(tables, 2)],
+        "bytes": {"weights": weights, "optimizer": states, "ranks": _per_rank(plan, world_size)},
+        "tokens": {"groups": tokens, "most": total},
+        "flops": flops,
+        "lints": lints(plan, observed or {}),
+    }
+
+
+def render(told: Mapping[str, Any]) -> Any:
+    """The same for a terminal: a rich renderable."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    merged = Table(title="Merged tables", title_justify="left", header_style="bold")
+    for column in told["columns"]:
+        merged.add_column(column, justify="right" if column in ("rows", "dim", "bytes", "optimizer bytes") else "left")
+    for name, logical, rows, dim, weights, states, why in told["rows"]:
+        merged.add_row(name, logical, f"{rows:,}", str(dim), readable_bytes(weights), readable_bytes(states), why)
+    groups = Table(title="Tokens a sample", title_justify="left", header_style="bold")
+    for column in ("group", "tokens a row", "rows at most", "tokens at most"):
+        groups.add_column(column, justify="left" if column == "group" else "right")
+    for name, each in told["tokens"]["groups"].items():
+        groups.add_row(name, str(each["per_row"]), f"{each['rows']:,}", f"{each['most']:,}")
+    parts: list[Any] = [Text(told["summary"]), Text(), merged]
+    if told["refusals"]:
+        refused = Table(title="Not merged", title_justify="left", header_style="bold")
+        refused.add_column("tables")
+        refused.add_column("why")
+        for each in told["refusals"]:
+            refused.add_row(" and ".join(each["tables"]), each["why"])
+        parts += [Text(), refused]
+    parts += [Text(), groups]
+    if len(told["bytes"]["ranks"]) > 1:
+        parts.append(Text("bytes per rank: " + ", ".join(map(readable_bytes, told["bytes"]["ranks"]))))
+    parts += [Text(f"warning: {lint}", style="yellow") for lint in told["lints"]]
+    return Group(*parts)
+
+
+def lints(plan: Plan, observed: Mapping[str, int]) -> list[str]:
+    """What is legal and probably not meant: one line each, with the remedy."""
+    found = []
+    kinds = _id_columns(plan.schema)
+    for name, (table, _) in plan.logical.items():
+        types = {kinds[key][1] for key in table.features if key in kinds}
+        if len(types) > 1:
+            found.append(
+                f"table {name} is read by string and by integer columns ({', '.join(table.features)}): "
+                "strings are hashed, so the same id gets two rows; give one of them a table of its own"
+            )
+        seen = max((observed[key] for key in table.features if key in observed), default=0)
+        vocabulary = table.vocabulary
+        if isinstance(vocabulary, Dynamic) and seen > vocabulary.capacity:
+            found.append(
+                f"table {name} has capacity for {vocabulary.capacity:,} ids and {seen:,} were seen: rows will be evicted "
+                "while still in use; raise the capacity or admit_after"
+            )
+        if isinstance(vocabulary, Hashed) and seen > CROWDED * vocabulary.size:
+            found.append(
+                f"table {name} hashes {seen:,} ids into {vocabulary.size:,} rows: "
+                f"{_sharing(seen, vocabulary.size):.0%} of them share a row; raise the size or use Dynamic"
+            )
+    by_column: dict[str, dict[str, list[str]]] = {}
+    for key, (column, _) in kinds.items():
+        table_of = next(lookup.table for lookup in plan.lookups if f"{lookup.group}.{lookup.feature}" == key)
+        by_column.setdefault(column, {}).setdefault(table_of, []).append(key)
+    for column, tables in by_column.items():
+        if len(tables) > 1:
+            told = "; ".join(f"{table} (read by {', '.join(keys)})" for table, keys in tables.items())
+            found.append(
+                f"ids of {column} live in {len(tables)} tables: {told}; "
+                "what one learns the other doesn't know: declare one Table and name it in each, unless that is meant"
+            )
+    return found
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def _row(table: MergedTable) -> list[Any]:
+    names = ", ".join(member.name for member in table.members)
+    return [table.name, names, table.rows, table.dim, table.weight_bytes, table.optimizer_bytes, _why(table)]
+
+
+def _why(table: MergedTable) -> str:
+    said = dict(zip(KEY_PARTS, _key(table), strict=True))
+    told = f"{said['vocabulary']}, {said['optimizer']}, {said['initialiser']}"
+    if len(table.members) == 1:
+        return f"alone in its class: {told}"
+    return f"equal dim, {told}"
+
+
+def _why_not(a: MergedTable, b: MergedTable) -> str:
+    differ = [f"{part} {x} and {y}" for part, x, y in zip(KEY_PARTS, _key(a), _key(b), strict=True) if x != y]
+    return "; ".join(differ) or "merging is off"
+
+
+def _key(table: MergedTable) -> tuple[str, str, str, str]:
+    """`merge_key` in words."""
+    dim, dynamic, _, _ = merge_key(table.members[0])
+    optimizer, initializer = table.optimizer, table.initializer
+    rate = f" x{optimizer.lr_scale:g}" if optimizer.lr_scale != 1 else ""
+    decay = f" decay {optimizer.weight_decay:g}" if optimizer.weight_decay else ""
+    spread = ", ".join(f"{v:g}" for k, v in initializer.model_dump().items() if k != "kind")
+    return (
+        str(dim),
+        "dynamic" if dynamic else "static",
+        f"{optimizer.kind}{rate}{decay}",
+        f"{initializer.kind}({spread})" if spread else initializer.kind,
+    )
+
+
+def _per_rank(plan: Plan, world_size: int) -> list[int]:
+    """Bytes of weights and optimizer state per rank when every merged table is split by rows, as torchrec splits them."""
+    per_rank = [0] * world_size
+    for table in plan.tables:
+        block = -(-table.rows // world_size)
+        for rank in range(world_size):
+            rows = max(0, min(block, table.rows - rank * block))
+            per_rank[rank] += rows * (table.weight_bytes + table.optimizer_bytes) // table.rows
+    return per_rank
+
+
+def _tokens(schema: Schema, group: str) -> dict[str, int]:
+    sequence = next((s for s in schema.sequences if s.name == group), None)
+    rows = 1 if group == USER else sequence.max_length if sequence else schema.candidates.max_candidates
+    per_row = tokens_per_row(schema, group)
+    return {"per_row": per_row, "rows": rows, "most": rows * per_row}
+
+
+def _flops(plan: Plan, tokens: Mapping[str, Mapping[str, int]], d_model: int, blocks: int) -> dict[str, float]:
+    """Forward FLOPs of the largest sample: two per multiply-add; attention counts the pairs that MTGR's rule lets see each other."""
+    projection = 2.0 * d_model * sum(_width(plan, group) * each["rows"] for group, each in tokens.items())
+    realtime = plan.schema.realtime.name if plan.schema.realtime else None
+    r = tokens[realtime]["most"] if realtime else 0
+    c = tokens[CANDIDATES]["most"]
+    total = sum(each["most"] for each in tokens.values())
+    known = total - r - c
+    pairs = known * known + r * (known + r / 2) + c * (known + r + 1)
+    # U, Q, K, V and the output: five d x d products a token; scores and their product with V: two of d a pair.
+    encoder = blocks * (2.0 * 5 * d_model**2 * total + 2.0 * 2 * d_model * pairs)
+    return {"projection": projection, "encoder": encoder, "total": projection + encoder}
+
+
+def _width(plan: Plan, group: str) -> int:
+    numbers = 0
+    for feature in dict(plan.schema.groups())[group]:
+        transform = transform_of(feature)
+        if transform is not None and transform.kind in ("dense", "log"):
+            numbers += 2
+        elif transform is not None and transform.kind == "autodis":
+            numbers += transform.dim
+    return numbers + sum(lookup.dim for lookup in plan.lookups_of(group))
+
+
+def _id_columns(schema: Schema) -> dict[str, tuple[str, str]]:
+    """`<group>.<feature>` -> (reference, "string" or "integer") of every embedded id that is a column as it is."""
+    found = {}
+    for group, features in schema.groups():
+        types = offered(schema, group)
+        for feature in features:
+            if isinstance(feature, Categorical | MultiValued):
+                reference = feature.column or feature.name
+                kind = "string" if "string" in types.get(reference, "int64") else "integer"
+                found[f"{group}.{feature.name}"] = (reference, kind)
+    return found
+
+
+def _sharing(ids: int, rows: int) -> float:
+    """Expected share of ids that share their row with another."""
+    return float(1 - (1 - 1 / rows) ** (ids - 1))
+
+
+def readable_bytes(size: float) -> str:
+    """`1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
