@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.jagged import Permute, interleave
 from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group, ranges
+from tokenization.batch import Batch, Group
 from tokenization.embedding import Embeddings
 from tokenization.plan import tokens_per_row
 from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
@@ -75,7 +75,7 @@ class Tokenizer(nn.Module):
     def forward(self, batch: Batch) -> Tokens:
         """The tokens of a batch on the embeddings' device."""
         matrices = self.embeddings(batch)
-        parts, times, kinds, sees, counts = [], [], [], [], []
+        parts = []
         for name, kind in self.kinds.items():
             group, k = batch.groups[name], self.per_row[name]
             if k == 0:
@@ -83,16 +83,22 @@ class Tokenizer(nn.Module):
             tokens = self.projections[f"of_{name}"](matrices[name])
             if f"of_{name}" in self.positions:
                 tokens = tokens + self.positions[f"of_{name}"](self._position(group, name, k))
-            ts = group.ts if k == 1 else group.ts.repeat_interleave(k, output_size=k * len(group.ts))
             if kind != USER_GROUP:
-                start = torch.repeat_interleave(batch.window_start, group.lengths * k, output_size=len(ts))
-                tokens = tokens + self.time(time_bucket(ts - start))
+                start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
+                tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), k)
             parts.append(tokens)
-            times.append(ts)
-            kinds.append(torch.full((len(ts),), kind, dtype=torch.int32, device=ts.device))
-            sees.append(self._sees(batch, name, kind, k, len(ts)))
-            counts.append(group.lengths * k)
-        return self._arrange(torch.cat(parts), torch.cat(times), torch.cat(kinds), torch.cat(sees), torch.stack(counts))
+        place = arrange(self.schema, batch)
+        begin, end = self.visibility(place.layout)
+        return Tokens(
+            x=Permute.apply(torch.cat(parts), place.order, place.inverse),  # type: ignore[no-untyped-call]
+            offsets=place.offsets.to(torch.int32),
+            group_ids=place.layout.group,
+            begin=begin,
+            end=end,
+            timestamps=place.timestamps,
+            candidate_rows=place.candidate_rows,
+            max_length=int(place.offsets.diff().max()) if len(batch) else 0,
+        )
 
     def _position(self, group: Group, name: str, k: int) -> Tensor:
         """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
@@ -105,51 +111,78 @@ class Tokenizer(nn.Module):
         limit = next(s.max_length for s in self.schema.sequences if s.name == name) * k
         return place.clamp_(max=limit - 1)
 
-    def _sees(self, batch: Batch, name: str, kind: int, k: int, n: int) -> Tensor:
-        """[n] int64 realtime tokens visible to each token of a group."""
-        if kind == CANDIDATE_GROUP:
-            realtime = self.schema.realtime
-            return batch.candidate_sees.long() * (self.per_row[realtime.name] if realtime else 0)
-        if kind != REALTIME_GROUP:
-            return torch.zeros(n, dtype=torch.int64, device=batch.user.device)
-        seen = batch.realtime_sees.long() * k
-        if k == 1:
-            return seen
-        # An interleaved token sees its own event's earlier tokens too, where they follow what the event sees: not after a tie.
-        group = batch.groups[name]
-        index = torch.arange(len(group.ts), device=seen.device)
-        index -= torch.repeat_interleave(group.offsets[:-1], group.lengths, output_size=len(index))
-        step = torch.arange(k, device=seen.device)
-        return (seen[:, None] + torch.where((seen == index * k)[:, None], step, 0)).flatten()
 
-    def _arrange(self, x: Tensor, times: Tensor, kinds: Tensor, sees: Tensor, counts: Tensor) -> Tokens:
-        """Group-major tokens to sample-major ones. `counts` [groups, B]: tokens of each group in each sample."""
-        total = len(times)
-        order, inverse, offsets = interleave(list(nn.functional.pad(counts.cumsum(1), (1, 0))))
-        lengths = counts.sum(0)
-        group_ids = kinds[order]
-        present = [kind for name, kind in self.kinds.items() if self.per_row[name]]
-        users = counts[[i for i, kind in enumerate(present) if kind == USER_GROUP]].sum(0)
-        known = counts[[i for i, kind in enumerate(present) if kind <= HISTORY_GROUP]].sum(0)
+@dataclass
+class Arrangement:
+    """Where each token of a batch goes, before any of them is computed; T tokens."""
 
-        def spread(per_sample: Tensor) -> Tensor:
-            return torch.repeat_interleave(per_sample, lengths, output_size=total)
+    order: Tensor
+    """[T] int64: which token, counted group by group, lies at each place of the sample-major order."""
+    inverse: Tensor
+    """[T] int64: the place of each."""
+    offsets: Tensor
+    """[B+1] int64."""
+    layout: Layout
+    timestamps: Tensor
+    """[T] int64 epoch ms."""
+    candidate_rows: Tensor
+    """[C] int64."""
 
-        position = torch.arange(total, device=x.device) - spread(offsets[:-1])
-        layout = Layout(position, group_ids, spread(users), spread(known), sees[order])
-        begin, end = self.visibility(layout)
-        first_candidate = offsets[1:] - counts[-1]
-        _, candidate_rows = ranges(first_candidate, offsets[1:])
-        return Tokens(
-            x=Permute.apply(x, order, inverse),  # type: ignore[no-untyped-call]
-            offsets=offsets.to(torch.int32),
-            group_ids=group_ids,
-            begin=begin,
-            end=end,
-            timestamps=times[order],
-            candidate_rows=candidate_rows,
-            max_length=int(lengths.max()) if len(lengths) else 0,
-        )
+
+def arrange(schema: Schema, batch: Batch) -> Arrangement:
+    """The places of a batch's tokens: sample after sample, each in the order U | S... | R | C."""
+    times, kinds, sees, counts, present = [], [], [], [], []
+    for name, kind in group_kinds(schema).items():
+        group, k = batch.groups[name], tokens_per_row(schema, name)
+        if k == 0:
+            continue
+        ts = _repeat(group.ts, k)
+        times.append(ts)
+        kinds.append(torch.full((len(ts),), kind, dtype=torch.int32, device=ts.device))
+        sees.append(_realtime_seen(schema, batch, name, kind, k))
+        counts.append(group.lengths * k)
+        present.append(kind)
+    per_group = torch.stack(counts)
+    order, inverse, offsets = interleave(list(nn.functional.pad(per_group.cumsum(1), (1, 0))))
+    lengths, total = per_group.sum(0), len(order)
+    users = per_group[[i for i, kind in enumerate(present) if kind == USER_GROUP]].sum(0)
+    known = per_group[[i for i, kind in enumerate(present) if kind <= HISTORY_GROUP]].sum(0)
+
+    def spread(per_sample: Tensor) -> Tensor:
+        return torch.repeat_interleave(per_sample, lengths, output_size=total)
+
+    position = torch.arange(total, device=order.device) - spread(offsets[:-1])
+    return Arrangement(
+        order=order,
+        inverse=inverse,
+        offsets=offsets,
+        layout=Layout(position, torch.cat(kinds)[order], spread(users), spread(known), torch.cat(sees)[order]),
+        timestamps=torch.cat(times)[order],
+        # Candidates are the last group: their tokens, in order, lie at the end of `inverse`.
+        candidate_rows=inverse[total - len(batch.item) :],
+    )
+
+
+def _realtime_seen(schema: Schema, batch: Batch, name: str, kind: int, k: int) -> Tensor:
+    """[k * N] int64: realtime tokens that were available before each token of a group was."""
+    group = batch.groups[name]
+    if kind == CANDIDATE_GROUP:
+        realtime = schema.realtime
+        return batch.candidate_sees.long() * (tokens_per_row(schema, realtime.name) if realtime else 0)
+    if kind != REALTIME_GROUP:
+        return torch.zeros(k * len(group.ts), dtype=torch.int64, device=group.ts.device)
+    seen = batch.realtime_sees.long() * k
+    if k == 1:
+        return seen
+    # An interleaved token sees its own event's earlier tokens too, where they follow what the event sees: not after a tie.
+    index = torch.arange(len(group.ts), device=seen.device)
+    index -= torch.repeat_interleave(group.offsets[:-1], group.lengths, output_size=len(index))
+    step = torch.arange(k, device=seen.device)
+    return (seen[:, None] + torch.where((seen == index * k)[:, None], step, 0)).flatten()
+
+
+def _repeat(rows: Tensor, k: int) -> Tensor:
+    return rows if k == 1 else rows.repeat_interleave(k, 0, output_size=k * len(rows))
 
 
 class Projection(nn.Module):

@@ -16,6 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 def no_process_group() -> Iterator[None]:
     """The torchrec backend makes a process group where there is none; a test leaves none behind."""
     yield
-    if dist := sys.modules.get("torch.distributed"):
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    dist = sys.modules.get("torch.distributed")
+    if dist and dist.is_initialized():
+        dist.destroy_process_group()
