@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from schemas import expression
 from schemas.base import ColumnType
-from schemas.feature import Categorical, Feature, MultiValued, Numeric, Sql, TimeGap
+from schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
 from schemas.group import CANDIDATES, USER, Changes, Events
 from schemas.source import EventLog, Snapshot
 
@@ -99,6 +99,57 @@ def reads(feature: Feature) -> tuple[str, ...]:
         return expression.columns(feature.expression)
     column = column_of(feature)
     return (column,) if column else ()
+
+
+def lineage(schema: Schema) -> dict[tuple[str, str], list[str]]:
+    """(source, column) -> who reads it: features (`candidates.price`), `label click`, `sequence history`, `candidates`.
+
+    A joined reference reads the snapshot's column and, to find it, the key on both sides. What only says which rows there are
+    (user, times, dedup, valid) isn't told.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    known = snapshots(schema)
+
+    def note(reader: str, source: str, references: Iterable[str | None]) -> None:
+        for reference in references:
+            if reference is None:
+                continue
+            snapshot, column = split(reference)
+            homes = [(source, column)]
+            if snapshot in known and snapshot != source:
+                key = known[snapshot].key
+                homes = [(snapshot, column), (snapshot, key), (source, key)]
+            for home in homes:
+                readers = found.setdefault(home, [])
+                if reader not in readers:
+                    readers.append(reader)
+
+    def sql(text: str | None) -> tuple[str, ...]:
+        return expression.columns(text) if text else ()
+
+    exposures = schema.candidates.source
+    note(CANDIDATES, exposures, [schema.candidates.item, schema.candidates.request])
+    for sequence in schema.sequences:
+        for event in sequence.events:
+            read = sql(event.where) if isinstance(event, Events) else (event.column,)
+            note(f"sequence {sequence.name}", event.source, read)
+    for group, features in schema.groups():
+        for feature in features:
+            reader = f"{group}.{feature.name}"
+            if isinstance(feature, CrossFeature):
+                for source in dict.fromkeys((exposures, feature.source, *([feature.per] if feature.per else []))):
+                    note(reader, source, feature.keys)
+                note(reader, feature.source, [feature.value, *sql(feature.where)])
+                continue
+            for source, own in rows(schema, group):
+                note(reader, source, [reference for reference in reads(feature) if reference in own])
+    for label in schema.labels:
+        reader = f"label {label.name}"
+        note(reader, exposures, [label.column, label.oracle])
+        if label.source:
+            note(reader, exposures, label.on)
+            note(reader, label.source, [*label.on, label.value, *sql(label.where)])
+    return found
 
 
 def split(reference: str) -> tuple[str | None, str]:

@@ -1,0 +1,193 @@
+"""What a schema may say but had better not: each with the place, the reason and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schemas import columns, expression
+from schemas.base import DAY_MS, parse_duration
+from schemas.feature import AutoDis, Categorical, CrossFeature, Dense, Feature, Numeric
+from schemas.group import CANDIDATES, Changes, Events
+from schemas.schema import Schema
+from schemas.size import sizes
+from schemas.source import EventLog, Snapshot
+from schemas.tables import LogicalTable, logical_tables, transform_of
+from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
+
+LARGE_BYTES = 64 * 2**30
+"""Weights and optimizer state beyond what one accelerator of today holds."""
+
+
+def lint(schema: Schema) -> list[str]:
+    """Advice, one line each; none of it stops a build."""
+    return list(
+        dict.fromkeys([*_leaks(schema), *_unused(schema), *_statistics(schema), *_tables(schema), *_shape(schema)])
+    )
+
+
+# ---------------------------------------------------------------------- leaks
+
+
+def _leaks(schema: Schema) -> Iterator[str]:
+    exposures = schema.exposures
+    for label in schema.labels:
+        for role, column in (("column", label.column), ("oracle", label.oracle)):
+            if column and column not in exposures.post_exposure:
+                yield (
+                    f"label {label.name}: {role} {column!r} is not among post_exposure of {exposures.name}; add it, so that no feature can "
+                    "come to read it when the label goes"
+                )
+    for log in schema.sources:
+        if not isinstance(log, EventLog) or not log.post_exposure or log.arrival or parse_duration(log.delay):
+            continue
+        for reader, read in _past_readers(schema, log.name):
+            known_later = [column for column in read if column in log.post_exposure]
+            if known_later:
+                yield (
+                    f"{reader}: it reads {known_later[0]!r} of past {log.name} as if known at the exposure itself; give {log.name} the "
+                    "`arrival` column, or the `delay` after which outcomes are written"
+                )
+
+
+def _past_readers(schema: Schema, log: str) -> Iterator[tuple[str, set[str]]]:
+    """(who, columns of the log read) for whatever looks at its past events."""
+    for feature in schema.candidates.features:
+        if isinstance(feature, CrossFeature) and feature.source == log:
+            where = set(expression.columns(feature.where)) if feature.where else set()
+            yield f"{CANDIDATES}.{feature.name}", where | ({feature.value} if feature.value else set())
+    for sequence in schema.sequences:
+        events = [event for event in sequence.events if isinstance(event, Events) and event.source == log]
+        for event in events:
+            yield f"sequence {sequence.name}", set(expression.columns(event.where)) if event.where else set()
+        if events:
+            for feature in sequence.features:
+                yield f"{sequence.name}.{feature.name}", set(columns.reads(feature))
+
+
+# ---------------------------------------------------------------------- what nobody reads
+
+
+def _unused(schema: Schema) -> Iterator[str]:
+    read = columns.lineage(schema)
+    entered = {event.source for sequence in schema.sequences for event in sequence.events}
+    counted = {
+        name
+        for _, features in schema.groups()
+        for f in features
+        if isinstance(f, CrossFeature)
+        for name in (f.source, f.per)
+    }
+    for source in schema.sources:
+        if source.name not in {name for name, _ in read} | entered | counted:
+            yield f"source {source.name}: nothing reads it; drop it, and builds no longer wait for its days"
+            continue
+        plumbing = {reference for condition in source.valid for reference in expression.columns(condition)}
+        if isinstance(source, Snapshot):
+            plumbing.add(source.key)
+        else:
+            plumbing |= {source.user, source.time, source.arrival or "", *source.dedup, *source.post_exposure}
+        idle = [column for column in source.columns if (source.name, column) not in read and column not in plumbing]
+        if idle:
+            yield f"source {source.name}: nothing reads {', '.join(idle)}; fewer columns to keep make a faster build"
+    for sequence in schema.sequences:
+        for event in sequence.events:
+            if isinstance(event, Changes) and not any(
+                event.column in columns.reads(f) or f"{event.source}.{event.column}" in columns.reads(f)
+                for f in sequence.features
+            ):
+                yield (
+                    f"sequence {sequence.name}: no feature reads {event.column!r}, so its change points say that it changed, not to what; "
+                    f'add a feature with column="{event.column}"'
+                )
+            if isinstance(event, Events):
+                own = columns.joined(schema, schema.event_log(event.source).columns)
+                if not any(set(columns.reads(f)) & set(own) for f in sequence.features):
+                    yield f"sequence {sequence.name}: no feature reads {event.source}: its events are tokens of their type and time alone"
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def _statistics(schema: Schema) -> Iterator[str]:
+    for feature in schema.candidates.features:
+        if not isinstance(feature, CrossFeature):
+            continue
+        at = f"{CANDIDATES}.{feature.name}"
+        if feature.as_of == "window_start" and parse_duration(feature.window) < DAY_MS:
+            yield f"{at}: as of the day's start, a window of {feature.window} is stale by up to a day; use as_of='exposure' or a longer window"
+        if feature.op == "rate" and feature.strength == 0:
+            yield f"{at}: without strength, one event of one makes a rate of 1; give prior= (the overall rate) and strength= (20 or so)"
+        if (
+            feature.op in ("count", "sum", "recency")
+            and isinstance(feature.transform, Dense)
+            and feature.transform.scale == 1
+        ):
+            yield f"{at}: {feature.op} has a long tail, which Dense passes on; use Log or QuantileBuckets"
+    for group, features in schema.groups():
+        for feature in features:
+            if (
+                isinstance(feature, Numeric)
+                and isinstance(transform := transform_of(feature), AutoDis)
+                and transform.temperature < 0.01
+            ):
+                yield f"{group}.{feature.name}: AutoDis at temperature {transform.temperature} is a hard choice without a gradient; 0.1 to 1 learns"
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _tables(schema: Schema) -> Iterator[str]:
+    spaces: dict[tuple[str, str], dict[str, str]] = {}
+    for group, features in schema.groups():
+        for feature in features:
+            if not isinstance(feature, Categorical):
+                continue
+            own_table = feature.table.name if feature.table else f"{group}.{feature.name}"
+            for name, own in columns.rows(schema, group):
+                reference = feature.column or feature.name
+                if reference in own:
+                    snapshot, column = columns.split(reference)
+                    spaces.setdefault((snapshot or name, column), {}).setdefault(own_table, f"{group}.{feature.name}")
+    for (source, column), tables in spaces.items():
+        if len(tables) > 1:
+            users = ", ".join(f"{user} in {table}" for table, user in tables.items())
+            yield f"{source}.{column}: the same ids are learned {len(tables)} times ({users}); share one table, or mean it"
+    for table in logical_tables(schema):
+        where = f"table {table.name}"
+        if table.dim % 4:
+            yield f"{where}: dim {table.dim} is no multiple of 4, the width GPU lookups move at once; use {table.dim + 4 - table.dim % 4}"
+        declared = any(isinstance(feature, Categorical) for feature in _users(schema, table))
+        if declared and isinstance(table.vocabulary, Enumerated | Identity) and table.vocabulary.size < table.dim / 4:
+            yield f"{where}: {table.vocabulary.size} values in {table.dim} dimensions; {-(-table.vocabulary.size // 4) * 4} are plenty"
+        if (
+            isinstance(table.vocabulary, Dynamic)
+            and table.vocabulary.admit_after == 1
+            and table.vocabulary.capacity >= 1_000_000
+        ):
+            yield f"{where}: every id gets a row at first sight; admit_after=2 or more keeps ids seen once from pushing others out"
+        if isinstance(table.vocabulary, Hashed) and table.vocabulary.size < 8:
+            yield f"{where}: {table.vocabulary.size} buckets mix most ids; use Enumerated or Identity for so few values"
+
+
+def _users(schema: Schema, table: LogicalTable) -> list[Feature]:
+    return [f for group, features in schema.groups() for f in features if f"{group}.{f.name}" in table.features]
+
+
+# ---------------------------------------------------------------------- shape
+
+
+def _shape(schema: Schema) -> Iterator[str]:
+    size = sizes(schema)
+    if size.weight_bytes + size.optimizer_bytes > LARGE_BYTES:
+        gib = (size.weight_bytes + size.optimizer_bytes) / 2**30
+        largest = max(size.tables, key=lambda table: table.weight_bytes)
+        yield f"tables take {gib:,.0f} GiB with their optimizer state, {largest.name} most; shard them over several GPUs, or shrink it"
+    if not schema.sequences:
+        yield "no sequence: the model sees statistics, not what the user did; declare Sequence(name='history', ...)"
+    elif not schema.histories:
+        yield "no history: what happened before today is invisible but for statistics; declare a Sequence of scope history"
+    if schema.candidates.request is None:
+        yield "candidates: without `request`, a user's exposures of a day are one request, and the request view is the user_day view"
+    for label in schema.labels:
+        if label.source and label.kind == "binary" and parse_duration(label.window) > 7 * DAY_MS:
+            yield f"label {label.name}: days are trainable only once {label.window} have passed; a shorter window learns from fresher days"
