@@ -14,7 +14,24 @@ os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all Spark tests to one worker (`--dist loadgroup`): one session serves them, and memory holds one JVM."""
-    for item in items:
-        if item.get_closest_marker("spark"):
-            item.add_marker(pytest.mark.xdist_group("spark"))
+    """Give all Spark tests to one worker (`--dist loadgroup`): one session serves them, and memory holds one JVM.
+
+    Without Java they skip, saying so: the local engine serves there.
+    """
+    spark = [item for item in items if item.get_closest_marker("spark")]
+    why = _no_java() if spark else ""
+    for item in spark:
+        item.add_marker(pytest.mark.xdist_group("spark"))
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _no_java() -> str:
+    from pipelines.spark_engine import check_java
+    from schemas import UserError
+
+    try:
+        check_java()
+    except UserError as error:
+        return str(error)
+    return ""
