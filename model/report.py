@@ -68,7 +68,8 @@ class Run:
     def task_metrics(self, task: str, row: str = "model") -> dict[str, dict[str, float]] | None:
         tasks = self.metrics["tasks"]
         assert isinstance(tasks, dict)
-        return tasks[task].get(row)
+        estimates = tasks[task].get(row)
+        return _defined(estimates) if estimates else None
 
 
 def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -> None:
@@ -119,7 +120,7 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
         for metric in METRICS:
             table.add_column(metric.upper() if metric != "calibration" else metric, justify="right")
         for key, estimates in rows.items():
-            cells = [_cell(estimates.get(metric)) for metric in METRICS]
+            cells = [_cell(_defined(estimates).get(metric)) for metric in METRICS]
             table.add_row(
                 name if key == "model" else REFERENCES.get(key, key),
                 *(
@@ -167,7 +168,8 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
     distance = ""
     if oracle and model:
         gap = (model["gauc"]["value"] - 0.5) / (oracle["gauc"]["value"] - 0.5)
-        distance = f"{first.name} reaches {gap:.1%} of the oracle's GAUC above chance."
+        if math.isfinite(gap):
+            distance = f"{first.name} reaches {gap:.1%} of the oracle's GAUC above chance."
     label = next(label for label in first.schema.labels if label.name == task)
     return {
         "name": task,
@@ -182,6 +184,14 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
         ],
         "figure": _svg(_dots([(name, metrics["gauc"]) for _, name, metrics in rows])),
         "distance": distance,
+    }
+
+
+def _defined(estimates: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    """NaN where metrics.json has null: a metric that isn't defined, such as the GAUC of labels all of one class."""
+    return {
+        metric: {key: math.nan if value is None else value for key, value in estimate.items()}
+        for metric, estimate in estimates.items()
     }
 
 

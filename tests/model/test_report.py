@@ -1,0 +1,18 @@
+"""The report of a run tells what is known and draws a dash where a metric isn't defined."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.report import print_metrics
+
+
+def test_a_metric_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    """`metrics.json` has null for a metric of labels all of one class: JSON knows no NaN."""
+    known = {"value": 0.6321, "low": 0.61, "high": 0.65}
+    undefined = {"value": None, "low": None, "high": None}
+    rows = {"click": {"model": {"gauc": known}}, "purchase": {"model": {"gauc": undefined}}}
+    print_metrics("mtgr-tiny", {"dates": ["2026-01-05"], "tasks": rows})
+    click, purchase = (line for line in capsys.readouterr().out.splitlines() if "mtgr-tiny" in line)
+    assert "0.6321" in click
+    assert "–" in purchase
