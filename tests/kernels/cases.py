@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 MASKS = ("causal", "strict", "window", "targets", "contextual", "mtgr", "full", "random")
+
+
+def interpreted(examples: int) -> settings:
+    """Triton's interpreter takes seconds a case: report the first failure as it is, shrinking it would take minutes."""
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    return settings(max_examples=examples, deadline=None, phases=phases, report_multiple_bugs=False)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from kernels.attention import (
 )
 from kernels.interval import Problem
 
-from .cases import MASKS, Batch, batches, make_batch
+from .cases import MASKS, Batch, batches, interpreted, make_batch
 
 BLOCKS = [attention_triton.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 
@@ -97,7 +97,7 @@ def check_error(case: Case, dtype: torch.dtype, blocks: Any) -> None:
         assert (got - want).abs().max() <= allowed, f"output {at}: {(got - want).abs().max()} > {allowed}"
 
 
-@settings(max_examples=15, deadline=None)
+@interpreted(15)
 @given(
     batches(longest=50, most=3),
     st.sampled_from([torch.float32, torch.float16]),
@@ -179,7 +179,7 @@ def attention_dense(case: Case) -> Tensor:
     return reference_attention(q, k, v, *case.problem, case.scale, RelativeBias(), case.alpha)[:, 0]
 
 
-@settings(max_examples=5, deadline=None)
+@interpreted(5)
 @given(batches(longest=30, most=3), st.integers(0, 100))
 def test_delta_queries(batch: Batch, seed: int) -> None:
     case = Case(batch, torch.float32, (16, 16), 2, "position time", "length")
