@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import attention_triton
+from kernels import attention_triton, idmap_triton, jagged_triton, norm_triton
 from kernels.attention import RelativeBias, row_scale
 from kernels.interval import Problem
 from kernels.launch import Launch, recording
@@ -110,6 +111,57 @@ def attention_cases() -> Iterator[Case]:
                 yield Case(f"attention {dim}x{value_dim} {kind}", name, archs, record)
 
 
+def norm_launches(dtype: torch.dtype, dim: int, groups: int, gate: int, dropout: float) -> list[Launch]:
+    attn, u = torch.zeros(64, dim, dtype=dtype), torch.zeros(64, dim, dtype=dtype)
+    weight, bias = torch.zeros(groups, dim), torch.zeros(groups, dim)
+    group_ids = torch.zeros(64, dtype=torch.int32) if groups > 1 else None
+    rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, 7)
+    with recording() as launches:
+        norm_triton.norm_gate_op(*rest)
+        norm_triton.norm_gate_backward_op(attn, *rest)
+    return launches
+
+
+def jagged_launches(dtype: torch.dtype) -> list[Launch]:
+    x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
+    groups = torch.zeros(64, dtype=torch.int32)
+    weight, bias = torch.zeros(3, 256, 512, dtype=dtype), torch.zeros(3, 512, dtype=dtype)
+    with recording() as launches:
+        jagged_triton.concat_op([x], [offsets])
+        jagged_triton.split_op(x, [offsets], [64])
+        jagged_triton.linear_op(x, groups, weight, bias)
+        jagged_triton.linear_backward_op(weight.new_zeros(64, 512), x, groups, weight, bias)
+        jagged_triton.encode_op(x, torch.zeros(8, 256), groups, torch.zeros(8, 256), groups.long(), 2.0)
+    return launches
+
+
+def idmap_launches(dtype: torch.dtype) -> list[Launch]:
+    keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(32, dtype=torch.int64)
+    table, grads = torch.zeros(64, 128), torch.zeros(32, 128, dtype=dtype)
+    adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
+    with recording() as launches:
+        idmap_triton.find_slots(keys, ids)
+        idmap_triton.place(keys, keys, ids, ids)
+        idmap_triton.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
+        idmap_triton.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+    return launches
+
+
+def other_cases() -> Iterator[Case]:
+    for name, dtype in DTYPES.items():
+        archs = EVERY if name == "bf16" else (90,)
+        for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
+
+            def record(
+                dtype: torch.dtype = dtype, rest: tuple[Any, ...] = (dim, groups, gate, dropout)
+            ) -> list[Launch]:
+                return norm_launches(dtype, *rest)
+
+            yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, archs, record)
+        yield Case("jagged", name, archs, lambda dtype=dtype: jagged_launches(dtype))
+        yield Case("idmap", name, archs, lambda dtype=dtype: idmap_launches(dtype))
+
+
 def compile_one(launch: Launch, config: triton.Config, arch: int) -> tuple[bytes, dict[str, int]]:
     """The cubin, and what Triton knows of it."""
     kernel = launch.kernel
@@ -169,7 +221,7 @@ def table(archs: list[int], only: str, quick: bool) -> list[Row]:
     """quick: the first case and configuration of each kernel, in bfloat16."""
     work = []
     seen: set[str] = set()
-    for case in attention_cases():
+    for case in (*attention_cases(), *other_cases()):
         for launch in case.record():
             name = launch.kernel.__name__
             if only not in f"{name} {case.name} {case.dtype}" or (quick and name in seen):

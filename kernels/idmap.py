@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.dispatch import backend_for
+
 EMPTY = -(2**63)
 """Slot never used: a probe ends here."""
 TOMBSTONE = EMPTY + 1
@@ -137,6 +139,10 @@ def logical_shift(x: Tensor, by: int) -> Tensor:
 
 def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
     """int64 [N]: the slot of each id, -1 where there is none. All ids probe at once, one slot further each round."""
+    if backend_for(keys) == "triton":
+        from kernels import idmap_triton
+
+        return idmap_triton.find_slots(keys, ids)
     found = torch.full(ids.shape, -1, dtype=torch.int64, device=ids.device)
     pending = torch.arange(len(ids), device=ids.device)
     slot = hash_ids(ids) & (len(keys) - 1)
@@ -152,6 +158,10 @@ def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
 
 def place(keys: Tensor, rows: Tensor, ids: Tensor, new_rows: Tensor) -> int:
     """Store distinct ids that the map does not hold; the number of EMPTY slots that this took."""
+    if backend_for(keys) == "triton":
+        from kernels import idmap_triton
+
+        return idmap_triton.place(keys, rows, ids, new_rows)
     taken = 0
     slot = hash_ids(ids) & (len(keys) - 1)
     claims = torch.empty_like(keys)
@@ -184,6 +194,11 @@ def rowwise_adagrad_(
 
     Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
     """
+    if backend_for(table) == "triton":
+        from kernels import idmap_triton
+
+        none = {"betas": (0.0, 0.0), "step": 1, "weight_decay": 0.0}
+        return idmap_triton.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
     distinct, total = sum_rows(rows, grads)
     state[distinct] += total.square().mean(1)
     table[distinct] -= (lr * total / (state[distinct].sqrt() + eps).unsqueeze(1)).to(table.dtype)
@@ -210,6 +225,13 @@ def rowwise_adam_(
     Args: table: [R, D]; mean: float32 [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D];
         step: 1 for the first call.
     """
+    if backend_for(table) == "triton":
+        from kernels import idmap_triton
+
+        decay = weight_decay
+        return idmap_triton.rowwise(
+            table, mean, state, rows, grads, lr=lr, eps=eps, betas=betas, step=step, weight_decay=decay
+        )
     distinct, total = sum_rows(rows, grads)
     mean[distinct] = betas[0] * mean[distinct] + (1 - betas[0]) * total
     state[distinct] = betas[1] * state[distinct] + (1 - betas[1]) * total.square().mean(1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention import time_row
+from kernels.dispatch import backend_for
 
 
 def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -22,6 +23,11 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
     if not parts:
         raise ValueError("jagged_concat needs at least one part")
     check_parts([offsets for _, offsets in parts], [values for values, _ in parts])
+    if backend_for(parts[0][0]) == "triton":
+        from kernels import jagged_triton
+
+        whole = jagged_triton.concat_op([values for values, _ in parts], [offsets for _, offsets in parts])
+        return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
     order, inverse, offsets = interleave([offsets for _, offsets in parts])
     return Permute.apply(torch.cat([values for values, _ in parts]), order, inverse), offsets
 
@@ -38,10 +44,14 @@ def jagged_split(values: Tensor, offsets: Tensor, part_offsets: Sequence[Tensor]
     if not part_offsets:
         raise ValueError("jagged_split needs at least one part")
     check_parts([*part_offsets, offsets], [])
-    order, inverse, _ = interleave(part_offsets)
-    if len(order) != len(values):
-        raise ValueError(f"the parts have {len(order)} tokens together, values has {len(values)}")
     lengths = [int(part[-1]) for part in part_offsets]
+    if sum(lengths) != len(values):
+        raise ValueError(f"the parts have {sum(lengths)} tokens together, values has {len(values)}")
+    if backend_for(values) == "triton":
+        from kernels import jagged_triton
+
+        return jagged_triton.split_op(values, list(part_offsets), lengths)
+    order, inverse, _ = interleave(part_offsets)
     return list(torch.split(Permute.apply(values, inverse, order), lengths))
 
 
@@ -105,6 +115,10 @@ def grouped_linear(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor | 
         raise TypeError(f"group_ids must be int32 [{len(x)}], got {group_ids.dtype} {list(group_ids.shape)}")
     if bias is not None and bias.shape != weight[:, 0].shape:
         raise ValueError(f"bias must be {list(weight[:, 0].shape)}, got {list(bias.shape)}")
+    if backend_for(x) == "triton":
+        from kernels import jagged_triton
+
+        return jagged_triton.linear_op(x, group_ids, weight, bias)
     order = torch.argsort(group_ids, stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=x.device)
@@ -131,13 +145,21 @@ def position_time_encoding(
             the sample's window start, never one after the token was scored. Buckets are those of `RelativeBias`.
     Returns: [T, D]. Differentiable in x and both tables.
     """
-    out = x * scale if scale != 1.0 else x
-    if position_table is not None:
-        if positions is None or positions.shape != x.shape[:1] or position_table.shape[1] != x.shape[1]:
-            raise ValueError(f"position_table must be [P, {x.shape[1]}] and come with positions [{len(x)}]")
+    if position_table is not None and (
+        positions is None or positions.shape != x.shape[:1] or position_table.shape[1] != x.shape[1]
+    ):
+        raise ValueError(f"position_table must be [P, {x.shape[1]}] and come with positions [{len(x)}]")
+    if time_table is not None and (
+        elapsed is None or elapsed.shape != x.shape[:1] or time_table.shape[1] != x.shape[1]
+    ):
+        raise ValueError(f"time_table must be [buckets, {x.shape[1]}] and come with elapsed [{len(x)}]")
+    if backend_for(x) == "triton":
+        from kernels import jagged_triton
+
+        return jagged_triton.encode_op(x, position_table, positions, time_table, elapsed, scale)
+    out = x * scale
+    if position_table is not None and positions is not None:
         out = out + F.embedding(positions.long().clamp(0, len(position_table) - 1), position_table)
-    if time_table is not None:
-        if elapsed is None or elapsed.shape != x.shape[:1] or time_table.shape[1] != x.shape[1]:
-            raise ValueError(f"time_table must be [buckets, {x.shape[1]}] and come with elapsed [{len(x)}]")
+    if time_table is not None and elapsed is not None:
         out = out + F.embedding(time_row(elapsed, len(time_table)), time_table)
     return out

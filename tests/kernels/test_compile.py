@@ -1,0 +1,29 @@
+"""Every kernel compiles for every GPU generation without spilling a register: what a CI without a GPU can know of speed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = {
+    *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
+    *("move_rows_kernel", "grouped_linear_kernel", "grouped_weight_kernel", "encode_kernel"),
+    *("find_kernel", "place_kernel", "rowwise_kernel"),
+}
+
+
+@pytest.mark.slow
+def test_kernels_compile_without_spills() -> None:
+    """In a process of its own: this one has the interpreter in the compiler's place."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.kernels_compile", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    for arch in (80, 90, 100):
+        assert {line.split()[0] for line in lines if f"sm_{arch} " in line} == KERNELS
