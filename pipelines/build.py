@@ -113,6 +113,7 @@ class _Build:
         """First day not read: partitions are read up to as_of."""
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self.staging = config.out / "staging" / self.run_id
+        self.reach = self._reach()
         self.partitions: dict[tuple[str, int], Partition] = {}
         self.partials: dict[str, dict[int, Partial]] = {source.name: {} for source in self.schema.sources}
 
@@ -173,8 +174,8 @@ class _Build:
         write_atomically(path, str(count))
         return count
 
-    def _days_needed(self) -> dict[str, range]:
-        """Source -> days whose partials matter."""
+    def _reach(self) -> dict[str, tuple[int, int]]:
+        """Source -> how many days before and after a day built its rows matter to it."""
         schema = self.schema
         back = {source.name: 0 for source in schema.sources}
         ahead = dict(back)
@@ -186,34 +187,33 @@ class _Build:
                 reach = whole_days(parse_duration(label.window)) + 1
                 ahead[label.source] = max(ahead[label.source], reach)
                 if label.attribution == "last":
-                    own = schema.candidates.source
-                    ahead[own] = max(ahead[own], reach)
-        return {name: range(self.first - back[name], min(self.last + ahead[name] + 1, self.horizon)) for name in back}
+                    ahead[schema.candidates.source] = max(ahead[schema.candidates.source], reach)
+        return {name: (back[name], ahead[name]) for name in back}
+
+    def _window(self, log: str, first: int, last: int) -> range:
+        """Days of an event log that samples of first .. last may read."""
+        back, ahead = self.reach[log]
+        return range(first - back, min(last + ahead + 1, self.horizon))
 
     # ------------------------------------------------------------------ partials
 
     def _make_partials(self) -> None:
-        wanted = self._days_needed()
         logs = [source for source in self.schema.sources if isinstance(source, EventLog)]
         snapshots = [source for source in self.schema.sources if isinstance(source, Snapshot)]
-        used = self._snapshot_days(wanted, snapshots)
-        self._partials_of({s.name: {d: [self._partition(s, d)] for d in sorted(used[s.name])} for s in snapshots}, {})
-        joined = {
-            s.name: {
-                day: at
-                for day in range(self._first_day(wanted), self.horizon)
-                if (at := self._snapshot_at(s, day)) is not None
-            }
-            for s in snapshots
+        windows = {log.name: self._window(log.name, self.first, self.last) for log in logs}
+        used = {snapshot.name: self._snapshot_days(snapshot, windows) for snapshot in snapshots}
+        self._partials_of(
+            {s.name: {day: [self._partition(s, day)] for day in sorted(used[s.name])} for s in snapshots}, {}
+        )
+        days = range(min(window.start for window in windows.values()), self.horizon)
+        joined = {s.name: {day: at for day in days if (at := self._snapshot_at(s, day)) is not None} for s in snapshots}
+        contents = {
+            log.name: self._content(
+                log, [day for day in windows[log.name] if day in self.present[log.name] or self._late_reach(log, day)]
+            )
+            for log in logs
         }
-        contents: dict[str, dict[int, list[Partition]]] = {}
-        for log in logs:
-            days = [day for day in wanted[log.name] if day in self.present[log.name] or self._late_reach(log, day)]
-            contents[log.name] = self._content(log, days)
         self._partials_of(contents, joined)
-
-    def _first_day(self, wanted: dict[str, range]) -> int:
-        return min(days.start for days in wanted.values())
 
     def _late_reach(self, log: EventLog, day: int) -> bool:
         late = whole_days(parse_duration(log.lateness))
@@ -224,26 +224,32 @@ class _Build:
         oldest = day - parse_duration(snapshot.max_age) // DAY_MS
         return max((d for d in self.present[snapshot.name] if oldest <= d <= day), default=None)
 
-    def _snapshot_days(self, wanted: dict[str, range], snapshots: Sequence[Snapshot]) -> dict[str, set[int]]:
-        """Snapshot -> days read: those joined to rows, those of profiles, and those between which attributes change."""
-        used: dict[str, set[int]] = {s.name: set() for s in snapshots}
-        back = sequences.days_back(self.schema)
-        for snapshot in snapshots:
-            days: set[int] = set()
-            for log in self.schema.sources:
-                if isinstance(log, EventLog) and snapshot.name in joined_columns(
-                    self.schema, log, self.columns[log.name]
-                ):
-                    days.update(wanted[log.name])
-            if self.columns[snapshot.name] and snapshot.key == self.schema.exposures.user:
-                days.update(range(self.first, self.last + 1))
-            used[snapshot.name] = {at for day in days if (at := self._snapshot_at(snapshot, day)) is not None}
-            if snapshot.name in back:
-                since = self.first - back[snapshot.name]
-                present = self.present[snapshot.name]
-                used[snapshot.name] |= {d for d in present if since <= d <= self.last}
-                used[snapshot.name] |= {max((d for d in present if d < since), default=self.last)} & set(present)
+    def _snapshot_days(self, snapshot: Snapshot, windows: dict[str, range]) -> set[int]:
+        """Days of a snapshot that are read: joined to rows, or by the samples themselves."""
+        used: set[int] = set()
+        for log in self.schema.sources:
+            if isinstance(log, EventLog) and snapshot.name in joined_columns(self.schema, log, self.columns[log.name]):
+                used |= {at for day in windows[log.name] if (at := self._snapshot_at(snapshot, day)) is not None}
+        for day in range(self.first, self.last + 1):
+            used |= self._sample_snapshots(snapshot, day)
         return used
+
+    def _sample_snapshots(self, snapshot: Snapshot, day: int) -> set[int]:
+        """Days of a user snapshot that samples of a day read: the profile's, and those between which attributes change."""
+        used: set[int] = set()
+        if snapshot.key != self.schema.exposures.user or not self.columns[snapshot.name]:
+            return used
+        if (at := self._snapshot_at(snapshot, day)) is not None:
+            used.add(at)
+        if (back := self.reach[snapshot.name][0]) > 0:
+            used |= {d for d in self.present[snapshot.name] if day - back <= d <= day}
+            used |= {
+                d for d in self.present[snapshot.name] if d < day - back and d == self._before(snapshot, day - back)
+            }
+        return used
+
+    def _before(self, snapshot: Snapshot, day: int) -> int | None:
+        return max((d for d in self.present[snapshot.name] if d < day), default=None)
 
     def _content(self, log: EventLog, days: Sequence[int]) -> dict[int, list[Partition]]:
         """Day -> the partitions that hold rows of it: its own, and later ones with late rows."""
@@ -352,20 +358,11 @@ class _Build:
 
     def _inputs_of(self, day: int) -> dict[str, dict[str, str]]:
         """Source -> day -> key of every partial that samples of `day` may read."""
-        shift = day - self.first
-        reach = self._days_needed()
         found: dict[str, dict[str, str]] = {}
         for name, partials in self.partials.items():
             source = self.schema.source(name)
-            if isinstance(source, EventLog):
-                window = range(
-                    reach[name].start + shift,
-                    reach[name].stop - (self.last - day) if reach[name].stop < self.horizon else self.horizon,
-                )
-                days = [d for d in sorted(partials) if d in window]
-            else:
-                days = [d for d in sorted(partials) if d <= day]
-            found[name] = {dt_of(d): partials[d].key for d in days}
+            days = self._window(name, day, day) if isinstance(source, EventLog) else self._sample_snapshots(source, day)
+            found[name] = {dt_of(d): partials[d].key for d in sorted(days) if d in partials}
         return found
 
     def _up_to_date(self, day: int) -> bool:
@@ -375,11 +372,18 @@ class _Build:
         except UserError:
             return False
         return (
-            manifest.fingerprint == self.schema.fingerprint
-            and moment(manifest.as_of) == self.as_of
+            manifest.samples_fingerprint == self.schema.samples_fingerprint
+            and self._same_labels(day, moment(manifest.as_of))
             and manifest.partials == self._inputs_of(day)
             and all((folder / file.path).is_file() for file in manifest.files)
         )
+
+    def _same_labels(self, day: int, as_of: int) -> bool:
+        """Whether labels as of then are labels as of now: the same moment, or both after the last event that could count."""
+        settled = start_of(day + 1, self.schema.offset_ms)
+        settled += max(parse_duration(label.window) for label in self.schema.labels)
+        settled += max(parse_duration(s.lateness) for s in self.schema.sources if isinstance(s, EventLog)) + DAY_MS
+        return as_of == self.as_of or min(as_of, self.as_of) > settled
 
     def _make_samples(self, days: Sequence[int], result: BuildResult) -> None:
         refs: dict[str, tuple[PartialRef, ...]] = {
@@ -463,6 +467,7 @@ class _Build:
         manifest = SampleManifest(
             schema_name=self.schema.name,
             fingerprint=self.schema.fingerprint,
+            samples_fingerprint=self.schema.samples_fingerprint,
             build_id=self.run_id,
             dt=dt_of(day),
             engine=self.engine.name,

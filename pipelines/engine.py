@@ -81,6 +81,21 @@ def gather(pieces: Iterable[Piece]) -> dict[str, pa.Table]:
     return {tag: pa.concat_tables(tables) for tag, tables in by_tag.items()}
 
 
+def default_engine() -> tuple[str, str]:
+    """(`spark`, "") where Spark can run; else (`local`, why)."""
+    from importlib.util import find_spec
+
+    if find_spec("pyspark") is None:
+        return "local", "pyspark is not installed"
+    from pipelines.spark_engine import check_java
+
+    try:
+        check_java()
+    except UserError:
+        return "local", "no Java 17 found"
+    return "spark", ""
+
+
 def open_engine(name: str) -> Engine[object]:
     """`spark` or `local`.
 

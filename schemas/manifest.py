@@ -67,6 +67,7 @@ class SampleManifest(_Record):
 
     schema_name: str = Field(alias="schema")
     fingerprint: str
+    samples_fingerprint: str = ""
     build_id: str
     dt: str
     engine: str
