@@ -24,12 +24,14 @@ app = typer.Typer(
 )
 
 DEMO_USERS, DEMO_DAYS = 2_000, 10
+"""One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
 DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
 
 SchemaFlag = Annotated[
     str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
 ]
 OptionalDEMO_USERS, DEMO_DAYS = 2_000, 10
+"""One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
 DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
 
 SchemaFlag = Annotated[
@@ -323,7 +325,7 @@ def demo(
     first, last = "2026-01-01", f"2026-01-{DEMO_DAYS:02d}"
     trained = f"2026-01-03:2026-01-{DEMO_DAYS - 1:02d}"
     steps: list[list[str]] = [
-        ["world", "--out", str(logs), "--users", str(DEMO_USERS), "--days", str(DEMO_DAYS)],
+        ["world", "--out", str(logs), "--users", str(DEMO_USERS), "--days", str(DEMO_DAYS + 1)],
         ["build", "--schema", schema, "--data", str(logs), "--out", str(built), "--from", first, "--to", last],
     ]
     runs = []

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ("gauc", "auc", "ne", "logloss", "calibration")
-REFERENCES = {"oracle": "oracle (true probability)", "popularity": "item popularity", "user_item_ctr": "user-item CTR"}
+REFERENCES = {"oracle": "oracle", "popularity": "item popularity", "user_item_ctr": "user-item CTR"}
+Estimate = Mapping[str, float | None]
+"""`value` and the interval's `low` and `high`; null where undefined (AUC of one class)."""
 COLOURS = ("#1f6fb2", "#d9822b", "#3a9a5b", "#8a56ac", "#b5443c", "#5c6878")
 
 
@@ -65,11 +67,10 @@ class Run:
             Schema.model_validate_json((folder / "schema.json").read_text()),
         )
 
-    def task_metrics(self, task: str, row: str = "model") -> dict[str, dict[str, float]] | None:
+    def task_metrics(self, task: str, row: str = "model") -> dict[str, Estimate] | None:
         tasks = self.metrics["tasks"]
         assert isinstance(tasks, dict)
-        estimates = tasks[task].get(row)
-        return _defined(estimates) if estimates else None
+        return tasks[task].get(row)
 
 
 def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -> None:
@@ -117,18 +118,15 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     for task, rows in tasks.items():
         table = Table(title=f"{task} on {_days(_dates(metrics))}", title_justify="left", title_style="bold")
         table.add_column("")
-        for metric in METRICS:
-            table.add_column(metric.upper() if metric != "calibration" else metric, justify="right")
+        table.add_column("GAUC", justify="right")
+        table.add_column("95 % interval", style="dim")
+        for metric in METRICS[1:]:
+            table.add_column(metric, justify="right")
         for key, estimates in rows.items():
-            cells = [_cell(_defined(estimates).get(metric)) for metric in METRICS]
-            table.add_row(
-                name if key == "model" else REFERENCES.get(key, key),
-                *(
-                    f"{c['value']} [dim]{c['interval']}[/]" if metric == "gauc" else c["value"]
-                    for metric, c in zip(METRICS, cells, strict=True)
-                ),
-                style="bold" if key == "model" else "",
-            )
+            gauc, *others = (_cell(estimates.get(metric)) for metric in METRICS)
+            label = name if key == "model" else REFERENCES.get(key, key)
+            cells = (label, gauc["value"], gauc["interval"], *(cell["value"] for cell in others))
+            table.add_row(*cells, style="bold" if key == "model" else "")
         console.print(table)
 
 
@@ -156,20 +154,19 @@ def _days(dates: list[str]) -> str:
 
 def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
     first = runs[0]
-    rows: list[tuple[str, str, dict[str, dict[str, float]]]] = []
+    rows: list[tuple[str, str, dict[str, Estimate]]] = []
     if oracle := first.task_metrics(task, "oracle"):
         rows.append(("reference", REFERENCES["oracle"], oracle))
     rows += [("model", run.name, metrics) for run in runs if (metrics := run.task_metrics(task))]
     for key in ("user_item_ctr", "popularity"):
         if counts := first.task_metrics(task, key):
             rows.append(("reference", REFERENCES[key], counts))
-    best = max((row[2]["gauc"]["value"] for row in rows if row[0] == "model"), default=math.nan)
-    model = first.task_metrics(task)
+    gaucs = {name: _estimate(metrics.get("gauc"))[0] for _, name, metrics in rows}
+    best = max((gaucs[run.name] for run in runs if math.isfinite(gaucs.get(run.name, math.nan))), default=math.nan)
     distance = ""
-    if oracle and model:
-        gap = (model["gauc"]["value"] - 0.5) / (oracle["gauc"]["value"] - 0.5)
-        if math.isfinite(gap):
-            distance = f"{first.name} reaches {gap:.1%} of the oracle's GAUC above chance."
+    reached = (gaucs.get(first.name, math.nan) - 0.5) / (gaucs.get(REFERENCES["oracle"], math.nan) - 0.5)
+    if math.isfinite(reached):
+        distance = f"{first.name} reaches {reached:.1%} of the oracle's GAUC above chance."
     label = next(label for label in first.schema.labels if label.name == task)
     return {
         "name": task,
@@ -177,30 +174,29 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
         "rows": [
             {
                 "name": name,
-                "kind": "best" if kind == "model" and metrics["gauc"]["value"] == best else kind,
+                "kind": "best" if kind == "model" and gaucs[name] == best else kind,
                 "cells": [_cell(metrics.get(metric)) for metric in METRICS],
             }
             for kind, name, metrics in rows
         ],
-        "figure": _svg(_dots([(name, metrics["gauc"]) for _, name, metrics in rows])),
+        "figure": _svg(_dots([(name, metrics.get("gauc")) for _, name, metrics in rows])),
         "distance": distance,
     }
 
 
-def _defined(estimates: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
-    """NaN where metrics.json has null: a metric that isn't defined, such as the GAUC of labels all of one class."""
+def _cell(estimate: Estimate | None) -> dict[str, str]:
+    value, low, high = _estimate(estimate)
     return {
-        metric: {key: math.nan if value is None else value for key, value in estimate.items()}
-        for metric, estimate in estimates.items()
+        "value": f"{value:.4f}" if math.isfinite(value) else "–",
+        "interval": f"[{low:.4f}, {high:.4f}]" if math.isfinite(low + high) else "",
     }
 
 
-def _cell(metric: dict[str, float] | None) -> dict[str, str]:
-    if metric is None or not math.isfinite(metric["value"]):
-        return {"value": "–", "interval": ""}
-    low, high = metric.get("low", math.nan), metric.get("high", math.nan)
-    interval = f"[{low:.4f}, {high:.4f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return {"value": f"{metric['value']:.4f}", "interval": interval}
+def _estimate(estimate: Estimate | None) -> tuple[float, float, float]:
+    """(value, low, high); NaN where a metric is undefined, which JSON keeps as null."""
+    found = estimate or {}
+    value, low, high = (found.get(key) for key in ("value", "low", "high"))
+    return tuple(math.nan if x is None else x for x in (value, low, high))  # type: ignore[return-value]
 
 
 def _run_row(run: Run) -> dict[str, str]:
@@ -234,10 +230,12 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def _dots(rows: list[tuple[str, dict[str, float]]]) -> Figure:
+def _dots(rows: Sequence[tuple[str, Estimate | None]]) -> Figure:
     figure, (axis,) = _figure(8, 0.6 + 0.32 * len(rows))
     for y, (name, metric) in enumerate(reversed(rows)):
-        value, low, high = metric["value"], metric.get("low", math.nan), metric.get("high", math.nan)
+        value, low, high = _estimate(metric)
+        if not math.isfinite(value):
+            continue
         colour = COLOURS[0] if y == len(rows) - 1 and name != REFERENCES["oracle"] else COLOURS[5]
         axis.plot([low, high], [y, y], color=colour, linewidth=2)
         axis.plot(value, y, "o", color=colour)
@@ -259,9 +257,13 @@ def _curves(runs: Sequence[Run]) -> Figure:
             loss_axis.plot(x[window - 1 :], smooth, color=colour, label=run.name)
         evaluations = [row for row in run.log if "eval" in row]
         for task, style in zip([label.name for label in run.schema.labels], ("-", "--", ":", "-.") * 4, strict=False):
-            points = [(row["step"], row["eval"][task]["gauc"]) for row in evaluations if task in row["eval"]]  # type: ignore[index,operator]
+            points = [
+                (row["step"], row["eval"][task]["gauc"]) for row in evaluations if row["eval"].get(task, {}).get("gauc")
+            ]  # type: ignore[index,operator]
             if points:
-                gauc_axis.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=f"{run.name} {task}")
+                gauc_axis.plot(
+                    *zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=f"{run.name} {task}"
+                )
     loss_axis.set(xlabel="step", ylabel="training loss")
     gauc_axis.set(xlabel="step", ylabel="GAUC")
     for axis in (loss_axis, gauc_axis):
