@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = ("gauc", "auc", "ne", "logloss", "calibration")
+HEADINGS = {
+    "gauc": "GAUC",
+    "auc": "AUC",
+    "ne": "NE",
+    "logloss": "log loss",
+    "calibration": "pred/obs",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "bias": "bias",
+}
+"""Metrics in the order they are shown; a task has those of its kind (binary or value), the first is the headline."""
 REFERENCES = {"oracle": "oracle", "popularity": "item popularity", "user_item_ctr": "user-item CTR"}
 Estimate = Mapping[str, float | None]
 """`value` and the interval's `low` and `high`; null where undefined (AUC of one class)."""
@@ -109,6 +119,7 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
 
 def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     """The table of one run's `metrics.json` on the terminal: a row for the model and each reference, per task."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -116,18 +127,33 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     assert isinstance(tasks, dict)
     console = Console(highlight=False)
     for task, rows in tasks.items():
-        table = Table(title=f"{task} on {_days(_dates(metrics))}", title_justify="left", title_style="bold")
-        table.add_column("")
-        table.add_column("GAUC", justify="right")
-        table.add_column("95 % interval", style="dim")
-        for metric in METRICS[1:]:
-            table.add_column(metric, justify="right")
+        if not any(math.isfinite(_estimate(estimate)[0]) for estimate in rows["model"].values()):
+            console.print(f"{task}: no candidate of {_days(_dates(metrics))} has a mature label yet")
+            continue
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            title=f"{task} on {_days(_dates(metrics))}",
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column("", no_wrap=True)
+        headline, *others = _metrics_of(rows["model"])
+        table.add_column(HEADINGS[headline], justify="right")
+        table.add_column("95 % interval", style="dim", no_wrap=True)
+        for metric in others:
+            table.add_column(HEADINGS[metric], justify="right")
         for key, estimates in rows.items():
-            gauc, *others = (_cell(estimates.get(metric)) for metric in METRICS)
+            first, *rest = (_cell(estimates.get(metric)) for metric in (headline, *others))
             label = name if key == "model" else REFERENCES.get(key, key)
-            cells = (label, gauc["value"], gauc["interval"], *(cell["value"] for cell in others))
+            cells = (label, first["value"], first["interval"], *(cell["value"] for cell in rest))
             table.add_row(*cells, style="bold" if key == "model" else "")
         console.print(table)
+
+
+def _metrics_of(estimates: Mapping[str, Estimate]) -> list[str]:
+    return [metric for metric in HEADINGS if metric in estimates]
 
 
 # ---------------------------------------------------------------------- sections
@@ -154,6 +180,7 @@ def _days(dates: list[str]) -> str:
 
 def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
     first = runs[0]
+    label = next(label for label in first.schema.labels if label.name == task)
     rows: list[tuple[str, str, dict[str, Estimate]]] = []
     if oracle := first.task_metrics(task, "oracle"):
         rows.append(("reference", REFERENCES["oracle"], oracle))
@@ -161,26 +188,27 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
     for key in ("user_item_ctr", "popularity"):
         if counts := first.task_metrics(task, key):
             rows.append(("reference", REFERENCES[key], counts))
-    gaucs = {name: _estimate(metrics.get("gauc"))[0] for _, name, metrics in rows}
-    best = max((gaucs[run.name] for run in runs if math.isfinite(gaucs.get(run.name, math.nan))), default=math.nan)
-    distance = ""
-    reached = (gaucs.get(first.name, math.nan) - 0.5) / (gaucs.get(REFERENCES["oracle"], math.nan) - 0.5)
-    if math.isfinite(reached):
-        distance = f"{first.name} reaches {reached:.1%} of the oracle's GAUC above chance."
-    label = next(label for label in first.schema.labels if label.name == task)
+    shown = _metrics_of(rows[0][2])
+    headline = {name: _estimate(metrics.get(shown[0]))[0] for _, name, metrics in rows}
+    of_models = [headline[name] for kind, name, _ in rows if kind == "model" and math.isfinite(headline[name])]
+    best = (max if label.kind == "binary" else min)(of_models, default=math.nan)
+    reached = (headline.get(first.name, math.nan) - 0.5) / (headline.get(REFERENCES["oracle"], math.nan) - 0.5)
     return {
         "name": task,
         "note": f"given {label.given}" if label.given else "",
+        "headings": [HEADINGS[metric] for metric in shown],
         "rows": [
             {
                 "name": name,
-                "kind": "best" if kind == "model" and gaucs[name] == best else kind,
-                "cells": [_cell(metrics.get(metric)) for metric in METRICS],
+                "kind": "best" if kind == "model" and headline[name] == best else kind,
+                "cells": [_cell(metrics.get(metric)) for metric in shown],
             }
             for kind, name, metrics in rows
         ],
-        "figure": _svg(_dots([(name, metrics.get("gauc")) for _, name, metrics in rows])),
-        "distance": distance,
+        "figure": _svg(_dots(HEADINGS[shown[0]], [(name, metrics.get(shown[0])) for _, name, metrics in rows])),
+        "distance": f"{first.name} reaches {reached:.1%} of the oracle's GAUC above chance."
+        if math.isfinite(reached)
+        else "",
     }
 
 
@@ -230,7 +258,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def _dots(rows: Sequence[tuple[str, Estimate | None]]) -> Figure:
+def _dots(metric_name: str, rows: Sequence[tuple[str, Estimate | None]]) -> Figure:
     figure, (axis,) = _figure(8, 0.6 + 0.32 * len(rows))
     for y, (name, metric) in enumerate(reversed(rows)):
         value, low, high = _estimate(metric)
@@ -242,7 +270,7 @@ def _dots(rows: Sequence[tuple[str, Estimate | None]]) -> Figure:
         axis.annotate(f"{value:.4f}", (value, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
     axis.set_ylim(-0.5, len(rows) - 0.3)
-    axis.set_xlabel("GAUC")
+    axis.set_xlabel(metric_name)
     return figure
 
 
@@ -278,6 +306,7 @@ def _calibration(runs: Sequence[Run]) -> Figure | None:
         return None
     figure, axes = _figure(min(10, 4.5 * len(tasks)), 3.8, columns=len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
+        axis.set_title(task)
         for run, colour in zip(runs, _cycle(len(runs)), strict=True):
             columns = [task, f"{task}_weight", f"{task}_score"]
             table = pq.read_table(run.folder / "predictions", columns=columns, partitioning=None)
@@ -285,6 +314,8 @@ def _calibration(runs: Sequence[Run]) -> Figure | None:
             order = np.argsort(score[weight > 0], kind="stable")
             bins = [part for part in np.array_split(order, 15) if len(part)]
             if not bins:
+                axis.set_axis_off()
+                axis.set_title(f"{task}: no mature label on these days")
                 continue
             predicted = [score[weight > 0][part].mean() for part in bins]
             observed = [label[weight > 0][part].mean() for part in bins]
@@ -293,8 +324,9 @@ def _calibration(runs: Sequence[Run]) -> Figure | None:
         axis.set_yscale("log")
         limits = [max(1e-4, min(axis.get_xlim()[0], axis.get_ylim()[0])), 1]
         axis.plot(limits, limits, color="#b8c0ca", linewidth=1, zorder=0)
-        axis.set(title=task, xlabel="predicted", ylabel="observed", xlim=limits, ylim=limits)
-        axis.legend(frameon=False, fontsize=8)
+        axis.set(xlabel="predicted", ylabel="observed", xlim=limits, ylim=limits)
+        if axis.lines[:-1]:
+            axis.legend(frameon=False, fontsize=8)
     return figure
 
 
