@@ -109,6 +109,7 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
         scope=_scope(first),
         tasks=[_task_section(label.name, loaded) for label in first.schema.labels],
         curves=_svg(_curves(loaded)),
+        validated=_days(validation) if (validation := first.summary.get("eval_dates")) else None,
         calibration=_svg(figure) if (figure := _calibration(loaded)) else None,
         runs=[_run_row(run) for run in loaded],
         plan=_plan(first),
@@ -196,6 +197,7 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
     return {
         "name": task,
         "note": f"given {label.given}" if label.given else "",
+        "mature": any(math.isfinite(value) for value in headline.values()),
         "headings": [HEADINGS[metric] for metric in shown],
         "rows": [
             {
@@ -275,7 +277,9 @@ def _dots(metric_name: str, rows: Sequence[tuple[str, Estimate | None]]) -> Figu
 
 
 def _curves(runs: Sequence[Run]) -> Figure:
-    figure, (loss_axis, gauc_axis) = _figure(10, 3.4, columns=2)
+    validated = any("eval" in row for run in runs for row in run.log)
+    figure, axes = _figure(10, 3.4, columns=1 + validated)
+    loss_axis, gauc_axis = axes[0], axes[-1]
     for run, colour in zip(runs, _cycle(len(runs)), strict=True):
         steps = [(row["step"], row["loss"]) for row in run.log if "loss" in row]
         if steps:
@@ -293,8 +297,9 @@ def _curves(runs: Sequence[Run]) -> Figure:
                     *zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=f"{run.name} {task}"
                 )
     loss_axis.set(xlabel="step", ylabel="training loss")
-    gauc_axis.set(xlabel="step", ylabel="GAUC")
-    for axis in (loss_axis, gauc_axis):
+    if validated:
+        gauc_axis.set(xlabel="step", ylabel="GAUC")
+    for axis in axes:
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
     return figure
