@@ -120,6 +120,9 @@ class Trainer:
             lr=config.sparse_lr,
             seed=config.seed,
         )
+        torch.manual_seed(
+            config.seed
+        )  # again: a backend's tables may have drawn, and the dense start must not depend on it
         self.model = make_model(config, self.embeddings).to(ranks.device)
         self.optimizer = make_optimizer(self.model, config)
         self.position = Position()
