@@ -19,13 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from model.ranks import Ranks
 from schemas.errors import UserError
 from schemas.schema import Schema
+from tokenization.checkpoint import save_tables
 from tokenization.embedding import Embeddings
 
 FORMAT = 1
+_OF_FEATURE = ".weights.of_"
+"""In the names of parameters that belong to one feature (tokenization.tokens.Projection)."""
 
 
 @dataclass(frozen=True)
@@ -144,32 +148,42 @@ def load_dense(folder: Path) -> dict[str, object]:
     return state
 
 
-def load_embeddings(folder: Path, embeddings: Embeddings, reset: Sequence[str] = ()) -> None:
-    """Fill the tables from a checkpoint; those of `reset` start anew.
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, grown: bool = False) -> None:
+    """Fill a model's dense parameters from a checkpoint.
+
+    Args:
+        grown: the schema may have gained or lost features since: a new one's projection starts fresh, a lost one's is dropped.
 
     Raises:
-        UserError: a table's dim or vocabulary changed.
+        UserError: the parameters are another model's.
     """
-    load_tables(embeddings, folder / "tables", reset=reset)
+    own = model.state_dict()
+    wrong = [n for n, value in state.items() if n in own and own[n].shape != value.shape]
+    other = [n for n in sorted({*own, *state}) if (n in own) != (n in state) and not (grown and _OF_FEATURE in n)]
+    if wrong or other:
+        name = (wrong or other)[0]
+        shapes = [list(values[name].shape) if name in values else "none" for values in (state, own)]
+        raise UserError(
+            f"{folder} does not fit this model: parameter {name} is {shapes[0]} there and {shapes[1]} here; "
+            "train with the checkpoint's --model, --set and schema (`genrank schema diff`), or without it"
+        )
+    model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
 
 
-def save_tables(embeddings: Embeddings, folder: Path) -> None:
-    """Every merged table and dynamic vocabulary of a single process."""
-    folder.mkdir()
-    tables = embeddings.tables.tables  # type: ignore[attr-defined]
-    values = {n: (t.weight, t.first, t.second, t.steps) for n, t in tables.items()}
-    torch.save({"tables": values, "vocabularies": embeddings.vocabularies}, folder / "tables.pt")
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers of each parameter, by the parameter's name."""
+    return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
 
 
-def load_tables(embeddings: Embeddings, folder: Path, reset: Sequence[str] = ()) -> None:
-    """What `save_tables` wrote."""
-    state = torch.load(folder / "tables.pt", weights_only=False)
-    for name, (weight, first, second, steps) in state["tables"].items():
-        table = embeddings.tables.tables[name]  # type: ignore[attr-defined]
-        for own, saved in ((table.weight, weight), (table.first, first), (table.second, second)):
-            own.copy_(saved)
-        table.steps = steps
-    embeddings.vocabularies.update(state["vocabularies"])
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """The inverse of `optimizer_state`; a parameter it doesn't name starts fresh."""
+    for name, p in model.named_parameters():
+        if name in state:
+            optimizer.state[p] = {
+                key: value.to(p.device) if value.dim() else value.clone() for key, value in state[name].items()
+            }
 
 
 def _digest(path: Path) -> str:

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from model.baselines.counts import Counts, count_days
-from model.checkpoint import find_checkpoint, load_dense, load_embeddings, read_manifest
+from model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
 from model.config import EvaluateConfig, samples_folder
+from model.losses import in_order
 from model.metrics import Predictions
 from model.ranker import build_model, model_config
 from model.ranks import join_ranks
 from model.run_folder import read_json, write_json
-from model.trainer import candidate_users, load_dense_weights, predict
+from model.trainer import candidate_users, predict
 from schemas.errors import UserError
 from schemas.schema import Schema
 from tokenization.batch import Batch
+from tokenization.checkpoint import load_tables
 from tokenization.embedding import Embeddings
 from tokenization.plan import make_plan
 from tokenization.reader import SampleReader
@@ -55,8 +57,8 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     embeddings = Embeddings(make_plan(manifest.schema), backend="torch", device=device, boundaries=manifest.boundaries)
     own, head = model_config(name, settings)
     model = build_model(own, head, embeddings, [label.name for label in manifest.schema.labels]).to(device)
-    load_dense_weights(model, load_dense(folder)["model"], folder)  # type: ignore[arg-type]
-    load_embeddings(folder, embeddings)
+    load_weights(model, load_dense(folder)["model"], folder)  # type: ignore[arg-type]
+    load_tables(embeddings, folder / "tables")
     return LoadedModel(model.eval(), manifest.schema, manifest.step, name)
 
 
@@ -83,14 +85,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
         for batch, scores in predict(loaded.model, reader, schema, ranks.device):
             batch = batch.to("cpu")
             owner = candidate_users(batch)
+            truth = true_probabilities(batch, schema)
             for label in schema.labels:
-                for name, each in _scores(label.name, batch, owner, scores[label.name].cpu(), counts.get(label.name)):
+                for name, each in _scores(
+                    batch, owner, scores[label.name].cpu(), truth.get(label.name), counts.get(label.name)
+                ):
                     found = rows[label.name].setdefault(name, Predictions(label.kind))
                     found.update(owner, batch.labels[label.name], each, batch.weights[label.name])
             users.update(batch.user.tolist())
             total_samples += len(batch)
             total_candidates += len(batch.item)
-            written.append(_prediction_rows(schema, batch, owner, scores))
+            written.append(_prediction_rows(schema, batch, owner, scores, truth))
         if not written:
             raise UserError(f"--dates {date}: the samples of this day hold no candidate; nothing to evaluate")
         _write_predictions(config.run / "predictions" / f"dt={date}.parquet", written)
@@ -124,18 +129,33 @@ def _counts(run: Path, samples: Path, schema: Schema) -> dict[str, Counts]:
 
 
 def _scores(
-    task: str, batch: Batch, owner: Tensor, scores: Tensor, counts: Counts | None
+    batch: Batch, owner: Tensor, scores: Tensor, oracle: Tensor | None, counts: Counts | None
 ) -> Iterator[tuple[str, Tensor]]:
     yield "model", scores
-    if task in batch.oracles:
-        yield "oracle", batch.oracles[task]
+    if oracle is not None:
+        yield "oracle", oracle
     if counts:
         items, users = batch.item.numpy(), owner.numpy()
         yield "popularity", torch.from_numpy(counts.popularity(items))
         yield "user_item_ctr", torch.from_numpy(counts.user_item(users, items))
 
 
-def _prediction_rows(schema: Schema, batch: Batch, owner: Tensor, scores: dict[str, Tensor]) -> pa.RecordBatch:
+def true_probabilities(batch: Batch, schema: Schema) -> dict[str, Tensor]:
+    """Task -> [C] float32, where the schema declares oracles. That of a conditional task is p(this | given), as its head's; what
+    is evaluated is their product."""
+    truth: dict[str, Tensor] = {}
+    for label in in_order(schema.labels):
+        own = batch.oracles.get(label.name)
+        if own is not None and label.given is None:
+            truth[label.name] = own
+        elif own is not None and label.given in truth:
+            truth[label.name] = own * truth[label.given]
+    return truth
+
+
+def _prediction_rows(
+    schema: Schema, batch: Batch, owner: Tensor, scores: dict[str, Tensor], truth: dict[str, Tensor]
+) -> pa.RecordBatch:
     columns: dict[str, np.ndarray] = {
         "user_id": owner.numpy(),
         "request": batch.request.numpy(),
@@ -146,8 +166,8 @@ def _prediction_rows(schema: Schema, batch: Batch, owner: Tensor, scores: dict[s
         columns[label.name] = batch.labels[label.name].float().numpy()
         columns[f"{label.name}_weight"] = batch.weights[label.name].numpy()
         columns[f"{label.name}_score"] = scores[label.name].float().cpu().numpy()
-        if label.name in batch.oracles:
-            columns[f"{label.name}_oracle"] = batch.oracles[label.name].numpy()
+        if label.name in truth:
+            columns[f"{label.name}_oracle"] = truth[label.name].numpy()
     return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
 
 

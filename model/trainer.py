@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoint import find_checkpoint, load_dense, load_embeddings, read_manifest, save_checkpoint, steps_of
+from model.checkpoint import (
+    find_checkpoint,
+    load_dense,
+    load_optimizer_state,
+    load_weights,
+    optimizer_state,
+    read_manifest,
+    save_checkpoint,
+    steps_of,
+)
 from model.config import TrainConfig, samples_folder
 from model.encoders.block import parameter_count
 from model.losses import loss_sums, predictions, total_loss, weight_sums
@@ -30,6 +39,7 @@ from model.run_folder import RunFolder, read_json, write_json
 from schemas.errors import UserError
 from schemas.schema import Schema
 from tokenization.batch import Batch
+from tokenization.checkpoint import load_tables
 from tokenization.embedding import Embeddings
 from tokenization.plan import make_plan
 from tokenization.quantiles import fit_boundaries
@@ -348,7 +358,7 @@ class Trainer:
             model=self._model_identity(),
             dense={
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer_state(self.model, self.optimizer),
                 "position": dataclasses.asdict(at),
                 "readers": self.ranks.gather(self.reader.state_dict()),
             },
@@ -387,18 +397,18 @@ class Trainer:
                     f"--from-checkpoint {config.from_checkpoint}: it is of model {_model_name(model)}, not of"
                     f" {_model_name(wanted)}; give the same --model and --set"
                 )
-            self._load(origin, config.reset_tables)
+            self._load(origin, origin=True)
         steps = max(int(str(n)) for n in self.ranks.gather(self.reader.estimate_batches()))
         self.position.total_steps = max(1, math.ceil(steps / config.accumulate)) * config.epochs
         if config.max_steps:
             self.position.total_steps = min(self.position.total_steps, config.max_steps)
 
-    def _load(self, folder: Path, reset: tuple[str, ...] = ()) -> dict[str, object]:
+    def _load(self, folder: Path, *, origin: bool = False) -> dict[str, object]:
         """Model, tables and optimizer from a checkpoint; returns its dense part."""
         state = load_dense(folder)
-        load_dense_weights(self.model, state["model"], folder)  # type: ignore[arg-type]
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        load_embeddings(folder, self.embeddings, reset)
+        load_weights(self.model, state["model"], folder, grown=origin)  # type: ignore[arg-type]
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
+        load_tables(self.embeddings, folder / "tables", reset=self.config.reset_tables if origin else ())
         return state
 
     def _model_identity(self) -> dict[str, object]:
@@ -532,19 +542,6 @@ def without_weight(batch: Batch) -> Batch:
     return dataclasses.replace(
         batch, sample_id=[], weights={task: torch.zeros_like(w) for task, w in batch.weights.items()}
     )
-
-
-def load_dense_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Fill a model from a checkpoint.
-
-    Raises:
-        UserError: the parameters are another model's.
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{folder} does not fit this model: {first}") from None
 
 
 def _model_name(model: dict[str, object]) -> str:
