@@ -89,5 +89,6 @@ def plant(r: np.random.Generator, defects: Defects, columns: dict[str, Array]) -
         unknown = kind == KINDS.index("unknown_item")
         columns["item"] = columns["item"].copy()
         columns["item"][unknown] = UNKNOWN_ITEM + r.integers(1000, size=unknown.sum())
-        columns["click_probability"] = np.where(unknown, np.float32(0), columns["click_probability"])
+        for name in ("click_probability", "purchase_probability"):
+            columns[name] = np.where(unknown, np.float32(0), columns[name])
     return columns

@@ -227,7 +227,7 @@ class Chunk:
             buying = np.where(is_bot[now], np.float32(0), buying)
             hit = draw[now] < chance
             sold = hit & (buy_draw[now] < buying)
-            p[now], q[now], click[now], purchase[now] = chance, buying, hit, sold
+            p[now], q[now], click[now], purchase[now] = chance, chance * buying, hit, sold
             category_click[at_category[hit]] = t[hit]
             brand_click[at_brand[hit]] = t[hit]
             clicked[at[hit]] = day

@@ -112,7 +112,7 @@ def test_purchase_probability_is_calibrated_given_a_click(world: Path, log: pd.D
     key = ["user_id", "item_id", "request_id"]
     bought = clean(read(world, "purchases"))[key].assign(bought=1)
     clicked = log[(log.click == 1) & (log.dt < "2026-01-04")].merge(bought, on=key, how="left").fillna({"bought": 0})
-    p = clicked.purchase_probability.astype(float)
+    p = clicked.purchase_probability.astype(float) / clicked.click_probability.astype(float)
     assert abs(clicked.bought.sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum()) + 0.02 * p.sum()
     assert 0.03 < p.mean() < 0.15
 
