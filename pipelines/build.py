@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines import events
 from pipelines.days import day_number, dt_of, moment_text, start_of
@@ -31,6 +33,7 @@ from pipelines.publish import locked, publish, write_atomically
 from pipelines.quality import gate
 from pipelines.samples import Assembler
 from pipelines.sources import Partition
+from pipelines.stats import SUMMARY, path_of
 from schemas import EventLog, Schema, Snapshot, UserError
 from schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
@@ -251,6 +254,7 @@ class _Build:
             gate(written["checks"], self._quarantine_rates(days))
         rows = written["samples"].to_pylist() if "samples" in written else []
         for day in days:
+            self._keep_statistics(day, written)
             manifest = self._publish(day, [row for row in rows if row["day"] == day])
             result.days.append(manifest.dt)
             result.manifests[manifest.dt] = manifest
@@ -270,6 +274,15 @@ class _Build:
                         self.schema.source(name).max_quarantine_rate,
                     )
         return rates
+
+    def _keep_statistics(self, day: int, written: dict[str, pa.Table]) -> None:
+        path = path_of(self.config.out, dt_of(day))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        of_day = written["stats"].filter(pc.equal(written["stats"].column("day"), day)) if "stats" in written else None
+        temporary = self.staging / path.name
+        self.staging.mkdir(parents=True, exist_ok=True)
+        pq.write_table(SUMMARY.empty_table() if of_day is None else of_day, temporary, compression="zstd")
+        os.replace(temporary, path)
 
     def _publish(self, day: int, rows: list[dict[str, Any]]) -> SampleManifest:
         staged = self.staging / "publish" / f"dt={dt_of(day)}"

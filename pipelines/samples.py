@@ -31,6 +31,7 @@ from pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.quality import violations
 from pipelines.sequences import Timeline
+from pipelines.stats import summarise
 from schemas import EventLog, Schema
 from schemas.base import parse_duration
 from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
@@ -219,6 +220,7 @@ class Assembler:
             ),
         )
         yield Piece(0, "checks", violations(table, self.schema, day))
+        yield Piece(0, "stats", summarise(table, self.schema, day))
 
     # ------------------------------------------------------------------ parts of a sample
 

@@ -109,9 +109,9 @@ def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
         physical = source.physical(name)
         if physical not in schema.names:
             near = get_close_matches(physical, schema.names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(schema.names)}"
+            hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(schema.names)}"
             raise UserError(
-                f"source {source.name!r}: {path} has no column {physical!r}{hint} Fix the file or the schema's columns"
+                f"source {source.name!r}: {path} has no column {physical!r} ({hint}); fix the file, or the schema's columns and rename"
             )
         if not _readable(schema.field(physical).type, declared):
             raise UserError(

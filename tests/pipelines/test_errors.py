@@ -1,0 +1,111 @@
+"""Bad input is one clear line that names the file, column or flag and the remedy, and publishes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import spark_engine
+from pipelines.build import BuildConfig, build
+from pipelines.engine import default_engine, open_engine
+from schemas import UserError
+from schemas.manifest import sample_days
+from tests.pipelines.worlds import full_schema, write_world
+
+pytestmark = pytest.mark.usefixtures("plain_gate")
+
+
+def a_file(root: Path) -> Path:
+    return sorted((root / "data" / "exposures").rglob("*.parquet"))[0]
+
+
+def drop_column(root: Path) -> None:
+    pq.write_table(
+        pq.read_table(a_file(root)).rename_columns(
+            ["user_id", "ts", "item", *pq.read_table(a_file(root)).column_names[3:]]
+        ),
+        a_file(root),
+    )
+
+
+def change_type(root: Path) -> None:
+    table = pq.read_table(a_file(root))
+    at = table.column_names.index("price")
+    pq.write_table(table.set_column(at, "price", table.column("price").cast(pa.string())), a_file(root))
+
+
+def damage(root: Path) -> None:
+    a_file(root).write_bytes(b"PAR1 is not enough")
+
+
+def empty_day(root: Path) -> None:
+    for file in a_file(root).parent.iterdir():
+        file.unlink()
+
+
+def drop_day(root: Path) -> None:
+    shutil.rmtree(a_file(root).parent)
+
+
+def drop_source(root: Path) -> None:
+    shutil.rmtree(root / "data" / "clicks")
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (
+            drop_column,
+            r"source 'exposures': .*part-0.parquet has no column 'item_id' .did you mean 'item'.; fix the file",
+        ),
+        (change_type, r"source 'exposures': column 'price' of .*part-0.parquet is string, declared float64"),
+        (damage, r"source 'exposures': .*part-0.parquet can't be read as Parquet"),
+        (empty_day, r"source 'exposures': .*dt=2026-01-05 holds no Parquet file"),
+        (drop_day, r"source 'exposures' has no day 2026-01-05 under .*; it has 2026-01-06 .. 2026-01-06"),
+        (drop_source, r"source 'clicks': there is no folder .*clicks; check --data"),
+    ],
+)
+def test_bad_input(tmp_path: Path, harm: Callable[[Path], None], told: str) -> None:
+    days = write_world(tmp_path / "data", seed=61, days=2)
+    harm(tmp_path)
+    with pytest.raises(UserError, match=told) as error:
+        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[1]))
+    assert "\n" not in str(error.value)
+    assert sample_days(tmp_path / "out" / "samples") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"first": "2026-13-01"}, "--from '2026-13-01' is not a day"),
+        ({"first": "2026-01-06", "last": "2026-01-05"}, "--from 2026-01-06 lies after --to 2026-01-05"),
+        ({"as_of": "yesterday"}, "--as-of 'yesterday' is not a moment"),
+        ({"as_of": "2026-01-05T00:00"}, "--as-of .* lies before the end of --to"),
+        ({"engine": "flink"}, "--engine 'flink' is unknown"),
+    ],
+)
+def test_bad_flags(tmp_path: Path, flags: dict[str, str], told: str) -> None:
+    write_world(tmp_path / "data", seed=62, days=2)
+    given = {"first": "2026-01-05", "last": "2026-01-06"} | flags
+    with pytest.raises(UserError, match=told):
+        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", **given))  # type: ignore[arg-type]
+
+
+def test_buckets_are_fixed_by_the_first_build(tmp_path: Path) -> None:
+    days = write_world(tmp_path / "data", seed=63, days=1)
+    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], buckets=2))
+    with pytest.raises(UserError, match=r"--buckets 3: .* was begun with 2"):
+        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], buckets=3))
+
+
+def test_without_java_spark_is_refused_and_local_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(spark_engine.shutil, "which", lambda _: None)
+    assert default_engine() == ("local", "no Java 17 found")
+    with pytest.raises(UserError, match="needs Java 17 and there is no java; install Java 17"):
+        open_engine("spark")

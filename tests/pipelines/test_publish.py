@@ -1,0 +1,121 @@
+"""A day is there whole or not at all, whenever a build dies and whoever else is building."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.build import BuildConfig, build
+from pipelines.publish import locked
+from schemas import UserError
+from schemas.manifest import SampleManifest, sample_days, sample_files
+from tests.pipelines.worlds import full_schema, read_samples, write_world
+
+pytestmark = pytest.mark.usefixtures("plain_gate")
+
+BUILDER = """
+import sys
+from pathlib import Path
+from pipelines import build
+build.gate = lambda checks, rates: None  # its start would be most of what is killed
+from tests.pipelines.worlds import full_schema
+root, first, last = sys.argv[1:]
+print("ready", flush=True)
+build.build(build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, force=True, days_per_job=1))
+"""
+
+
+def start_builder(root: Path, days: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", BUILDER, str(root), days[0], days[-1]]
+    builder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert builder.stdout is not None
+    assert builder.stdout.readline() == "ready\n"
+    return builder
+
+
+def whole(out: Path, dt: str) -> list[str]:
+    """The day as readers see it; every listed file must be there and hold what the manifest says."""
+    manifest = SampleManifest.read(out / "samples" / f"dt={dt}")
+    assert sum(pq.read_metadata(path).num_rows for path in sample_files(out / "samples", dt)) == manifest.samples
+    return [repr(sample) for sample in read_samples(out, dt)]
+
+
+def test_kill_9_at_random_moments_leaves_the_old_day_or_the_new_one(tmp_path: Path) -> None:
+    days = write_world(tmp_path / "data", seed=41, days=3, users=4, per_day=60)
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1], days_per_job=1)
+    begun = time.monotonic()
+    build(config)
+    took = time.monotonic() - begun
+    truth = {dt: whole(tmp_path / "out", dt) for dt in days}
+    builds = {dt: set[str]() for dt in days}
+    for i in range(8):
+        builder = start_builder(tmp_path, days)
+        time.sleep(took * i / 7)
+        os.kill(builder.pid, signal.SIGKILL)
+        builder.wait()
+        for dt in days:
+            assert whole(tmp_path / "out", dt) == truth[dt]
+            builds[dt].add(SampleManifest.read(tmp_path / "out" / "samples" / f"dt={dt}").build_id)
+    # The lock died with its holder, and leftovers are swept by the next build.
+    assert build(config).unchanged == days
+    assert list((tmp_path / "out" / "staging").glob("*")) == []
+    assert len(builds[days[0]]) > 1, "no kill came after a day was published: the test saw nothing"
+
+
+def test_a_first_build_killed_publishes_nothing_or_whole_days(tmp_path: Path) -> None:
+    days = write_world(tmp_path / "data", seed=42, days=2)
+    builder = start_builder(tmp_path, days)
+    time.sleep(0.3)
+    os.kill(builder.pid, signal.SIGKILL)
+    builder.wait()
+    for dt in sample_days(tmp_path / "out" / "samples"):
+        whole(tmp_path / "out", dt)
+    result = build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1]))
+    assert sorted(result.days + result.unchanged) == days
+
+
+def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
+    days = write_world(tmp_path / "data", seed=43, days=1)
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0])
+    with (
+        locked(tmp_path / "out"),
+        pytest.raises(UserError, match=f"another build is writing here .process {os.getpid()}"),
+    ):
+        build(config)
+    assert build(config).days == days
+
+
+def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = write_world(tmp_path / "data", seed=44, days=1)
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], force=True)
+    build(config)
+    old = SampleManifest.read(tmp_path / "out" / "samples" / f"dt={days[0]}")
+
+    def refuse(*_: object) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr("pipelines.build.gate", refuse)
+    with pytest.raises(UserError):
+        build(config)
+    assert SampleManifest.read(tmp_path / "out" / "samples" / f"dt={days[0]}") == old
+    assert list((tmp_path / "out" / "staging").glob("*")) == []
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = write_world(tmp_path / "data", seed=45, days=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.samples.write_samples", full)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0]))
+    assert sample_days(tmp_path / "out" / "samples") == []

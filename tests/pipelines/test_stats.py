@@ -1,0 +1,74 @@
+"""Statistics of the samples, and their drift."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.build import BuildConfig, build
+from pipelines.stats import Summary, print_statistics, statistics, write_statistics
+from schemas import UserError
+from schemas.vocabulary import MISSING_ID
+from tests.pipelines.worlds import full_schema, read_samples, write_world
+
+pytestmark = pytest.mark.usefixtures("plain_gate")
+
+
+def number(values: list[float], missing: int = 0) -> Summary:
+    summary = Summary("x", "number")
+    row = {
+        "count": len(values) + missing,
+        "missing": missing,
+        "total": sum(values),
+        "low": min(values),
+        "high": max(values),
+    }
+    summary.add(row | {"distinct": None, "values": values, "weights": [1.0] * len(values), "ids": [], "id_counts": []})
+    return summary
+
+
+def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    days = write_world(tmp_path / "data", seed=31, users=20, per_day=150)
+    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1]))
+    found = statistics(tmp_path / "out")
+    assert [day.dt for day in found] == days
+    samples = read_samples(tmp_path / "out", days[1])
+    of = found[1].summaries
+    prices = [p for s in samples for p in s["candidates"]["price"]]
+    known = [p for p in prices if not math.isnan(p)]
+    assert of["candidates.price"].count == len(prices)
+    assert of["candidates.price"].mean == pytest.approx(np.mean(known))
+    assert of["candidates.price"].quantiles([0.5])[0] == pytest.approx(np.median(known), rel=0.02)
+    categories = [c for s in samples for c in s["candidates"]["category"]]
+    assert of["candidates.category"].missing == categories.count(MISSING_ID)
+    assert of["candidates.category"].distinct == len(set(categories) - {MISSING_ID})
+    lengths = [len(s["history"]["ts"]) for s in samples]
+    assert of["history.length"].mean == pytest.approx(np.mean(lengths))
+    clicks = [(c, w) for s in samples for c, w in zip(s["labels"]["click"], s["labels"]["click_weight"], strict=True)]
+    assert of["labels.click"].mean == pytest.approx(sum(c * w for c, w in clicks) / sum(w for _, w in clicks))
+    assert not found[0].psi
+    assert all(psi >= 0 for psi in found[2].psi.values())
+    print_statistics(found)
+    assert "candidates.price" in capsys.readouterr().out
+    write_statistics(found, tmp_path / "stats.html")
+    assert all(dt in (tmp_path / "stats.html").read_text() for dt in days)
+    with pytest.raises(UserError, match="2020-01-01"):
+        statistics(tmp_path / "out", ["2020-01-01"])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(0, 20))
+def test_psi_of_itself_is_zero(values: list[float], missing: int) -> None:
+    assert number(values, missing).psi(number(values, missing)) == pytest.approx(0, abs=1e-12)
+
+
+def test_psi_sees_a_shift_of_values_and_of_missing_ones() -> None:
+    steady, rng = np.random.default_rng(0).normal(size=2000), np.random.default_rng(1)
+    before = number(steady.tolist())
+    assert number(rng.normal(size=2000).tolist()).psi(before) < 0.1
+    assert number((rng.normal(size=2000) + 1).tolist()).psi(before) > 0.25
+    assert number(steady.tolist(), missing=1000).psi(before) > 0.25
