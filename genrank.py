@@ -39,6 +39,13 @@ SchemaFlag = Annotated[
     typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema."),
 ]
 DataFlag = Annotated[str, typer.Option("--data", metavar="DIR", help="Root folder of the sources.", show_default=False)]
+OutFlag = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Root folder of what is built.", show_default=False)
+]
+AsOfFlag = Annotated[
+    str | None,
+    typer.Option("--as-of", metavar="TIME", help="Labels as known then (ISO 8601). Default: the newest day's end."),
+]
 SamplesFlag = Annotated[
     Path, typer.Option("--samples", metavar="DIR", help="The --out folder of `genrank build`.", show_default=False)
 ]
@@ -136,15 +143,13 @@ def inputs(
 def build(
     schema: SchemaFlag,
     data: DataFlag,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Root folder of what is built.", show_default=False)],
+    out: OutFlag,
     from_: Annotated[str, typer.Option("--from", metavar="DAY", help="First day.", show_default=False)],
     to: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day.", show_default=False)],
     engine: Annotated[
         Literal["spark", "local"] | None, typer.Option(help="Default: spark where Java 17 is found, else local.")
     ] = None,
-    as_of: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Labels as known then (ISO 8601). Default: the newest day's end.")
-    ] = None,
+    as_of: AsOfFlag = None,
     force: Annotated[bool, typer.Option("--force", help="Build again even what is up to date.")] = False,
 ) -> None:
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
@@ -174,6 +179,50 @@ def build(
     _say(
         f"published {len(result.days)} days to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
     )
+
+
+@app.command(rich_help_panel="Data")
+def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = None) -> None:
+    """Which days are published, missing or stale, and why."""
+    from pipelines import planner
+    from schemas import load_schema
+
+    planner.print_status(planner.status(load_schema(schema), Path(data), out, as_of))
+
+
+@app.command(rich_help_panel="Data")
+def clean(
+    out: OutFlag,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+) -> None:
+    """Remove files that no manifest points to (left by killed builds, or replaced by newer ones)."""
+    from pipelines import planner
+
+    planner.print_cleaned(planner.clean(out, dry_run))
+
+
+@app.command(rich_help_panel="Data")
+def show(
+    sample_id: Annotated[str | None, typer.Argument(help="user:day:chunk. Default: a telling one of --day.")] = None,
+    samples: SamplesFlag = ...,  # type: ignore[assignment]
+    schema: SchemaFlag = ...,  # type: ignore[assignment]
+    day: Annotated[str | None, typer.Option(metavar="DAY", help="Choose a sample of this day.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it to a picture instead.")] = None,
+) -> None:
+    """Draw one sample: its tokens by group, their values and times, and what sees what."""
+    from model.config import samples_folder
+    from schemas import load_schema
+    from tokenization.show import interesting_sample
+    from tokenization.show import show as show_sample
+
+    declared, folder = load_schema(schema), samples_folder(samples)
+    if sample_id is None:
+        if day is None:
+            raise UserError("show: give a SAMPLE_ID, or --day to have one chosen")
+        sample_id = interesting_sample(folder, declared, parse_dates(day, "--day")[0])
+    show_sample(folder, sample_id, schema=declared, png=png)
+    if png:
+        _say(f"wrote {png}")
 
 
 # ---------------------------------------------------------------------- models
