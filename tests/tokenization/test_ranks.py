@@ -1,0 +1,163 @@
+"""Two processes train as one does: the same tables, vocabularies and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_samples import BOUNDARIES, write_random_samples
+from test_embedding import with_items
+
+import schemas as s
+from tokenization.batch import Batch, Group, Ragged
+from tokenization.checkpoint import load_tables, save_tables
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.reader import SampleReader
+
+CASES = ("row_wise", "table_wise", "restored")
+HERE = Path(__file__).parent
+DAYS = ["2026-01-01", "2026-01-02"]
+SCHEMA = with_items(s.Dynamic(capacity=60, admit_after=2))
+
+
+def train(embeddings: Embeddings, batches: list[Batch]) -> None:
+    """One step per batch; the loss is the mean over its samples."""
+    for batch in batches:
+        out = embeddings(batch)
+        sum((m.square().sum() + m.sum() for m in out.values()), torch.zeros(())).div(len(batch)).backward()
+
+
+def batches_of(root: Path, rank: int, world_size: int) -> list[Batch]:
+    """Batches of one stored row group each: rank r's i-th is the world's i * world_size + r-th."""
+    reader = SampleReader(
+        root, SCHEMA, DAYS, shuffle=False, shuffle_buffer=1, token_budget=10**9, rank=rank, world_size=world_size
+    )
+    return list(reader)
+
+
+def worker(root: Path, out: Path, rank: int) -> None:
+    """What each of two processes does, case by case: starting twice would cost more than all of it."""
+    store = torch.distributed.FileStore(str(out / "store"), 2)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    batches = batches_of(root, rank, 2)
+    for case in CASES:
+        torch.manual_seed(0)
+        sharding: Any = "table_wise" if case == "table_wise" else "row_wise"
+        embeddings = Embeddings(make_plan(SCHEMA), boundaries=BOUNDARIES, sharding=sharding, lr=0.1)
+        assert embeddings.backend == "torchrec"
+        if case == "restored":
+            load_tables(embeddings, out / "start")
+        train(embeddings, batches)
+        save_tables(embeddings, out / case)
+        rows = {t.name: sum(len(x.weight) for x in embeddings.tables.shards(t.name)) for t in embeddings.plan.tables}
+        (out / f"{case}-{rank}.json").write_text(json.dumps(rows))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes wrote every case's tables to; `restored` went on from `start`, made by one process."""
+    out = tmp_path_factory.mktemp("two")
+    save_tables(train_alone(root), out / "start")
+    code = (
+        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], sys.argv[2]]; import test_ranks\n"
+        "test_ranks.worker(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))"
+    )
+    arguments = [sys.executable, "-c", code, str(HERE), str(HERE.parents[1]), str(root), str(out)]
+    workers = [subprocess.Popen([*arguments, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    for process in workers:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("samples")
+    return write_random_samples(root, SCHEMA, DAYS, users=24, files=1, row_group=8)
+
+
+def restored(folder: Path) -> Embeddings:
+    embeddings = Embeddings(make_plan(SCHEMA), backend="torch", boundaries=BOUNDARIES, seed=9)
+    load_tables(embeddings, folder)
+    return embeddings
+
+
+def assert_equal(a: Embeddings, b: Embeddings) -> None:
+    for table in a.plan.tables:
+        x, y = a.tables.shards(table.name)[0], b.tables.shards(table.name)[0]
+        torch.testing.assert_close(x.weight, y.weight, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(x.state["second"], y.state["second"], rtol=1e-5, atol=1e-6)
+    (step_a, one), (step_b, two) = (e.vocabularies["item"].state() for e in (a, b))
+    assert step_a == step_b
+    for left, right in zip(vars(one).values(), vars(two).values(), strict=True):
+        assert torch.equal(left, right)
+
+
+def joined(root: Path) -> list[list[Batch]]:
+    """What two ranks see together, step by step."""
+    ranks = [batches_of(root, rank, 2) for rank in range(2)]
+    return [list(pair) for pair in zip(*ranks, strict=True)]
+
+
+def train_alone(root: Path, start: Path | None = None) -> Embeddings:
+    """One process doing the work of two: each step the samples of both ranks."""
+    torch.manual_seed(0)
+    embeddings = Embeddings(make_plan(SCHEMA), backend="torch", boundaries=BOUNDARIES, lr=0.1)
+    if start:
+        load_tables(embeddings, start)
+    train(embeddings, [merge(pair) for pair in joined(root)])
+    return embeddings
+
+
+def merge(batches: list[Batch]) -> Batch:
+    """Two batches as one."""
+
+    def leaf(parts: list[Any]) -> Any:
+        if isinstance(parts[0], Ragged):
+            return Ragged(torch.cat([p.values for p in parts]), offsets([p.offsets for p in parts]))
+        return torch.cat(parts)
+
+    def offsets(parts: list[torch.Tensor]) -> torch.Tensor:
+        lengths = torch.cat([p.diff() for p in parts])
+        return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+    groups = {
+        name: Group(
+            offsets([b.groups[name].offsets for b in batches]),
+            torch.cat([b.groups[name].ts for b in batches]),
+            {f: leaf([b.groups[name].features[f] for b in batches]) for f in batches[0].groups[name].features},
+        )
+        for name in batches[0].groups
+    }
+    flat = ("user", "window_start", "request", "item", "candidate_sees", "realtime_sees", "realtime_available")
+    tasks = {
+        name: {t: torch.cat([getattr(b, name)[t] for b in batches]) for t in getattr(batches[0], name)}
+        for name in ("labels", "weights", "oracles")
+    }
+    return Batch(
+        groups=groups,
+        sample_id=[i for b in batches for i in b.sample_id],
+        **{name: torch.cat([getattr(b, name) for b in batches]) for name in flat},
+        **tasks,
+    )
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise"])
+def test_two_processes_equal_one(root: Path, two: Path, sharding: str) -> None:
+    held = [json.loads((two / f"{sharding}-{rank}.json").read_text()) for rank in range(2)]
+    plan = make_plan(SCHEMA)
+    assert all(held[0][table.name] + held[1][table.name] == table.rows for table in plan.tables)
+    shared = [held[0][table.name] > 0 and held[1][table.name] > 0 for table in plan.tables]
+    assert all(shared) if sharding == "row_wise" else not any(shared)
+    assert_equal(restored(two / sharding), train_alone(root))
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_two_and_back(root: Path, two: Path) -> None:
+    assert_equal(restored(two / "restored"), train_alone(root, two / "start"))
