@@ -25,10 +25,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from schemas.diff import carried_rows
 from schemas.errors import UserError
 from schemas.feature import FixedBuckets, QuantileBuckets
 from schemas.tables import LogicalTable, transform_of
-from schemas.vocabulary import Dynamic, Enumerated, Identity, Vocabulary
+from schemas.vocabulary import Vocabulary
 from tokenization.dynamic import Entries
 from tokenization.embedding import Embeddings
 from tokenization.torch_tables import Shard, TorchTables
@@ -228,23 +229,23 @@ def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | No
 
 def _refusal(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Why the stored rows can't be this table's; None if they can."""
-    before: Vocabulary = TypeAdapter(Vocabulary).validate_python(stored["vocabulary"])
-    after: Vocabulary = TypeAdapter(Vocabulary).validate_python(now["vocabulary"])
-    if stored["dim"] != now["dim"]:
-        return f"dim was {stored['dim']} and is {now['dim']}"
+    before, after = (
+        LogicalTable("", (), each["dim"], TypeAdapter(Vocabulary).validate_python(each["vocabulary"]))
+        for each in (stored, now)
+    )
+    if before.dim != after.dim:
+        return f"dim was {before.dim} and is {after.dim}"
     if stored["optimizer"] != now["optimizer"]:
         return f"optimizer was {stored['optimizer']} and is {now['optimizer']}"
     if not _same_boundaries(stored["boundaries"], now["boundaries"]):
         return "the boundaries of its buckets changed"
-    if before.kind != after.kind:
-        return f"vocabulary was {before.kind} and is {after.kind}"
-    if isinstance(before, Enumerated) and isinstance(after, Enumerated):
-        fits = after.values[: before.size] == before.values
-        return None if fits else "its values changed other than by adding some at the end"
-    if isinstance(before, Identity | Dynamic):
-        fits = after.size >= before.size and (now["boundaries"] is None or after.size == before.size)
-        return None if fits else f"it shrank from {before.size} to {after.size}"
-    return None if before.size == after.size else f"hashed into {before.size} rows and now into {after.size}"
+    if carried_rows(before, after) is None:
+        if before.vocabulary.kind != after.vocabulary.kind:
+            return f"vocabulary was {before.vocabulary.kind} and is {after.vocabulary.kind}"
+        if before.vocabulary.size != after.vocabulary.size:
+            return f"its {before.vocabulary.kind} vocabulary had size {before.vocabulary.size} and has {after.vocabulary.size}"
+        return f"the values of its {before.vocabulary.kind} vocabulary changed"
+    return None
 
 
 def _same_boundaries(before: list[float] | None, after: list[float] | None) -> bool:

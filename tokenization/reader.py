@@ -63,7 +63,8 @@ class SampleReader:
         shuffle_buffer: stored rows that are shuffled together, at least one row group.
 
     Raises:
-        UserError: no such day, or (while reading) a file that doesn't hold what the schema says; names file, column and row.
+        UserError: no such day, or one built from a schema that means something else by a column this one reads; while reading,
+            a file that doesn't hold what the schema says, with its column and row.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class SampleReader:
     # ------------------------------------------------------------------ order
 
     def _row_groups(self, root: Path, dt: str) -> Iterator[RowGroup]:
-        for path in sample_files(root, dt):
+        for path in sample_files(root, dt, self.schema):
             with _readable(path):
                 metadata = pq.read_metadata(path)
             self.columns.check_schema(metadata.schema.to_arrow_schema(), path)

@@ -79,7 +79,7 @@ def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> st
     columns = ["sample_id", f"{CANDIDATES}.ts", *(f"{s.name}.ts" for s in schema.sequences)]
     columns += [f"labels.{label.name}" for label in schema.labels]
     best: tuple[int, str] | None = None
-    for path in sample_files(samples_root, day):
+    for path in sample_files(samples_root, day, schema):
         for rows in pq.ParquetFile(path).iter_batches(columns=columns):
             candidates = pc.list_value_length(rows[CANDIDATES].field("ts")).to_numpy()
             score = 4 * ((candidates >= 5) & (candidates <= 40)).astype(int)
@@ -107,7 +107,7 @@ def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: 
     named = [day for day in days if f":{day}:" in sample_id]
     columns = SampleColumns(schema)
     for day in named or days:
-        for path in sample_files(samples_root, day):
+        for path in sample_files(samples_root, day, schema):
             file = pq.ParquetFile(path)
             first_row = 0
             for number in range(file.num_row_groups):

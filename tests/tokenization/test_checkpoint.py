@@ -142,10 +142,14 @@ def test_grown_tables_keep_their_rows(tmp_path: Path, batches: list[Batch], smal
 @pytest.mark.parametrize(
     ("before", "after", "why"),
     [
-        (s.Hashed(size=50), s.Hashed(size=60), "table item: hashed into 50 rows and now into 60"),
-        (s.Identity(size=60), s.Identity(size=50), "table item: it shrank from 60 to 50"),
+        (s.Hashed(size=50), s.Hashed(size=60), "table item: its hashed vocabulary had size 50 and has 60"),
+        (s.Identity(size=60), s.Identity(size=50), "table item: its identity vocabulary had size 60 and has 50"),
         (s.Identity(size=60), s.Hashed(size=60), "table item: vocabulary was identity and is hashed"),
-        (s.Enumerated(values=(1, 2)), s.Enumerated(values=(2, 1)), "table item: its values changed"),
+        (
+            s.Enumerated(values=(1, 2)),
+            s.Enumerated(values=(2, 1)),
+            "table item: the values of its enumerated vocabulary changed",
+        ),
     ],
 )
 def test_refuses_a_changed_vocabulary_by_name(tmp_path: Path, before: Any, after: Any, why: str) -> None:

@@ -296,6 +296,19 @@ def test_names_the_column_that_is_missing_or_of_another_type(tmp_path: Path) -> 
         SampleReader(tmp_path / "b", SCHEMA, DATES[:1])
 
 
+def test_serves_a_schema_that_reads_fewer_features(root: Path) -> None:
+    fewer = demo_schema(candidates=SCHEMA.candidates.replace(features=SCHEMA.candidates.features[:2]))
+    batch = next(iter(SampleReader(root, fewer, DATES)))
+    assert list(batch.candidates.features) == ["item_id", "price"]
+
+
+def test_refuses_samples_that_mean_something_else(root: Path) -> None:
+    features = tuple(f.replace(window="2h") if f.name == "clicks_1h" else f for f in SCHEMA.candidates.features)
+    changed = demo_schema(candidates=SCHEMA.candidates.replace(features=features))
+    with pytest.raises(UserError, match=r"samples of 2026-01-01 were built with a schema of other meaning"):
+        SampleReader(root, changed, DATES)
+
+
 def test_names_the_day_that_is_missing(root: Path) -> None:
     with pytest.raises(UserError, match="2025-12-31"):
         SampleReader(root, SCHEMA, ["2025-12-31"])
