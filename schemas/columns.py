@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from schemas import expression
 from schemas.base import ColumnType
-from schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
+from schemas.feature import Categorical, Crossed, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
 from schemas.group import CANDIDATES, USER, Changes, Events
 from schemas.source import EventLog, Snapshot
 
@@ -141,8 +141,9 @@ def lineage(schema: Schema) -> dict[tuple[str, str], list[str]]:
                     note(reader, source, feature.keys)
                 note(reader, feature.source, [feature.value, *sql(feature.where)])
                 continue
-            for source, own in rows(schema, group):
-                note(reader, source, [reference for reference in reads(feature) if reference in own])
+            for home, part in _parts(schema, group, feature):
+                for source, own in rows(schema, home):
+                    note(reader, source, [reference for reference in reads(part) if reference in own])
     for label in schema.labels:
         reader = f"label {label.name}"
         note(reader, exposures, [label.column, label.oracle])
@@ -150,6 +151,14 @@ def lineage(schema: Schema) -> dict[tuple[str, str], list[str]]:
             note(reader, exposures, label.on)
             note(reader, label.source, [*label.on, label.value, *sql(label.where)])
     return found
+
+
+def _parts(schema: Schema, group: str, feature: Feature) -> list[tuple[str, Feature]]:
+    """(group, feature) of the features a crossed one is made of; any other is its own."""
+    if not isinstance(feature, Crossed):
+        return [(group, feature)]
+    known = {f"{home}.{f.name}": (home, f) for home, features in schema.groups() for f in features}
+    return [known[name if name in known else f"{group}.{name}"] for name in feature.of]
 
 
 def split(reference: str) -> tuple[str | None, str]:

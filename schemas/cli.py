@@ -1,0 +1,159 @@
+"""`genrank schema ...`: thin; each command calls one function of this room and prints what it returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from schemas.schema import Schema
+
+app = typer.Typer(name="schema", no_args_is_help=True, help="Check, explain, compare and document a feature schema.")
+
+SchemaFlag = Annotated[
+    str, typer.Option("--schema", metavar="FILE", help="FILE.py:NAME, FILE.yaml or FILE.json.", show_default=False)
+]
+
+
+@app.command()
+def check(
+    schema: SchemaFlag,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="Root folder of the sources; without it, only the declaration is checked."
+        ),
+    ] = None,
+    sample_rows: Annotated[int, typer.Option(min=1, help="Rows read of each source's newest day.")] = 200_000,
+    days: Annotated[int, typer.Option(min=1, help="Newest days whose footers are read.")] = 14,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="Also print null rates, distinct values and ranges.")
+    ] = False,
+) -> None:
+    """Hold the schema against itself, and against the sources' real files and rows.
+
+    Ends with status 1 if something was found that would stop a build or ruin a feature.
+    """
+    from schemas.check import check as check_sources
+    from schemas.lint import lint
+    from schemas.load import load_schema
+
+    declared = load_schema(schema)
+    advice = lint(declared)
+    for line in advice:
+        typer.echo(f"advice: {line}")
+    if data is None:
+        typer.echo(
+            f"the declaration of {declared.name} holds ({_count(len(advice), 'piece')} of advice); add --data to check its sources"
+        )
+        return
+    checked = check_sources(declared, data, sample_rows=sample_rows, days=days)
+    if columns:
+        width = max((len(f"{c.source}.{c.column}") for c in checked.columns), default=0)
+        typer.echo(f"{'column':{width}}  {'type':<28} {'rows':>10} {'null':>7} {'distinct':>10}  range")
+        for c in checked.columns:
+            name = f"{c.source}.{c.column}"
+            span = f"{c.low} to {c.high}" if c.low else ""
+            typer.echo(f"{name:{width}}  {c.physical:<28} {c.rows:>10,} {c.null_rate:>7.2%} {c.distinct:>10,}  {span}")
+    for source, (first, last, count) in checked.days.items():
+        typer.echo(f"{source}: {_count(count, 'day')}, {first} to {last}")
+    for finding in checked.findings:
+        typer.echo(str(finding))
+    errors = sum(finding.level == "error" for finding in checked.findings)
+    warnings = len(checked.findings) - errors
+    typer.echo(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}, {_count(len(advice), 'piece')} of advice")
+    if not checked.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="A schema file, RUN/schema.json, or a sample's .parquet file.")
+    ],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    at_most: Annotated[
+        Literal["nothing", "retrain", "rebuild"], typer.Option(help="End with status 1 if a change costs more.")
+    ] = "rebuild",
+) -> None:
+    """Say of each change what it costs: nothing, a retraining from the checkpoint, or a rebuild of samples."""
+    from schemas.diff import COSTS
+    from schemas.diff import diff as compare
+
+    changes = compare(_load(old), _load(new))
+    if not changes:
+        typer.echo("no difference of meaning")
+    for cost in COSTS:
+        found = [change for change in changes if change.cost == cost]
+        if found:
+            typer.echo(
+                {"rebuild": "rebuild samples", "retrain": "retrain from the checkpoint", "nothing": "nothing"}[cost]
+            )
+        for change in found:
+            typer.echo(f"  {change.where}: {change.what}\n      {change.consequence}")
+    if any(COSTS.index(change.cost) < COSTS.index(at_most) for change in changes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def docs(
+    schema: SchemaFlag,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("features.html"),
+) -> None:
+    """Write the feature catalogue: one HTML page with lineage from source column to token."""
+    from schemas.docs import feature_page
+    from schemas.load import load_schema
+
+    _write(out, feature_page(load_schema(schema)))
+
+
+@app.command()
+def convert(
+    schema: SchemaFlag,
+    out: Annotated[Path, typer.Option(help="A .yaml or .json file.", show_default=False)],
+) -> None:
+    """Write the schema as YAML (without defaults, as one would by hand) or JSON (in full)."""
+    from schemas.load import load_schema
+    from schemas.text import to_json, to_yaml
+
+    if out.suffix not in (".yaml", ".yml", ".json"):
+        raise UserError(f"--out {out}: end it in .yaml or .json")
+    _write(out, (to_json if out.suffix == ".json" else to_yaml)(load_schema(schema)))
+
+
+@app.command("json-schema")
+def json_schema(
+    out: Annotated[Path | None, typer.Option(help="The file to write; standard output without it.")] = None,
+) -> None:
+    """Print the JSON Schema by which editors check and complete .yaml and .json schemas."""
+    from schemas.text import json_schema as described
+
+    text = json.dumps(described(), indent=2)
+    if out is None:
+        typer.echo(text)
+    else:
+        _write(out, text + "\n")
+
+
+def _load(spec: str) -> Schema:
+    from schemas.load import load_schema
+    from schemas.manifest import built_schema
+
+    path = Path(spec)
+    return built_schema(path) if path.suffix == ".parquet" and path.is_file() else load_schema(spec)
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    path.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {path}")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
