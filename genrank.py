@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from schemas.cli import app as schema_app
 
 from schemas.errors import UserError
 
@@ -52,6 +53,9 @@ SamplesFlag = Annotated[
 DatesFlag = Annotated[
     str, typer.Option("--dates", metavar="FROM:TO", help="Days, both ends included; or one day.", show_default=False)
 ]
+
+
+app.add_typer(schema_app, rich_help_panel="Start here")
 
 
 @app.callback()
@@ -103,6 +107,24 @@ def _day(text: str, flag: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise UserError(f"{flag} {text!r} is not a day; write YYYY-MM-DD") from None
+
+
+# ---------------------------------------------------------------------- schema
+
+
+@schema_app.command()
+def explain(
+    schema: SchemaFlag,
+    ranks: Annotated[int, typer.Option(min=1, help="Show the tables' bytes on each of so many ranks.")] = 1,
+) -> None:
+    """Print the merged-table plan: rows, bytes, what merged with what and why not; tokens and FLOPs a sample."""
+    from rich.console import Console
+
+    from schemas import load_schema
+    from tokenization.explain import render
+    from tokenization.plan import make_plan
+
+    Console().print(render(make_plan(load_schema(schema)).explain(world_size=ranks)))
 
 
 # ---------------------------------------------------------------------- data
@@ -199,6 +221,23 @@ def clean(
     from pipelines import planner
 
     planner.print_cleaned(planner.clean(out, dry_run))
+
+
+@app.command(rich_help_panel="Data")
+def stats(
+    out: OutFlag,
+    dates: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Default: every published day.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
+) -> None:
+    """What the samples hold: null rates, lengths, quantiles, label rates, and each leaf's drift (PSI)."""
+    from pipelines import stats as sample_statistics
+
+    days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)
+    if html is None:
+        sample_statistics.print_statistics(days)
+    else:
+        sample_statistics.write_statistics(days, html)
+        _say(f"wrote {html}")
 
 
 @app.command(rich_help_panel="Data")
