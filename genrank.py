@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from schemas.cli import app as schema_app
 
+from schemas.cli import app as schema_app
 from schemas.errors import UserError
 
 app = typer.Typer(
@@ -53,9 +53,6 @@ SamplesFlag = Annotated[
 DatesFlag = Annotated[
     str, typer.Option("--dates", metavar="FROM:TO", help="Days, both ends included; or one day.", show_default=False)
 ]
-
-
-app.add_typer(schema_app, rich_help_panel="Start here")
 
 
 @app.callback()
@@ -109,6 +106,51 @@ def _day(text: str, flag: str) -> date:
         raise UserError(f"{flag} {text!r} is not a day; write YYYY-MM-DD") from None
 
 
+# ---------------------------------------------------------------------- the whole way
+
+
+@app.command(rich_help_panel="Start here")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything the demo writes.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """The whole way on a synthetic marketplace: logs, samples, three rankers, a report. A few minutes on two cores."""
+    schema = str(Path(__file__).parent / "examples" / "marketplace" / "schema.py")
+    logs, built = out / "logs", out / "data"
+    first, last = "2026-01-01", f"2026-01-{DEMO_DAYS:02d}"
+    trained = f"2026-01-03:2026-01-{DEMO_DAYS - 1:02d}"
+    steps: list[list[str]] = [
+        ["world", "--out", str(logs), "--users", str(DEMO_USERS), "--days", str(DEMO_DAYS + 1)],
+        ["build", "--schema", schema, "--data", str(logs), "--out", str(built), "--from", first, "--to", last],
+    ]
+    runs = []
+    for model in DEMO_MODELS:
+        folder = str(out / model)
+        runs += ["--run", folder]
+        steps.append(
+            [
+                "train",
+                "--schema",
+                schema,
+                "--samples",
+                str(built),
+                "--dates",
+                trained,
+                "--out",
+                folder,
+                "--model",
+                model,
+            ]
+        )
+        steps.append(["evaluate", "--run", folder, "--samples", str(built), "--dates", last])
+    steps.append(["report", *runs, "--samples", str(built), "--out", str(out / "report.html")])
+    for step in steps:
+        _say(f"[bold]$ genrank {' '.join(step)}[/]")
+        if status := subprocess.run([sys.executable, __file__, *step], check=False).returncode:
+            sys.exit(status)
+
+
 # ---------------------------------------------------------------------- schema
 
 
@@ -125,6 +167,9 @@ def explain(
     from tokenization.plan import make_plan
 
     Console().print(render(make_plan(load_schema(schema)).explain(world_size=ranks)))
+
+
+app.add_typer(schema_app, rich_help_panel="Start here")
 
 
 # ---------------------------------------------------------------------- data
@@ -399,48 +444,6 @@ def report(
 
     write_report(run, out, samples)
     _say(f"wrote {out}")
-
-
-@app.command(rich_help_panel="Start here")
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything the demo writes.")] = Path(
-        "runs/demo"
-    ),
-) -> None:
-    """The whole way on a synthetic marketplace: logs, samples, three rankers, a report. A few minutes on two cores."""
-    schema = str(Path(__file__).parent / "examples" / "marketplace" / "schema.py")
-    logs, built = out / "logs", out / "data"
-    first, last = "2026-01-01", f"2026-01-{DEMO_DAYS:02d}"
-    trained = f"2026-01-03:2026-01-{DEMO_DAYS - 1:02d}"
-    steps: list[list[str]] = [
-        ["world", "--out", str(logs), "--users", str(DEMO_USERS), "--days", str(DEMO_DAYS + 1)],
-        ["build", "--schema", schema, "--data", str(logs), "--out", str(built), "--from", first, "--to", last],
-    ]
-    runs = []
-    for model in DEMO_MODELS:
-        folder = str(out / model)
-        runs += ["--run", folder]
-        steps.append(
-            [
-                "train",
-                "--schema",
-                schema,
-                "--samples",
-                str(built),
-                "--dates",
-                trained,
-                "--out",
-                folder,
-                "--model",
-                model,
-            ]
-        )
-        steps.append(["evaluate", "--run", folder, "--samples", str(built), "--dates", last])
-    steps.append(["report", *runs, "--samples", str(built), "--out", str(out / "report.html")])
-    for step in steps:
-        _say(f"[bold]$ genrank {' '.join(step)}[/]")
-        if status := subprocess.run([sys.executable, __file__, *step], check=False).returncode:
-            sys.exit(status)
 
 
 if __name__ == "__main__":

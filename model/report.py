@@ -266,7 +266,7 @@ def _dots(metric_name: str, rows: Sequence[tuple[str, Estimate | None]]) -> Figu
         value, low, high = _estimate(metric)
         if not math.isfinite(value):
             continue
-        colour = COLOURS[0] if y == len(rows) - 1 and name != REFERENCES["oracle"] else COLOURS[5]
+        colour = COLOURS[5] if name in REFERENCES.values() else COLOURS[0]
         axis.plot([low, high], [y, y], color=colour, linewidth=2)
         axis.plot(value, y, "o", color=colour)
         axis.annotate(f"{value:.4f}", (value, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
@@ -355,7 +355,11 @@ def _plan(run: Run) -> dict[str, object]:
     from tokenization.plan import make_plan
 
     explained = make_plan(run.schema).explain()
-    return {"summary": explained["summary"], "columns": explained["columns"], "rows": explained["rows"]}
+    return {
+        "summary": explained["summary"],
+        "columns": explained["columns"],
+        "rows": [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in explained["rows"]],
+    }
 
 
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:

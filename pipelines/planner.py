@@ -324,19 +324,27 @@ def status(schema: Schema, data: Path, out: Path, as_of: str | None = None) -> l
 
 
 def print_status(days: Sequence[DayStatus]) -> None:
-    """A table in the terminal."""
+    """A table in the terminal, then each reason with the days it holds for."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     colours = {"up to date": "green", "stale": "yellow", "missing": "red", "no inputs": "magenta"}
-    table = Table(title=f"{len(days)} days", title_justify="left")
-    for heading in ("day", "state", "samples", "candidates", "quarantined", "schema", "why"):
-        table.add_column(heading, justify="right" if heading in ("samples", "candidates", "quarantined") else "left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("day", "state", "samples", "candidates", "quarantined", "schema"):
+        right = heading in ("samples", "candidates", "quarantined")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    reasons: dict[str, list[str]] = {}
     for day in days:
         state = f"[{colours[day.state]}]{day.state}[/]"
         numbers = [f"{n:,}" if day.fingerprint else "" for n in (day.samples, day.candidates, day.quarantined)]
-        table.add_row(day.dt, state, *numbers, day.fingerprint, day.reason)
-    Console().print(table)
+        table.add_row(day.dt, state, *numbers, day.fingerprint)
+        if day.reason:
+            reasons.setdefault(day.reason, []).append(day.dt)
+    console = Console(highlight=False)
+    console.print(table)
+    for reason, dts in reasons.items():
+        console.print(f"{', '.join(dts)}: {reason}")
 
 
 # ---------------------------------------------------------------------- genrank clean
@@ -348,6 +356,7 @@ class Cleaned:
 
     paths: list[Path] = field(default_factory=list)
     bytes: int = 0
+    dry_run: bool = False
 
 
 def clean(out: Path, dry_run: bool = False) -> Cleaned:
@@ -358,7 +367,7 @@ def clean(out: Path, dry_run: bool = False) -> Cleaned:
     """
     out = Path(out)
     with locked(out):
-        removed = Cleaned()
+        removed = Cleaned(dry_run=dry_run)
         used: set[tuple[str, str, str]] = set()
         for dt in sample_days(out / "samples"):
             day = out / "samples" / f"dt={dt}"
@@ -381,6 +390,10 @@ def print_cleaned(cleaned: Cleaned) -> None:
     """What was removed, in the terminal."""
     from rich.console import Console
 
+    console = Console(highlight=False, soft_wrap=True)
+    verb = "would remove" if cleaned.dry_run else "removed"
     for path in cleaned.paths:
-        Console().print(f"removed {path}")
-    Console().print(f"{len(cleaned.paths)} folders, {cleaned.bytes / 1e6:,.1f} MB")
+        console.print(f"{verb} {path}")
+    console.print(
+        f"{len(cleaned.paths)} folders, {cleaned.bytes / 1e6:,.1f} MB" if cleaned.paths else "nothing to clean"
+    )

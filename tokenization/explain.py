@@ -69,29 +69,35 @@ def explain(
 
 def render(told: Mapping[str, Any]) -> Any:
     """The same for a terminal: a rich renderable."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    merged = Table(title="Merged tables", title_justify="left", header_style="bold")
-    for column in told["columns"]:
-        merged.add_column(column, justify="right" if column in ("rows", "dim", "bytes", "optimizer bytes") else "left")
+    style: dict[str, Any] = {"title_justify": "left", "header_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    merged = Table(title="Merged tables", **style)
+    for column in ("table", "rows", "dim", "bytes", "optimizer bytes"):
+        merged.add_column(column, justify="left" if column == "table" else "right")
+    members = Table(title="What is in them", show_lines=True, **style)
+    members.add_column("table", no_wrap=True)
+    members.add_column("logical tables")
     for name, logical, rows, dim, weights, states, why in told["rows"]:
-        merged.add_row(name, logical, f"{rows:,}", str(dim), readable_bytes(weights), readable_bytes(states), why)
-    groups = Table(title="Tokens a sample", title_justify="left", header_style="bold")
+        merged.add_row(name, f"{rows:,}", str(dim), readable_bytes(weights), readable_bytes(states))
+        members.add_row(name, f"{logical}\n[dim]{why}[/]")
+    groups = Table(title="Tokens a sample", **style)
     for column in ("group", "tokens a row", "rows at most", "tokens at most"):
         groups.add_column(column, justify="left" if column == "group" else "right")
     for name, each in told["tokens"]["groups"].items():
         groups.add_row(name, str(each["per_row"]), f"{each['rows']:,}", f"{each['most']:,}")
-    parts: list[Any] = [Text(told["summary"]), Text(), merged]
+    parts: list[Any] = [Text(told["summary"]), Text(), merged, members]
     if told["refusals"]:
-        refused = Table(title="Not merged", title_justify="left", header_style="bold")
+        refused = Table(title="Not merged", **style)
         refused.add_column("tables")
         refused.add_column("why")
         for each in told["refusals"]:
             refused.add_row(" and ".join(each["tables"]), each["why"])
-        parts += [Text(), refused]
-    parts += [Text(), groups]
+        parts.append(refused)
+    parts.append(groups)
     if len(told["bytes"]["ranks"]) > 1:
         parts.append(Text("bytes per rank: " + ", ".join(map(readable_bytes, told["bytes"]["ranks"]))))
     parts += [Text(f"warning: {lint}", style="yellow") for lint in told["lints"]]
