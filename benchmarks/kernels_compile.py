@@ -217,7 +217,7 @@ def measure(launch: Launch, config: triton.Config, case: str, dtype: str, arch: 
     )  # fmt: skip
 
 
-def table(archs: list[int], only: str, quick: bool) -> list[Row]:
+def table(archs: list[int], only: str, quick: bool) -> Iterator[Row]:
     """quick: the first case and configuration of each kernel, in bfloat16."""
     work = []
     seen: set[str] = set()
@@ -229,7 +229,8 @@ def table(archs: list[int], only: str, quick: bool) -> list[Row]:
             seen.add(name)
             for config in launch.configs[:1] if quick else launch.configs:
                 work += [(launch, config, case.name, case.dtype, arch) for arch in archs if arch in case.archs]
-    return [measure(*one) for one in tqdm(work, unit="kernel", disable=not sys.stderr.isatty())]
+    for one in tqdm(work, unit="kernel", disable=not sys.stderr.isatty()):
+        yield measure(*one)
 
 
 def main() -> None:
@@ -240,13 +241,14 @@ def main() -> None:
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
-    rows = table(args.arch, args.only, args.quick)
-    for row in rows:
+    rows = []
+    for row in table(args.arch, args.only, args.quick):
+        rows.append(row)
         print(
-            f"{'FAILS ' if row.fails else ''}{row.kernel:20} {row.case:26} {row.dtype} sm_{row.arch:<3} {row.config:48} ",
-            end="",
+            f"{'FAILS ' if row.fails else ''}{row.kernel:20} {row.case:26} {row.dtype} sm_{row.arch:<3} {row.config:48} "
+            f"registers {row.registers:3} spilled {row.stack_bytes:4} shared {row.shared_bytes:6}  {row.tensor_core}",
+            flush=True,
         )
-        print(f"registers {row.registers:3} spilled {row.stack_bytes:4} shared {row.shared_bytes:6}  {row.tensor_core}")
     if not args.only and not args.quick:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(

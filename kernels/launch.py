@@ -1,4 +1,9 @@
-"""The one place where Triton kernels start: picks a configuration, or records what would have run, for the compiler."""
+"""The one place where Triton kernels start: picks a configuration, or records what would have run, for the compiler.
+
+The first call at a new shape tries every configuration and keeps the fastest, which takes seconds.
+`GENRANK_AUTOTUNE=0` takes
+the first instead: for short runs and for debugging.
+"""
 
 from __future__ import annotations
 
@@ -74,12 +79,14 @@ class Tuned:
         """Run over `grid(configuration)`. `chosen` overrides the autotuner; the interpreter takes the last
         configuration.
         """
+        named = {**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants}
         if _recorded is not None:
-            named = {**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants}
             _recorded.append(Launch(self.kernel, arguments, constants, self.usable(named)))
             return
         if chosen is None and INTERPRET:
             chosen = self.configs[-1]
+        if chosen is None and os.environ.get("GENRANK_AUTOTUNE") == "0":
+            chosen = self.usable(named)[0]
         if chosen is None:
             self.tuner[grid](*arguments, **constants)
             return
