@@ -1,14 +1,13 @@
 """Interval attention on GPU: Triton kernels that touch the tiles that the intervals need, and no others.
 
     forward      a program per query block: walks the keys `[min begin, max end)` of its rows
-    backward_q   the same walk, for dQ (and the bias tables): a pass of its own, so that dQ sums in float32 registers,
-    in order
+    backward_q   the same walk, for dQ and the bias tables: a pass of its own, so that dQ sums in float32, in order
     backward_kv  a program per key block: walks the query blocks that see it, for dK and dV
 
 Each walk has two parts. Tiles that every row sees whole run without mask arithmetic; the tiles at the edges of the
-intervals are masked. A query outside its own interval (a candidate) meets its own key in an elementwise prologue, so
-that candidates cost their diagonal only. Programs start in descending order of their work, over units of `UNIT` rows:
-no launch slot waits for a sample that is not there, and the longest samples do not finish last.
+intervals are masked. Rows outside their own interval (candidates) meet their own keys in further masked tiles, so
+that candidates cost their diagonal tiles only. Programs start in descending order of their work, over units of
+`UNIT` rows: no launch slot waits for a sample that is not there, and the longest samples do not finish last.
 
 Determinism: every sum has one owner and one order. Table gradients, which many programs share, add as 64-bit integers
 in a fixed-point scale derived from the data, because integer sums do not depend on their order.
@@ -104,19 +103,15 @@ def load_rows(base, row, stride, dim, valid, MASK_ROWS: tl.constexpr, WIDTH: tl.
 
 
 @triton.jit
-def row_products(
-    a_base, a_row, a_stride, b_base, b_row, b_stride, valid, WIDTH: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr
-):
-    """float32 [ROWS]: the inner products of rows of a and b, a few columns at a time to spare registers."""
-    PIECE: tl.constexpr = 16
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    for first in range(0, WIDTH, PIECE):
-        dim = first + tl.arange(0, PIECE)
-        there = valid[:, None] & (dim < DIM)[None, :]
-        a = tl.load(a_base + a_row[:, None] * a_stride + dim[None, :], mask=there, other=0.0).to(tl.float32)
-        b = tl.load(b_base + b_row[:, None] * b_stride + dim[None, :], mask=there, other=0.0).to(tl.float32)
-        total += tl.sum(a * b, 1)
-    return total
+def own_tiles(own, alone, BLOCK: tl.constexpr):
+    """Of rows that are alone (outside their own interval): the first tile that holds one's own key, and how many to
+    the last.
+    """
+    far = 2147483647
+    low = tl.min(tl.where(alone, own, far), 0) // BLOCK
+    high = tl.max(tl.where(alone, own, -1), 0) // BLOCK
+    count = tl.where(tl.max(alone.to(tl.int32), 0) > 0, high - low + 1, 0)
+    return low * BLOCK, count
 
 
 @triton.jit
@@ -219,17 +214,6 @@ def forward_kernel(
     value_dim = tl.arange(0, VALUE_WIDTH)
     q_base = q_data + q_start * q_token + head * q_head
     acc = tl.zeros([BLOCK_M, VALUE_WIDTH], dtype=tl.float32)
-    alone = valid & ((own < begin) | (own >= end))
-    if tl.max(alone.to(tl.int32), 0) > 0:
-        score = row_products(q_base, row, q_token, k_base, own, k_token, alone, WIDTH, DIM, BLOCK_M) * alpha
-        score = add_bias(
-            score, own * 0, own_stamp * 0, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
-        )  # fmt: skip
-        weight = tl.where(alone, score * sigmoid(score, FAST), 0.0)
-        if DROPOUT:
-            weight *= dropout_scale(query, own, head, seed, threshold, inverse_keep)
-        v = load_rows(v_base, own, v_token, value_dim, alone, True, VALUE_WIDTH, VALUE_DIM)
-        acc += weight[:, None] * v.to(tl.float32)
     q = load_rows(q_base, row, q_token, dim, valid, True, WIDTH, DIM)
 
     low, high, full_low, full_high = walk_of_keys(begin, end, valid, BLOCK_N)
@@ -242,10 +226,16 @@ def forward_kernel(
         )  # fmt: skip
     left = (full_low - low) // BLOCK_N
     right = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_N)
-    for edge in range(left + right):
+    alone = valid & ((own < begin) | (own >= end))
+    own_first, own_count = own_tiles(own, alone, BLOCK_N)
+    for edge in range(left + right + own_count):
         first = tl.where(edge < left, low + edge * BLOCK_N, full_high + (edge - left) * BLOCK_N)
+        to_self = edge >= left + right
+        first = tl.where(to_self, own_first + (edge - left - right) * BLOCK_N, first)
+        sees_from = tl.where(to_self, own, begin)
+        sees_to = tl.where(to_self, tl.where(alone, own + 1, own), end)
         acc = forward_tile(
-            acc, q, first, begin, end, own_position, own_stamp, query, head, heads, k_base, v_base, k_token, v_token,
+            acc, q, first, sees_from, sees_to, own_position, own_stamp, query, head, heads, k_base, v_base, k_token, v_token,
             keys, position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
             True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION,
@@ -262,7 +252,7 @@ def forward_kernel(
 @triton.jit
 def add_to_tables(
     slope, counted, distance, elapsed, position_sum, time_sum, head, heads, reach, time_rows, fixed_point,
-    GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr, GROUPED: tl.constexpr,
+    GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr,
 ):  # fmt: skip
     """Add slope (the gradient of the scores) to the table rows of its pairs, as integers of `1 / fixed_point`."""
     slope = tl.where(counted, slope, 0.0)
@@ -273,17 +263,12 @@ def add_to_tables(
         )
     if GRAD_TIME:
         bucket = time_bucket(elapsed, time_rows)
-        if GROUPED:
-            # A tile meets few buckets, most tiles one or two: sum in registers, then one addition a bucket.
-            low = tl.min(tl.min(tl.where(counted, bucket, time_rows), 1), 0)
-            high = tl.max(tl.max(tl.where(counted, bucket, -1), 1), 0)
-            for at in range(low, high + 1):
-                total = tl.sum(tl.sum(tl.where(bucket == at, slope, 0.0), 1), 0)
-                tl.atomic_add(time_sum + at * heads + head, (total * fixed_point).to(tl.int64), sem="relaxed")
-        else:
-            tl.atomic_add(
-                time_sum + bucket * heads + head, (slope * fixed_point).to(tl.int64), mask=counted, sem="relaxed"
-            )
+        # A tile meets few buckets, most tiles one or two: sum in registers, then one addition a bucket.
+        low = tl.min(tl.min(tl.where(counted, bucket, time_rows), 1), 0)
+        high = tl.max(tl.max(tl.where(counted, bucket, -1), 1), 0)
+        for at in range(low, high + 1):
+            total = tl.sum(tl.sum(tl.where(bucket == at, slope, 0.0), 1), 0)
+            tl.atomic_add(time_sum + at * heads + head, (total * fixed_point).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -325,7 +310,7 @@ def backward_q_tile(
     if GRAD_POSITION or GRAD_TIME:
         add_to_tables(
             slope * scale[:, None], visible, distance, elapsed, position_sum, time_sum, head, heads, reach, time_rows,
-            fixed_point, GRAD_POSITION, GRAD_TIME, True,
+            fixed_point, GRAD_POSITION, GRAD_TIME,
         )  # fmt: skip
     return tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
 
@@ -378,26 +363,6 @@ def backward_q_kernel(
     q_base = q_data + start * q_token + head * q_head
     above_base = above_data + start * above_token + head * above_head
     acc = tl.zeros([BLOCK_M, WIDTH], dtype=tl.float32)
-    alone = valid & ((row < begin) | (row >= end))
-    if tl.max(alone.to(tl.int32), 0) > 0:
-        score = row_products(q_base, row, q_token, k_base, row, k_token, alone, WIDTH, DIM, BLOCK_M) * alpha
-        score = add_bias(
-            score, row * 0, own_stamp * 0, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
-        )  # fmt: skip
-        gate = sigmoid(score, FAST)
-        slope = row_products(
-            above_base, row, above_token, v_base, row, v_token, alone, VALUE_WIDTH, VALUE_DIM, BLOCK_M
-        )  # fmt: skip
-        slope *= gate * (1.0 + score * (1.0 - gate))
-        if DROPOUT:
-            slope *= dropout_scale(query, row, head, seed, threshold, inverse_keep)
-        slope = tl.where(alone, slope, 0.0)
-        if GRAD_POSITION or GRAD_TIME:
-            add_to_tables(
-                slope * scale, alone, row * 0, own_stamp * 0, position_sum, time_sum, head, heads, reach, time_rows,
-                fixed_point, GRAD_POSITION, GRAD_TIME, False,
-            )  # fmt: skip
-        acc += slope[:, None] * load_rows(k_base, row, k_token, dim, alone, True, WIDTH, DIM).to(tl.float32)
     q = load_rows(q_base, row, q_token, dim, valid, True, WIDTH, DIM)
     above = load_rows(above_base, row, above_token, value_dim, valid, True, VALUE_WIDTH, VALUE_DIM)
 
@@ -412,10 +377,16 @@ def backward_q_kernel(
         )  # fmt: skip
     left = (full_low - low) // BLOCK_N
     right = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_N)
-    for edge in range(left + right):
+    alone = valid & ((row < begin) | (row >= end))
+    own_first, own_count = own_tiles(row, alone, BLOCK_N)
+    for edge in range(left + right + own_count):
         first = tl.where(edge < left, low + edge * BLOCK_N, full_high + (edge - left) * BLOCK_N)
+        to_self = edge >= left + right
+        first = tl.where(to_self, own_first + (edge - left - right) * BLOCK_N, first)
+        sees_from = tl.where(to_self, row, begin)
+        sees_to = tl.where(to_self, tl.where(alone, row + 1, row), end)
         acc = backward_q_tile(
-            acc, q, above, scale, first, begin, end, valid, own_position, own_stamp, query, head, heads,
+            acc, q, above, scale, first, sees_from, sees_to, valid, own_position, own_stamp, query, head, heads,
             k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
             time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
             True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
@@ -464,7 +435,7 @@ def walk_of_queries(summary, chunks, first_key, last_key, far, CHUNK_ROWS: tl.co
 
 @triton.jit
 def backward_kv_tile(
-    dk, dv, k, v, first, key, real, key_position, key_stamp, start, rows, head, heads,
+    dk, dv, k, v, first, to_self, key, real, key_position, key_stamp, start, rows, head, heads,
     q_base, above_base, q_stride, above_stride, begin_data, end_data, scale_data,
     position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -496,6 +467,9 @@ def backward_kv_tile(
     if MASKED:
         begin = tl.load(begin_data + row, mask=valid, other=0)
         end = tl.load(end_data + row, mask=valid, other=0)
+        alone = (row < begin) | (row >= end)
+        begin = tl.where(to_self, row, begin)
+        end = tl.where(to_self, tl.where(alone, row + 1, row), end)
         visible = (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
         weight = tl.where(visible, weight, 0.0)
         slope = tl.where(visible, slope, 0.0)
@@ -553,28 +527,6 @@ def backward_kv_kernel(
     v_base = v_data + start * v_token + head * v_head
     dk = tl.zeros([BLOCK_N, WIDTH], dtype=tl.float32)
     dv = tl.zeros([BLOCK_N, VALUE_WIDTH], dtype=tl.float32)
-    begin = tl.load(begin_data + key, mask=real, other=0)
-    end = tl.load(end_data + key, mask=real, other=0)
-    alone = real & ((key < begin) | (key >= end))
-    if tl.max(alone.to(tl.int32), 0) > 0:
-        scale = tl.load(scale_data + key, mask=real, other=0.0) * ROOM
-        score = row_products(q_base, key, q_token, k_base, key, k_token, alone, WIDTH, DIM, BLOCK_N) * alpha
-        score = add_bias(
-            score, key * 0, key_stamp * 0, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
-        )  # fmt: skip
-        gate = sigmoid(score, FAST)
-        weight = tl.where(alone, score * gate * scale, 0.0)
-        slope = row_products(
-            above_base, key, above_token, v_base, key, v_token, alone, VALUE_WIDTH, VALUE_DIM, BLOCK_N
-        )  # fmt: skip
-        slope = tl.where(alone, slope * gate * (1.0 + score * (1.0 - gate)) * scale, 0.0)
-        if DROPOUT:
-            kept = dropout_scale((start + key).to(tl.int32), key, head, seed, threshold, inverse_keep)
-            weight *= kept
-            slope *= kept
-        dk += slope[:, None] * load_rows(q_base, key, q_token, dim, alone, True, WIDTH, DIM).to(tl.float32)
-        above = load_rows(above_base, key, above_token, value_dim, alone, True, VALUE_WIDTH, VALUE_DIM)
-        dv += weight[:, None] * above.to(tl.float32)
     k = load_rows(k_base, key, k_token, dim, real, True, WIDTH, DIM)
     v = load_rows(v_base, key, v_token, value_dim, real, True, VALUE_WIDTH, VALUE_DIM)
 
@@ -593,7 +545,7 @@ def backward_kv_kernel(
     full_high = full_low + (tl.maximum(full_high - full_low, 0) // BLOCK_M) * BLOCK_M
     for first in range(full_low, full_high, BLOCK_M):
         dk, dv = backward_kv_tile(
-            dk, dv, k, v, first, key, real, key_position, key_stamp, start, rows, head, heads,
+            dk, dv, k, v, first, False, key, real, key_position, key_stamp, start, rows, head, heads,
             q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
             position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
@@ -601,18 +553,24 @@ def backward_kv_kernel(
         )  # fmt: skip
     left = tl.cdiv(full_low - low, BLOCK_M)
     right = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_M)
-    for edge in range(left + right):
+    own_tiles: tl.constexpr = (BLOCK_N + BLOCK_M - 1) // BLOCK_M
+    for edge in range(left + right + own_tiles):
+        to_self = edge >= left + right
         first = tl.where(edge < left, low + edge * BLOCK_M, full_high + (edge - left) * BLOCK_M)
+        first = tl.where(to_self, first_key + (edge - left - right) * BLOCK_M, first)
         stop = tl.where(edge < left, full_low, high)
+        stop = tl.where(to_self, tl.minimum(first_key + BLOCK_N, rows), stop)
         row = first + tl.arange(0, BLOCK_M)
         near = row < stop
         sees_from = tl.load(begin_data + row, mask=near, other=0)
         sees_to = tl.load(end_data + row, mask=near, other=0)
-        seen = near & (sees_from < sees_to) & (sees_from < first_key + BLOCK_N) & (sees_to > first_key)
+        seen = (sees_from < sees_to) & (sees_from < first_key + BLOCK_N) & (sees_to > first_key)
+        alone = (row < sees_from) | (row >= sees_to)
+        needed = near & ((seen & (to_self == 0)) | (alone & to_self))
         # Between a window and a full-attention tail lie rows that see nothing of this block.
-        if tl.max(seen.to(tl.int32), 0) > 0:
+        if tl.max(needed.to(tl.int32), 0) > 0:
             dk, dv = backward_kv_tile(
-                dk, dv, k, v, first, key, real, key_position, key_stamp, start, stop, head, heads,
+                dk, dv, k, v, first, to_self, key, real, key_position, key_stamp, start, stop, head, heads,
                 q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
                 position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
                 True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
@@ -635,13 +593,16 @@ def config(rows: int, keys: int, warps: int, stages: int) -> triton.Config:
 
 
 FORWARD_CONFIGS = [
-    config(*c) for c in ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (32, 32, 4, 2))
+    config(*c)
+    for c in ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 8, 2), (64, 32, 4, 3), (32, 32, 4, 2))
 ]
 BACKWARD_Q_CONFIGS = [
-    config(*c) for c in ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 4, 3), (32, 32, 4, 2))
+    config(*c)
+    for c in ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 3), (32, 32, 4, 2))
 ]
 BACKWARD_KV_CONFIGS = [
-    config(*c) for c in ((64, 128, 8, 2), (32, 128, 8, 3), (64, 64, 4, 2), (32, 64, 4, 3), (32, 32, 4, 2))
+    config(*c)
+    for c in ((64, 128, 8, 2), (32, 128, 8, 3), (64, 64, 4, 2), (32, 64, 4, 3), (32, 32, 8, 2), (32, 32, 4, 2))
 ]
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "DROPOUT"]
 """What a choice of configuration depends on; `bucket` is the batch's own mean length, so short batches never inherit
