@@ -34,9 +34,10 @@ class Dlrm(nn.Module):
         super().__init__()
         self.context = Context(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
-        self.columns = [(group, columns) for group in self.groups for columns in embeddings.layout[group].values()]
-        self.fields = nn.ModuleList(nn.Linear(c.stop - c.start, config.dim) for _, c in self.columns)
-        count = len(self.columns)
+        self.widths = {group: [c.stop - c.start for c in embeddings.layout[group].values()] for group in self.groups}
+        widths = [width for group in self.groups for width in self.widths[group]]
+        self.fields = nn.ModuleList(nn.Linear(width, config.dim) for width in widths)
+        count = len(widths)
         self.register_buffer("upper", torch.triu_indices(count, count, 1), persistent=False)
         width = count * config.dim + count * (count - 1) // 2
         layers: list[nn.Module] = []
@@ -52,7 +53,8 @@ class Dlrm(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x = self.context.pooled(batch, self.context(batch))
-        fields = [f(x[group][:, c]) for f, (group, c) in zip(self.fields, self.columns, strict=True)]
+        features = [each for group in self.groups for each in x[group].split(self.widths[group], 1)]
+        fields = [field(each) for field, each in zip(self.fields, features, strict=True)]
         stacked = torch.stack(fields, 1)  # [C, fields, dim]
         dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, self.upper[0], self.upper[1]]
         return self.heads(self.top(torch.cat([stacked.flatten(1), dots], 1)))
