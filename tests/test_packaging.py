@@ -38,6 +38,16 @@ OURS = {"airflow_dags", *(name.removesuffix(".py") for name in EXTRAS_OF)}
 OURS |= {path.stem for room in ("tests", "airflow_dags") for path in (ROOT / room).rglob("*.py")}
 # Declared under another name: the two builds of fbgemm install one module; pydantic pins its core.
 DECLARED_AS = {"fbgemm-gpu-cpu": "fbgemm-gpu", "pydantic-core": "pydantic"}
+# Declared for what they do, not for an import of ours.
+NEVER_IMPORTED = {
+    "fbgemm-gpu": "torchrec's operators",
+    "tensorboard": "torch.utils.tensorboard",
+    "mypy": "make lint",
+    "ruff": "make lint",
+    "types-pyyaml": "types for mypy",
+    "pytest-timeout": "a pytest plugin",
+    "pytest-xdist": "a pytest plugin",
+}
 
 
 def lock(name: str) -> dict[str, str]:
@@ -121,6 +131,18 @@ def test_imports_are_declared(room: str) -> None:
                 f"{path.relative_to(ROOT)} imports {module} of {sorted(names)}, which pyproject.toml doesn't declare "
                 f"for {room} ({sorted(EXTRAS_OF[room]) or 'base'})"
             )
+
+
+@pytest.mark.parametrize("extra", [None, "pipelines", "train", "dev"])
+def test_what_is_declared_is_used(extra: str | None) -> None:
+    """Nobody installs what nothing imports."""
+    declared = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
+    rooms = [room for room, extras in EXTRAS_OF.items() if extra is None or extra in extras]
+    homes = packages_distributions()
+    modules = {module for room in rooms for path in python_files(room) for module in imported(path)}
+    used = {canonicalize_name(home) for module in modules for home in homes.get(module, [module])} | set(NEVER_IMPORTED)
+    idle = {canonicalize_name(Requirement(line).name) for line in declared} - used
+    assert not idle, f"pyproject.toml declares {sorted(idle)} for {extra or 'everyone'}; nothing there imports it"
 
 
 def test_dags_import_airflow_alone() -> None:
