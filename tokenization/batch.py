@@ -20,8 +20,8 @@ class Ragged:
 
     def take(self, index: Tensor) -> Ragged:
         """The rows of `index` ([K] int64), in that order."""
-        offsets, inner = ranges(self.offsets[index], self.offsets[index + 1])
-        return Ragged(self.values[inner], offsets)
+        offsets, inner = ranges(pick(self.offsets, index), pick(self.offsets, index + 1))
+        return Ragged(pick(self.values, inner), offsets)
 
 
 @dataclass
@@ -43,9 +43,10 @@ class Group:
     def take(self, index: Tensor, offsets: Tensor) -> Group:
         """A group whose rows are `index` ([K] int64 rows of this one), divided among samples by `offsets`."""
         features: dict[str, Tensor | Ragged] = {
-            name: leaf.take(index) if isinstance(leaf, Ragged) else leaf[index] for name, leaf in self.features.items()
+            name: leaf.take(index) if isinstance(leaf, Ragged) else pick(leaf, index)
+            for name, leaf in self.features.items()
         }
-        return Group(offsets, self.ts[index], features)
+        return Group(offsets, pick(self.ts, index), features)
 
 
 @dataclass
@@ -126,6 +127,11 @@ class Batch:
             realtime_sees=fn(self.realtime_sees),
             realtime_available=fn(self.realtime_available),
         )
+
+
+def pick(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[index] for int64 [K]; `index_select` takes a quarter of the time that indexing does."""
+    return rows.index_select(0, index)
 
 
 def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from tokenization.batch import Batch
 from tokenization.blocks import Block, SampleColumns
 from tokenization.views import cut_by_budget, view_of
 
+T = TypeVar("T")
 ViewName = Literal["user_day", "request", "session"]
 
 
@@ -80,7 +81,7 @@ class SampleReader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
-        shuffle_buffer: int = 8_192,
+        shuffle_buffer: int = 4_096,
     ) -> None:
         if token_budget < 1:
             raise UserError(f"token_budget is {token_budget}; it must be at least 1")
@@ -111,21 +112,18 @@ class SampleReader:
         self.position = Position(epoch=self.position.epoch + 1)
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
-        windows = self._windows(start.epoch)
-        for number in range(start.window, len(windows)):
-            skip = start.batches if number == start.window else 0
-            for at, batch in self._batches_of(windows[number], start.epoch, number, skip):
-                yield batch, Position(start.epoch, number, at + 1)
-
-    def _batches_of(self, window: list[RowGroup], epoch: int, number: int, skip: int) -> Iterator[tuple[int, Batch]]:
-        block = self._read(window)
-        view = view_of(block, self.schema, self.view)
-        order = np.arange(len(view))
-        if self.shuffle:
-            np.random.default_rng([self.seed, 1, epoch, self.rank, number]).shuffle(order)
-        cuts = cut_by_budget(view.tokens[order], self.token_budget)
-        for at in range(skip, len(cuts) - 1):
-            yield at, view.batch(order[cuts[at] : cuts[at + 1]])
+        blocks: Iterator[Block] = map(self._read, self._windows(start.epoch)[start.window :])
+        if self.prefetch:
+            # The next window is decoded while this one is cut into batches.
+            blocks = _in_background(blocks, 1)
+        for number, block in enumerate(blocks, start.window):
+            view = view_of(block, self.schema, self.view)
+            order = np.arange(len(view))
+            if self.shuffle:
+                np.random.default_rng([self.seed, 1, start.epoch, self.rank, number]).shuffle(order)
+            cuts = cut_by_budget(view.tokens[order], self.token_budget)
+            for at in range(start.batches if number == start.window else 0, len(cuts) - 1):
+                yield view.batch(order[cuts[at] : cuts[at + 1]]), Position(start.epoch, number, at + 1)
 
     def _read(self, window: list[RowGroup]) -> Block:
         tables = []
@@ -236,12 +234,12 @@ class _Failed(NamedTuple):
     error: BaseException
 
 
-def _in_background(items: Iterator[tuple[Batch, Position]], ahead: int) -> Iterator[tuple[Batch, Position]]:
+def _in_background(items: Iterator[T], ahead: int) -> Iterator[T]:
     """The same items, made up to `ahead` ahead in a thread that ends when the consumer does."""
-    made: queue.Queue[tuple[Batch, Position] | _Failed | None] = queue.Queue(ahead)
+    made: queue.Queue[tuple[T] | _Failed | None] = queue.Queue(ahead)
     stop = threading.Event()
 
-    def put(item: tuple[Batch, Position] | _Failed | None) -> bool:
+    def put(item: tuple[T] | _Failed | None) -> bool:
         while not stop.is_set():
             try:
                 made.put(item, timeout=0.1)
@@ -253,11 +251,14 @@ def _in_background(items: Iterator[tuple[Batch, Position]], ahead: int) -> Itera
     def run() -> None:
         try:
             for item in items:
-                if not put(item):
+                if not put((item,)):
                     return
             put(None)
         except BaseException as error:  # handed to the consumer, whatever it is
             put(_Failed(error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = threading.Thread(target=run, name="genrank-reader", daemon=True)
     thread.start()
@@ -265,7 +266,7 @@ def _in_background(items: Iterator[tuple[Batch, Position]], ahead: int) -> Itera
         while (item := made.get()) is not None:
             if isinstance(item, _Failed):
                 raise item.error
-            yield item
+            yield item[0]
     finally:
         stop.set()
         thread.join()

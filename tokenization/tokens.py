@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.jagged import Permute, interleave
 from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group
+from tokenization.batch import Batch, Group, pick
 from tokenization.embedding import Embeddings
 from tokenization.plan import tokens_per_row
 from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
@@ -156,8 +156,10 @@ def arrange(schema: Schema, batch: Batch) -> Arrangement:
         order=order,
         inverse=inverse,
         offsets=offsets,
-        layout=Layout(position, torch.cat(kinds)[order], spread(users), spread(known), torch.cat(sees)[order]),
-        timestamps=torch.cat(times)[order],
+        layout=Layout(
+            position, pick(torch.cat(kinds), order), spread(users), spread(known), pick(torch.cat(sees), order)
+        ),
+        timestamps=pick(torch.cat(times), order),
         # Candidates are the last group: their tokens, in order, lie at the end of `inverse`.
         candidate_rows=inverse[total - len(batch.item) :],
     )

@@ -14,7 +14,7 @@ import torch
 
 from schemas.base import parse_duration
 from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group, ranges
+from tokenization.batch import Batch, Group, pick, ranges
 from tokenization.blocks import Block
 from tokenization.plan import tokens_per_row
 
@@ -50,7 +50,7 @@ class View:
         """The batch of some samples ([B] positions), in that order."""
         block, row = self.block, torch.from_numpy(self.row[samples])
         candidates, at = ranges(torch.from_numpy(self.begin[samples]), torch.from_numpy(self.end[samples]))
-        at = torch.from_numpy(self.order)[at]
+        at = pick(torch.from_numpy(self.order), at)
         groups: dict[str, Group] = {}
         realtime_at = torch.zeros(0, dtype=torch.int64)
         for name, group in block.groups.items():
@@ -59,28 +59,28 @@ class View:
             elif name == CANDIDATES:
                 groups[name] = group.take(at, candidates)
             else:
-                begin = group.offsets[row]
+                begin = pick(group.offsets, row)
                 if name == self.realtime_name:
                     offsets, index = ranges(begin, begin + torch.from_numpy(self.realtime[samples]))
                     realtime_at = index
                 else:
-                    offsets, index = ranges(begin, group.offsets[row + 1])
+                    offsets, index = ranges(begin, pick(group.offsets, row + 1))
                 groups[name] = group.take(index, offsets)
         ids: list[str] = block.sample_id.take(row.numpy()).to_pylist()
-        labels = {name: values[at] for name, values in block.labels.items()}
+        labels = {name: pick(values, at) for name, values in block.labels.items()}
         return Batch(
             groups=groups,
             sample_id=[f"{i}/{self.part[v]}" for i, v in zip(ids, samples, strict=True)] if self.part else ids,
-            user=block.user[row],
-            window_start=block.window_start[row],
-            request=block.request[at],
-            item=block.item[at],
+            user=pick(block.user, row),
+            window_start=pick(block.window_start, row),
+            request=pick(block.request, at),
+            item=pick(block.item, at),
             labels={task: labels[task] for task in self.tasks},
             weights={task: labels[f"{task}_weight"] for task in self.tasks},
             oracles={task: labels[f"{task}_oracle"] for task, has_oracle in self.tasks.items() if has_oracle},
-            candidate_sees=block.candidate_sees[at],
-            realtime_sees=block.realtime_sees[realtime_at],
-            realtime_available=block.realtime_available[realtime_at],
+            candidate_sees=pick(block.candidate_sees, at),
+            realtime_sees=pick(block.realtime_sees, realtime_at),
+            realtime_available=pick(block.realtime_available, realtime_at),
         )
 
 

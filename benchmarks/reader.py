@@ -1,0 +1,192 @@
+"""The reader's batches against a bare Parquet scan of the same columns: what assembling batches costs.
+
+    python -m benchmarks.reader [--rows 16384] [--repeats 5] [--samples DIR --schema FILE.py:NAME]
+
+Writes benchmarks/results/reader.json; benchmarks/tokenization.md says what it means. Without `--samples` it writes random samples
+of the marketplace's schema. The peer is pyarrow reading every row group with its own threads and doing nothing with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.contract import arrow_schema
+from schemas.load import load_schema
+from schemas.manifest import sample_days, sample_files
+from schemas.schema import CANDIDATES, USER, Schema
+from tokenization.blocks import SampleColumns
+from tokenization.reader import SampleReader
+
+RESULT = Path(__file__).parent / "results" / "reader.json"
+DAY_MS = 86_400_000
+BUDGET = 16_384
+
+
+def random_day(schema: Schema, rows: int, seed: int) -> pa.Table:
+    """A day of samples as the contract stores them, column by column: log-normal lengths, uniform values."""
+    rng = np.random.default_rng(seed)
+    start = 20_454 * DAY_MS
+    means = {
+        CANDIDATES: 48,
+        **{s.name: min(s.max_length, 64 if s.scope == "history" else 12) for s in schema.sequences},
+    }
+
+    def lengths(group: str) -> np.ndarray:
+        return np.minimum(rng.lognormal(np.log(means[group]) - 0.3, 0.8, rows).astype(np.int64) + 1, 8 * means[group])
+
+    def values(type_: pa.DataType, n: int) -> pa.Array:
+        if pa.types.is_list(type_):
+            inner = rng.integers(0, 5, n)
+            return as_lists(type_, inner, values(type_.value_type, int(inner.sum())))
+        if pa.types.is_floating(type_):
+            return pa.array(rng.random(n, dtype=np.float32))
+        high = 2 if type_ == pa.int32() else 100_000
+        return pa.array(rng.integers(0, high, n).astype(type_.to_pandas_dtype()))
+
+    def as_lists(type_: pa.DataType, counts: np.ndarray, inner: pa.Array) -> pa.Array:
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), inner, type=type_)
+
+    own = {name: lengths(name) for name in means}
+    realtime = schema.realtime.name if schema.realtime else ""
+    columns: list[pa.Array] = []
+    for field in arrow_schema(schema):
+        if not pa.types.is_struct(field.type):
+            fixed = {
+                "sample_id": pa.array([f"{i}:2026-01-01:0" for i in range(rows)]),
+                "user_id": pa.array(np.arange(rows)).cast(field.type),
+                "window_start": pa.array(np.full(rows, start)),
+                "window_end": pa.array(np.full(rows, start + DAY_MS)),
+            }
+            columns.append(fixed[field.name])
+            continue
+        children = []
+        for child in field.type:
+            counts = own.get(field.name, own[CANDIDATES])
+            if child.name == "realtime_sees":
+                counts = own[realtime]
+            n = int(counts.sum())
+            if field.name == USER:
+                children.append(values(child.type, rows))
+            elif child.name in ("candidate_sees", "realtime_sees"):
+                seen = (rng.random(n) * np.repeat(own[realtime], counts)).astype(np.int32)
+                children.append(as_lists(child.type, counts, pa.array(seen)))
+            elif child.name in ("ts", "available"):
+                times = start + np.sort(rng.integers(0, DAY_MS, n))
+                children.append(as_lists(child.type, counts, pa.array(times)))
+            elif child.name == "request":
+                children.append(as_lists(child.type, counts, pa.array(np.arange(n) // 12)))
+            else:
+                children.append(as_lists(child.type, counts, values(child.type.value_type, n)))
+        columns.append(pa.StructArray.from_arrays(children, fields=list(field.type)))
+    return pa.Table.from_arrays(columns, schema=arrow_schema(schema))
+
+
+def publish(root: Path, schema: Schema, rows: int) -> None:
+    """Writes one day in the layout and with the settings of the builder."""
+    day = root / "dt=2026-01-01"
+    day.mkdir(parents=True)
+    path = day / "part-00000.parquet"
+    table = random_day(schema, rows, 0)
+    pq.write_table(table, path, row_group_size=4096, compression="zstd", compression_level=1)
+    file = {"path": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": hashlib.sha256(b"").hexdigest()}
+    manifest = {
+        "schema": schema.name, "fingerprint": schema.fingerprint, "build_id": "random", "dt": "2026-01-01",
+        "engine": "local", "as_of": "2026-01-02T00:00:00+00:00", "files": [file], "samples": rows,
+        "candidates": len(table[CANDIDATES].combine_chunks().field("ts").flatten()), "inputs": [],
+        "counts": {"in": {}, "out": {}, "quarantined": {}, "duplicates": {}}, "created": "2026-01-02T00:00:00+00:00",
+    }  # fmt: skip
+    (day / "manifest.json").write_text(json.dumps(manifest))
+
+
+def scan(root: Path, schema: Schema) -> int:
+    """The peer: rows of every row group, decoded and dropped."""
+    names, rows = SampleColumns(schema).names, 0
+    for dt in sample_days(root):
+        for path in sample_files(root, dt):
+            file = pq.ParquetFile(path, memory_map=True)
+            for number in range(file.num_row_groups):
+                rows += len(file.read_row_group(number, columns=names, use_threads=True))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=16_384)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samples", type=Path)
+    parser.add_argument("--schema", default="examples/marketplace/schema.py:schema")
+    arguments = parser.parse_args()
+    schema = load_schema(arguments.schema)
+    with tempfile.TemporaryDirectory() as folder:
+        root = arguments.samples or Path(folder)
+        if arguments.samples is None:
+            publish(root, schema, arguments.rows)
+        result = measure(root, schema, arguments.repeats)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def measure(root: Path, schema: Schema, repeats: int) -> dict[str, Any]:
+    """Medians of interleaved rounds, so that a busy machine slows all of them alike."""
+    days = sample_days(root)
+    tokens: dict[str, int] = {}
+
+    def read(view: str) -> int:
+        rows = 0
+        for batch in SampleReader(root, schema, days, view=view, token_budget=BUDGET):  # type: ignore[arg-type]
+            rows += len(batch)
+            tokens[view] = tokens.get(view, 0) + sum(len(group.ts) for group in batch.groups.values())
+        return rows
+
+    runs: dict[str, Callable[[], int]] = {
+        "scan": lambda: scan(root, schema),
+        "user_day": lambda: read("user_day"),
+        "request": lambda: read("request"),
+        "session": lambda: read("session"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    busy: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    tokens.clear()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began, worked = time.perf_counter(), time.process_time()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+            busy[name].append(time.process_time() - worked)
+    stored = scan(root, schema)
+    scanned = statistics.median(seconds["scan"])
+    table = {
+        name: {
+            "seconds": statistics.median(times),
+            "stored_rows_per_s": stored / statistics.median(times),
+            "share_of_scan": statistics.median(s / t for s, t in zip(seconds["scan"], times, strict=True)),
+            "share_of_scan_cpu": statistics.median(s / t for s, t in zip(busy["scan"], busy[name], strict=True)),
+            "tokens_per_s": tokens[name] / repeats / statistics.median(times) if name in tokens else None,
+        }
+        for name, times in seconds.items()
+    }
+    return {
+        "schema": schema.name, "stored_rows": stored, "token_budget": BUDGET, "repeats": repeats, "scan_seconds": scanned,
+        "results": table, "cores": os.cpu_count(), "machine": platform.machine(), "pyarrow": pa.__version__,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

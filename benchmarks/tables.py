@@ -1,0 +1,244 @@
+"""Merged tables against a table per feature, and the dynamic vocabulary against an exact LFU.
+
+    python -m benchmarks.tables merged [--features 60] [--tokens 4096] [--repeats 7] [--device cpu]
+    python -m benchmarks.tables churn [--ids 10000000] [--capacity 1000000] [--batch 65536]
+
+Writes benchmarks/results/tables_merged.json and tables_churn.json; benchmarks/tokenization.md says what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import schemas as s
+from schemas.tables import LogicalTable
+from tokenization.batch import Batch, Group
+from tokenization.dynamic import DynamicVocabulary
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+
+RESULTS = Path(__file__).parent / "results"
+DIMS = (8, 16, 32)
+
+
+# ---------------------------------------------------------------------- merged or not
+
+
+def wide_schema(features: int) -> s.Schema:
+    """Candidates with so many hashed ids, of three dims in turn."""
+    names = [f"f{i:02d}" for i in range(features)]
+    log = s.EventLog(
+        name="exposures",
+        path="exposures/dt={dt}",
+        columns={"user_id": "int64", "item_id": "int64", "ts": "int64", "clicked": "bool"}
+        | dict.fromkeys(names, "int64"),
+        post_exposure=("clicked",),
+    )
+    ids = [
+        s.Categorical(name=name, vocabulary=s.Hashed(size=10_000), dim=DIMS[i % len(DIMS)])
+        for i, name in enumerate(names)
+    ]
+    return s.Schema(
+        name="wide",
+        sources=(log,),
+        candidates=s.Candidates(features=tuple(ids)),
+        labels=(s.Label(name="click", column="clicked"),),
+    )
+
+
+def batch_of(schema: s.Schema, tokens: int, device: str) -> Batch:
+    """Candidates with Zipf-distributed ids, 16 a sample."""
+    rng = np.random.default_rng(0)
+    samples = tokens // 16
+    zeros = torch.zeros(tokens, dtype=torch.int64)
+    ids: dict[str, Any] = {
+        f.name: torch.from_numpy(rng.zipf(1.2, tokens) % 1_000_000) for f in schema.candidates.features
+    }
+    start, none = torch.zeros(samples, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        groups={
+            "user": Group(torch.arange(samples + 1), start),
+            "candidates": Group(torch.arange(samples + 1) * 16, zeros, ids),
+        },
+        sample_id=[""] * samples, user=start, window_start=start, request=zeros, item=zeros,
+        labels={"click": torch.zeros(tokens)}, weights={"click": torch.ones(tokens)}, oracles={},
+        candidate_sees=zeros.int(), realtime_sees=none.int(), realtime_available=none,
+    ).to(device)  # fmt: skip
+
+
+class PerFeature(nn.Module):
+    """The peer: an `nn.Embedding` with sparse gradients per feature, and one SparseAdam over them."""
+
+    def __init__(self, schema: s.Schema) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(
+            nn.Embedding(10_002, DIMS[i % len(DIMS)], sparse=True) for i in range(len(schema.candidates.features))
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        leaves = batch.candidates.features.values()
+        vectors = [table(leaf % 10_000 + 2) for table, leaf in zip(self.tables, leaves, strict=True)]  # type: ignore[operator]
+        return {"candidates": torch.cat(vectors, 1)}
+
+
+def merged(features: int, tokens: int, repeats: int, device: str) -> dict[str, Any]:
+    """Milliseconds of a step: lookup, backward and the rows' update."""
+    schema = wide_schema(features)
+    batch = batch_of(schema, tokens, device)
+    runs: dict[str, Callable[[], None]] = {}
+    backends = ["torch", "torchrec"] if importlib.util.find_spec("torchrec") else ["torch"]
+    for backend in backends:
+        for merge in (True, False):
+            embeddings = Embeddings(make_plan(schema, merge=merge), backend=backend, device=device)  # type: ignore[arg-type]
+            runs[f"{backend}, {'merged' if merge else 'per feature'}"] = lambda e=embeddings: step(e, batch)  # type: ignore[misc]
+    peer = PerFeature(schema).to(device)
+    optimizer = torch.optim.SparseAdam(list(peer.parameters()))
+
+    def peer_step() -> None:
+        optimizer.zero_grad()
+        step(peer, batch)
+        optimizer.step()
+
+    runs["nn.Embedding per feature, SparseAdam"] = peer_step
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    first = times["torch, merged"]
+    return {
+        "features": features, "tokens": tokens, "repeats": repeats, "device": device, "torch": torch.__version__,
+        "tables": {"merged": len(make_plan(schema).tables), "per feature": features},
+        "step_ms": {name: statistics.median(t) for name, t in times.items()},
+        "times_the_merged_torch_step": {
+            name: statistics.median(a / b for a, b in zip(t, first, strict=True)) for name, t in times.items()
+        },
+        "cores": os.cpu_count(), "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def step(model: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> None:
+    model(batch)["candidates"].square().mean().backward()
+
+
+# ---------------------------------------------------------------------- dynamic rows
+
+
+def churning_ids(ids: int, batch: int, alpha: float = 1.05, drift: float = 0.2) -> Iterator[np.ndarray]:
+    """Zipf ids whose popularity drifts: with every million, `drift` of a million ids that were never seen before replace the
+    most recent ones in rank, as new items do."""
+    rng = np.random.default_rng(0)
+    for at in range(0, ids, batch):
+        ranks = np.minimum(rng.zipf(alpha, min(batch, ids - at)), 1 << 40)
+        shift = int(at * drift)
+        yield np.where(ranks % 3 == 0, ranks + shift, ranks).astype(np.int64)
+
+
+class ExactLFU:
+    """The peer: least frequently used, then least recently, one id at a time (Matani et al., arXiv:2110.11602)."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.count: dict[int, int] = {}
+        self.by_count: dict[int, OrderedDict[int, None]] = {}
+        self.least = 0
+
+    def hit(self, key: int) -> bool:
+        """Whether the id is there; it is afterwards."""
+        count = self.count.get(key)
+        if count is None:
+            if len(self.count) >= self.capacity:
+                oldest, _ = self.by_count[self.least].popitem(last=False)
+                del self.count[oldest]
+            self.count[key] = self.least = 1
+            self.by_count.setdefault(1, OrderedDict())[key] = None
+            return False
+        del self.by_count[count][key]
+        if not self.by_count[count]:
+            del self.by_count[count]
+            if self.least == count:
+                self.least = count + 1
+        self.count[key] = count + 1
+        self.by_count.setdefault(count + 1, OrderedDict())[key] = None
+        if self.least not in self.by_count:
+            self.least = min(self.by_count)
+        return True
+
+
+def churn(ids: int, capacity: int, batch: int) -> dict[str, Any]:
+    """Hit rates, throughput and memory on one stream."""
+    table = LogicalTable("ids", ("candidates.ids",), 8, s.Dynamic(capacity=capacity, evict="frequency"))
+    ours = DynamicVocabulary(table)
+    hits, busy, before, evicted = 0, 0.0, _rss(), 0
+    for now, drawn in enumerate(
+        tqdm(churning_ids(ids, batch), total=-(-ids // batch), desc="dynamic table", unit="batch")
+    ):
+        distinct, counts = (torch.from_numpy(a) for a in np.unique(drawn, return_counts=True))
+        had = ours.rows_of(distinct) > 1
+        occupied = len(ours)
+        began = time.perf_counter()
+        _, given = ours.observe(torch.from_numpy(drawn), now)
+        busy += time.perf_counter() - began
+        evicted += len(given) - (len(ours) - occupied)
+        has = ours.rows_of(distinct) > 1
+        hits += int(counts[had].sum()) + int((counts[has & ~had] - 1).sum())
+    memory = _rss() - before
+    lfu, exact, began = ExactLFU(capacity), 0, time.perf_counter()
+    for drawn in tqdm(churning_ids(ids, batch), total=-(-ids // batch), desc="exact LFU", unit="batch"):
+        exact += sum(map(lfu.hit, drawn.tolist()))
+    exact_seconds = time.perf_counter() - began
+    return {
+        "ids": ids, "capacity": capacity, "batch": batch, "rows_evicted": evicted,
+        "hit_rate": hits / ids, "hit_rate_exact_lfu": exact / ids, "of_exact": hits / exact,
+        "ids_per_s": ids / busy, "ids_per_s_exact_lfu_in_python": ids / exact_seconds,
+        "entries": len(ours.entries.ids), "slots": len(ours.map.keys), "extra_memory_mib": memory / 2**20,
+        "cores": os.cpu_count(), "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def _rss() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["merged", "churn"])
+    parser.add_argument("--features", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=4_096)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ids", type=int, default=10_000_000)
+    parser.add_argument("--capacity", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=65_536)
+    given = parser.parse_args()
+    if given.what == "merged":
+        result = merged(given.features, given.tokens, given.repeats, given.device)
+    else:
+        result = churn(given.ids, given.capacity, given.batch)
+    (RESULTS / f"tables_{given.what}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
