@@ -1,6 +1,6 @@
 """Merged tables against a table per feature, and the dynamic vocabulary against an exact LFU.
 
-    python -m benchmarks.tables merged [--features 60] [--tokens 4096] [--repeats 7] [--device cpu]
+    python -m benchmarks.tables merged [--features 60] [--tokens 256 4096] [--repeats 7] [--device cpu]
     python -m benchmarks.tables churn [--ids 10000000] [--capacity 1000000] [--batch 65536]
 
 Writes benchmarks/results/tables_merged.json and tables_churn.json; benchmarks/tokenization.md says what they mean.
@@ -35,6 +35,7 @@ from tokenization.plan import make_plan
 
 RESULTS = Path(__file__).parent / "results"
 DIMS = (8, 16, 32)
+MACHINE: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine()}
 
 
 # ---------------------------------------------------------------------- merged or not
@@ -128,14 +129,11 @@ def merged(features: int, tokens: int, repeats: int, device: str) -> dict[str, A
             times[name].append(1e3 * (time.perf_counter() - began))
     first = times["torch, merged"]
     return {
-        "features": features, "tokens": tokens, "repeats": repeats, "device": device, "torch": torch.__version__,
-        "tables": {"merged": len(make_plan(schema).tables), "per feature": features},
         "step_ms": {name: statistics.median(t) for name, t in times.items()},
         "times_the_merged_torch_step": {
             name: statistics.median(a / b for a, b in zip(t, first, strict=True)) for name, t in times.items()
         },
-        "cores": os.cpu_count(), "machine": platform.machine(),
-    }  # fmt: skip
+    }
 
 
 def step(model: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> None:
@@ -213,8 +211,7 @@ def churn(ids: int, capacity: int, batch: int) -> dict[str, Any]:
         "hit_rate": hits / ids, "hit_rate_exact_lfu": exact / ids, "of_exact": hits / exact,
         "ids_per_s": ids / busy, "ids_per_s_exact_lfu_in_python": ids / exact_seconds,
         "entries": len(ours.entries.ids), "slots": len(ours.map.keys), "extra_memory_mib": memory / 2**20,
-        "cores": os.cpu_count(), "machine": platform.machine(),
-    }  # fmt: skip
+    } | MACHINE  # fmt: skip
 
 
 def _rss() -> float:
@@ -225,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["merged", "churn"])
     parser.add_argument("--features", type=int, default=60)
-    parser.add_argument("--tokens", type=int, default=4_096)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 4_096])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ids", type=int, default=10_000_000)
@@ -233,7 +230,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=65_536)
     given = parser.parse_args()
     if given.what == "merged":
-        result = merged(given.features, given.tokens, given.repeats, given.device)
+        sizes = {n: merged(given.features, n, given.repeats, given.device) for n in given.tokens}
+        result = MACHINE | {
+            "features": given.features, "repeats": given.repeats, "device": given.device, "torch": torch.__version__,
+            "tables": {"merged": len(DIMS), "per feature": given.features}, "by_tokens": sizes,
+        }  # fmt: skip
     else:
         result = churn(given.ids, given.capacity, given.batch)
     (RESULTS / f"tables_{given.what}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -200,8 +200,11 @@ def rowwise_adagrad_(
         none = {"betas": (0.0, 0.0), "step": 1, "weight_decay": 0.0}
         return idmap_triton.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
     distinct, total = sum_rows(rows, grads)
-    state[distinct] += total.square().mean(1)
-    table[distinct] -= (lr * total / (state[distinct].sqrt() + eps).unsqueeze(1)).to(table.dtype)
+    # index_select and index_copy_ take a third of the time of indexing on a CPU.
+    squares = state.index_select(0, distinct) + total.square().mean(1)
+    state.index_copy_(0, distinct, squares)
+    step = (lr * total / (squares.sqrt() + eps).unsqueeze(1)).to(table.dtype)
+    table.index_copy_(0, distinct, table.index_select(0, distinct) - step)
 
 
 def rowwise_adam_(
