@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
+from model.config import samples_folder
 from schemas import Schema, UserError
 
 if TYPE_CHECKING:
@@ -365,10 +366,11 @@ def _plan(run: Run) -> dict[str, object]:
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:
     from tokenization.show import interesting_sample, show
 
-    sample_id = interesting_sample(samples, run.schema, _dates(run.metrics)[0])
-    with tempfile.TemporaryDirectory() as folder:
-        png = Path(folder) / "sample.png"
-        show(samples, sample_id, schema=run.schema, png=png)
+    folder = samples_folder(samples)
+    sample_id = interesting_sample(folder, run.schema, _dates(run.metrics)[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        png = Path(scratch) / "sample.png"
+        show(folder, sample_id, schema=run.schema, png=png)
         return {"id": sample_id, "png": base64.b64encode(png.read_bytes()).decode()}
 
 
