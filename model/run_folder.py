@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from model.config import FREE_TO_CHANGE, TrainConfig
+from schemas.diff import diff, in_one_line
 from schemas.errors import UserError
 from schemas.schema import Schema
 
@@ -42,8 +43,8 @@ class RunFolder:
         if (path / "config.json").is_file():
             other = json.loads((path / "config.json").read_text())
             changed = sorted(k for k in own if k not in FREE_TO_CHANGE and own[k] != other.get(k))
-            if read_schema(path).fingerprint != config.schema.fingerprint:
-                changed.append("schema")
+            if differences := diff(read_schema(path), config.schema):
+                changed.append(f"schema ({in_one_line(differences)})")
             if changed:
                 raise UserError(
                     f"--out {path}: holds a run with another {', '.join(changed)}; give a new --out, "

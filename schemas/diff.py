@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from schemas.errors import UserError
-from schemas.feature import Feature
+from schemas.feature import Feature, FixedBuckets
 from schemas.group import CANDIDATES, USER
 from schemas.meaning import Meaning, model_meaning, samples_meaning
 from schemas.schema import Schema
@@ -82,9 +82,16 @@ def compatible_samples(old: Schema, new: Schema) -> list[str]:
 def require_samples(old: Schema, new: Schema, where: str) -> None:
     """UserError that begins with `where` and tells what changed, unless samples built with `old` serve `new`."""
     if compatible_samples(old, new):
-        told = [f"  {change}" for change in diff(old, new) if change.cost == "rebuild"]
-        first = f"{where} were built with a schema of other meaning; build them again, or train with that one:"
-        raise UserError("\n".join([first, *told]))
+        told = in_one_line([change for change in diff(old, new) if change.cost == "rebuild"])
+        raise UserError(
+            f"{where} were built with a schema of other meaning ({told}); build them again, or train with that one"
+        )
+
+
+def in_one_line(changes: list[Change], most: int = 5) -> str:
+    """The first of the changes, for an error's one line; `genrank schema diff` tells all."""
+    told = "; ".join(f"{change.where}: {change.what}" for change in changes[:most])
+    return told + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
 def carried_rows(old: LogicalTable, new: LogicalTable) -> int | None:
@@ -313,7 +320,17 @@ def _feature(part: str, old: Feature, new: Feature, costs: _Costs) -> Iterator[C
         if field == "table" and before and after and before.name == after.name:
             continue
         cost = costs.of(part)
-        yield Change(part, _changed(field, before, after), cost, _feature_consequence(cost, part))
+        told = _feature_consequence(cost, part)
+        if field == "transform" and cost == "retrain" and _same_rows_of_other_meaning(before, after):
+            told = f"its table starts afresh: --reset-table {part}"
+        yield Change(part, _changed(field, before, after), cost, told)
+
+
+def _same_rows_of_other_meaning(before: object, after: object) -> bool:
+    """Whether buckets keep their number but not their boundaries."""
+    if not isinstance(before, FixedBuckets) or not isinstance(after, FixedBuckets):
+        return False
+    return len(before.boundaries) == len(after.boundaries) and before.dim == after.dim
 
 
 def _feature_consequence(cost: Cost, part: str) -> str:
@@ -353,12 +370,8 @@ def _table(where: str, old: LogicalTable, new: LogicalTable) -> Iterator[Change]
             told, cost = f"{rows:,} rows carry over, {new.rows - rows:,} new ones start fresh", "retrain"
         yield Change(where, _changed(field, before, after), "nothing" if cost == "nothing" else "retrain", told)
     if old.optimizer.kind != new.optimizer.kind:
-        yield Change(
-            where,
-            f"optimizer {old.optimizer.kind} -> {new.optimizer.kind}",
-            "retrain",
-            "weights carry over, the optimizer's state starts fresh",
-        )
+        told = f"it starts afresh: --reset-table {old.name}"
+        yield Change(where, f"optimizer {old.optimizer.kind} -> {new.optimizer.kind}", "retrain", told)
     for field in ("initializer", "optimizer"):
         before, after = getattr(old, field), getattr(new, field)
         if before != after and not (field == "optimizer" and before.kind != after.kind):
