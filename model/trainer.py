@@ -37,6 +37,7 @@ from model.ranker import Ranker, build_model, model_config
 from model.ranks import Ranks, join_ranks
 from model.run_folder import RunFolder, read_json, write_json
 from schemas.errors import UserError
+from schemas.manifest import sample_files
 from schemas.schema import Schema
 from tokenization.batch import Batch
 from tokenization.checkpoint import load_tables
@@ -138,6 +139,9 @@ class Trainer:
         self.position = Position()
         self.saved_step = -1
         self._restore(origin)
+        self.reader_state = self.reader.state_dict()
+        if ranks.device.type == "cuda":
+            self.copies = torch.cuda.Stream()
         if isinstance(self.model, Ranker):
             self.model.encoder.recompute = config.recompute
             if config.compile:
@@ -172,6 +176,11 @@ class Trainer:
                         stop = True
                         break
                 else:
+                    if not at.step:
+                        days = ", ".join(config.dates)
+                        raise UserError(
+                            f"--dates {days}: the samples of these days hold no candidate; nothing to train on"
+                        )
                     at.epoch += 1
                     if config.eval_dates and not config.eval_every:
                         metrics, stop = self._evaluate()
@@ -202,10 +211,26 @@ class Trainer:
             yield group
 
     def _batches(self) -> Iterator[Batch]:
-        """The reader's batches on the device."""
-        for batch in self.reader:
-            if len(batch.item):
-                yield batch.pin_memory().to(self.ranks.device) if self.ranks.device.type == "cuda" else batch
+        """The reader's batches with a candidate, on the device. The next one is read, and on a GPU copied on a stream of its own,
+        while this one is computed; `reader_state` is the position after this one."""
+        ahead: tuple[Batch, torch.cuda.Event | None, dict[str, int]] | None = None
+        for batch in itertools.chain((batch for batch in self.reader if len(batch.item)), [None]):
+            following = (*self._send(batch), self.reader.state_dict()) if batch is not None else None
+            if ahead is not None:
+                current, arrived, self.reader_state = ahead
+                if arrived is not None:
+                    torch.cuda.current_stream().wait_event(arrived)
+                    current.record_stream(torch.cuda.current_stream())
+                yield current
+            ahead = following
+        self.reader_state = self.reader.state_dict()
+
+    def _send(self, batch: Batch) -> tuple[Batch, torch.cuda.Event | None]:
+        """The batch on the device, and on a GPU when it will have arrived there."""
+        if self.ranks.device.type == "cpu":
+            return batch, None
+        with torch.cuda.stream(self.copies):
+            return batch.pin_memory().to(self.ranks.device, non_blocking=True), self.copies.record_event()
 
     def _step(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
         """One optimizer step; returns the mean loss and each task's.
@@ -360,7 +385,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": optimizer_state(self.model, self.optimizer),
                 "position": dataclasses.asdict(at),
-                "readers": self.ranks.gather(self.reader.state_dict()),
+                "readers": self.ranks.gather(self.reader_state),
             },
             embeddings=self.embeddings,
             ranks=self.ranks,
@@ -471,7 +496,13 @@ class _NoProfiler:
 def make_reader(
     config: TrainConfig, samples: Path, schema: Schema, dates: tuple[str, ...], ranks: Ranks, *, shuffle: bool
 ) -> SampleReader:
-    """A reader of this rank's share of some days."""
+    """A reader of this rank's share of some days.
+
+    Raises:
+        UserError: a day isn't published, or its samples don't serve the schema.
+    """
+    for date in dates:
+        sample_files(samples, date, schema)
     return SampleReader(
         samples,
         schema,

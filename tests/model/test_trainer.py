@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import model.checkpoint
 from model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
+from model.progressive import progressive
 from model.trainer import Trainer, decay_factor, train
 from schemas import Label, UserError
 
@@ -235,6 +237,27 @@ def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
         )
 
 
+def test_progressive_validation_learns_each_day_once_and_judges_on_the_next(config: TrainConfig, tmp_path) -> None:
+    config = dataclasses.replace(config, dates=DAYS, out=tmp_path / "series")
+    rows = progressive(config)
+    assert [(row["trained"], row["evaluated"]) for row in rows] == list(itertools.pairwise(DAYS))
+    assert all(0 < row["tasks"]["click"]["model"]["gauc"]["value"] < 1 for row in rows)
+    second = json.loads((config.out / f"dt={DAYS[1]}" / "config.json").read_text())
+    assert second["from_checkpoint"] == str(config.out / f"dt={DAYS[0]}")
+    with pytest.raises(UserError, match="at least two days"):
+        progressive(dataclasses.replace(config, dates=DAYS[:1]))
+
+
+def test_profile_and_mmoe_and_recompute_run(config: TrainConfig) -> None:
+    config = dataclasses.replace(
+        config, token_budget=250, profile=True, recompute=True, settings={"head.kind": "mmoe"}, eval_dates=DAYS[2:]
+    )
+    result = train(config)
+    assert result.steps > 15 and 0 < result.metrics["click"]["gauc"].value < 1
+    assert list((config.out / "profile").glob("*.json*"))
+    assert list((config.out / "tensorboard").iterdir())
+
+
 def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(config: TrainConfig, schema, tmp_path) -> None:
     first = dataclasses.replace(config, dates=DAYS[:1], epochs=1, out=tmp_path / "day1")
     train(first)
@@ -263,12 +286,12 @@ def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_p
     def refused(match: str, **changes) -> None:
         with pytest.raises(UserError, match=match) as caught:
             train(dataclasses.replace(config, out=tmp_path / str(len(match)), **changes))
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) or "schema" in changes  # which prints the difference below its line
 
     refused("2031-01-01.*no published samples", dates=("2031-01-01",))
     refused("no dt=YYYY-MM-DD folder", samples=tmp_path)
     other = schema.model_copy(update={"labels": (*schema.labels, Label(name="like", column="clicked"))})
-    refused("schema", schema=other)
+    refused("label like: added", schema=other)
     refused("no complete checkpoint", from_checkpoint=tmp_path)
     if not torch.cuda.is_available():
         refused("no GPU", device="cuda")
@@ -296,6 +319,27 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_usable(config: TrainCo
     with pytest.raises(UserError, match=r"dense\.pt is missing or damaged"):
         evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0))
     evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, checkpoint=first))
+
+
+def test_days_without_candidates_are_refused(config: TrainConfig, schema, tmp_path) -> None:
+    from random_samples import publish, random_table
+
+    for day in DAYS:
+        table = random_table(schema, day, 4)
+        rows = table.to_pylist()
+        for row in rows:
+            for group in ("candidates", "labels"):
+                row[group] = {name: [] for name in row[group]}
+            row["mask"]["candidate_sees"] = []
+        publish(
+            tmp_path / "samples",
+            schema,
+            day,
+            table.schema.empty_table() if day == DAYS[1] else type(table).from_pylist(rows, table.schema),
+        )
+    for dates, message in ((DAYS[:1], "hold no candidate"), (DAYS[1:2], "are empty")):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(config, samples=tmp_path, dates=dates, out=tmp_path / message[:4]))
 
 
 def test_labels_all_of_one_class_train_and_evaluate(config: TrainConfig, schema, tmp_path) -> None:
