@@ -69,8 +69,10 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 
 
 def imported(path: Path) -> set[str]:
+    """Modules of others that a file imports: anywhere, but for a benchmark's peers, fetched and imported where they are measured."""
+    tree = ast.parse(path.read_text(), filename=str(path))
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in tree.body if "benchmarks" in path.parts else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
