@@ -32,6 +32,7 @@ Unit = TypeVar("Unit")
 
 COLUMNS = "slot int, tag string, rows binary"
 _ARROW = pa.schema({"slot": pa.int32(), "tag": pa.string(), "rows": pa.binary()})
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 PIECE_BYTES = 32 << 20
 """A piece is cut into rows of about this size."""
 
@@ -58,10 +59,12 @@ class SparkEngine:
                 for at in batch.column("slot").to_pylist():
                     yield from _batches(step(units[at]))
 
-        session = self._session
-        count = max(1, len(units))
-        tasks = min(count, max(2 * session.sparkContext.defaultParallelism, count))
-        numbers = session.range(len(units)).selectExpr("cast(id as int) as slot").repartitionById(tasks, "slot")
+        # A few tasks a core: a task costs more to start than a small unit takes.
+        tasks = max(1, min(len(units), 4 * self._session.sparkContext.defaultParallelism))
+        numbers = self._session.range(len(units)).selectExpr(
+            "cast(id as int) as slot", f"cast(id % {tasks} as int) as task"
+        )
+        numbers = numbers.repartitionById(tasks, "task").select("slot")
         return numbers.mapInArrow(run, COLUMNS)
 
     def exchange(self, title: str, frames: Sequence[DataFrame], slots: int, step: Step) -> DataFrame:
@@ -128,16 +131,22 @@ def start_session(master: str | None = None, **settings: str) -> SparkSession:
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
         "spark.driver.memory": "2g",
+        # A large result is fetched from the driver's address, which need not be the host's.
+        "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.log.level": "ERROR",
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_quiet_logging()}",
+        # The JVM moves tables and looks into none, so its optimising compiler would cost more than it gains.
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_quiet_logging()} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.sql.codegen.wholeStage": "false",
+        # Pieces come compressed.
+        "spark.shuffle.compress": "false",
+        "spark.shuffle.spill.compress": "false",
         "spark.executorEnv.OMP_NUM_THREADS": "1",
         "spark.executorEnv.POLARS_MAX_THREADS": "1",
-        "spark.shuffle.compress": "true",
-        "spark.io.compression.codec": "lz4",
     }
     if _submitted():
-        del defaults["spark.driver.memory"], defaults["spark.driver.bindAddress"]
+        for local in ("spark.driver.memory", "spark.driver.host", "spark.driver.bindAddress"):
+            del defaults[local]
     for key, value in (defaults | settings).items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
@@ -205,7 +214,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[pa.RecordBatch]:
         for at in range(0, max(1, piece.rows.num_rows), step):
             sink = pa.BufferOutputStream()
             part = piece.rows.slice(at, step)
-            with pa.ipc.new_stream(sink, part.schema) as writer:
+            with pa.ipc.new_stream(sink, part.schema, options=_COMPRESSED) as writer:
                 writer.write_table(part)
             stream = sink.getvalue()
             ends = pa.py_buffer(np.array([0, stream.size], np.int32))

@@ -30,7 +30,7 @@ from schemas.manifest import sample_days
 from schemas.schema import USER
 from schemas.vocabulary import MISSING_ID
 
-SAMPLE = 2048
+SAMPLE = 512
 """Numbers kept of each leaf and file, evenly spread; each stands for its share of the file's."""
 COUNTED = 1 << 18
 """Ids counted of each leaf and file at most, evenly spread."""
