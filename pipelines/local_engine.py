@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
 from schemas import UserError
@@ -25,7 +26,9 @@ class LocalEngine:
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> list[Piece]:
         with ThreadPoolExecutor(self._threads) as pool:
-            return [piece for pieces in pool.map(lambda unit: list(step(unit)), units) for piece in pieces]
+            done = pool.map(lambda unit: list(step(unit)), units)
+            told = tqdm(done, desc=title, total=len(units), unit="task", leave=False, disable=None)
+            return [piece for pieces in told for piece in pieces]
 
     def exchange(self, title: str, frames: Sequence[list[Piece]], slots: int, step: Step) -> list[Piece]:
         by_slot: dict[int, list[Piece]] = {}

@@ -15,12 +15,15 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
 from schemas import UserError
@@ -85,7 +88,8 @@ class SparkEngine:
         from pyspark.errors import PySparkException
 
         try:
-            rows = frame.collect()
+            with _progress(self._session):
+                rows = frame.collect()
         except PySparkException as error:
             raise _told(error) from error
         except Exception as error:
@@ -104,6 +108,33 @@ class SparkEngine:
     def stop(self) -> None:
         if self._owned:
             self._session.stop()
+
+
+@contextmanager
+def _progress(session: SparkSession) -> Iterator[None]:
+    """Tasks of the stages under way, as a bar in a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = Event()
+
+    def watch() -> None:
+        tracker = session.sparkContext.statusTracker()
+        with tqdm(unit="task", leave=False) as bar:
+            while not over.wait(0.5):
+                stages = [info for at in tracker.getActiveStageIds() if (info := tracker.getStageInfo(at))]
+                bar.desc = f"spark stage {max((info.stageId for info in stages), default=0)}"
+                bar.total = sum(info.numTasks for info in stages)
+                bar.n = sum(info.numCompletedTasks for info in stages)
+                bar.refresh()
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def start_session(master: str | None = None, **settings: str) -> SparkSession:

@@ -1,7 +1,7 @@
 """What a token is made of. A feature is a value (where it comes from) and an encoding (how it becomes a vector).
 
 A column is written `"item_id"` (a column of the row itself: the exposure, the event) or `"items.category"` (a column of a
-snapshot, joined by its key as of the window's start).
+snapshot, joined by its key as of the start of the row's own day: of an exposure's day, of a history event's day).
 
 Stored or derived: the sample keeps raw values, so vocabularies, buckets, pooling and dims change without a rebuild. Time
 parts, time gaps and crossed ids are derived from what is stored and take no space.
@@ -137,6 +137,9 @@ class Crossed(_Embedded):
 
 class CrossFeature(_Feature):
     """A statistic of past events at one key, point-in-time: as of each exposure's own millisecond, strictly before it.
+
+    An exposure at t reads the events that were available strictly before t and happened inside the window, both ends excluded:
+    `available < t` and `t - window < ts < t`. With `as_of="window_start"`, t is the start of the exposure's day.
 
     `keys` are columns of the exposure (`"user_id"`, `"item_id"`, `"items.category"`) that the events carry too (their own column
     of that name, or through the same snapshot). Empty keys: over all events.

@@ -60,7 +60,7 @@ class Sequence(Declaration):
     max_length: int = Field(default=200, gt=0)
     """The newest so many are kept."""
     lookback: Duration = "90d"
-    """Older events are dropped."""
+    """Events that became available longer before the window's start are dropped."""
     type_dim: int = Field(default=8, gt=0)
     interleave: tuple[Name, ...] = ()
     """Features that become a token of their own after each event's token (HSTU's interleaved actions); others are side

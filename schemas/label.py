@@ -13,7 +13,9 @@ class Label(Declaration):
     """One task. Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched
     to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
 
-    A label is mature, and has weight > 0, once `window` has passed since the exposure when the sample is built.
+    Events match within the same user, whatever `on` says. A label is mature, and has weight > 0, where the exposure's time +
+    `window` lies strictly before the moment the labels are as of; that of a conditional label must be mature too, and positive
+    for it to be.
     """
 
     name: Name

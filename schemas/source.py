@@ -49,7 +49,8 @@ class EventLog(_Source):
     lateness: Duration = "3d"
     """A row may lie in a partition at most this long after its event day; later ones are quarantined as too late."""
     dedup: tuple[str, ...] = ()
-    """Rows equal on these columns are one event (the first by arrival stays); empty means equal on every column."""
+    """Rows of one user and day that are equal on these columns are one event (the first by arrival stays); empty means equal on
+    every column."""
     post_exposure: tuple[str, ...] = ()
     """Columns known only after the exposure (play time, click flag): labels and past events may read them, features
     of a candidate may not."""
