@@ -26,7 +26,7 @@ from schemas import columns
 from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 from schemas.errors import UserError
 from schemas.expression import nearest
-from schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued
+from schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued, Numeric
 from schemas.files import days_present, files_of, readable
 from schemas.schema import Schema
 from schemas.source import EventLog, Snapshot
@@ -34,6 +34,9 @@ from schemas.tables import transform_of
 from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity, Vocabulary
 
 Level = Literal["error", "warning"]
+
+USELESS = 0.95
+"""A feature whose values read the unknown row more often than this says nothing."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def check(schema: Schema, root: Path, *, sample_rows: int = 200_000, days: int =
             samples[source.name] = sample
             checked.columns += _stats(source, sample)
             checked.findings += _rows(schema, source, sample)
+    checked.findings += _reach(schema, checked.days)
     checked.findings += _joins(schema, samples)
     checked.findings += _features(schema, samples)
     checked.findings += _labels(schema, samples)
@@ -155,6 +159,29 @@ def _missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[F
         else ""
     )
     yield Finding("warning", source.name, f"missing days: {told}; the newest before serves{beyond}")
+
+
+def _reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Finding]:
+    """Sources whose days don't reach as far as the exposures'."""
+    name = schema.candidates.source
+    if name not in days:
+        return
+    first, last, _ = days[name]
+    for source in schema.sources:
+        if source.name == name or source.name not in days:
+            continue
+        begins, ends, _ = days[source.name]
+        if isinstance(source, Snapshot):
+            if begins > first:
+                yield Finding(
+                    "warning", source.name, f"begins at {begins}, {name} at {first}: attributes are missing before"
+                )
+            fresh = (date.fromisoformat(ends) + timedelta(milliseconds=parse_duration(source.max_age))).isoformat()
+            if fresh < last:
+                told = f"ends at {ends} and serves until {fresh} (max_age {source.max_age}), {name} go on to {last}"
+                yield Finding("error", source.name, f"{told}: attributes are missing from then on")
+        elif ends < last:
+            yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
 
 
 def _footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
@@ -270,7 +297,7 @@ def _rows(schema: Schema, source: EventLog | Snapshot, sample: _Sample) -> Itera
                 yield Finding(
                     "error",
                     f"{source.name}.{column}",
-                    f"null in {rate:.1%} of {sample.day}; such rows are quarantined, more than max_quarantine_rate {source.max_quarantine_rate:.0%}",
+                    f"null in {_share(rate)} of {sample.day}; such rows are quarantined, more than max_quarantine_rate {source.max_quarantine_rate:.0%}",
                 )
     if isinstance(source, Snapshot):
         if source.key in sample.rows.column_names:
@@ -280,7 +307,7 @@ def _rows(schema: Schema, source: EventLog | Snapshot, sample: _Sample) -> Itera
                 yield Finding(
                     "warning",
                     f"{source.name}.{source.key}",
-                    f"{twice:.1%} of the rows of {sample.day} repeat a key; one row a key is kept",
+                    f"{_share(twice)} of the rows of {sample.day} repeat a key; one row a key is kept",
                 )
     else:
         yield from _times(schema, source, sample)
@@ -315,7 +342,7 @@ def _times(schema: Schema, source: EventLog, sample: _Sample) -> Iterator[Findin
         yield Finding(
             "error",
             where,
-            f"{outside:.1%} of {sample.day} lies outside its day and lateness {source.lateness}; check utc_offset, time_unit and lateness",
+            f"{_share(outside)} of {sample.day} lies outside its day and lateness {source.lateness}; check utc_offset, time_unit and lateness",
         )
 
 
@@ -340,7 +367,7 @@ def _repeats(source: EventLog, sample: _Sample) -> Iterator[Finding]:
     if rate > 0.05:
         told = f"equal on {', '.join(source.dedup)}" if source.dedup else "equal on every column"
         yield Finding(
-            "warning", source.name, f"{rate:.1%} of {sample.day} are duplicates ({told}); the first of each is kept"
+            "warning", source.name, f"{_share(rate)} of {sample.day} are duplicates ({told}); the first of each is kept"
         )
 
 
@@ -364,7 +391,7 @@ def _joins(schema: Schema, samples: dict[str, _Sample]) -> Iterator[Finding]:
                 continue
             missed = 1 - pc.sum(pc.is_in(keys, value_set=known)).as_py() / len(keys)
             where = f"{source.name}.{snapshot.key}"
-            told = f"{missed:.1%} of {samples[source.name].day} find no row in {name} of {samples[name].day}"
+            told = f"{_share(missed)} of {samples[source.name].day} find no row in {name} of {samples[name].day}"
             if missed == 1:
                 yield Finding("error", where, f"{told}: the keys never meet")
             elif missed > 0.05:
@@ -414,14 +441,18 @@ def _feature(where: str, feature: Feature, array: pa.ChunkedArray, home: str) ->
             yield Finding(
                 "warning",
                 where,
-                f"{longer:.1%} of {home} hold more than max_values {feature.max_values}; up to {pc.max(lengths).as_py()}",
+                f"{_share(longer)} of {home} hold more than max_values {feature.max_values}; up to {pc.max(lengths).as_py()}",
             )
     if isinstance(feature, Categorical | MultiValued):
         vocabulary = feature.table.vocabulary if feature.table else feature.vocabulary
         assert vocabulary is not None
         yield from _vocabulary(where, vocabulary, values, home)
     transform = transform_of(feature)
-    if isinstance(transform, FixedBuckets) and pa.types.is_floating(values.type) | pa.types.is_integer(values.type):
+    if (
+        isinstance(feature, Numeric)
+        and isinstance(transform, FixedBuckets)
+        and pa.types.is_floating(values.type) | pa.types.is_integer(values.type)
+    ):
         yield from _buckets(where, transform, values, home)
 
 
@@ -433,14 +464,16 @@ def _vocabulary(where: str, vocabulary: Vocabulary, values: pa.ChunkedArray, hom
         outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, vocabulary.size))
         if rate := pc.sum(outside).as_py() / len(values):
             ends = pc.min_max(values)
-            told = f"{rate:.1%} of {home} lie outside Identity(size={vocabulary.size}): {ends['min']} to {ends['max']}"
+            told = (
+                f"{_share(rate)} of {home} lie outside Identity(size={vocabulary.size}): {ends['min']} to {ends['max']}"
+            )
             remedy = (
                 "use Hashed or Dynamic"
                 if ends["min"].as_py() < 0 or ends["max"].as_py() > 10_000_000
                 else f"size={ends['max'].as_py() + 1}"
             )
             yield Finding(
-                "error" if rate > 0.5 else "warning", where, f"{told}; they all read the unknown row: {remedy}"
+                "error" if rate > USELESS else "warning", where, f"{told}; they all read the unknown row: {remedy}"
             )
     elif isinstance(vocabulary, Enumerated):
         known = pa.array(list(vocabulary.values)).cast(values.type)
@@ -450,9 +483,9 @@ def _vocabulary(where: str, vocabulary: Vocabulary, values: pa.ChunkedArray, hom
             counts = sorted(pc.value_counts(strange).to_pylist(), key=lambda c: -c["counts"])
             shown = ", ".join(repr(c["values"]) for c in counts[:3])
             yield Finding(
-                "error" if rate > 0.5 else "warning",
+                "error" if rate > USELESS else "warning",
                 where,
-                f"{rate:.1%} of {home} are not enumerated ({shown}); they read the unknown row",
+                f"{_share(rate)} of {home} are not enumerated ({shown}); they read the unknown row",
             )
     elif isinstance(vocabulary, Hashed):
         # An id shares its bucket with one of d - 1 others with this probability.
@@ -489,8 +522,13 @@ def _buckets(where: str, transform: FixedBuckets, values: pa.ChunkedArray, home:
         yield Finding(
             "warning",
             where,
-            f"{max(shares):.1%} of {home} fall in one of {len(shares)} buckets; move the boundaries, or use QuantileBuckets",
+            f"{_share(max(shares))} of {home} fall in one of {len(shares)} buckets; move the boundaries, or use QuantileBuckets",
         )
+
+
+def _share(rate: float) -> str:
+    """`12.5%`; never `0.0%` of something that was found."""
+    return "less than 0.1%" if 0 < rate < 0.001 else f"{rate:.1%}"
 
 
 def _values(array: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -529,5 +567,5 @@ def _labels(schema: Schema, samples: dict[str, _Sample]) -> Iterator[Finding]:
                     yield Finding(
                         "warning",
                         where,
-                        f"{met:.1%} of {label.source} of {events.day} match an exposure of that day on {', '.join(on)}",
+                        f"{_share(met)} of {label.source} of {events.day} match an exposure of that day on {', '.join(on)}",
                     )

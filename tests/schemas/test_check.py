@@ -178,6 +178,18 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], str]] = {
         remove("items/dt=2026-01-02"),
         "warning: items: missing days: 2026-01-02; the newest before serves; 2 days without one is longer than max_age 1d, so attributes are missing",
     ),
+    "a snapshot that ends early": (
+        remove("items/dt=2026-01-02", "items/dt=2026-01-03"),
+        "error: items: ends at 2026-01-01 and serves until 2026-01-02 (max_age 1d), exposures go on to 2026-01-03: attributes are missing from then on",
+    ),
+    "a snapshot that begins late": (
+        remove("items/dt=2026-01-01"),
+        "warning: items: begins at 2026-01-02, exposures at 2026-01-01: attributes are missing before",
+    ),
+    "an event log that ends early": (
+        remove("buys/dt=2026-01-03"),
+        "warning: buys: ends at 2026-01-02, exposures at 2026-01-03",
+    ),
     "no day at all": (
         remove(*(f"buys/dt={dt}" for dt in DAYS)),
         "error: buys: no day lies at 'buys/dt={dt}' under ",
