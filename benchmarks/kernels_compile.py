@@ -100,8 +100,8 @@ def attention_cases() -> Iterator[Case]:
         kinds = ("plain", "bias", "dropout", "delta") if dim in (64, 128) else ("plain",)
         for kind in kinds:
             for name, dtype in DTYPES.items():
-                common = dim in (64, 128) and kind in ("plain", "bias")
-                if name != "bf16" and (kind != "plain" or (name == "fp32" and not common)):
+                common = dim in (64, 128) and kind == "plain"
+                if name != "bf16" and not common:
                     continue
                 archs = EVERY if name == "bf16" and common else (90,)
 
