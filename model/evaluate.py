@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from model.baselines.counts import Counts, count_days
 from model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
 from model.config import EvaluateConfig, samples_folder
-from model.losses import in_order
 from model.metrics import Predictions
 from model.ranker import build_model, model_config
 from model.ranks import join_ranks
@@ -85,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
         for batch, scores in predict(loaded.model, reader, schema, ranks.device):
             batch = batch.to("cpu")
             owner = candidate_users(batch)
-            truth = true_probabilities(batch, schema)
+            truth = batch.oracles
             for label in schema.labels:
                 for name, each in _scores(
                     batch, owner, scores[label.name].cpu(), truth.get(label.name), counts.get(label.name)
@@ -138,19 +137,6 @@ def _scores(
         items, users = batch.item.numpy(), owner.numpy()
         yield "popularity", torch.from_numpy(counts.popularity(items))
         yield "user_item_ctr", torch.from_numpy(counts.user_item(users, items))
-
-
-def true_probabilities(batch: Batch, schema: Schema) -> dict[str, Tensor]:
-    """Task -> [C] float32, where the schema declares oracles. That of a conditional task is p(this | given), as its head's; what
-    is evaluated is their product."""
-    truth: dict[str, Tensor] = {}
-    for label in in_order(schema.labels):
-        own = batch.oracles.get(label.name)
-        if own is not None and label.given is None:
-            truth[label.name] = own
-        elif own is not None and label.given in truth:
-            truth[label.name] = own * truth[label.given]
-    return truth
 
 
 def _prediction_rows(

@@ -34,7 +34,8 @@ class Label(Declaration):
     weight: float = Field(default=1.0, ge=0)
     positive_weight: float = Field(default=1.0, gt=0)
     oracle: str | None = None
-    """Column of the exposure with the true probability (synthetic worlds): evaluation prints it beside the model."""
+    """Column of the exposure with the label's true probability (synthetic worlds), of a conditional task too that of the label
+    itself, p(given) * p(this | given), as it is predicted: evaluation prints it beside the model."""
 
 
 class Training(Declaration):
