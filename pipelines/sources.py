@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.days import day_number, dt_of, start_of
-from schemas import EventLog, Snapshot, UserError
+from schemas import EventLog, Snapshot, UserError, files
 from schemas.base import DAY_MS, parse_duration
 from schemas.manifest import Input, InputFile
 
@@ -58,25 +57,8 @@ def digest(value: object) -> str:
 
 
 def days_present(source: EventLog | Snapshot, root: Path) -> dict[int, Path]:
-    """Day -> folder (or file) of every day that lies under the data root.
-
-    Raises:
-        UserError: the path has no `{dt}`, or its parent folder doesn't exist.
-    """
-    template = source.path or ""
-    if "{dt}" not in template:
-        raise UserError(f"source {source.name!r}: path {template!r} has no {{dt}}; write it as folder/dt={{dt}}")
-    parts = Path(template).parts
-    at = next(i for i, part in enumerate(parts) if "{dt}" in part)
-    parent = root.joinpath(*parts[:at])
-    if not parent.is_dir():
-        raise UserError(f"source {source.name!r}: there is no folder {parent}; check --data and the source's path")
-    pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
-    found = {}
-    for child in parent.iterdir():
-        if (match := pattern.fullmatch(child.name)) and (path := child.joinpath(*parts[at + 1 :])).exists():
-            found[day_number(match[1])] = path
-    return dict(sorted(found.items()))
+    """Day -> folder (or file) of every day that lies under the data root. UserError if the folder of the days doesn't exist."""
+    return {day_number(dt): path for dt, path in files.days_present(source, root).items()}
 
 
 def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partition:
@@ -85,9 +67,7 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partiti
     Raises:
         UserError: no file, an unreadable one, a missing column, or a column of another type.
     """
-    paths = (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*.parquet") if not p.name.startswith(("_", ".")))
-    )
+    paths = files.files_of(path)
     if not paths:
         raise UserError(
             f"source {source.name!r}: {path} holds no Parquet file; {dt_of(day)} is empty or still being written"
@@ -113,7 +93,7 @@ def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
             raise UserError(
                 f"source {source.name!r}: {path} has no column {physical!r} ({hint}); fix the file, or the schema's columns and rename"
             )
-        if not _readable(schema.field(physical).type, declared):
+        if not files.readable(schema.field(physical).type, declared):
             raise UserError(
                 f"source {source.name!r}: column {physical!r} of {path} is {schema.field(physical).type}, declared {declared};"
                 " fix the file or the schema"
@@ -121,27 +101,6 @@ def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     first, last = _time_bounds(source, metadata) if isinstance(source, EventLog) else (None, None)
     return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, metadata.num_rows, groups, first, last)
-
-
-def _readable(type_: pa.DataType, declared: str) -> bool:
-    """Whether a physical type can be read as a declared one without changing its meaning."""
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    if declared.startswith("list<"):
-        is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
-        return is_list and _readable(type_.value_type, declared[5:-1])
-    if pa.types.is_null(type_):
-        return True
-    if declared == "bool":
-        return pa.types.is_boolean(type_)
-    if declared in ("int32", "int64"):
-        return pa.types.is_integer(type_) or pa.types.is_boolean(type_)
-    if declared in ("float32", "float64"):
-        return pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_decimal(type_)
-    if declared == "timestamp":
-        return pa.types.is_timestamp(type_)
-    return text
 
 
 def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | None, int | None]:

@@ -116,7 +116,7 @@ def check(schema: Schema, root: Path, *, sample_rows: int = 200_000, days: int =
         try:
             present = days_present(source, root)
         except UserError as error:
-            checked.findings.append(Finding("error", source.name, str(error).removeprefix(f"{source.name}: ")))
+            checked.findings.append(Finding("error", source.name, str(error).removeprefix(f"source {source.name!r}: ")))
             continue
         if not present:
             checked.findings.append(Finding("error", source.name, f"no day lies at {source.path!r} under {root}"))

@@ -22,7 +22,7 @@ def days_present(source: EventLog | Snapshot, root: Path) -> dict[str, Path]:
     parent = root.joinpath(*parts[:at])
     if not parent.is_dir():
         raise UserError(
-            f"{source.name}: there is no folder {parent}; check --data and the source's path {source.path!r}"
+            f"source {source.name!r}: there is no folder {parent}; check --data and the source's path {source.path!r}"
         )
     pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
     found = {}
