@@ -57,6 +57,8 @@ class GroupEncoder(nn.Module):
     first_rows: Tensor
     shift: Tensor
     scale: Tensor
+    ids_at: Tensor
+    buckets_at: Tensor
     edges: Tensor
     edge_counts: Tensor
 
@@ -106,6 +108,9 @@ class GroupEncoder(nn.Module):
         edges = [_edges(group, self.features[name], boundaries) for _, name in self.buckets]
         width = max(map(len, edges), default=0)
         self._constant("edges", [e + [torch.inf] * (width - len(e)) for e in edges] or [[]], torch.float64)
+        # Index tensors that stay on the device: an index by a Python list is a copy to it, every time.
+        self._constant("ids_at", [at for at, _ in self.ids], torch.int64)
+        self._constant("buckets_at", [at for at, _ in self.buckets], torch.int64)
         self._constant("edge_counts", [[len(e)] for e in edges] or [[0]], torch.int64)
 
     def _constant(self, name: str, values: object, dtype: torch.dtype) -> None:
@@ -123,10 +128,10 @@ class GroupEncoder(nn.Module):
         rows = torch.empty((self.single, n), dtype=torch.int64, device=device)
         if self.ids:
             ids = torch.stack([self._id(batch, name) for _, name in self.ids])
-            rows[[at for at, _ in self.ids]] = self.vocabularies(ids)
+            rows.index_copy_(0, self.ids_at, self.vocabularies(ids))
         if self.buckets:
             x = torch.stack([self.number(batch, name) for _, name in self.buckets]).double()
-            rows[[at for at, _ in self.buckets]] = self._bucket_rows(x)
+            rows.index_copy_(0, self.buckets_at, self._bucket_rows(x))
         if self.parts:
             local = group.ts + self.offset_ms
             for at, part in self.parts:
@@ -210,6 +215,9 @@ class Vocabularies(nn.Module):
     Ids of dynamic vocabularies pass unchanged; the id map before the table gives them rows.
     """
 
+    identity_at: Tensor
+    hashed_at: Tensor
+    enumerated_at: Tensor
     identity_sizes: Tensor
     hashed_sizes: Tensor
     values: Tensor
@@ -220,6 +228,8 @@ class Vocabularies(nn.Module):
         self.identity = [i for i, v in enumerate(vocabularies) if isinstance(v, Identity)]
         self.hashed = [i for i, v in enumerate(vocabularies) if isinstance(v, Hashed)]
         self.enumerated = [i for i, v in enumerate(vocabularies) if isinstance(v, Enumerated)]
+        for name, at in (("identity", self.identity), ("hashed", self.hashed), ("enumerated", self.enumerated)):
+            self.register_buffer(f"{name}_at", torch.tensor(at, dtype=torch.int64), persistent=False)
         self.alone = len(set(map(type, vocabularies))) == 1
         self.dynamic_only = all(isinstance(v, Dynamic) for v in vocabularies)
         self._sizes("identity_sizes", [vocabularies[i].size for i in self.identity])
@@ -243,12 +253,12 @@ class Vocabularies(nn.Module):
             return self._rows_of_one_kind(ids)
         rows = ids.clone()
         for at, convert in (
-            (self.identity, self._identity_rows),
-            (self.hashed, self._hashed_rows),
-            (self.enumerated, self._enumerated_rows),
+            (self.identity_at, self._identity_rows),
+            (self.hashed_at, self._hashed_rows),
+            (self.enumerated_at, self._enumerated_rows),
         ):
-            if at:
-                rows[at] = convert(ids[at])
+            if len(at):
+                rows.index_copy_(0, at, convert(ids.index_select(0, at)))
         return rows
 
     def _rows_of_one_kind(self, ids: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ also owns a key space, (its position, id), in the id map before the merged table
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,11 +71,6 @@ class MergedTable:
             if table.name == logical:
                 return start, start + table.rows
         raise KeyError(logical)
-
-    def owner_of(self, row: int) -> tuple[str, int]:
-        """(logical table, its row) of a physical row."""
-        at = bisect.bisect_right(self.starts, row) - 1
-        return self.members[at].name, row - self.starts[at]
 
 
 @dataclass(frozen=True)
