@@ -2,8 +2,9 @@
 
     python -m benchmarks.world --rows 1_000_000 10_000_000 --out benchmarks/results/world.json
 
-Each size runs in a fresh process; peak memory is the largest resident set of any process (parent or worker) times the number of
-processes that hold one. The limit it is measured against: writing the same exposure rows from memory, with nothing simulated.
+Each size runs in a fresh process. `parent_mib` is the parent's peak resident set, `worker_mib` the largest worker's; `cpu_seconds` adds up all of them, so
+that a busy machine can be told from a slow generator. The limit it is measured against: writing exposures that lie in
+memory, with nothing simulated.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ if __name__ == "__main__":
     summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]), progress=False)
     seconds = time.perf_counter() - begin
     rows = {source: sum(days.values()) for source, days in summary["rows"].items()}
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({"seconds": seconds, "rows": rows, "parent_mib": peaks[0], "worker_mib": peaks[1]}))
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peaks = [u.ru_maxrss / 1024 for u in usage]
+    cpu = sum(u.ru_utime + u.ru_stime for u in usage)
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "rows": rows, "parent_mib": peaks[0], "worker_mib": peaks[1]}))
 """
 
 
@@ -64,6 +67,8 @@ def measure(rows: int, workers: int, folder: Path) -> dict[str, Any]:
         "days": DAYS,
         "workers": workers,
         "seconds": round(told["seconds"], 2),
+        "cpu_seconds": round(told["cpu"], 2),
+        "exposures_per_cpu_second": round(exposures / told["cpu"]),
         "exposures_per_second": round(rate),
         "write_only_exposures_per_second": round(ceiling),
         "share_of_write_only": round(rate / ceiling, 3),
