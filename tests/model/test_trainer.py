@@ -258,6 +258,18 @@ def test_profile_and_mmoe_and_recompute_run(config: TrainConfig) -> None:
     assert list((config.out / "tensorboard").iterdir())
 
 
+def test_bf16_follows_fp32(config: TrainConfig, tmp_path) -> None:
+    runs = [
+        dataclasses.replace(config, precision=p, max_steps=4, out=tmp_path / p, settings={"dropout": "0"})
+        for p in ("fp32", "bf16")
+    ]
+    for each in runs:
+        train(each)
+    full, half = ([row["loss"] for row in steps(each.out)] for each in runs)
+    assert half != full and half == pytest.approx(full, rel=0.03)
+    assert all(v.dtype == torch.float32 for n, v in weights(runs[1].out).items() if n.endswith("weight"))
+
+
 def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(config: TrainConfig, schema, tmp_path) -> None:
     first = dataclasses.replace(config, dates=DAYS[:1], epochs=1, out=tmp_path / "day1")
     train(first)
