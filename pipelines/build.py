@@ -28,7 +28,7 @@ from pipelines.days import day_number, dt_of, moment_text, start_of
 from pipelines.engine import Engine, open_engine
 from pipelines.events import Normaliser, ReadUnit
 from pipelines.partials import Partial, PartialRef, PartialStore
-from pipelines.planner import Plan
+from pipelines.planner import LANDED, Plan, catalog_days
 from pipelines.publish import locked, publish, write_atomically
 from pipelines.quality import gate
 from pipelines.samples import Assembler
@@ -102,6 +102,10 @@ class _Build:
         self.first, self.last = day_number(config.first, "--from"), day_number(config.last, "--to")
         if self.last < self.first:
             raise UserError(f"--from {config.first} lies after --to {config.last}; swap them")
+        for source in self.schema.sources:
+            if source.catalog:
+                days = catalog_days(self.schema, source, self.first, self.last)
+                engine.land(source, *days, config.out / LANDED / source.name)
         self.plan = Plan(self.schema, config.data, config.out, self.first, self.last, config.as_of, config.buckets)
         self.store = PartialStore(config.out)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

@@ -7,13 +7,14 @@ Engines move pieces, whole tables at a time; they never look at rows, so both co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.merge_scan import Int
-from schemas import UserError
+from schemas import EventLog, Snapshot, UserError
 
 Unit = TypeVar("Unit")
 Frame = TypeVar("Frame")
@@ -48,11 +49,11 @@ class Engine(Protocol, Generic[Frame]):
         """Run everything; the (small) result by tag."""
         ...
 
-    def table(self, title: str, name: str, columns: Sequence[str], condition: str) -> Frame:
-        """Rows of a catalog table, tagged by its name.
+    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
+        """Copy the days first .. last of a catalog table to `folder/dt=...`, those that changed since they were last copied.
 
         Raises:
-            UserError: this engine has no catalog.
+            UserError: this engine has no catalog, or the table isn't what the schema declares.
         """
         ...
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
-from schemas import UserError
+from schemas import EventLog, Snapshot, UserError
 
 Unit = TypeVar("Unit")
 
@@ -41,9 +42,9 @@ class LocalEngine:
     def collect(self, frame: list[Piece]) -> dict[str, pa.Table]:
         return gather(frame)
 
-    def table(self, title: str, name: str, columns: Sequence[str], condition: str) -> list[Piece]:
+    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
         raise UserError(
-            f"source table {name!r} lies in a Spark catalog, which --engine local can't read; use --engine spark"
+            f"source {source.name!r} is table {source.catalog} of a Spark catalog, which --engine local can't read; use --engine spark"
         )
 
     def stop(self) -> None:

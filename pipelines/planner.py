@@ -26,6 +26,36 @@ BUCKET_ROWS = 200_000
 """Exposures of a day that a bucket is sized for."""
 
 
+LANDED = "landed"
+"""Where copies of catalog tables lie, below the output."""
+
+
+def reach_of(schema: Schema) -> dict[str, tuple[int, int]]:
+    """Source -> how many days before and after a day built its rows matter to it."""
+    back = {source.name: 0 for source in schema.sources}
+    ahead = dict(back)
+    for found in (sequences.days_back(schema), cross_features.days_back(schema)):
+        for name, days in found.items():
+            back[name] = max(back[name], days)
+    for label in schema.labels:
+        if label.source:
+            reach = whole_days(parse_duration(label.window)) + 1
+            ahead[label.source] = max(ahead[label.source], reach)
+            if label.attribution == "last":
+                exposures = schema.candidates.source
+                ahead[exposures] = max(ahead[exposures], reach)
+    return {name: (back[name], ahead[name]) for name in back}
+
+
+def catalog_days(schema: Schema, source: EventLog | Snapshot, first: int, last: int) -> tuple[str, str]:
+    """The days of a catalog table that samples of first .. last may read, late rows and older snapshots included."""
+    if isinstance(source, EventLog):
+        back, ahead = reach_of(schema)[source.name]
+        return dt_of(first - back), dt_of(last + ahead + whole_days(parse_duration(source.lateness)))
+    back = max(back for back, _ in reach_of(schema).values())
+    return dt_of(first - back - whole_days(parse_duration(source.max_age)) - 1), dt_of(last)
+
+
 class Plan:
     """Days `first` .. `last` (numbers) of a schema over a data root, as of a moment.
 
@@ -45,7 +75,7 @@ class Plan:
     ) -> None:
         self.schema, self.data, self.out, self.first, self.last = schema, data, out, first, last
         self.columns = needed(schema)
-        self.present = {source.name: days_present(source, data) for source in schema.sources}
+        self.present = {source.name: days_present(source, data, out / LANDED) for source in schema.sources}
         newest = max((day for days in self.present.values() for day in days), default=None)
         if newest is None:
             raise UserError(f"--data {data}: no source of schema {schema.name!r} has any day there")
@@ -61,19 +91,7 @@ class Plan:
     @cached_property
     def reach(self) -> dict[str, tuple[int, int]]:
         """Source -> how many days before and after a day built its rows matter to it."""
-        back = {source.name: 0 for source in self.schema.sources}
-        ahead = dict(back)
-        for found in (sequences.days_back(self.schema), cross_features.days_back(self.schema)):
-            for name, days in found.items():
-                back[name] = max(back[name], days)
-        for label in self.schema.labels:
-            if label.source:
-                reach = whole_days(parse_duration(label.window)) + 1
-                ahead[label.source] = max(ahead[label.source], reach)
-                if label.attribution == "last":
-                    exposures = self.schema.candidates.source
-                    ahead[exposures] = max(ahead[exposures], reach)
-        return {name: (back[name], ahead[name]) for name in back}
+        return reach_of(self.schema)
 
     def window(self, log: str, first: int, last: int) -> range:
         """Days of an event log that samples of first .. last may read."""
@@ -294,7 +312,7 @@ def status(schema: Schema, data: Path, out: Path, as_of: str | None = None) -> l
     """
     data, out = Path(data), Path(out)
     published = {day_number(dt) for dt in sample_days(out / "samples")}
-    present = days_present(schema.exposures, data)
+    present = days_present(schema.exposures, data, out / LANDED)
     days = sorted(published | set(present))
     if not days:
         return []

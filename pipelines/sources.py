@@ -56,8 +56,14 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def days_present(source: EventLog | Snapshot, root: Path) -> dict[int, Path]:
-    """Day -> folder (or file) of every day that lies under the data root. UserError if the folder of the days doesn't exist."""
+def days_present(source: EventLog | Snapshot, root: Path, landed: Path) -> dict[int, Path]:
+    """Day -> folder (or file) of every day that lies under the data root; of a catalog table, of every day landed.
+
+    Raises:
+        UserError: the folder of the days doesn't exist.
+    """
+    if source.catalog:
+        source, root = source.replace(path=f"{source.name}/dt={{dt}}", catalog=None), landed
     return {day_number(dt): path for dt, path in files.days_present(source, root).items()}
 
 

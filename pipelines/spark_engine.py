@@ -3,6 +3,16 @@
 A Spark row is a piece: (slot, tag, Arrow IPC stream). The JVM thus moves a few large values instead of millions of small ones,
 no type is translated on the way, and what a step computes is what the local engine computes, to the bit. Steps are Python
 functions over Arrow tables run by `mapInArrow`; a shuffle partition is a slot.
+
+On a cluster, submit the command itself; the session found there ships these rooms to its executors, which need the libraries:
+
+    venv-pack -o environment.tar.gz
+    spark-submit --master yarn --archives environment.tar.gz#environment --conf spark.pyspark.python=./environment/bin/python \\
+        genrank.py build --engine spark --schema schema.py --data /shared/logs --out /shared/out --from 2026-01-01 --to 2026-01-07
+
+`--data` and `--out` are folders that driver and executors share; tables of a catalog (Hive, Iceberg) are read by Spark and copied
+beside them, a day at a time, when their content changed. A task writes files under names of its own attempt and only the winners'
+are listed, so retries and speculation are harmless.
 """
 
 from __future__ import annotations
@@ -26,7 +36,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
-from schemas import UserError
+from schemas import EventLog, Snapshot, UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -51,8 +61,8 @@ class SparkEngine:
 
     def __init__(self, session: SparkSession | None = None) -> None:
         self._owned = session is None
-        self._session = session or start_session()
-        _ship_code(self._session)
+        self.session = session or start_session()
+        _ship_code(self.session)
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> DataFrame:
         units = list(units)
@@ -63,8 +73,8 @@ class SparkEngine:
                     yield from _batches(step(units[at]))
 
         # A few tasks a core: a task costs more to start than a small unit takes.
-        tasks = max(1, min(len(units), 4 * self._session.sparkContext.defaultParallelism))
-        numbers = self._session.range(len(units)).selectExpr(
+        tasks = max(1, min(len(units), 4 * self.session.sparkContext.defaultParallelism))
+        numbers = self.session.range(len(units)).selectExpr(
             "cast(id as int) as slot", f"cast(id % {tasks} as int) as task"
         )
         numbers = numbers.repartitionById(tasks, "task").select("slot")
@@ -88,7 +98,7 @@ class SparkEngine:
         from pyspark.errors import PySparkException
 
         try:
-            with _progress(self._session):
+            with _progress(self.session):
                 rows = frame.collect()
         except PySparkException as error:
             raise _told(error) from error
@@ -98,16 +108,35 @@ class SparkEngine:
             raise
         return gather(Piece(row.slot, row.tag, _read(row.rows)) for row in rows)
 
-    def table(self, title: str, name: str, columns: Sequence[str], condition: str) -> DataFrame:
-        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for batch in batches:
-                yield from _batches([Piece(0, name, pa.Table.from_batches([batch]))])
+    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import functions as f
 
-        return self._session.table(name).where(condition).select(*columns).mapInArrow(run, COLUMNS)
+        assert source.catalog is not None
+        physical = [source.physical(column) for column in source.columns]
+        try:
+            table = self.session.table(source.catalog)
+            for column in (source.partition, *physical):
+                if column not in table.columns:
+                    raise UserError(
+                        f"source {source.name!r}: table {source.catalog} has no column {column!r}; it has {', '.join(table.columns)}"
+                    )
+            dt = f.col(source.partition).cast("string")
+            rows = table.where((dt >= first) & (dt <= last))
+            mark = f.concat_ws(":", f.count(f.lit(1)), f.sum(f.xxhash64(*physical).cast("decimal(38,0)")))
+            for day in rows.groupBy(dt.alias("dt")).agg(mark.alias("mark")).collect():
+                target = folder / f"dt={day.dt}"
+                told = target / "_landed"
+                if not told.is_file() or told.read_text() != day.mark:
+                    rows.where(dt == day.dt).select(*physical).write.mode("overwrite").parquet(str(target))
+                    told.write_text(day.mark)
+        except PySparkException as error:
+            first_line = str(error).splitlines()[0]
+            raise UserError(f"source {source.name!r}: table {source.catalog} can't be read: {first_line}") from error
 
     def stop(self) -> None:
         if self._owned:
-            self._session.stop()
+            self.session.stop()
 
 
 @contextmanager
@@ -169,6 +198,7 @@ def start_session(master: str | None = None, **settings: str) -> SparkSession:
         # The JVM moves tables and looks into none, so its optimising compiler would cost more than it gains.
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_quiet_logging()} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
         # Pieces come compressed.
         "spark.shuffle.compress": "false",
         "spark.shuffle.spill.compress": "false",

@@ -47,3 +47,22 @@ def test_a_users_mistake_found_in_a_task_is_one_line(spark_engine: SparkEngine) 
 
     with pytest.raises(UserError, match=r"^unit 7: column 'a' is broken; mend it$"):
         spark_engine.collect(spark_engine.map("fail", [7], fail))
+
+
+def test_catalog_tables_are_read_by_spark_and_built_alike(tmp_path: Path, spark_engine: SparkEngine) -> None:
+    days = write_world(tmp_path / "data", seed=12, days=3, users=4, per_day=40)
+    schema = full_schema()
+    tables = ("clicks", "items")
+    for name in tables:
+        spark_engine.session.read.parquet(str(tmp_path / "data" / name)).createOrReplaceTempView(f"log_{name}")
+    in_catalog = schema.replace(
+        sources=tuple(s.replace(path=None, catalog=f"log_{s.name}") if s.name in tables else s for s in schema.sources)
+    )
+    with pytest.raises(UserError, match="source 'clicks' is table log_clicks of a Spark catalog"):
+        build(BuildConfig(in_catalog, tmp_path / "data", tmp_path / "no", days[0], days[0], buckets=2))
+    build(BuildConfig(schema, tmp_path / "data", tmp_path / "files", days[0], days[-1], buckets=2))
+    config = BuildConfig(in_catalog, tmp_path / "data", tmp_path / "tables", days[0], days[-1], "spark", buckets=2)
+    build(config, spark_engine)
+    for dt in days:
+        assert stored(tmp_path / "tables", dt) == stored(tmp_path / "files", dt)
+    assert build(config, spark_engine).days == []
