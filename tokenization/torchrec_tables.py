@@ -92,6 +92,10 @@ class TorchrecTables:
         With several ranks, rows are deduplicated before they travel: an id that repeats in a batch crosses the wire once, its
         vector and its summed gradient too.
         """
+        if torch.is_inference_mode_enabled():
+            # fbgemm's operators have no kernel for inference tensors: leave the mode, with copies made outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.lookup({name: at.clone() for name, at in rows.items()})
         for name, at in rows.items():
             _check_range(self.plan.by_name[name], at)
         if dist.get_world_size() == 1:

@@ -160,6 +160,21 @@ def test_evaluation_changes_no_vocabulary(batches: list[Batch]) -> None:
     assert before[0] == after[0] and torch.equal(before[1].counts, after[1].counts)
 
 
+@pytest.mark.parametrize("backend", ["torch", "torchrec"])
+def test_evaluates_in_inference_mode_and_learns_on(batches: list[Batch], backend: str) -> None:
+    plan = make_plan(with_items(s.Dynamic(capacity=200)))
+    embeddings = Embeddings(plan, backend=backend, boundaries=BOUNDARIES)  # type: ignore[arg-type]
+    train(embeddings, batches[:1])
+    with torch.no_grad():
+        wanted = embeddings(batches[0])
+    with torch.inference_mode():
+        got = embeddings(batches[0])
+    assert all(torch.equal(got[group], wanted[group]) for group in wanted)
+    embeddings.train()
+    after = train(embeddings, batches)
+    assert not torch.equal(after["candidates.item_id"], by_feature(embeddings, wanted)["candidates.item_id"])
+
+
 # ---------------------------------------------------------------------- learning
 
 
