@@ -5,7 +5,6 @@ Every row read is accounted for: in = out + duplicates + quarantined by reason.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -372,9 +371,3 @@ def _series(name: str, column: pa.ChunkedArray) -> pl.Series:
 
 def _numpy(table: pa.Table, name: str) -> Int:
     return table.column(name).to_numpy().astype(np.int64, copy=False)
-
-
-def remove(path: str) -> None:
-    """Delete a file that may be gone."""
-    if os.path.exists(path):
-        os.remove(path)

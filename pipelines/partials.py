@@ -39,7 +39,6 @@ class Partial(BaseModel):
     rows: int
     duplicates: int
     quarantined: dict[str, int]
-    quarantine_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
