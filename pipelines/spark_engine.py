@@ -62,6 +62,8 @@ class SparkEngine:
     def __init__(self, session: SparkSession | None = None) -> None:
         self._owned = session is None
         self.session = session or start_session()
+        # A record is a whole table here.
+        self.session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "64")
         _ship_code(self.session)
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> DataFrame:
@@ -189,7 +191,6 @@ def start_session(master: str | None = None, **settings: str) -> SparkSession:
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.adaptive.enabled": "false",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
         "spark.driver.memory": "2g",
         # A large result is fetched from the driver's address, which need not be the host's.
         "spark.driver.host": "127.0.0.1",
