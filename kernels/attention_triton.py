@@ -77,8 +77,17 @@ def add_bias(
 @triton.jit
 def time_bucket(elapsed, time_rows):
     """Row of the time table, as `kernels.attention.time_row`."""
-    size = tl.maximum(tl.abs(elapsed), 1).to(tl.float32)
+    size = tl.maximum(tl.abs(elapsed).to(tl.float32), 1.0)
     return tl.minimum((tl.log(size) / 0.301).to(tl.int32), time_rows - 1)
+
+
+@triton.jit
+def split_stamp(stamp, base):
+    """stamp - base as two float32, in units of 4096 and of 1: their differences need no 64-bit register a pair, are
+    exact up to 2^36 from base, and beyond as good as the float32 whose logarithm is taken."""
+    elapsed = stamp - base
+    coarse = elapsed >> 12
+    return coarse.to(tl.float32), (elapsed - (coarse << 12)).to(tl.float32)
 
 
 @triton.jit
@@ -138,7 +147,7 @@ def walk_of_keys(begin, end, valid, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def forward_tile(
-    acc, q, first, begin, end, own_position, own_stamp, query, head, heads, k_base, v_base, k_stride, v_stride, keys,
+    acc, q, first, begin, end, own_position, coarse, fine, base_stamp, query, head, heads, k_base, v_base, k_stride, v_stride, keys,
     position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -149,14 +158,15 @@ def forward_tile(
     k = load_rows(k_base, key, k_stride, tl.arange(0, WIDTH), real, MASKED, WIDTH, DIM)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * alpha
     distance = own_position[:, None]
-    elapsed = own_stamp[:, None]
+    elapsed = coarse[:, None]
     if HAS_POSITION:
         if HAS_POSITIONS:
             distance = distance - tl.load(positions + key, mask=real, other=0)[None, :]
         else:
             distance = distance - key[None, :]
     if HAS_TIME:
-        elapsed = elapsed - tl.load(stamps + key, mask=real, other=0)[None, :]
+        key_coarse, key_fine = split_stamp(tl.load(stamps + key, mask=real, other=0), base_stamp)
+        elapsed = (coarse[:, None] - key_coarse[None, :]) * 4096.0 + (fine[:, None] - key_fine[None, :])
     score = add_bias(
         score, distance, elapsed, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
     )
@@ -200,11 +210,14 @@ def forward_kernel(
     end = tl.minimum(tl.load(end_data + q_start + row, mask=valid, other=0), keys)
     own = row if SELF else tl.load(q_positions + q_start + row, mask=valid, other=0)
     own_position = own
-    own_stamp = own.to(tl.int64)
+    base_stamp = row * 0
+    coarse = row.to(tl.float32)
+    fine = coarse
     if HAS_POSITIONS:
         own_position = tl.load(positions + k_start + own, mask=valid, other=0)
     if HAS_TIME:
-        own_stamp = tl.load(stamps + k_start + own, mask=valid, other=0)
+        base_stamp = tl.load(stamps + k_start + tl.max(tl.where(valid, own, 0), 0))
+        coarse, fine = split_stamp(tl.load(stamps + k_start + own, mask=valid, other=0), base_stamp)
     query = (q_start + row).to(tl.int32)
     k_base = k_data + k_start * k_token + head * k_head
     v_base = v_data + k_start * v_token + head * v_head
@@ -219,7 +232,7 @@ def forward_kernel(
     low, high, full_low, full_high = walk_of_keys(begin, end, valid, BLOCK_N)
     for first in range(full_low, full_high, BLOCK_N):
         acc = forward_tile(
-            acc, q, first, begin, end, own_position, own_stamp, query, head, heads, k_base, v_base, k_token, v_token,
+            acc, q, first, begin, end, own_position, coarse, fine, base_stamp, query, head, heads, k_base, v_base, k_token, v_token,
             keys, position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION,
@@ -235,7 +248,7 @@ def forward_kernel(
         sees_from = tl.where(to_self, own, begin)
         sees_to = tl.where(to_self, tl.where(alone, own + 1, own), end)
         acc = forward_tile(
-            acc, q, first, sees_from, sees_to, own_position, own_stamp, query, head, heads, k_base, v_base, k_token, v_token,
+            acc, q, first, sees_from, sees_to, own_position, coarse, fine, base_stamp, query, head, heads, k_base, v_base, k_token, v_token,
             keys, position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
             True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION,
@@ -273,7 +286,7 @@ def add_to_tables(
 
 @triton.jit
 def backward_q_tile(
-    acc, q, above, scale, first, begin, end, valid, own_position, own_stamp, query, head, heads,
+    acc, q, above, scale, first, begin, end, valid, own_position, coarse, fine, base_stamp, query, head, heads,
     k_base, v_base, k_stride, v_stride, keys, position_table, time_table, stamps, positions, position_sum, time_sum,
     fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -287,14 +300,15 @@ def backward_q_tile(
     v = load_rows(v_base, key, v_stride, tl.arange(0, VALUE_WIDTH), real, MASKED, VALUE_WIDTH, VALUE_DIM)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * alpha
     distance = own_position[:, None]
-    elapsed = own_stamp[:, None]
+    elapsed = coarse[:, None]
     if HAS_POSITION:
         if HAS_POSITIONS:
             distance = distance - tl.load(positions + key, mask=real, other=0)[None, :]
         else:
             distance = distance - key[None, :]
     if HAS_TIME:
-        elapsed = elapsed - tl.load(stamps + key, mask=real, other=0)[None, :]
+        key_coarse, key_fine = split_stamp(tl.load(stamps + key, mask=real, other=0), base_stamp)
+        elapsed = (coarse[:, None] - key_coarse[None, :]) * 4096.0 + (fine[:, None] - key_fine[None, :])
     score = add_bias(
         score, distance, elapsed, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
     )
@@ -344,11 +358,14 @@ def backward_q_kernel(
     begin = tl.maximum(tl.load(begin_data + start + row, mask=valid, other=0), 0)
     end = tl.minimum(tl.load(end_data + start + row, mask=valid, other=0), keys)
     own_position = row
-    own_stamp = row.to(tl.int64)
+    base_stamp = row * 0
+    coarse = row.to(tl.float32)
+    fine = coarse
     if HAS_POSITIONS:
         own_position = tl.load(positions + start + row, mask=valid, other=0)
     if HAS_TIME:
-        own_stamp = tl.load(stamps + start + row, mask=valid, other=0)
+        base_stamp = tl.load(stamps + start + tl.max(tl.where(valid, row, 0), 0))
+        coarse, fine = split_stamp(tl.load(stamps + start + row, mask=valid, other=0), base_stamp)
     scale = tl.load(scale_data + start + row, mask=valid, other=0.0)
     fixed_point = 1.0
     if GRAD_POSITION or GRAD_TIME:
@@ -369,7 +386,7 @@ def backward_q_kernel(
     low, high, full_low, full_high = walk_of_keys(begin, end, valid, BLOCK_N)
     for first in range(full_low, full_high, BLOCK_N):
         acc = backward_q_tile(
-            acc, q, above, scale, first, begin, end, valid, own_position, own_stamp, query, head, heads,
+            acc, q, above, scale, first, begin, end, valid, own_position, coarse, fine, base_stamp, query, head, heads,
             k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
             time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
@@ -386,7 +403,7 @@ def backward_q_kernel(
         sees_from = tl.where(to_self, row, begin)
         sees_to = tl.where(to_self, tl.where(alone, row + 1, row), end)
         acc = backward_q_tile(
-            acc, q, above, scale, first, sees_from, sees_to, valid, own_position, own_stamp, query, head, heads,
+            acc, q, above, scale, first, sees_from, sees_to, valid, own_position, coarse, fine, base_stamp, query, head, heads,
             k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
             time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
             True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
@@ -435,7 +452,7 @@ def walk_of_queries(summary, chunks, first_key, last_key, far, CHUNK_ROWS: tl.co
 
 @triton.jit
 def backward_kv_tile(
-    dk, dv, k, v, first, to_self, key, real, key_position, key_stamp, start, rows, head, heads,
+    dk, dv, k, v, first, to_self, key, real, key_position, coarse, fine, base_stamp, start, rows, head, heads,
     q_base, above_base, q_stride, above_stride, begin_data, end_data, scale_data,
     position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -449,14 +466,15 @@ def backward_kv_tile(
     scale = tl.load(scale_data + row, mask=valid, other=0.0) * ROOM
     score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * alpha
     distance = key_position[:, None]
-    elapsed = key_stamp[:, None]
+    elapsed = coarse[:, None]
     if HAS_POSITION:
         if HAS_POSITIONS:
             distance = tl.load(positions + row, mask=valid, other=0)[None, :] - distance
         else:
             distance = row[None, :] - distance
     if HAS_TIME:
-        elapsed = tl.load(stamps + row, mask=valid, other=0)[None, :] - elapsed
+        row_coarse, row_fine = split_stamp(tl.load(stamps + row, mask=valid, other=0), base_stamp)
+        elapsed = (row_coarse[None, :] - coarse[:, None]) * 4096.0 + (row_fine[None, :] - fine[:, None])
     score = add_bias(
         score, distance, elapsed, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
     )
@@ -514,11 +532,14 @@ def backward_kv_kernel(
     stamps += start
     positions += start
     key_position = key
-    key_stamp = key.to(tl.int64)
+    base_stamp = key * 0
+    coarse = key.to(tl.float32)
+    fine = coarse
     if HAS_POSITIONS:
         key_position = tl.load(positions + key, mask=real, other=0)
     if HAS_TIME:
-        key_stamp = tl.load(stamps + key, mask=real, other=0)
+        base_stamp = tl.load(stamps + first_key)
+        coarse, fine = split_stamp(tl.load(stamps + key, mask=real, other=0), base_stamp)
     dim = tl.arange(0, WIDTH)
     value_dim = tl.arange(0, VALUE_WIDTH)
     q_base = q_data + start * q_token + head * q_head
@@ -545,7 +566,7 @@ def backward_kv_kernel(
     full_high = full_low + (tl.maximum(full_high - full_low, 0) // BLOCK_M) * BLOCK_M
     for first in range(full_low, full_high, BLOCK_M):
         dk, dv = backward_kv_tile(
-            dk, dv, k, v, first, False, key, real, key_position, key_stamp, start, rows, head, heads,
+            dk, dv, k, v, first, False, key, real, key_position, coarse, fine, base_stamp, start, rows, head, heads,
             q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
             position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
@@ -570,7 +591,7 @@ def backward_kv_kernel(
         # Between a window and a full-attention tail lie rows that see nothing of this block.
         if tl.max(needed.to(tl.int32), 0) > 0:
             dk, dv = backward_kv_tile(
-                dk, dv, k, v, first, to_self, key, real, key_position, key_stamp, start, stop, head, heads,
+                dk, dv, k, v, first, to_self, key, real, key_position, coarse, fine, base_stamp, start, stop, head, heads,
                 q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
                 position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
                 True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
@@ -598,7 +619,15 @@ FORWARD_CONFIGS = [
 ]
 BACKWARD_Q_CONFIGS = [
     config(*c)
-    for c in ((128, 64, 8, 2), (128, 32, 8, 3), (64, 32, 8, 2), (64, 32, 4, 3), (16, 32, 4, 1), (32, 32, 4, 2))
+    for c in (
+        (128, 64, 8, 2),
+        (128, 32, 8, 3),
+        (64, 32, 8, 2),
+        (64, 32, 4, 3),
+        (32, 32, 8, 2),
+        (16, 32, 4, 1),
+        (32, 32, 4, 2),
+    )
 ]
 BACKWARD_KV_CONFIGS = [
     config(*c)
@@ -709,6 +738,13 @@ def fits(chosen: triton.Config, arguments: dict[str, Any]) -> bool:
     kv = "dk_data" in arguments
     values = ((2 * keys if kv else rows) * width + rows * keys) / threads
     limit = (144 if width <= 128 else 80) if kv else 100
+    if arguments["DROPOUT"]:
+        limit = min(limit, 100 if kv else 90 if "dq_data" in arguments else 96)
+    if arguments["HAS_POSITION"] or arguments["HAS_TIME"]:
+        # Two gathers a pair, through 64-bit addresses.
+        limit = min(limit, 72 if kv else 24 if "dq_data" in arguments else 44)
+    if (arguments["DROPOUT"] or (kv and arguments["HAS_TIME"])) and chosen.num_warps == 4:
+        limit = min(limit, 80 if arguments["DROPOUT"] else 60)
     if size == 4:
         limit = 34 if kv else 24
     if rows == 16 and size != 4:
