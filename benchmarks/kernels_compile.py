@@ -227,8 +227,9 @@ def table(archs: list[int], only: str, quick: bool) -> Iterator[Row]:
             if only not in f"{name} {case.name} {case.dtype}" or (quick and name in seen):
                 continue
             seen.add(name)
-            for config in launch.configs[:1] if quick else launch.configs:
-                work += [(launch, config, case.name, case.dtype, arch) for arch in archs if arch in case.archs]
+            for arch in (a for a in archs if a in case.archs):
+                chosen = launch.configs(arch)
+                work += [(launch, config, case.name, case.dtype, arch) for config in (chosen[:1] if quick else chosen)]
     for one in tqdm(work, unit="kernel", disable=not sys.stderr.isatty()):
         yield measure(*one)
 

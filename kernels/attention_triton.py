@@ -727,7 +727,7 @@ def units(offsets: Tensor, tokens: int, work: Tensor) -> tuple[Tensor, Tensor]:
 # --- launches ---------------------------------------------------------------------------------------------------------
 
 
-def fits(chosen: triton.Config, arguments: dict[str, Any]) -> bool:
+def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """Whether accumulators and score tiles stay in registers and tiles in shared memory.
 
     The limits, in float32 values a thread, are where the compiler began to spill (`benchmarks/kernels_compile.py`).
@@ -735,19 +735,19 @@ def fits(chosen: triton.Config, arguments: dict[str, Any]) -> bool:
     """
     rows, keys, threads = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], 32 * chosen.num_warps
     width, size = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].element_size()
-    kv = "dk_data" in arguments
+    kv, dq = "dk_data" in arguments, "dq_data" in arguments
     values = ((2 * keys if kv else rows) * width + rows * keys) / threads
-    limit = (144 if width <= 128 else 80) if kv else 100
+    limit = (144 if width <= 128 and arch >= 90 else 80) if kv else 80 if dq and arch < 90 else 100
     if arguments["DROPOUT"]:
-        limit = min(limit, 100 if kv else 90 if "dq_data" in arguments else 96)
+        limit = min(limit, 100 if kv else 90 if dq else 96)
     if arguments["HAS_POSITION"] or arguments["HAS_TIME"]:
         # Two gathers a pair, through 64-bit addresses.
-        limit = min(limit, 72 if kv else 24 if "dq_data" in arguments else 44)
+        limit = min(limit, 72 if kv else 24 if dq else 44)
     if (arguments["DROPOUT"] or (kv and arguments["HAS_TIME"])) and chosen.num_warps == 4:
         limit = min(limit, 80 if arguments["DROPOUT"] else 60)
     if size == 4:
         limit = 34 if kv else 24
-    if rows == 16 and size != 4:
+    if (rows == 16) != (size == 4 and width >= 128):
         return False
     held, streamed = (2 * keys, 2 * rows) if kv else (rows, 2 * keys)
     shared = (held + streamed * chosen.num_stages) * width * size

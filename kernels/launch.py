@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
@@ -23,12 +24,17 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with the arguments of one call, and all the configurations that the autotuner may choose for it."""
+    """One kernel with the arguments of one call."""
 
     kernel: Any
     arguments: list[Any]
     constants: dict[str, Any]
-    configs: list[triton.Config]
+    tuned: Tuned
+
+    def configs(self, arch: int) -> list[triton.Config]:
+        """What the autotuner would try on this generation of GPU (80, 90, 100)."""
+        named = {**dict(zip(self.kernel.arg_names, self.arguments, strict=False)), **self.constants}
+        return self.tuned.usable(named, arch)
 
 
 _recorded: list[Launch] | None = None
@@ -53,7 +59,7 @@ class Tuned:
         kernel: Any,
         configs: Sequence[triton.Config],
         key: Sequence[str],
-        fits: Callable[[triton.Config, dict[str, Any]], bool] | None = None,
+        fits: Callable[[triton.Config, dict[str, Any], int], bool] | None = None,
         sums: Sequence[str] = (),
     ) -> None:
         """key: arguments that a choice depends on (dtypes always); sums: arguments that the kernel adds to."""
@@ -65,8 +71,12 @@ class Tuned:
             kernel
         )
 
-    def usable(self, arguments: dict[str, Any]) -> list[triton.Config]:
-        kept = [c for c in self.configs if self.fits is None or self.fits(c, arguments)]
+    def usable(self, arguments: dict[str, Any], arch: int | None = None) -> list[triton.Config]:
+        """Configurations that fit this call on `arch`, by default the GPU at hand."""
+        if arch is None:
+            major, minor = torch.cuda.get_device_capability()
+            arch = 10 * major + minor
+        kept = [c for c in self.configs if self.fits is None or self.fits(c, arguments, arch)]
         return kept or self.configs[-1:]
 
     def __call__(
@@ -79,14 +89,13 @@ class Tuned:
         """Run over `grid(configuration)`. `chosen` overrides the autotuner; the interpreter takes the last
         configuration.
         """
-        named = {**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants}
         if _recorded is not None:
-            _recorded.append(Launch(self.kernel, arguments, constants, self.usable(named)))
+            _recorded.append(Launch(self.kernel, arguments, constants, self))
             return
         if chosen is None and INTERPRET:
             chosen = self.configs[-1]
         if chosen is None and os.environ.get("GENRANK_AUTOTUNE") == "0":
-            chosen = self.usable(named)[0]
+            chosen = self.usable({**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants})[0]
         if chosen is None:
             self.tuner[grid](*arguments, **constants)
             return

@@ -127,7 +127,7 @@ def config(rows: int, warps: int) -> triton.Config:
     return triton.Config({"ROWS": rows}, num_warps=warps, num_stages=1)
 
 
-def fits(chosen: triton.Config, arguments: dict[str, Any]) -> bool:
+def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """Whether the rows (and in backward the weight gradients) of a program stay in registers."""
     values = chosen.kwargs["ROWS"] * arguments["WIDTH"] * (6 if "strip" in arguments else 4)
     values += 2 * arguments.get("GROUP_WIDTH", 0) * arguments["WIDTH"]
