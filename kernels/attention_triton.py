@@ -747,6 +747,8 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
         limit = min(limit, 80 if arguments["DROPOUT"] else 60)
     if size == 4:
         limit = 34 if kv else 24
+    if arguments["DROPOUT"] and rows * keys / threads > (16 if kv else 32):
+        return False
     if (rows == 16) != (size == 4 and width >= 128):
         return False
     held, streamed = (2 * keys, 2 * rows) if kv else (rows, 2 * keys)
