@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -211,9 +212,32 @@ def start_session(master: str | None = None, **settings: str) -> SparkSession:
             del defaults[local]
     for key, value in (defaults | settings).items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
+    with _jvm_quiet():
+        session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+@contextmanager
+def _jvm_quiet() -> Iterator[None]:
+    """A JVM started in here keeps its greetings to itself; if it doesn't start, what it said is told.
+
+    Its warning of incubator modules and its words on log levels come before any setting of ours is read, so it is its
+    inherited stderr that goes elsewhere. What fails later reaches Python as an exception.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            said.seek(0)
+            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+            raise UserError(f"Spark didn't start: {error}" + (f" ({lines[-1]})" if lines else "")) from error
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _quiet_logging() -> str:
