@@ -749,6 +749,8 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
         limit = 34 if kv else 24
     if arguments["DROPOUT"] and rows * keys / threads > (16 if kv else 32):
         return False
+    if dq and size == 4 and rows == 32 and chosen.num_warps == 4:
+        return False
     if (rows == 16) != (size == 4 and width >= 128):
         return False
     held, streamed = (2 * keys, 2 * rows) if kv else (rows, 2 * keys)
