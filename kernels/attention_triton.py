@@ -737,7 +737,7 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     width, size = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].element_size()
     kv, dq = "dk_data" in arguments, "dq_data" in arguments
     values = ((2 * keys if kv else rows) * width + rows * keys) / threads
-    limit = (144 if width <= 128 and arch >= 90 else 80) if kv else 80 if dq and arch < 90 else 100
+    limit = (144 if width <= 128 and arch >= 90 else 80) if kv else 80 if arch < 90 else 100
     if arguments["DROPOUT"]:
         limit = min(limit, 100 if kv else 90 if dq else 96)
     if arguments["HAS_POSITION"] or arguments["HAS_TIME"]:
