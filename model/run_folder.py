@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class RunFolder:
     """What training writes, besides checkpoints. Rank 0 only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fresh: bool) -> None:
         self.path = path
+        self._fresh = fresh
         self._log = (path / "log.jsonl").open("a", buffering=1)
         self._tensorboard: SummaryWriter | None = None
         self.lines = 0
@@ -40,7 +41,8 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"--out {path}: can't make the folder ({error.strerror}); choose another") from None
         own = config.as_json()
-        if (path / "config.json").is_file():
+        fresh = not (path / "config.json").is_file()
+        if not fresh:
             other = json.loads((path / "config.json").read_text())
             changed = sorted(k for k in own if k not in FREE_TO_CHANGE and own[k] != other.get(k))
             if differences := diff(read_schema(path), config.schema):
@@ -52,7 +54,7 @@ class RunFolder:
                 )
         write_json(path / "config.json", own)
         write_text(path / "schema.json", config.schema.model_dump_json(indent=1))
-        return cls(path)
+        return cls(path, fresh)
 
     def rewind(self, lines: int) -> None:
         """Forget what was logged after the first `lines`: a resumed run writes it again."""
@@ -88,6 +90,12 @@ class RunFolder:
         self._log.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if kind is not None and self._fresh and not self.lines:
+            # Refused before the first step: another try, with other flags, must find the folder as it was.
+            for name in ("config.json", "schema.json", "log.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
 
 def _scalars(prefix: str, row: dict[str, object]) -> list[tuple[str, float]]:

@@ -297,7 +297,8 @@ def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(config: TrainCon
 def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_path) -> None:
     def refused(match: str, **changes) -> None:
         with pytest.raises(UserError, match=match) as caught:
-            train(dataclasses.replace(config, out=tmp_path / str(len(match)), **changes))
+            train(dataclasses.replace(config, out=tmp_path / "refused", **changes))
+        assert not (tmp_path / "refused").exists(), "a refused run leaves nothing behind"
         assert "\n" not in str(caught.value) or "schema" in changes  # which prints the difference below its line
 
     refused("2031-01-01.*no published samples", dates=("2031-01-01",))
