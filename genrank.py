@@ -26,14 +26,14 @@ app = typer.Typer(
 
 DEMO_USERS, DEMO_DAYS = 2_000, 10
 """One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
-DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
+DEMO_MODELS = ("mtgr-tiny", "din")
 
 SchemaFlag = Annotated[
     str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
 ]
 OptionalDEMO_USERS, DEMO_DAYS = 2_000, 10
 """One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
-DEMO_MODELS = ("mtgr-tiny", "din", "dlrm")
+DEMO_MODELS = ("mtgr-tiny", "din")
 
 SchemaFlag = Annotated[
     str | None,
@@ -115,7 +115,7 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """The whole way on a synthetic marketplace: logs, samples, three rankers, a report. A few minutes on two cores."""
+    """The whole way on a synthetic marketplace: logs, samples, two rankers, a report. A few minutes on two cores."""
     schema = str(Path(__file__).parent / "examples" / "marketplace" / "schema.py")
     logs, built = out / "logs", out / "data"
     first, last = "2026-01-01", f"2026-01-{DEMO_DAYS:02d}"
