@@ -46,6 +46,7 @@ class TrainConfig:
     """Rowwise Adagrad (or what the table declares), embedding rows; each table multiplies it by its `lr_scale`."""
     weight_decay: float = 0.01
     warmup_steps: int = 50
+    """Steps until the learning rates are reached; at most half of the run's."""
     decay: Literal["cosine", "linear", "none"] = "cosine"
     """Of the dense learning rate after warm-up, down to `final_lr` times the peak. The sparse one is warmed up only: Adagrad decays it."""
     final_lr: float = 0.1

@@ -311,7 +311,7 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         config, at = self.config, self.position
-        warm = min(1.0, (at.step + 1) / max(config.warmup_steps, 1))
+        warm = min(1.0, (at.step + 1) / max(warmup(config, at.total_steps), 1))
         self.embeddings.lr = config.sparse_lr * warm
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * warm * decay_factor(config, at.step, at.total_steps)
@@ -530,11 +530,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
 
 
+def warmup(config: TrainConfig, total: int) -> int:
+    """Steps of warm-up: at most half of all, so that a short run reaches its learning rate."""
+    return min(config.warmup_steps, total // 2)
+
+
 def decay_factor(config: TrainConfig, step: int, total: int) -> float:
     """The dense learning rate at a step, as a share of its peak (warm-up aside)."""
     if config.decay == "none":
         return 1.0
-    done = min(1.0, max(0, step - config.warmup_steps) / max(total - config.warmup_steps, 1))
+    warm = warmup(config, total)
+    done = min(1.0, max(0, step - warm) / max(total - warm, 1))
     shape = 0.5 * (1 + math.cos(math.pi * done)) if config.decay == "cosine" else 1 - done
     return config.final_lr + (1 - config.final_lr) * shape
 

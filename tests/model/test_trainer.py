@@ -16,7 +16,7 @@ from model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_o
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
 from model.progressive import progressive
-from model.trainer import Trainer, decay_factor, train
+from model.trainer import Trainer, decay_factor, train, warmup
 from schemas import Label, UserError
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -165,6 +165,8 @@ def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
     assert decay_factor(config, 60, 110) == pytest.approx(0.6)
     assert decay_factor(config, 500, 110) == pytest.approx(0.2)
     assert decay_factor(dataclasses.replace(config, decay="none"), 100, 110) == 1
+    assert warmup(config, 110) == 10
+    assert warmup(config, 12) == 6, "a short run reaches its learning rate"
 
 
 def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: TrainConfig, monkeypatch) -> None:
