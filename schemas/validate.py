@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from schemas.schema import Schema
 
 LONGEST_WINDOW_MS = 90 * DAY_MS
-"""How far back daily tiles of cross features are kept."""
+"""How far back the events of cross features are kept."""
 
 SAMPLE_COLUMNS = ("sample_id", "user_id", "window_start", "window_end", USER, CANDIDATES, "labels", "mask", "dt")
 """Top-level names of a sample: no sequence may take them."""
