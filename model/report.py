@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from model.config import samples_folder
+from model.run_folder import read_json, read_schema, write_text
 from schemas import Schema, UserError
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class Run:
                 raise UserError(f"--run {folder}: it has no {name}; run `{remedy}` on it first")
         return cls(
             folder,
-            _read_json(folder / "summary.json"),
-            _read_json(folder / "metrics.json"),
+            read_json(folder / "summary.json"),
+            read_json(folder / "metrics.json"),
             [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if line],
-            Schema.model_validate_json((folder / "schema.json").read_text()),
+            read_schema(folder),
         )
 
     def task_metrics(self, task: str, row: str = "model") -> dict[str, Estimate] | None:
@@ -116,7 +116,7 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
         plan=_plan(first),
         sample=_sample(first, samples) if samples else None,
     )
-    _write_atomically(out, page)
+    write_text(out, page)
 
 
 def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
@@ -372,19 +372,3 @@ def _sample(run: Run, samples: Path) -> dict[str, str] | None:
         png = Path(scratch) / "sample.png"
         show(folder, sample_id, schema=run.schema, png=png)
         return {"id": sample_id, "png": base64.b64encode(png.read_bytes()).decode()}
-
-
-# ---------------------------------------------------------------------- files
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    found = json.loads(path.read_text())
-    assert isinstance(found, dict)
-    return found
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text)
-    staging.replace(path)
