@@ -5,17 +5,21 @@ Sequences enter as the mean of their events, the realtime one as the mean of wha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.baselines.context import Context
+from model.baselines.context import Context, mean, visible_mean
 from model.heads import HeadConfig, Heads
 from schemas.schema import CANDIDATES, USER
 from tokenization.batch import Batch
 from tokenization.embedding import Embeddings
+
+INTERACTIONS = 1 << 21
+"""Dot products of a piece of a batch: with all of them at once the system spends its time on mapping fresh memory."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Dlrm(nn.Module):
         super().__init__()
         self.context = Context(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
-        self.widths = {group: [c.stop - c.start for c in embeddings.layout[group].values()] for group in self.groups}
-        widths = [width for group in self.groups for width in self.widths[group]]
-        self.fields = nn.ModuleList(nn.Linear(width, config.dim) for width in widths)
-        count = len(widths)
-        self.register_buffer("upper", torch.triu_indices(count, count, 1), persistent=False)
-        width = count * config.dim + count * (count - 1) // 2
+        widths = {group: [c.stop - c.start for c in embeddings.layout[group].values()] for group in self.groups}
+        self.fields = nn.ModuleDict({f"of_{group}": Fields(widths[group], config.dim) for group in self.groups})
+        count = sum(map(len, widths.values()))
+        first, second = torch.triu_indices(count, count, 1)
+        self.register_buffer("pairs", first * count + second, persistent=False)
+        width = count * config.dim + len(self.pairs)
         layers: list[nn.Module] = []
         for size in config.hidden:
             layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(config.dropout)]
@@ -52,9 +56,46 @@ class Dlrm(nn.Module):
         return self.context.embeddings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x = self.context.pooled(batch, self.context(batch))
-        features = [each for group in self.groups for each in x[group].split(self.widths[group], 1)]
-        fields = [field(each) for field, each in zip(self.fields, features, strict=True)]
-        stacked = torch.stack(fields, 1)  # [C, fields, dim]
-        dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, self.upper[0], self.upper[1]]
-        return self.heads(self.top(torch.cat([stacked.flatten(1), dots], 1)))
+        context, x = self.context, self.context(batch)
+        owner = context.owner(batch)
+        # Fields are linear and so are means: what belongs to a user or an event is computed once for it, then spread.
+        found = {group: self.fields[f"of_{group}"](x[group]) for group in self.groups}
+        found[USER] = found[USER][owner]
+        for name in context.histories:
+            found[name] = mean(found[name], batch.groups[name].offsets)[owner]
+        if context.realtime:
+            found[context.realtime] = visible_mean(found[context.realtime], *context.prefix(batch, owner))
+        vectors = torch.cat([self.fields[f"of_{group}"].shifted(found[group]) for group in self.groups], 1)
+        rows = max(1, INTERACTIONS // vectors.shape[1] ** 2)
+        return self.heads(torch.cat([self._interact(part) for part in vectors.split(rows)]))
+
+    def _interact(self, vectors: Tensor) -> Tensor:
+        """[C, F, dim] -> [C, top]: the vectors and the dot product of every pair of them."""
+        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+        return self.top(torch.cat([vectors.flatten(1), dots], 1))
+
+
+class Fields(nn.Module):
+    """A linear map per feature of a group, each to one vector. Features of equal width that lie side by side are one product."""
+
+    def __init__(self, widths: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.runs = [(width, len(list(run))) for width, run in itertools.groupby(widths)]
+        self.weights = nn.ParameterList(
+            torch.empty(count, width, dim).uniform_(-(width**-0.5), width**-0.5) for width, count in self.runs
+        )
+        self.bias = nn.Parameter(torch.zeros(len(widths), dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, width of the group] -> [N, features * dim], before the bias."""
+        parts = x.split([width * count for width, count in self.runs], 1)
+        found = [
+            torch.bmm(part.unflatten(1, (count, width)).transpose(0, 1), weight).transpose(0, 1).flatten(1)
+            for part, weight, (width, count) in zip(parts, self.weights, self.runs, strict=True)
+        ]
+        return torch.cat(found, 1) if found else x[:, :0]
+
+    def shifted(self, found: Tensor) -> Tensor:
+        """[C, features * dim] -> [C, features, dim], with the bias."""
+        return found.unflatten(1, (len(self.bias), self.dim)) + self.bias

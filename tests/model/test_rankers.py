@@ -92,6 +92,26 @@ def test_a_score_does_not_depend_on_its_batch(name: str, schema, samples, batch:
     torch.testing.assert_close(torch.cat(parts), together, rtol=1e-3, atol=1e-4)
 
 
+def test_dlrm_interacts_as_a_loop_over_features_would(schema, batch: Batch, monkeypatch) -> None:
+    import model.baselines.dlrm
+
+    monkeypatch.setattr(model.baselines.dlrm, "INTERACTIONS", 7 * 40**2)  # several pieces a batch
+    dlrm = make("dlrm", schema)
+    seen = dlrm.context.pooled(batch, dlrm.context(batch))
+    vectors = []
+    for group in dlrm.groups:
+        fields = dlrm.fields[f"of_{group}"]
+        torch.nn.init.normal_(fields.bias)
+        weights = [each for stack in fields.weights for each in stack]
+        columns = dlrm.embeddings.layout[group].values()
+        for own, weight, bias in zip(columns, weights, fields.bias, strict=True):
+            vectors.append(seen[group][:, own] @ weight + bias)
+    dots = [(a * b).sum(1) for i, a in enumerate(vectors) for b in vectors[i + 1 :]]
+    expected = dlrm.heads(dlrm.top(torch.cat([*vectors, torch.stack(dots, 1)], 1)))
+    for task, logit in dlrm(batch).items():
+        torch.testing.assert_close(logit, expected[task], rtol=1e-3, atol=1e-4)
+
+
 def test_din_attends_as_a_loop_over_pairs_would(schema, batch: Batch) -> None:
     model = make("din", schema)
     unit, context = model.unit, model.context
