@@ -31,14 +31,6 @@ DEMO_MODELS = ("mtgr-tiny", "din")
 SchemaFlag = Annotated[
     str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
 ]
-OptionalDEMO_USERS, DEMO_DAYS = 2_000, 10
-"""One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
-DEMO_MODELS = ("mtgr-tiny", "din")
-
-SchemaFlag = Annotated[
-    str | None,
-    typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema."),
-]
 DataFlag = Annotated[str, typer.Option("--data", metavar="DIR", help="Root folder of the sources.", show_default=False)]
 OutFlag = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Root folder of what is built.", show_default=False)
@@ -356,6 +348,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="With --from-checkpoint: start this table anew (repeatable)."),
     ] = None,
+    progressive: Annotated[
+        bool,
+        typer.Option("--progressive", help="Learn each day once, from the day before's checkpoint; judge on the next."),
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace to RUN/profile.")] = False,
 ) -> None:
     """Train a ranker on published samples."""
@@ -393,9 +389,15 @@ def train(
         reset_tables=tuple(reset_table or ()),
         profile=profile,
     )
-    from model.trainer import train as run_training
+    if progressive:
+        from model.progressive import print_progressive
+        from model.progressive import progressive as run_days
 
-    run_training(config)
+        print_progressive(run_days(config))
+    else:
+        from model.trainer import train as run_training
+
+        run_training(config)
     _say(f"wrote {out}")
 
 

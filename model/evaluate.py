@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
     """Score every candidate of some days, write predictions and metrics.json; returns the latter.
 
     Rows per task: `model`; `oracle`, the true probability, where the schema declares one; `popularity` and `user_item_ctr`, counted over
-    the run's own training days (absent where their samples are gone).
+    the days that the run, and those it went on from, were trained on (absent where their samples are gone).
 
     Raises:
         UserError: no such run or day, damaged files, days without a candidate.
@@ -118,11 +118,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
 
 
 def _counts(run: Path, samples: Path, schema: Schema) -> dict[str, Counts]:
-    """Counting baselines of the run's training days."""
-    dates = read_json(run / "config.json")["dates"] if (run / "config.json").is_file() else []
-    assert isinstance(dates, list)
+    """Counting baselines of the run's training days, and of those of the runs it went on from."""
+    dates: set[str] = set()
+    seen: set[Path] = set()
+    origin: Path | None = run
+    while origin is not None and origin not in seen and (origin / "config.json").is_file():
+        config = read_json(origin / "config.json")
+        assert isinstance(config["dates"], list)
+        dates.update(config["dates"])
+        seen.add(origin)
+        origin = Path(str(config["from_checkpoint"])) if config["from_checkpoint"] else None
     try:
-        return count_days(samples, schema, dates) if dates else {}
+        return count_days(samples, schema, sorted(dates)) if dates else {}
     except UserError:
         return {}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate
-from model.run_folder import write_json
+from model.run_folder import read_json, write_json
 from model.trainer import train
 from schemas.errors import UserError
 
@@ -18,26 +20,62 @@ def progressive(config: TrainConfig, *, bootstrap: int = 0) -> list[dict[str, ob
 
     Writes OUT/dt=<day>/ (a run of its own each, so that a killed series goes on where it was) and OUT/progressive.json.
 
-    Returns: per trained day {"trained", "evaluated", "steps", "tasks"}, tasks as in metrics.json.
+    Returns: per trained day {"trained", "evaluated", "steps", "ids", "tasks"}: tasks as in metrics.json, ids the number of
+        ids that have a row after the day, by dynamic table.
     Raises:
         UserError: fewer than two days, or what `train` and `evaluate` refuse.
     """
     if len(config.dates) < 2:
-        raise UserError("progressive validation needs at least two days: --dates FROM:TO")
+        raise UserError("--progressive needs at least two days, one to learn and one to judge on: --dates FROM:TO")
+    if config.eval_dates or config.epochs > 1:
+        raise UserError(
+            "--progressive learns each day once and judges on the next: leave out --eval-dates and --epochs"
+        )
     rows: list[dict[str, object]] = []
     previous: Path | None = config.from_checkpoint
     for day, following in zip(config.dates, config.dates[1:], strict=False):
         out = config.out / f"dt={day}"
-        own = dataclasses.replace(
-            config, dates=(day,), out=out, epochs=1, from_checkpoint=previous, eval_dates=(), eval_every=0, patience=0
-        )
+        own = dataclasses.replace(config, dates=(day,), out=out, from_checkpoint=previous)
         done = train(own)
         result = evaluate(
             EvaluateConfig(
                 run=out, samples=config.samples, dates=(following,), bootstrap=bootstrap, device=config.device
             )
         )
-        rows.append({"trained": day, "evaluated": following, "steps": done.steps, "tasks": result["tasks"]})
+        rows.append(
+            {
+                "trained": day,
+                "evaluated": following,
+                "steps": done.steps,
+                "ids": read_json(out / "summary.json")["ids"],
+                "tasks": result["tasks"],
+            }
+        )
         write_json(config.out / "progressive.json", rows)
         previous = out
     return rows
+
+
+def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a day: the next day's GAUC per task beside the oracle's and popularity's, and how many ids have a row."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [
+        (task, name)
+        for task, each in rows[0]["tasks"].items()
+        for name in ("model", "oracle", "popularity")
+        if "gauc" in each.get(name, {})
+    ]
+    table = Table(title="GAUC on the day after the one trained on", title_justify="left", box=SIMPLE, padding=(0, 1))
+    for heading in ("trained", "judged"):
+        table.add_column(heading, no_wrap=True)
+    for task, name in columns:
+        table.add_column(task if name == "model" else name, justify="right")
+    table.add_column("ids", justify="right")
+    for row in rows:
+        gauc = [row["tasks"][task][name]["gauc"]["value"] for task, name in columns]
+        shown = ["-" if value is None else f"{value:.4f}" for value in gauc]
+        table.add_row(row["trained"][5:], row["evaluated"][5:], *shown, f"{sum(row['ids'].values()):,}")
+    Console().print(table)

@@ -458,6 +458,7 @@ class Trainer:
                 "samples_root": str(config.samples),
                 "dense_parameters": parameter_count([self.model]),
                 "sparse_rows": sum(table.rows for table in self.embeddings.plan.tables),
+                "ids": {name: len(vocabulary) for name, vocabulary in sorted(self.embeddings.vocabularies.items())},
                 "steps": at.step,
                 "best_step": at.best_step or None,
                 "epochs": config.epochs,

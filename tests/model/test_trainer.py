@@ -17,7 +17,7 @@ from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
 from model.progressive import progressive
 from model.trainer import Trainer, decay_factor, train, warmup
-from schemas import Label, UserError
+from schemas import Categorical, Dynamic, Label, UserError
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 
@@ -240,10 +240,18 @@ def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
 
 
 def test_progressive_validation_learns_each_day_once_and_judges_on_the_next(config: TrainConfig, tmp_path) -> None:
-    config = dataclasses.replace(config, dates=DAYS, out=tmp_path / "series")
+    from random_samples import write_random_samples
+
+    rare = Categorical(name="rare", column="item_id", vocabulary=Dynamic(capacity=5_000, admit_after=1), dim=8)
+    candidates = config.schema.candidates
+    schema = config.schema.replace(candidates=candidates.replace(features=(*candidates.features, rare)))
+    write_random_samples(tmp_path / "samples", schema, list(DAYS), users=20)
+    config = dataclasses.replace(config, schema=schema, samples=tmp_path, dates=DAYS, out=tmp_path / "series", epochs=1)
     rows = progressive(config)
     assert [(row["trained"], row["evaluated"]) for row in rows] == list(itertools.pairwise(DAYS))
     assert all(0 < row["tasks"]["click"]["model"]["gauc"]["value"] < 1 for row in rows)
+    first, later = (row["ids"] for row in rows)
+    assert first and all(0 < first[name] <= later[name] for name in first) and sum(later.values()) > sum(first.values())
     second = json.loads((config.out / f"dt={DAYS[1]}" / "config.json").read_text())
     assert second["from_checkpoint"] == str(config.out / f"dt={DAYS[0]}")
     with pytest.raises(UserError, match="at least two days"):
