@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.columns import ROLE_TYPES, Column, compute, declared_schema, joined_columns, needed, store
 from pipelines.engine import Piece, scatter
-from pipelines.merge_scan import Bool, Int, mix, slot_of
+from pipelines.merge_scan import Axis, Bool, Int, mix, order_by, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.sources import home_days, read_rows, to_ms
 from schemas import EventLog, Schema, Snapshot
@@ -80,7 +80,7 @@ class Normaliser:
         if not wanted.all():
             raw, ms, home, day = raw.filter(pa.array(wanted)), ms.filter(pa.array(wanted)), home[wanted], day[wanted]
         rows = declared(source, raw)
-        reason = _first_reason(
+        reasons = Reasons.first(
             raw.num_rows,
             [
                 (f"{source.user} is null", _null(rows, source.user)),
@@ -98,8 +98,8 @@ class Normaliser:
         frame = pl.from_arrow(rows)
         assert isinstance(frame, pl.DataFrame)
         user = store(rows.column(source.user), Column("id", source.user)).to_numpy()
-        yield from _quarantine(source, rows, reason, home, slot_of(mix(user), self.buckets))
-        good = reason == ""
+        yield from _quarantine(source, rows, reasons, home, slot_of(mix(user), self.buckets))
+        good = reasons.good
         if not good.any():
             return
         if not good.all():
@@ -152,14 +152,14 @@ class Normaliser:
 
     def _snapshot(self, source: Snapshot, partition: int, raw: pa.Table) -> Iterator[Piece]:
         rows = declared(source, raw)
-        reason = _first_reason(
+        reasons = Reasons.first(
             raw.num_rows, [(f"{source.key} is null", _null(rows, source.key)), *_conditions(source, rows)]
         )
         home = np.full(raw.num_rows, partition, np.int64)
         key = store(rows.column(source.key), Column("id", source.key)).to_numpy()
         slots = slot_of(mix(key), self.buckets)
-        yield from _quarantine(source, rows, reason, home, slots)
-        good = reason == ""
+        yield from _quarantine(source, rows, reasons, home, slots)
+        good = reasons.good
         if not good.all():
             rows, key, slots, home = rows.filter(pa.array(good)), key[good], slots[good], home[good]
         frame = pl.from_arrow(rows)
@@ -192,14 +192,13 @@ class Normaliser:
         table = table.combine_chunks()
         kept = first_of_each(*(_numpy(table, name) for name in ("_same", "arrived", "id")))
         day, user, ts, id_ = (_numpy(table, name) for name in ("_day", "u", "ts", "id"))
-        order = np.flatnonzero(kept)
-        order = order[np.lexsort((id_[order], ts[order], user[order], day[order]))]
+        partial = table.select([name for name in table.column_names if name not in ("_day", "_same")])
         for of_day in np.unique(day):
-            rows = order[day[order] == of_day]
-            partial = table.select([name for name in table.column_names if name not in ("_day", "_same")])
+            rows = np.flatnonzero(kept & (day == of_day))
+            rows = rows[by_user_and_time(user[rows], ts[rows], id_[rows])]
             path = _stage(self.staging, f"{source}-{of_day}-{slot:05d}")
             if len(rows):
-                pq.write_table(partial.take(pa.array(rows)), path, compression="zstd", compression_level=1)
+                write_partial(partial.take(pa.array(rows)), path)
             duplicates = int(((day == of_day) & ~kept).sum())
             yield _written(slot, source, int(of_day), str(path) if len(rows) else "", len(rows), duplicates, "")
 
@@ -248,6 +247,28 @@ def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[C
             ARROW_TYPES[source.columns[column.expression]] if column.role == "raw" else ROLE_TYPES[column.role]
         )
     return pa.schema(fields)
+
+
+def write_partial(table: pa.Table, path: Path) -> None:
+    """One file of a partial. Times and hashes hardly repeat: trying a dictionary on them first would take as long as writing them."""
+    unlike = ("ts", "arrived", "id")
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[name for name in table.column_names if name not in unlike],
+        column_encoding=dict.fromkeys(("ts", "arrived"), "DELTA_BINARY_PACKED"),
+    )
+
+
+def by_user_and_time(user: Int, ts: Int, id: Int) -> Int:
+    """Order of rows by (user, ts, id)."""
+    users = pa.array(user).dictionary_encode()
+    ascending = np.argsort(users.dictionary.to_numpy())
+    rank = np.empty(len(ascending), np.int64)
+    rank[ascending] = np.arange(len(ascending))
+    return order_by(Axis.over(len(rank), ts).pack(rank[users.indices.to_numpy()], ts), id)
 
 
 def first_of_each(same: Int, arrived: Int, id: Int) -> Bool:
@@ -324,23 +345,38 @@ def _conditions(source: EventLog | Snapshot, rows: pa.RecordBatch) -> Iterator[t
             yield f"not valid: {check[5:-1]}", ~met.to_numpy(zero_copy_only=False)
 
 
-def _first_reason(rows: int, checks: Iterable[tuple[str, Bool]]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    names, failed = [""], [np.zeros(rows, np.bool_)]
-    for name, mask in checks:
-        names.append(name)
-        failed.append(mask)
-    stacked = np.stack(failed)
-    first = np.where(stacked.any(axis=0), stacked.argmax(axis=0), 0)
-    return np.array(names)[first]
+@dataclass(frozen=True)
+class Reasons:
+    """Why each row can't be used: the first check that it fails."""
+
+    names: list[str]
+    which: np.ndarray[tuple[int], np.dtype[np.int16]]
+    """Position among `names`; -1 for a good row."""
+
+    @classmethod
+    def first(cls, rows: int, checks: Iterable[tuple[str, Bool]]) -> Reasons:
+        names: list[str] = []
+        which = np.full(rows, -1, np.int16)
+        for name, failed in checks:
+            if failed.any():
+                which[failed & (which < 0)] = len(names)
+            names.append(name)
+        return cls(names, which)
+
+    @property
+    def good(self) -> Bool:
+        found: Bool = self.which < 0
+        return found
 
 
 def _quarantine(
-    source: EventLog | Snapshot, rows: pa.RecordBatch, reason: np.ndarray, home: Int, slots: np.ndarray
+    source: EventLog | Snapshot, rows: pa.RecordBatch, reasons: Reasons, home: Int, slots: np.ndarray
 ) -> Iterator[Piece]:
-    bad = np.flatnonzero(reason != "")
+    bad = np.flatnonzero(~reasons.good)
     if len(bad):
         table = pa.Table.from_batches([rows]).take(pa.array(bad))
-        table = table.append_column("reason", pa.array(reason[bad], pa.string()))
+        reason = pa.array([reasons.names[i] for i in reasons.which[bad].tolist()], pa.string())
+        table = table.append_column("reason", reason)
         table = table.append_column("_day", pa.array(home[bad].astype(np.int32)))
         yield from scatter(table, slots[bad], f"{QUARANTINE}{source.name}")
 
