@@ -1,16 +1,22 @@
 """The sample builder beside a hand-written polars script and naive Spark SQL, on the same logs, for the same output.
 
-    python -m benchmarks.build --rows 5_000_000 --repeats 3 --out benchmarks/results/build.json
-    python -m benchmarks.build --rows 200_000 --peers local polars spark spark_sql
-    python -m benchmarks.build --rows 1_000_000 --hot 100 --peers local spark     # one user has 100x the median
+    python -m benchmarks.build --rows 1_000_000 5_000_000 --repeats 3            # local, spark, polars take turns
+    python -m benchmarks.build --rows 1_000_000 --peers spark spark_sql
+    python -m benchmarks.build --rows 1_000_000 --hot 0 100 10_000 --peers local spark
+    python -m benchmarks.build --rows 5_000_000 --limit 500 --resume              # in pieces of 500 s, each going on with the last
 
 One day of `rows` exposures and `rows / 5` clicks, after ten days that fill the histories: 12 cross features over four key sets, 200
 events of history, realtime events, a label. Every run is a fresh process; peers take turns; figures are medians. `cpu_s` is the
-processor time of the process and all its children, which is what to compare on a machine that does other work too.
+processor time of the process and all its descendants, which is what to compare on a machine that does other work too; `peak_mib` the
+most that all of them had resident at one moment (pages they share count once for each).
+
+Each run is a line of `--log` as soon as it ends; `--resume` goes on where the log ends, instead of starting a new one. The medians
+of all of the log go to `--out`.
 
 The polars script computes cross features by as-of joins on running counts, which is the fastest form we know by hand; it skips
-deduplication, quarantine, statistics and the gate. The SQL computes them by range joins, as one would write them first, and
-nothing else: no history, no label.
+deduplication, quarantine, statistics and the gate. The SQL computes the cross features by range joins, a join per key set, as one
+would write them first, and nothing else: no history, no label. All must agree on the sum of every cross feature, and all but the
+SQL on labels, visible realtime events and history lengths too.
 """
 
 from __future__ import annotations
@@ -26,11 +32,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 DAY = 86_400_000
@@ -39,6 +47,11 @@ LAST = 20_605
 """Number of the day built (2026-06-01)."""
 WINDOWS = {"1h": 3_600_000, "1d": DAY, "7d": 7 * DAY}
 KEYS = (("user_id",), ("item_id",), ("user_id", "item_id"), ("user_id", "category"))
+CROSS = [f"c_{'_'.join(keys)}_{window}" for keys in KEYS for window in WINDOWS]
+RESULTS = Path(__file__).parent / "results"
+
+Told = dict[str, Any]
+"""Figures of a run, by name."""
 
 
 def schema() -> Any:
@@ -70,18 +83,21 @@ def schema() -> Any:
 
 
 def write_logs(folder: Path, rows: int, hot: int) -> None:
-    """`DAYS` days of clicks; exposures on the last one only, so that what is measured is a day's build."""
+    """`DAYS` days of clicks; exposures on the last one only, so that what is measured is a day's build. With `hot`, one user has
+    so many times the median's rows (half of all at most)."""
     from pipelines.days import dt_of
 
     rng = np.random.default_rng(0)
-    users, items = max(50, rows // 50), max(50, rows // 100)
+    users, items = max(50, rows // 100), max(50, rows // 100)
 
     def table(n: int, day: int) -> pa.Table:
         user = rng.integers(1, users + 1, n)
-        user[: min(n, hot * max(1, n // users))] = 0 if hot else user[0]
+        user[: min(n // 2, hot * max(1, n // users))] = 0
         item = np.minimum((rng.pareto(1.1, n) * items / 20).astype(np.int64), items - 1)
         ts = day * DAY + rng.integers(0, DAY, n)
-        return pa.table({"user_id": user, "item_id": item, "category": item % 50, "ts": ts})
+        rows = pa.table({"user_id": user, "item_id": item, "category": item % 50, "ts": ts})
+        # A hot user may click an item twice in a millisecond: the builder counts that once, the peers would twice.
+        return rows.group_by(rows.column_names).aggregate([]) if hot else rows
 
     for day in range(LAST - DAYS + 1, LAST + 1):
         for source, n in (("exposures", rows if day == LAST else 1), ("clicks", rows // 5)):
@@ -93,27 +109,82 @@ def write_logs(folder: Path, rows: int, hot: int) -> None:
 # ---------------------------------------------------------------------- the contestants
 
 
-def run_builder(engine: str, data: Path, out: Path) -> dict[str, Any]:
+def run_builder(peer: str, data: Path, out: Path) -> Told:
     """genrank's whole build of the day."""
     from pipelines.build import BuildConfig, build
     from pipelines.days import dt_of
 
-    result = build(BuildConfig(schema(), data, out, dt_of(LAST), dt_of(LAST), engine=engine))
-    return {"samples": result.samples, "candidates": result.candidates, "check": checksum(out)}
+    engine = _Held() if peer == "local" else _Spilled()
+    try:
+        result = build(BuildConfig(schema(), data, out, dt_of(LAST), dt_of(LAST), engine=peer), engine.inner)
+        return {"samples": result.samples, "candidates": result.candidates, **engine.told()}
+    finally:
+        engine.inner.stop()
 
 
-def checksum(out: Path) -> float:
-    """Sum of every cross feature over all candidates."""
-    total = 0.0
+class _Held:
+    """The local engine, and the most its pieces took between two steps."""
+
+    def __init__(self) -> None:
+        from pipelines.local_engine import LocalEngine
+
+        class Counted(LocalEngine):
+            most = 0
+
+            def map(self, *args: Any) -> Any:
+                frame = super().map(*args)
+                self.most = max(self.most, sum(piece.rows.nbytes for piece in frame))
+                return frame
+
+        self.inner = Counted()
+
+    def told(self) -> Told:
+        return {"held_mib": self.inner.most / 2**20}
+
+
+class _Spilled:
+    """The Spark engine, and what its stages shuffled and spilled."""
+
+    def __init__(self) -> None:
+        from pipelines.spark_engine import SparkEngine, start_session
+
+        self.session = start_session()
+        self.inner = SparkEngine(self.session)
+        self.inner._owned = True
+
+    def told(self) -> Told:
+        return spark_metrics(self.session)
+
+
+def spark_metrics(session: Any) -> Told:
+    """What all stages of a session shuffled and spilled, from Spark's own status store."""
+    jvm = session.sparkContext._jvm
+    store = session.sparkContext._jsc.sc().statusStore()
+    empty = jvm.java.util.ArrayList()
+    stages = store.stageList(empty, False, False, session.sparkContext._gateway.new_array(jvm.double, 0), empty)
+    names = {"shuffle_mib": "shuffleWriteBytes", "spilled_disk_mib": "diskBytesSpilled"}
+    return {
+        told: sum(getattr(stages.apply(i), name)() for i in range(stages.size())) / 2**20
+        for told, name in names.items()
+    }
+
+
+def check_samples(out: Path) -> list[float]:
+    """Sums over what `genrank build` wrote, as `check_polars` has them."""
+    cross = clicked = sees = history = 0.0
     for path in sorted((out / "samples").glob("dt=*/build=*/*.parquet")):
-        candidates = pq.read_table(path, columns=["candidates"]).column(0)
-        for chunk in candidates.chunks:
-            for name in (field.name for field in chunk.type if field.name.startswith("c_")):
-                total += float(chunk.field(name).flatten().to_numpy().astype(np.float64).sum())
-    return total
+        table = pq.read_table(path, columns=["candidates", "labels", "mask", "history"])
+        for batch in table.to_batches():
+            candidates = batch.column("candidates")
+            for name in CROSS:
+                cross += float(candidates.field(name).flatten().to_numpy().astype(np.float64).sum())
+            clicked += float(pc.sum(batch.column("labels").field("click").flatten()).as_py() or 0)
+            sees += float(pc.sum(batch.column("mask").field("candidate_sees").flatten()).as_py() or 0)
+            history += len(batch.column("history").field("ts").flatten())
+    return [cross, clicked, sees, history]
 
 
-def run_polars(data: Path, out: Path) -> dict[str, Any]:
+def run_polars(peer: str, data: Path, out: Path) -> Told:
     """The same day by hand."""
     import polars as pl
 
@@ -163,101 +234,131 @@ def run_polars(data: Path, out: Path) -> dict[str, Any]:
     )
     out.mkdir(parents=True)
     samples.write_parquet(out / "samples.parquet", compression="zstd", compression_level=1, row_group_size=4096)
-    names = [name for name in samples.columns if name.startswith("c_")]
-    check = sum(float(shown[name].cast(pl.Float64).sum()) for name in names)
-    return {"samples": samples.height, "candidates": shown.height, "check": check}
+    return {"samples": samples.height, "candidates": shown.height}
 
 
-def run_spark_sql(data: Path, out: Path) -> dict[str, Any]:
-    """The cross features alone, by range joins."""
+def check_polars(out: Path) -> list[float]:
+    """Sums of every cross feature, of labels, of visible realtime events, and of history lengths."""
+    import polars as pl
+
+    lazy = pl.scan_parquet(out / "samples.parquet")
+    sums = [pl.sum_horizontal(pl.col(name).explode().cast(pl.Float64).sum() for name in CROSS).alias("cross")]
+    sums += [pl.col(name).explode().cast(pl.Float64).sum() for name in ("click", "sees")]
+    sums += [pl.col("h_ts").list.len().cast(pl.Float64).sum()]
+    return list(lazy.select(sums).collect().row(0))
+
+
+def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
+    """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
     from pipelines.spark_engine import start_session
 
     session = start_session(
         **{
             "spark.sql.codegen.wholeStage": "true",
             "spark.sql.adaptive.enabled": "true",
-            "spark.sql.shuffle.partitions": "8",
+            "spark.shuffle.compress": "true",
+            "spark.driver.memory": "6g",
+            "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
         }
     )
     session.read.parquet(str(data / "clicks")).createOrReplaceTempView("clicks")
-    shown = session.read.parquet(str(data / "exposures" / _last(data)))
-    shown.selectExpr("*", "monotonically_increasing_id() row").cache().createOrReplaceTempView("shown")
-    parts = []
-    for keys in KEYS:
+    session.read.parquet(str(data / "exposures" / _last(data))).createOrReplaceTempView("day")
+    session.sql("select *, monotonically_increasing_id() row from day").createOrReplaceTempView("shown")
+    joined = "shown"
+    for i, keys in enumerate(KEYS):
         same = " and ".join(f"e.{key} = c.{key}" for key in keys)
         counts = ", ".join(
             f"count_if(c.ts > e.ts - {ms}) c_{'_'.join(keys)}_{window}" for window, ms in WINDOWS.items()
         )
-        widest = max(WINDOWS.values())
-        parts.append(
-            f"select e.row, {counts} from shown e left join clicks c on {same} and c.ts < e.ts and c.ts > e.ts - {widest} group by e.row"
-        )
-    joined = " ".join(f"join ({part}) p{i} using (row)" for i, part in enumerate(parts))
-    session.sql(f"select * from shown {joined}").write.parquet(str(out))
-    names = [f"c_{'_'.join(keys)}_{window}" for keys in KEYS for window in WINDOWS]
-    written = session.read.parquet(str(out))
-    row = written.selectExpr("count(*) n", f"{' + '.join(f'sum({name})' for name in names)} total").first()
+        within = f"{same} and c.ts < e.ts and c.ts > e.ts - {max(WINDOWS.values())}"
+        joined += f" join (select e.row, {counts} from shown e left join clicks c on {within} group by e.row) p{i} using (row)"
+    session.sql(f"select * from {joined}").write.parquet(str(out))
+    told = {"samples": 0, "candidates": session.read.parquet(str(out)).count(), **spark_metrics(session)}
     session.stop()
-    return {"samples": 0, "candidates": row.n, "check": float(row.total)}
+    return told
+
+
+def check_spark_sql(out: Path) -> list[float]:
+    """Sum of every cross feature."""
+    import polars as pl
+
+    lazy = pl.scan_parquet(out / "*.parquet")
+    return [
+        float(lazy.select(pl.sum_horizontal(pl.col(name).cast(pl.Float64).sum() for name in CROSS)).collect().item())
+    ]
 
 
 def _last(data: Path) -> str:
     return sorted(path.name for path in (data / "exposures").iterdir())[-1]
 
 
-PEERS = ("local", "spark", "polars", "spark_sql")
+Run = Callable[[str, Path, Path], Told]
+Check = Callable[[Path], list[float]]
+PEERS: dict[str, tuple[Run, Check]] = {
+    "local": (run_builder, check_samples),
+    "spark": (run_builder, check_samples),
+    "polars": (run_polars, check_polars),
+    "spark_sql": (run_spark_sql, check_spark_sql),
+}
+
+
+# ---------------------------------------------------------------------- one run
 
 
 def child(peer: str, data: Path, out: Path) -> None:
     """One run, in this process; prints what it took as JSON."""
-    peak = [0]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            peak[0] = max(peak[0], sum(rss for rss, _ in _tree().values()))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    cpu: dict[int, float] = {}
-
-    def note() -> None:
-        while not over.wait(0.2):
-            cpu.update({pid: seconds for pid, (_, seconds) in _tree().items()})
-
-    threading.Thread(target=note, daemon=True).start()
+    run, check = PEERS[peer]
+    usage = _Usage()
+    usage.start()
     begin = time.perf_counter()
-    if peer in ("local", "spark"):
-        told = run_builder(peer, data, out)
-    else:
-        told = {"polars": run_polars, "spark_sql": run_spark_sql}[peer](data, out)
-    took = time.perf_counter() - begin
-    cpu.update({pid: seconds for pid, (_, seconds) in _tree().items()})
-    over.set()
-    print(json.dumps({"wall_s": took, "cpu_s": sum(cpu.values()), "peak_mib": peak[0] / 2**20, **told}))
+    told = run(peer, data, out)
+    wall = time.perf_counter() - begin
+    usage.stop()
+    took = {"wall_s": wall, "cpu_s": usage.cpu, "peak_mib": usage.peak / 2**20}
+    print(json.dumps({**took, **told, "check": check(out)}))
 
 
-def _tree() -> dict[int, tuple[int, float]]:
-    """pid -> (resident bytes, processor seconds) of this process and its descendants."""
-    parents: dict[int, int] = {}
-    found: dict[int, tuple[int, float]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents[int(entry)] = int(fields[1])
-            found[int(entry)] = (int(fields[21]) * 4096, (int(fields[11]) + int(fields[12])) / 100)
+class _Usage(threading.Thread):
+    """Watches this process and its descendants: the most resident at once, and processor time, of those that ended too."""
 
-    def ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.cpu = 0, 0.0
+        self._over = threading.Event()
 
-    return {pid: told for pid, told in found.items() if ours(pid)}
+    def run(self) -> None:
+        while not self._over.wait(0.1):
+            self._look()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+        self._look()
+
+    def _look(self) -> None:
+        parents: dict[int, int] = {}
+        found: dict[int, tuple[int, float]] = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                parents[int(entry)] = int(fields[1])
+                ticks = sum(int(fields[i]) for i in (11, 12, 13, 14))
+                found[int(entry)] = (int(fields[21]) * PAGE, ticks / TICKS)
+        own, size = {os.getpid()}, 0
+        while len(own) > size:
+            size = len(own)
+            own |= {pid for pid, parent in parents.items() if parent in own}
+        self.peak = max(self.peak, sum(found[pid][0] for pid in own if pid in found))
+        self.cpu = max(self.cpu, sum(found[pid][1] for pid in own if pid in found))
+
+
+PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+
+
+# ---------------------------------------------------------------------- all runs
 
 
 def main() -> None:
@@ -265,43 +366,113 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["local", "spark", "polars"])
-    parser.add_argument("--hot", type=int, default=0, help="one user has so many times the median's rows")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--hot", type=int, nargs="+", default=[0], help="one user has so many times the median's rows")
+    parser.add_argument("--log", type=Path, default=RESULTS / "build.jsonl", help="a line per run")
+    parser.add_argument("--resume", action="store_true", help="go on where the log ends")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), help="begin no run that may end after so many seconds"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "build.json", help="medians of all of the log")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "genrank-benchmark")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         child(asked.child[0], Path(asked.child[1]), Path(asked.child[2]))
         return
-    results = []
-    for rows in asked.rows:
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "data"
-            write_logs(data, rows, asked.hot)
-            runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in asked.peers}
-            for repeat in range(asked.repeats):
-                for peer in asked.peers:
-                    out = Path(folder) / f"{peer}-{repeat}"
-                    command = [sys.executable, "-m", "benchmarks.build", "--child", peer, str(data), str(out)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode:
-                        sys.exit(done.stderr)
-                    runs[peer].append(json.loads(done.stdout.splitlines()[-1]))
-                    shutil.rmtree(out)
-        checks = {run["check"] for told in runs.values() for run in told}
-        if len(checks) != 1:
-            sys.exit(f"the peers disagree: {checks}")
-        for peer, told in runs.items():
-            medians = {
-                key: round(statistics.median(run[key] for run in told), 2) for key in ("wall_s", "cpu_s", "peak_mib")
-            }
-            results.append({"rows": rows, "hot": asked.hot, "peer": peer, **medians, "samples": told[0]["samples"]})
-            print(results[-1], flush=True)
-    report = {
-        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
-        "results": results,
+    begun = time.monotonic()
+    if not asked.resume:
+        asked.log.unlink(missing_ok=True)
+    done = read_log(asked.log)
+    plan = [
+        (rows, hot, repeat, peer)
+        for rows in asked.rows
+        for hot in asked.hot
+        for repeat in range(asked.repeats)
+        for peer in asked.peers
+    ]
+    todo = [one for one in plan if one not in done]
+    for i, (rows, hot, repeat, peer) in enumerate(todo):
+        data = asked.work / f"logs-{rows}-{hot}"
+        if not (data / "whole").is_file():
+            shutil.rmtree(data, ignore_errors=True)
+            write_logs(data, rows, hot)
+            (data / "whole").touch()
+        if time.monotonic() - begun + _expected(done, rows, hot, peer) > asked.limit:
+            print(f"{len(todo) - i} runs are left: give the command again with --resume")
+            break
+        run = one_run(peer, data, asked.work / "out")
+        done[rows, hot, repeat, peer] = {"rows": rows, "hot": hot, "repeat": repeat, "peer": peer, **run}
+        asked.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(asked.log, "a") as log:
+            log.write(json.dumps(done[rows, hot, repeat, peer]) + "\n")
+        print(
+            json.dumps({key: done[rows, hot, repeat, peer][key] for key in ("rows", "hot", "repeat", "peer", *FIGURES)})
+        )
+        _agree(done)
+    machine = {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu(), "python": platform.python_version()}
+    asked.out.write_text(json.dumps({"machine": machine, "results": medians(done)}, indent=1) + "\n")
+
+
+FIGURES = ("wall_s", "cpu_s", "peak_mib")
+Key = tuple[int, int, int, str]
+
+
+def one_run(peer: str, data: Path, out: Path) -> Told:
+    """A run in a fresh process."""
+    shutil.rmtree(out, ignore_errors=True)
+    load = os.getloadavg()[0]
+    command = [sys.executable, "-m", "benchmarks.build", "--child", peer, str(data), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    shutil.rmtree(out, ignore_errors=True)
+    if ended.returncode:
+        sys.exit(f"{peer} failed ({ended.returncode}):\n{ended.stderr[-4000:]}")
+    told = json.loads(ended.stdout.splitlines()[-1])
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} | {
+        "load_before": round(load, 2)
     }
-    if asked.out:
-        asked.out.write_text(json.dumps(report, indent=1))
+
+
+def read_log(path: Path) -> dict[Key, Told]:
+    """Runs by (rows, hot, repeat, peer)."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {(r["rows"], r["hot"], r["repeat"], r["peer"]): r for r in map(json.loads, lines)}
+
+
+def _expected(done: dict[Key, Told], rows: int, hot: int, peer: str) -> float:
+    """Seconds a run may take: as the slowest of its kind; of an unknown kind, in proportion to another size."""
+    same = [run["wall_s"] for (r, h, _, p), run in done.items() if (r, h, p) == (rows, hot, peer)]
+    others = [run["wall_s"] * max(1.0, rows / r) for (r, _, _, p), run in done.items() if p == peer]
+    return 1.2 * max(same or others, default=0.0) + 5
+
+
+def _agree(done: dict[Key, Told]) -> None:
+    """Exit unless all runs over the same logs told the same sums."""
+    for rows, hot in {(rows, hot) for rows, hot, _, _ in done}:
+        checks = {(peer, tuple(run["check"])) for (r, h, _, peer), run in done.items() if (r, h) == (rows, hot)}
+        widest = max((check for _, check in checks), key=len)
+        if any(check != widest[: len(check)] for _, check in checks):
+            sys.exit(f"the peers disagree at {rows} rows: {checks}")
+
+
+def medians(done: dict[Key, Told]) -> list[Told]:
+    """A row per size and peer: medians, and the ratio to the polars script where it ran."""
+    found = []
+    for rows, hot, peer in sorted({(rows, hot, peer) for rows, hot, _, peer in done}):
+        runs = [run for (r, h, _, p), run in done.items() if (r, h, p) == (rows, hot, peer)]
+        figures = [key for key in runs[0] if key.endswith(("_s", "_mib"))]
+        middle = {key: round(statistics.median(run[key] for run in runs), 2) for key in figures}
+        found.append({"rows": rows, "hot": hot, "peer": peer, "runs": len(runs), **middle})
+    for row in found:
+        for other in found:
+            if other["peer"] == "polars" and (other["rows"], other["hot"]) == (row["rows"], row["hot"]):
+                row["wall_to_polars"] = round(row["wall_s"] / other["wall_s"], 2)
+                row["cpu_to_polars"] = round(row["cpu_s"] / other["cpu_s"], 2)
+    return found
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
