@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from model.ranks import Ranks
 from schemas.errors import UserError
+from schemas.files import move, sync
 from schemas.schema import Schema
 from tokenization.checkpoint import save_tables
 from tokenization.embedding import Embeddings
@@ -82,9 +82,9 @@ def save_checkpoint(
         }
         (staging / "manifest.json").write_text(json.dumps(manifest))
         for path in [*files, staging / "manifest.json"]:
-            _flush(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
-        staging.replace(final)
+        move(staging, final)
         old = [s for s in steps_of(run) if s not in protect]
         for stale in old[: max(len(old) - keep, 0)]:
             shutil.rmtree(root / f"step-{stale}")
@@ -189,11 +189,3 @@ def load_optimizer_state(
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

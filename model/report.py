@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from model.config import samples_folder
-from model.run_folder import read_json, read_schema, write_text
+from model.run_folder import read_json, read_schema
 from schemas import Schema, UserError
+from schemas.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
         plan=_plan(first),
         sample=_sample(first, samples) if samples else None,
     )
-    write_text(out, page)
+    write_atomically(out, page)
 
 
 def print_metrics(name: str, metrics: Mapping[str, object]) -> None:

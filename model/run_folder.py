@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from model.config import FREE_TO_CHANGE, TrainConfig
 from schemas.diff import diff, in_one_line
 from schemas.errors import UserError
+from schemas.files import write_atomically
 from schemas.schema import Schema
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class RunFolder:
                     "or remove the folder to start over"
                 )
         write_json(path / "config.json", own)
-        write_text(path / "schema.json", config.schema.model_dump_json(indent=1))
+        write_atomically(path / "schema.json", config.schema.model_dump_json(indent=1))
         return cls(path, fresh)
 
     def rewind(self, lines: int) -> None:
         """Forget what was logged after the first `lines`: a resumed run writes it again."""
         path = self.path / "log.jsonl"
         self._log.close()
-        write_text(path, "".join(path.read_text().splitlines(keepends=True)[:lines]))
+        write_atomically(path, "".join(path.read_text().splitlines(keepends=True)[:lines]))
         self._log = path.open("a", buffering=1)
         self.lines = lines
 
@@ -138,12 +138,4 @@ def read_json(path: Path) -> dict[str, object]:
 
 def write_json(path: Path, value: object) -> None:
     """Atomically: a reader sees the old file or the new one."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text)
-    staging.replace(path)
+    write_atomically(path, json.dumps(value, indent=1, default=str) + "\n")

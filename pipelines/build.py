@@ -29,12 +29,13 @@ from pipelines.engine import Engine, open_engine
 from pipelines.events import Normaliser, ReadUnit
 from pipelines.partials import Partial, PartialRef, PartialStore
 from pipelines.planner import LANDED, Plan, catalog_days
-from pipelines.publish import locked, publish, write_atomically
+from pipelines.publish import locked, publish
 from pipelines.quality import gate
 from pipelines.samples import Assembler
 from pipelines.sources import Partition
 from pipelines.stats import SUMMARY, path_of
 from schemas import EventLog, Schema, Snapshot, UserError
+from schemas.files import move, write_atomically
 from schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
 READ_ROWS = 500_000
@@ -286,7 +287,7 @@ class _Build:
         temporary = self.staging / path.name
         self.staging.mkdir(parents=True, exist_ok=True)
         pq.write_table(SUMMARY.empty_table() if of_day is None else of_day, temporary, compression="zstd")
-        os.replace(temporary, path)
+        move(temporary, path)
 
     def _publish(self, day: int, rows: list[dict[str, Any]]) -> SampleManifest:
         staged = self.staging / "publish" / f"dt={dt_of(day)}"

@@ -22,7 +22,7 @@ from pipelines.engine import Piece, scatter
 from pipelines.merge_scan import Axis, Bool, Int, mix, order_by, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.sources import home_days, read_rows, to_ms
-from schemas import EventLog, Schema, Snapshot
+from schemas import EventLog, Schema, Snapshot, files
 from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 
 QUARANTINE = "quarantine:"
@@ -208,6 +208,7 @@ class Normaliser:
             rows = table.filter(pa.array(day == of_day)).drop_columns(["_day"])
             path = _stage(self.staging, f"quarantine-{source}-{of_day}-{slot:05d}")
             pq.write_table(rows, path, compression="zstd")
+            files.sync(path)
             for count in rows.column("reason").value_counts().to_pylist():
                 yield _written(slot, source, int(of_day), str(path), count["counts"], 0, count["values"])
 
@@ -260,6 +261,7 @@ def write_partial(table: pa.Table, path: Path) -> None:
         use_dictionary=[name for name in table.column_names if name not in unlike],
         column_encoding=dict.fromkeys(("ts", "arrived"), "DELTA_BINARY_PACKED"),
     )
+    files.sync(path)
 
 
 def by_user_and_time(user: Int, ts: Int, id: Int) -> Int:

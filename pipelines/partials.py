@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.days import dt_of
+from schemas.files import move, write_atomically
 from schemas.manifest import Input
 
 PARTIAL = "partial.json"
@@ -69,16 +70,16 @@ class PartialStore:
         return PartialRef(day, str(self.folder(partial.source, day, partial.key)), partial.files)
 
     def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
-        """Move the winners' files in and make the partial visible, by one rename."""
+        """Move the winners' files (which are on the disk) in and make the partial visible, by one rename."""
         final = self.folder(partial.source, day, partial.key)
         building = final.with_name(f".{final.name}-{os.getpid()}")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         for bucket, path in staged.items():
             os.rename(path, building / partial.files[bucket])
-        (building / PARTIAL).write_text(partial.model_dump_json(indent=1))
+        write_atomically(building / PARTIAL, partial.model_dump_json(indent=1))
         shutil.rmtree(final, ignore_errors=True)
-        os.rename(building, final)
+        move(building, final)
 
 
 def load(

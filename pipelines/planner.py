@@ -16,10 +16,11 @@ from pathlib import Path
 from pipelines import cross_features, sequences
 from pipelines.columns import joined_columns, needed
 from pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
-from pipelines.publish import locked, write_atomically
+from pipelines.publish import locked
 from pipelines.sources import Partition, census, days_present, digest, read_partition
 from schemas import EventLog, Schema, Snapshot, UserError
 from schemas.base import DAY_MS, parse_duration
+from schemas.files import write_atomically
 from schemas.manifest import MANIFEST, SampleManifest, sample_days
 
 BUCKET_ROWS = 200_000

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from schemas import UserError
+from schemas.files import move, write_atomically
 from schemas.manifest import MANIFEST, SampleManifest
 
 
@@ -44,9 +45,7 @@ def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:
     final = day / f"build={manifest.build_id}"
     day.mkdir(parents=True, exist_ok=True)
     staged.mkdir(parents=True, exist_ok=True)
-    sync(staged)
-    os.rename(staged, final)
-    sync(day)
+    move(staged, final)
     write_atomically(day / MANIFEST, manifest.model_dump_json(indent=1, by_alias=True))
     # Readers of the manifest before this one keep their files; older builds have no reader left.
     keep = {final.name, *_previous(day, final.name)}
@@ -58,24 +57,3 @@ def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:
 def _previous(day: Path, current: str) -> list[str]:
     builds = sorted((p for p in day.glob("build=*") if p.name != current), key=lambda p: p.stat().st_mtime_ns)
     return [p.name for p in builds[-1:]]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The old text or the new one, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

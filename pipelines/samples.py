@@ -7,7 +7,6 @@ right, each begins with the newest realtime events as of its first candidate, an
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from pipelines.partials import PartialRef, load
 from pipelines.quality import violations
 from pipelines.sequences import Timeline
 from pipelines.stats import summarise
-from schemas import EventLog, Schema
+from schemas import EventLog, Schema, files
 from schemas.base import parse_duration
 from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
 from schemas.schema import CANDIDATES, USER
@@ -508,8 +507,7 @@ def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) ->
         column_encoding=encodings,
         write_statistics=True,
     )
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    files.sync(path)
 
 
 def _encodings(schema: pa.Schema) -> tuple[dict[str, str], list[str]]:

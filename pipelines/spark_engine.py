@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
 from schemas import EventLog, Snapshot, UserError
+from schemas.files import write_atomically
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -136,7 +137,7 @@ class SparkEngine:
                 told = target / "_landed"
                 if not told.is_file() or told.read_text() != day.mark:
                     rows.where(dt == day.dt).select(*physical).write.mode("overwrite").parquet(str(target))
-                    told.write_text(day.mark)
+                    write_atomically(told, day.mark)
         except PySparkException as error:
             first_line = str(error).splitlines()[0]
             raise UserError(f"source {source.name!r}: table {source.catalog} can't be read: {first_line}") from error

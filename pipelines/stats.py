@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from schemas import Schema, UserError
 from schemas.contract import leaves
+from schemas.files import write_atomically
 from schemas.manifest import sample_days
 from schemas.schema import USER
 from schemas.vocabulary import MISSING_ID
@@ -340,5 +341,4 @@ def write_statistics(days: Sequence[DayStatistics], path: Path) -> None:
             *cells, _ = _cells(day.summaries[leaf], day.psi.get(leaf))
             parts.append(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}{cell(day.psi.get(leaf))}</tr>")
         parts.append("</table>")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts))
+    write_atomically(path, "\n".join(parts))

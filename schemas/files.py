@@ -1,7 +1,8 @@
-"""Where a source's days lie, and which physical types can be read as which declared ones."""
+"""Files: where a source's days lie, which physical types can be read as which declared ones, and writing that survives a power cut."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -61,3 +62,30 @@ def readable(type_: pa.DataType, declared: str) -> bool:
     if declared == "timestamp":
         return bool(pa.types.is_timestamp(type_))
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old text or the new one, whatever happens in between, a power cut included; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    move(temporary, path)
+
+
+def move(staged: Path, final: Path) -> None:
+    """Rename, once what is staged is on the disk: a file, or a folder whose files already are.
+
+    A file system may keep a rename and lose what was written before it; readers would find an empty file under its final name.
+    """
+    sync(staged)
+    os.replace(staged, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

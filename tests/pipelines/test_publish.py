@@ -109,6 +109,31 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, m
     assert list((tmp_path / "out" / "staging").glob("*")) == []
 
 
+def test_a_power_cut_publishes_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rename makes visible outside of staging was on the disk before it."""
+    days = write_world(tmp_path / "data", seed=46, days=2)
+    out, synced, seen = tmp_path / "out", set[tuple[int, int]](), set[str]()
+    fsync, replace = os.fsync, os.replace
+
+    def stamp(path: Path | int) -> tuple[int, int]:
+        return (found := os.stat(path)).st_ino, found.st_mtime_ns
+
+    def watched_fsync(handle: int) -> None:
+        fsync(handle)
+        synced.add(stamp(handle))
+
+    def watched_replace(source: Path, target: Path) -> None:
+        for path in [source, *source.rglob("*")]:
+            assert stamp(path) in synced, f"{path} becomes {target} and may be empty after a power cut"
+        seen.add(target.relative_to(out).parts[0])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    build(BuildConfig(full_schema(), tmp_path / "data", out, days[0], days[-1]))
+    assert seen == {"partials", "samples", "stats"}
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = write_world(tmp_path / "data", seed=45, days=1)
 
