@@ -86,18 +86,18 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
 
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=2)
-    flush = model.checkpoint._flush
+    sync = model.checkpoint.sync
 
     def crash(path):
         if "step-4" in str(path):
             raise Killed
-        flush(path)
+        sync(path)
 
-    monkeypatch.setattr(model.checkpoint, "_flush", crash)
+    monkeypatch.setattr(model.checkpoint, "sync", crash)
     with pytest.raises(Killed):
         train(config)
     assert steps_of(config.out) == [2]
-    monkeypatch.setattr(model.checkpoint, "_flush", flush)
+    monkeypatch.setattr(model.checkpoint, "sync", sync)
     assert train(config).steps > 4
 
 
