@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks import dlrm_hstu
 from examples.marketplace.world import generate
 from model.config import TrainConfig
 from model.encoders.block import parameter_count
@@ -44,10 +45,19 @@ def main() -> None:
     parser.add_argument("--aggregation-model", default="mtgr-tiny")
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--peer", type=Path, help=f"a checkout of {dlrm_hstu.SOURCE}: a step beside its DlrmHSTU, and nothing else"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
+    if arguments.peer:
+        found = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+        found["dlrm_hstu"] = {"torch": torch.__version__, **dlrm_hstu.compare(arguments.peer, arguments.repeats)}
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        print(json.dumps(found["dlrm_hstu"], indent=1))
+        return
     ranks = join_ranks(arguments.device)
     schema = load_schema(str(SCHEMA))
     with tempfile.TemporaryDirectory() as folder:

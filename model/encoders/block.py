@@ -51,8 +51,9 @@ class EncoderConfig:
     input_norm: NormKind = "gln"
     output_norm: NormKind = "gln"
     gate: Order = "gate_norm"
-    concat_ua: bool = False
-    """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public code)."""
+    concat_ua: bool | Literal["raw"] = False
+    """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public research code); "raw": with O itself in the
+    middle (Meta's DLRM-v3 code)."""
     divisor: Literal["length", "visible"] | int = "length"
     """`n`: the sample's tokens, the keys this query sees, or a fixed number. Only the last two leave a score independent
     of the candidates that happen to be scored beside it; the norm that follows removes all but epsilon of the difference."""
@@ -170,7 +171,7 @@ class Block(nn.Module):
         else:
             normed = norm(attended, group_ids)
             gated = normed * u
-            parts = (u, normed, gated)
+            parts = (u, attended if config.concat_ua == "raw" else normed, gated)
         return F.dropout(torch.cat(parts, 1) if config.concat_ua else gated, dropout)
 
 

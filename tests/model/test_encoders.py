@@ -126,7 +126,8 @@ def reference(encoder, tokens: Tokens) -> Tensor:
             else:
                 shown = norm(o, block.output_norm, c.output_norm, group)
                 gated = shown * u
-            y = torch.cat([u, shown, gated], 1) if c.concat_ua else gated
+            middle = o if c.concat_ua == "raw" else shown
+            y = torch.cat([u, middle, gated], 1) if c.concat_ua else gated
             x = x + c.residual_scale * (y @ block.out.weight.T + block.out.bias)
         outputs.append(norm(x, encoder.final_norm, c.final_norm, group))
     return torch.cat(outputs)
@@ -138,6 +139,10 @@ VARIANTS = {
     "hstu, public code": HstuConfig(
         dim=4, layers=1, heads=1, qk_dim=3, v_dim=2, divisor=7, activation="u", concat_ua=True, alpha=1.0,
         projection_bias=False, final_norm="none", position_reach=0, time_buckets=30,
+    ),
+    "hstu, DLRM-v3 code": HstuConfig(
+        dim=4, layers=2, heads=2, qk_dim=3, v_dim=2, divisor=9, activation="u", concat_ua="raw", final_norm="none",
+        position_reach=0, time_buckets=0,
     ),
     "mtgr, other choices": MtgrConfig(
         dim=4, layers=2, heads=2, qk_dim=2, v_dim=3, divisor="visible", input_norm="rms", output_norm="rms",
