@@ -1,7 +1,8 @@
 """The day's story: logs become partials, partials become samples, samples pass the gate and are published.
 
     sources --read--> partials (normalised, deduplicated, bucketed by user)
-            --route--> cross features meet their events at the key
+            --compact--> blocks (what past days come to)
+    --route--> cross features meet their events at the key
             --assemble--> samples of a bucket, day by day
             --gate--> publish
 
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import events
+from pipelines.blocks import Reader, Shelf
 from pipelines.days import day_number, dt_of, moment_text, start_of
 from pipelines.engine import Engine, open_engine
 from pipelines.events import Normaliser, ReadUnit
@@ -239,11 +241,17 @@ class _Build:
                     at = self.plan.snapshot_at(source, day)
                     if at in self.partials[source.name]:
                         profiles.setdefault(source.name, {})[day] = self.store.ref(self.partials[source.name][at], at)
+        reader = Reader(self.schema, refs)
+        # What this day compacts is for the next one, so it isn't worth making unless days follow each other.
+        follows = (self.config.out / "samples" / f"dt={dt_of(days[0] - 1)}" / MANIFEST).is_file()
+        shelf = Shelf(self.schema, self.config.out, days[0], days[-1], refs, self.plan.keys, make=follows)
+        shelf.fill(self.engine, reader, self.plan.buckets, self.staging)
         assembler = Assembler(
             self.schema,
             self.plan.buckets,
             tuple(days),
-            refs,
+            reader,
+            shelf.readings,
             profiles,
             self.plan.as_of,
             self.run_id,

@@ -2,6 +2,10 @@
 
 Features with the same keys are answered together. Where the keys hold the user, the user's bucket has all it takes; otherwise
 exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
+
+A past day that lies inside a window, or outside it, for every moment of the days built need not be read event by event: its
+tile says the same, a row per key (`tile`). `ranges_of_tiles` tells which days those are; the days that a window's edge passes
+through, the days built, and days of which much is yet to arrive are read in full.
 """
 
 from __future__ import annotations
@@ -16,23 +20,24 @@ from numpy.typing import NDArray
 
 from pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
 from pipelines.days import whole_days
-from pipelines.merge_scan import Int, Queries, Scan, mix
+from pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from schemas import CrossFeature, EventLog, Schema
-from schemas.base import parse_duration
+from schemas.base import DAY_MS, parse_duration
 from schemas.contract import stored_as
 from schemas.vocabulary import MISSING_ID
 
 
 @dataclass(frozen=True)
 class KeySet:
-    """Cross features that share their keys."""
+    """Cross features that share their keys; those that count distinct values, also the values: their tiles have a row per value."""
 
     keys: tuple[str, ...]
     features: tuple[CrossFeature, ...]
+    distinct: str = ""
 
     @property
     def tag(self) -> str:
-        return ",".join(self.keys)
+        return ",".join(self.keys) + (f"#{self.distinct}" if self.distinct else "")
 
     def with_user(self, schema: Schema) -> bool:
         """Whether all events of a key are the same user's."""
@@ -49,10 +54,11 @@ class KeySet:
 
 def key_sets(schema: Schema) -> list[KeySet]:
     """All cross features, grouped by keys, in a fixed order."""
-    groups: dict[tuple[str, ...], list[CrossFeature]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[CrossFeature]] = {}
     for feature in cross_features(schema):
-        groups.setdefault(tuple(sorted(feature.keys)), []).append(feature)
-    return [KeySet(keys, tuple(features)) for keys, features in sorted(groups.items())]
+        distinct = (feature.value or "") if feature.op == "distinct" else ""
+        groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
+    return [KeySet(keys, tuple(features), distinct) for (keys, distinct), features in sorted(groups.items())]
 
 
 def days_back(schema: Schema) -> dict[str, int]:
@@ -64,7 +70,7 @@ def days_back(schema: Schema) -> dict[str, int]:
     return back
 
 
-def event_columns(key_set: KeySet, schema: Schema, log: EventLog) -> list[str]:
+def event_columns(key_set: KeySet, log: EventLog) -> list[Column]:
     """Columns of the log's partial that the key set reads, keys aside."""
     wanted: set[Column] = set()
     for feature in key_set.features:
@@ -73,7 +79,7 @@ def event_columns(key_set: KeySet, schema: Schema, log: EventLog) -> list[str]:
                 wanted.add(column)
             if feature.where:
                 wanted.add(Column("flag", feature.where, sql=True))
-    return [column.name for column in sorted(wanted)]
+    return sorted(wanted)
 
 
 def key_columns(key_set: KeySet) -> list[str]:
@@ -90,7 +96,13 @@ def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_
     return (mix(*columns) if columns else np.zeros(table.num_rows, np.int64)), present
 
 
-def events_at_keys(key_set: KeySet, schema: Schema, log: EventLog, table: pa.Table) -> pa.Table:
+def partial_columns(key_set: KeySet, log: EventLog) -> list[str]:
+    """Columns of the log's partial that `events_at_keys` reads."""
+    own = [column.name for column in event_columns(key_set, log)]
+    return list(dict.fromkeys(["ts", "arrived", "id", *key_columns(key_set), *own]))
+
+
+def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
     """Rows of a log's partial as the kernel reads them: key, ts, available, id and the columns of `event_columns`."""
     keys, present = hashed_keys(key_set, table)
     out = pa.table(
@@ -99,10 +111,96 @@ def events_at_keys(key_set: KeySet, schema: Schema, log: EventLog, table: pa.Tab
             "ts": table.column("ts"),
             "available": pa.array(available(log, table)),
             "id": table.column("id"),
-            **{name: table.column(name) for name in event_columns(key_set, schema, log)},
+            **{column.name: table.column(column.name) for column in event_columns(key_set, log)},
         }
     )
     return out if present.all() else out.filter(pa.array(present))
+
+
+# ---------------------------------------------------------------------- tiles
+
+
+def settling_days(log: EventLog) -> int:
+    """Whole days after a day until (nearly) all of its rows are available; a tile leaves later ones as they are."""
+    return whole_days(parse_duration(log.delay)) + (log.arrival is not None)
+
+
+def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, last: int) -> list[range]:
+    """Runs of days that samples of first .. last may read as tiles, oldest first.
+
+    A day qualifies if it has settled before `first`, and the far edge of no window (at t - W, for t in first .. last) falls
+    into it. No edge lies within a run, so days of a run may be merged.
+    """
+    windows = {parse_duration(f.window) for f in key_set.features if log in cross_sources(schema, f)}
+    edges = {day for w in windows for day in range(first - whole_days(w), last + 1 + (-1 - w) // DAY_MS + 1)}
+    runs: list[range] = []
+    for day in range(first - whole_days(max(windows)), first - settling_days(log)):
+        if day in edges:
+            continue
+        if runs and runs[-1].stop == day:
+            runs[-1] = range(runs[-1].start, day + 1)
+        else:
+            runs.append(range(day, day + 1))
+    return runs
+
+
+def tile(key_set: KeySet, log: EventLog, rows: pa.Table, settled: int) -> pa.Table:
+    """Rows of `events_at_keys`, or of tiles, merged: what was available before `settled` becomes a row per key, condition, presence
+    of values, and distinct value; it holds the number of events (`weight`), sums, and the time, id and value of the newest.
+    What came later stays as it is, so that a tile is exact to the millisecond.
+    """
+    if "weight" not in rows.column_names:
+        rows = rows.append_column("weight", pa.array(np.ones(rows.num_rows, np.int64)))
+    merged = numpy(rows, "available") < settled
+    late, rows = rows.filter(pa.array(~merged)), rows.filter(pa.array(merged)).combine_chunks()
+    if not rows.num_rows:
+        return late
+    columns = event_columns(key_set, log)
+    parts = [numpy(rows, "key")]
+    for column in columns:
+        value = rows.column(column.name).to_numpy()
+        if column.role == "flag":
+            parts.append(value.astype(np.int64))
+        elif column.expression == key_set.distinct:
+            parts.append(value)
+        else:
+            parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
+    group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
+    codes, ts, id_ = group.codes, numpy(rows, "ts"), numpy(rows, "id")
+    newest_ts = _greatest(ts, codes, group.count)
+    at = np.flatnonzero(ts == newest_ts[codes])
+    newest_id = _greatest(id_[at], codes[at], group.count)
+    at = at[id_[at] == newest_id[codes[at]]]
+    newest = np.empty(group.count, np.int64)
+    newest[codes[at]] = at
+    out = rows.take(pa.array(newest))
+    totals = {
+        "available": _greatest(numpy(rows, "available"), codes, group.count),
+        "weight": _total(numpy(rows, "weight"), codes, group.count),
+    }
+    for column in columns:
+        if column.role == "units":
+            total = _total(numpy(rows, column.name), codes, group.count)
+            # A group's values are all there or all missing.
+            totals[column.name] = np.where(numpy(out, column.name) == MISSING_ID, MISSING_ID, total)
+    for name, value in totals.items():
+        out = out.set_column(out.column_names.index(name), name, pa.array(value))
+    return pa.concat_tables([out, late])
+
+
+def _greatest(values: Int, codes: Int, groups: int) -> Int:
+    out = np.full(groups, np.iinfo(np.int64).min)
+    np.maximum.at(out, codes, values)
+    return out
+
+
+def _total(values: Int, codes: Int, groups: int) -> Int:
+    out = np.zeros(groups, np.int64)
+    np.add.at(out, codes, values)
+    return out
+
+
+# ---------------------------------------------------------------------- answers
 
 
 def answer(
@@ -112,10 +210,13 @@ def answer(
 
     Args:
         keys, ts, window_start: int64 [queries]: hashed keys, the exposure's time, its window's start.
-        events: log -> its rows as `events_at_keys` gives them.
+        events: log -> its rows as `events_at_keys` and `tile` give them.
     """
     scans = {
-        name: Scan(*(numpy(table, column) for column in ("key", "ts", "available", "id")))
+        name: Scan(
+            *(numpy(table, column) for column in ("key", "ts", "available", "id")),
+            numpy(table, "weight") if "weight" in table.column_names else None,
+        )
         for name, table in events.items()
     }
     asked: dict[tuple[str, bool], Queries] = {}

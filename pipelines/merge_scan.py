@@ -91,11 +91,14 @@ class Scan:
         keys: int64 [n], any values (hashes of the key columns).
         ts, available: int64 [n] epoch ms, `available >= ts`.
         id: int64 [n], breaks ties in time.
+        weight: int64 [n], how many events a row stands for; None where each is one. Rows of several events hold the sum of
+            their values, and are right only for queries that see all of them or none.
     """
 
-    def __init__(self, keys: Int, ts: Int, available: Int, id: Int) -> None:
+    def __init__(self, keys: Int, ts: Int, available: Int, id: Int, weight: Int | None = None) -> None:
         self._keys = Keys(keys)
         self._codes, self._ts, self._available, self._id = self._keys.codes, ts, available, id
+        self._weight = weight
 
     def __len__(self) -> int:
         return len(self._ts)
@@ -119,21 +122,27 @@ class Scan:
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
         axis = Axis.over(self._keys.count, ts, available)
         enter, leave = axis.pack(codes, available), axis.pack(codes, ts)
-        by_enter, by_leave = (None, None) if values is None else (np.argsort(enter), np.argsort(leave))
-        entered = np.searchsorted(
-            np.sort(enter) if by_enter is None else enter[by_enter], axis.pack(queries.keys, queries.times), "left"
-        )
-        left = np.searchsorted(
-            np.sort(leave) if by_leave is None else leave[by_leave],
-            axis.pack(queries.keys, queries.times - window),
-            "right",
-        )
+        begin, end = axis.pack(queries.keys, queries.times), axis.pack(queries.keys, queries.times - window)
         known = queries.keys >= 0
-        count = np.where(known, entered - left, 0)
-        if values is None:
+        if values is None and self._weight is None:
+            entered, left = (
+                np.searchsorted(np.sort(enter), begin, "left"),
+                np.searchsorted(np.sort(leave), end, "right"),
+            )
+            count = np.where(known, entered - left, 0)
             return queries.scatter(count), queries.scatter(np.zeros_like(count))
-        total = _running(values[rows][by_enter])[entered] - _running(values[rows][by_leave])[left]
-        return queries.scatter(count), queries.scatter(np.where(known, total, 0))
+        by_enter, by_leave = np.argsort(enter), np.argsort(leave)
+        entered = np.searchsorted(enter[by_enter], begin, "left")
+        left = np.searchsorted(leave[by_leave], end, "right")
+
+        def visible(amounts: Int) -> Int:
+            total = _running(amounts[by_enter])[entered] - _running(amounts[by_leave])[left]
+            return queries.scatter(np.where(known, total, 0))
+
+        count = (
+            queries.scatter(np.where(known, entered - left, 0)) if self._weight is None else visible(self._weight[rows])
+        )
+        return count, np.zeros_like(count) if values is None else visible(values[rows])
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""

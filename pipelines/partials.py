@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,15 +71,20 @@ class PartialStore:
 
     def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
         """Move the winners' files (which are on the disk) in and make the partial visible, by one rename."""
-        final = self.folder(partial.source, day, partial.key)
-        building = final.with_name(f".{final.name}-{os.getpid()}")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        for bucket, path in staged.items():
-            os.rename(path, building / partial.files[bucket])
-        write_atomically(building / PARTIAL, partial.model_dump_json(indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        move(building, final)
+        files = {partial.files[bucket]: path for bucket, path in staged.items()}
+        install(self.folder(partial.source, day, partial.key), files, PARTIAL, partial.model_dump_json(indent=1))
+
+
+def install(final: Path, files: Mapping[str, Path], note: str, text: str) -> None:
+    """A folder of staged `files` (by their names in it, on the disk already) and a note, there whole or not at all."""
+    building = final.with_name(f".{final.name}-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    for name, path in files.items():
+        os.rename(path, building / name)
+    write_atomically(building / note, text)
+    shutil.rmtree(final, ignore_errors=True)
+    move(building, final)
 
 
 def load(

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines import cross_features, sequences
+from pipelines.blocks import leftovers
 from pipelines.columns import joined_columns, needed
 from pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
 from pipelines.publish import locked
@@ -35,9 +36,12 @@ def reach_of(schema: Schema) -> dict[str, tuple[int, int]]:
     """Source -> how many days before and after a day built its rows matter to it."""
     back = {source.name: 0 for source in schema.sources}
     ahead = dict(back)
-    for found in (sequences.days_back(schema), cross_features.days_back(schema)):
-        for name, days in found.items():
-            back[name] = max(back[name], days)
+    for name, days in cross_features.days_back(schema).items():
+        back[name] = max(back[name], days)
+    for sequence in schema.sequences:
+        for entry in sequence.events:
+            days = sequences.days_back(schema, sequence, schema.source(entry.source))
+            back[entry.source] = max(back[entry.source], days)
     for label in schema.labels:
         if label.source:
             reach = whole_days(parse_duration(label.window)) + 1
@@ -118,6 +122,12 @@ class Plan:
         return used
 
     @cached_property
+    def _joins(self) -> dict[str, list[str]]:
+        """Log -> snapshots joined to its rows."""
+        logs = [source for source in self.schema.sources if isinstance(source, EventLog)]
+        return {log.name: sorted(joined_columns(self.schema, log, self.columns[log.name])) for log in logs}
+
+    @cached_property
     def _joined(self) -> dict[str, dict[int, int]]:
         """Snapshot -> row's day -> the snapshot's day joined to it."""
         since = min(window.start for window in self._windows.values())
@@ -159,7 +169,7 @@ class Plan:
         """Days of a snapshot that samples of first .. last read, themselves or joined to rows of theirs."""
         days = {at for day in range(first, last + 1) for at in self.snapshots_of(snapshot, day)}
         for log in self._windows:
-            if snapshot.name in joined_columns(self.schema, self.schema.event_log(log), self.columns[log]):
+            if snapshot.name in self._joins[log]:
                 window = self.window(log, first, last)
                 days |= {at for day in window if (at := self.snapshot_at(snapshot, day)) is not None}
         return days
@@ -228,7 +238,7 @@ class Plan:
         )
         attributes = []
         if isinstance(source, EventLog):
-            for name in sorted(joined_columns(self.schema, source, self.columns[source.name])):
+            for name in self._joins[source.name]:
                 at = self._joined[name].get(day)
                 attributes.append([name, None if at is None else known[name][at]])
         asked = [column.name for column in self.columns[source.name]]
@@ -379,7 +389,7 @@ class Cleaned:
 
 
 def clean(out: Path, dry_run: bool = False) -> Cleaned:
-    """Remove what no manifest points to: replaced builds, partials of no published day, leftovers of killed builds.
+    """Remove what no manifest points to: replaced builds, partials of no published day and blocks of such, leftovers of killed builds.
 
     Raises:
         UserError: a build is writing to `out`.
@@ -397,6 +407,7 @@ def clean(out: Path, dry_run: bool = False) -> Cleaned:
         for folder in (out / "partials").glob("*/dt=*/*"):
             if (folder.parts[-3], folder.parent.name.removeprefix("dt="), folder.name) not in used:
                 removed.paths.append(folder)
+        removed.paths += leftovers(out / "blocks", used)
         removed.paths += list((out / "staging").glob("*"))
         for path in removed.paths:
             removed.bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -20,18 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import cross_features, sequences
-from pipelines.columns import Column, feature_column, needed, on_snapshot, user_sources
+from pipelines.blocks import Reader, Reading, Use
+from pipelines.columns import Column, feature_column, on_snapshot, user_sources
 from pipelines.cross_features import KeySet, key_sets, numpy
 from pipelines.days import dt_of, start_of, whole_days
 from pipelines.engine import Piece, scatter
-from pipelines.events import partial_schema
 from pipelines.labels import Labels, label_exposures
 from pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.quality import violations
 from pipelines.sequences import Timeline
 from pipelines.stats import summarise
-from schemas import EventLog, Schema, files
+from schemas import Schema, files
 from schemas.base import parse_duration
 from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
 from schemas.schema import CANDIDATES, USER
@@ -58,8 +58,9 @@ class Assembler:
     schema: Schema
     buckets: int
     days: tuple[int, ...]
-    partials: dict[str, tuple[PartialRef, ...]]
-    """Source -> partials of every day that matters to `days`, ascending."""
+    reader: Reader
+    readings: dict[Use, Reading]
+    """What is read of the days that came before."""
     profiles: dict[str, dict[int, PartialRef]]
     """User snapshot -> day built -> its partial."""
     as_of: int
@@ -70,11 +71,6 @@ class Assembler:
     def key_sets(self) -> list[KeySet]:
         return key_sets(self.schema)
 
-    @cached_property
-    def _partial_schemas(self) -> dict[str, pa.Schema]:
-        columns = needed(self.schema)
-        return {s.name: partial_schema(self.schema, s, columns[s.name]) for s in self.schema.sources}
-
     # ------------------------------------------------------------------ cross features of keys without the user
 
     def route(self, bucket: int) -> Iterator[Piece]:
@@ -84,7 +80,7 @@ class Assembler:
         for key_set in self.key_sets:
             if key_set.with_user(self.schema):
                 continue
-            shown = self._load(own, self.days, bucket, ["ts", *cross_features.key_columns(key_set)])
+            shown = self.reader.load(own, self.days, bucket, ["ts", *cross_features.key_columns(key_set)])
             if not shown.num_rows:
                 continue
             keys, _ = cross_features.hashed_keys(key_set, shown)
@@ -100,11 +96,11 @@ class Assembler:
             )
             yield from self._to_keys(queries, keys, f"?{key_set.tag}")
         for key_set in self.key_sets:
-            if key_set.with_user(self.schema):
-                continue
-            for log, window in key_set.windows(self.schema).items():
-                events = self._events_at_keys(key_set, self.schema.event_log(log), window, bucket, None)
-                yield from self._to_keys(events, numpy(events, "key"), f"{log}?{key_set.tag}")
+            if not key_set.with_user(self.schema):
+                for log in key_set.windows(self.schema):
+                    use = Use(log, key_set=key_set)
+                    events = self.reader.events(use, self.readings[use], bucket)
+                    yield from self._to_keys(events, numpy(events, "key"), f"{log}?{key_set.tag}")
 
     def _to_keys(self, rows: pa.Table, keys: Int, tag: str) -> Iterator[Piece]:
         for piece in scatter(rows, slot_of(keys, self.buckets), tag):
@@ -122,7 +118,9 @@ class Assembler:
             events = {}
             for log in key_set.windows(self.schema):
                 found = tables.get(f"{log}?{key_set.tag}")
-                events[log] = found if found is not None else self._no_events(key_set, self.schema.event_log(log))
+                events[log] = (
+                    found if found is not None else self.reader.events(Use(log, key_set=key_set), Reading(), 0)
+                )
             answers = dict(
                 cross_features.answer(
                     key_set, self.schema, numpy(queries, "key"), numpy(queries, "ts"), numpy(queries, "start"), events
@@ -131,37 +129,12 @@ class Assembler:
             answered = pa.table({"position": queries.column("position"), **answers})
             yield from scatter(answered, queries.column("bucket").to_numpy(), key_set.tag)
 
-    def _no_events(self, key_set: KeySet, log: EventLog) -> pa.Table:
-        columns = [
-            "ts",
-            "arrived",
-            "id",
-            *cross_features.key_columns(key_set),
-            *cross_features.event_columns(key_set, self.schema, log),
-        ]
-        empty = load((), 0, list(dict.fromkeys(columns)), self._partial_schema(log.name))
-        return cross_features.events_at_keys(key_set, self.schema, log, empty)
-
-    def _events_at_keys(
-        self, key_set: KeySet, log: EventLog, window: int, bucket: int, users: pa.Array | None
-    ) -> pa.Table:
-        columns = [
-            "ts",
-            "arrived",
-            "id",
-            *cross_features.key_columns(key_set),
-            *cross_features.event_columns(key_set, self.schema, log),
-        ]
-        days = range(self.days[0] - whole_days(window), self.days[-1] + 1)
-        rows = self._load(log.name, days, bucket, list(dict.fromkeys(columns)), users)
-        return cross_features.events_at_keys(key_set, self.schema, log, rows)
-
     # ------------------------------------------------------------------ samples of a bucket
 
     def assemble(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: samples of every day of a bucket, one file a day; answers what was written."""
         own = self.schema.candidates.source
-        exposures = self._load(own, self.days, bucket, self._partial_schema(own).names)
+        exposures = self.reader.load(own, self.days, bucket, self.reader.schemas[own].names)
         if not exposures.num_rows:
             return
         users = np.unique(numpy(exposures, "u"))
@@ -192,7 +165,7 @@ class Assembler:
             """Rows of a log that a label of this day may concern."""
             reach = max(parse_duration(label.window) for label in self.schema.labels)
             days = range(day, day + whole_days(reach) + 2)
-            return self._load(source, days, bucket, [*dict.fromkeys(["u", "ts", "arrived", *columns])], active)
+            return self.reader.load(source, days, bucket, [*dict.fromkeys(["u", "ts", "arrived", *columns])], active)
 
         labels = label_exposures(self.schema, exposures, self.as_of, near)
         cuts = self._cut(user, begins, numpy(exposures, "ts"), start, end, timelines)
@@ -390,7 +363,7 @@ class Assembler:
                 values[feature.name] = sequences.missing(stored, len(users))
                 continue
             name = on_snapshot(snapshots[0], column).name
-            table = load([ref], bucket, ["u", name], self._partial_schema(snapshots[0].name))
+            table = load([ref], bucket, ["u", name], self.reader.schemas[snapshots[0].name])
             at = pc.index_in(pa.array(users), value_set=_single(table.column("u"))).to_numpy(zero_copy_only=False)
             at = np.where(np.isnan(at), table.num_rows, at).astype(np.int64)
             padded = pa.concat_arrays([_single(table.column(name)), sequences.missing(stored, 1)])
@@ -411,10 +384,11 @@ class Assembler:
         for key_set in self.key_sets:
             if key_set.with_user(self.schema):
                 keys, _ = cross_features.hashed_keys(key_set, exposures)
-                events = {
-                    log: self._events_at_keys(key_set, self.schema.event_log(log), window, bucket, pa.array(users))
-                    for log, window in key_set.windows(self.schema).items()
-                }
+                asked = pa.array(keys).unique()
+                events = {}
+                for log in key_set.windows(self.schema):
+                    use = Use(log, key_set=key_set)
+                    events[log] = self.reader.events(use, self.readings[use], bucket, pa.array(users), asked)
                 out |= dict(
                     cross_features.answer(key_set, self.schema, keys, numpy(exposures, "ts"), self._starts(day), events)
                 )
@@ -429,20 +403,9 @@ class Assembler:
         return out
 
     def _timeline(self, sequence: sequences.Sequence, users: Int, bucket: int) -> Timeline:
-        back = sequences.days_back(self.schema)
-        known = pa.array(users)
-
-        def rows(source: str, columns: list[str]) -> pa.Table:
-            days = range(self.days[0] - back[source], self.days[-1] + 1)
-            if not isinstance(self.schema.source(source), EventLog):
-                # The snapshot before the first one in reach tells whether that one changed anything.
-                earlier = [ref.day for ref in self.partials[source] if ref.day < days.start][-1:]
-                days = range(min([*earlier, days.start]), days.stop)
-            wanted = list(dict.fromkeys(["u", "ts", "arrived", "id", *columns]))
-            return self._load(source, days, bucket, wanted, known)
-
-        snapshot_days = {name: np.array([ref.day for ref in refs], np.int64) for name, refs in self.partials.items()}
-        return sequences.merge(self.schema, sequence, users, rows, snapshot_days)
+        of = [Use(entry.source, sequence=sequence, kind=kind) for kind, entry in enumerate(sequence.events)]
+        parts = [self.reader.rows(use, self.readings[use], bucket, pa.array(users)) for use in of]
+        return sequences.merge(self.schema, sequence, users, parts)
 
     def _codes(self, timeline: Timeline, users: Int) -> Int:
         return np.searchsorted(timeline.users, users)
@@ -450,16 +413,6 @@ class Assembler:
     def _starts(self, days: Int) -> Int:
         starts: Int = days * 86_400_000 - self.schema.offset_ms
         return starts
-
-    def _load(
-        self, source: str, days: range | tuple[int, ...], bucket: int, columns: list[str], users: pa.Array | None = None
-    ) -> pa.Table:
-        names = columns if users is None or "u" in columns else [*columns, "u"]
-        refs = [ref for ref in self.partials[source] if ref.day in days]
-        return load(refs, bucket, names, self._partial_schema(source), users)
-
-    def _partial_schema(self, source: str) -> pa.Schema:
-        return self._partial_schemas[source]
 
 
 def _split(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +11,14 @@ import pyarrow as pa
 from pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
 from pipelines.cross_features import available, numpy
 from pipelines.days import start_of, whole_days
-from pipelines.merge_scan import Axis, Int, mix, order_by
-from schemas import Changes, EventLog, Schema, Sequence
-from schemas.base import parse_duration
+from pipelines.merge_scan import Axis, Int, Keys, mix, order_by
+from schemas import Changes, EventLog, Events, Schema, Sequence, Snapshot
+from schemas.base import DAY_MS, parse_duration
 from schemas.contract import STORED_TYPES, Stored
-from schemas.feature import Feature
 from schemas.vocabulary import MISSING_ID
 
-Load = Callable[[str, list[str]], pa.Table]
-"""(source, columns) -> rows of its partials that may lie in a sequence, of the users asked about, with `_day`."""
+_LEAF = "leaf:"
+"""Before a stored feature's name in a table of a sequence's rows, where it could be `id` or `ts`."""
 
 
 class Timeline(NamedTuple):
@@ -50,28 +49,72 @@ class Timeline(NamedTuple):
         }
 
 
-def days_back(schema: Schema) -> dict[str, int]:
-    """Source -> how many days before a day built its rows may lie in a sequence."""
-    back: dict[str, int] = {}
-    for sequence in schema.sequences:
-        for entry in sequence.events:
-            source = schema.source(entry.source)
-            reach = parse_duration(sequence.lookback)
-            if isinstance(source, EventLog):
-                reach += parse_duration(source.lateness) + parse_duration(source.delay)
-            back[source.name] = max(back.get(source.name, 0), whole_days(reach) + 1)
-    return back
+def days_back(schema: Schema, sequence: Sequence, source: EventLog | Snapshot) -> int:
+    """How many days before a day built the source's rows may lie in the sequence."""
+    reach = parse_duration(sequence.lookback) if sequence.scope == "history" else 0
+    if isinstance(source, EventLog):
+        reach += parse_duration(source.lateness) + parse_duration(source.delay)
+    return whole_days(reach) + 1
 
 
-def merge(schema: Schema, sequence: Sequence, users: Int, load: Load, snapshot_days: Mapping[str, Int]) -> Timeline:
-    """The sequence's rows of `users` (int64 ids, ascending), from all its sources.
+def columns_of(sequence: Sequence, entry: Events | Changes) -> list[str]:
+    """Columns of the source's partial that an entry of a sequence reads."""
+    if isinstance(entry, Changes):
+        return ["u", *(column.name for column in change_columns(entry, sequence))]
+    columns = {column.name for feature, _ in sequence_features(sequence) if (column := feature_column(feature))}
+    where = [Column("flag", entry.where, sql=True).name] if entry.where else []
+    return list(dict.fromkeys(["u", "ts", "arrived", "id", *sorted(columns), *where]))
+
+
+def rows_of(schema: Schema, sequence: Sequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
+    """Rows of a source's partials as a sequence holds them: u, ts, available, id (int64) and a column per stored feature.
 
     Args:
-        snapshot_days: snapshot -> the days whose partials `load` reads, ascending.
+        kind: position of the entry in the sequence's `events`.
+        table: `columns_of` the entry, and `_day`.
+        days: the days read of a snapshot, ascending: the one before `first`, where there is one, tells what changed on it.
     """
-    features = list(sequence_features(sequence))
-    parts = [_events(schema, sequence, kind, features, load, snapshot_days) for kind in range(len(sequence.events))]
-    user, ts, seen, kind, id_ = (np.concatenate([part[i] for part in parts]) for i in range(5))
+    entry = sequence.events[kind]
+    if isinstance(entry, Changes):
+        return _changes(schema, sequence, entry, table, days, first)
+    log = schema.event_log(entry.source)
+    if entry.where:
+        table = table.filter(table.column(Column("flag", entry.where, sql=True).name))
+    own = {"u": table.column("u"), "ts": table.column("ts"), "available": pa.array(available(log, table))}
+    own["id"] = table.column("id")
+    for feature, stored in sequence_features(sequence):
+        column = feature_column(feature)
+        assert column is not None
+        own[f"{_LEAF}{feature.name}"] = table.column(column.name).cast(STORED_TYPES[stored])
+    return pa.table(own)
+
+
+def newest(rows: pa.Table, most: int, oldest: int, settled: int) -> pa.Table:
+    """Of rows as `rows_of` gives them, what samples of windows from `settled` on may hold: of each user the newest `most` that were
+    available in `[oldest, settled)`, by the sequence's own order, and whatever came later.
+    """
+    seen = numpy(rows, "available")
+    rows = rows.filter(pa.array(seen >= oldest)).combine_chunks()
+    user, seen, ts, id_ = (numpy(rows, name) for name in ("u", "available", "ts", "id"))
+    codes = Keys(user)
+    order = order_by(Axis.over(codes.count, seen).pack(codes.codes, seen), ts, id_)
+    user, old = user[order], seen[order] < settled
+    # Old rows of a user come before later ones: count backwards from the last old one.
+    ends = np.flatnonzero(np.append((user[1:] != user[:-1]) | (old[1:] != old[:-1]), True)) if len(user) else order
+    rank = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(user))
+    return rows.take(pa.array(order[~old | (rank < most)]))
+
+
+def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
+    """The sequence's rows of `users` (int64 ids, ascending).
+
+    Args:
+        parts: rows of each of the sequence's `events`, as `rows_of` gives them.
+    """
+    tables = list(parts)
+    kind = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    table = pa.concat_tables(tables)
+    user, ts, seen, id_ = (numpy(table, name) for name in ("u", "ts", "available", "id"))
     code = np.searchsorted(users, user)
     known = (code < len(users)) & (users[np.minimum(code, len(users) - 1)] == user) if len(users) else code < 0
     rows = np.flatnonzero(known)
@@ -79,55 +122,17 @@ def merge(schema: Schema, sequence: Sequence, users: Int, load: Load, snapshot_d
     packed = axis.pack(code[rows], seen[rows])
     order = order_by(packed, ts[rows], kind[rows], id_[rows])
     rows = rows[order]
-    leaves = {}
-    for feature, stored in features:
-        column = pa.chunked_array([part[5][feature.name] for part in parts], STORED_TYPES[stored])
-        leaves[feature.name] = _one(column.take(pa.array(rows)), STORED_TYPES[stored])
+    leaves = {
+        feature.name: _one(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
+        for feature, stored in sequence_features(sequence)
+    }
     return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users)
 
 
-Part = tuple[Int, Int, Int, Int, Int, dict[str, pa.Array]]
-
-
-def _events(
-    schema: Schema,
-    sequence: Sequence,
-    kind: int,
-    features: list[tuple[Feature, Stored]],
-    load: Load,
-    snapshot_days: Mapping[str, Int],
-) -> Part:
-    entry = sequence.events[kind]
-    if isinstance(entry, Changes):
-        return _changes(schema, sequence, entry, kind, features, load, snapshot_days[entry.source])
-    log = schema.event_log(entry.source)
-    columns = {feature.name: feature_column(feature) for feature, _ in features}
-    names = sorted({column.name for column in columns.values() if column})
-    where = [Column("flag", entry.where, sql=True).name] if entry.where else []
-    table = load(log.name, names + where)
-    if where:
-        table = table.filter(table.column(where[0]))
-    user, ts, id_ = (numpy(table, name) for name in ("u", "ts", "id"))
-    leaves = {
-        name: _one(table.column(column.name), table.schema.field(column.name).type)
-        for name, column in columns.items()
-        if column
-    }
-    return user, ts, available(log, table), np.full(len(ts), kind, np.int64), id_, leaves
-
-
-def _changes(
-    schema: Schema,
-    sequence: Sequence,
-    changes: Changes,
-    kind: int,
-    features: list[tuple[Feature, Stored]],
-    load: Load,
-    days: Int,
-) -> Part:
-    """One row at the start of each day whose snapshot states another value than the snapshot before it (or the first one)."""
+def _changes(schema: Schema, sequence: Sequence, changes: Changes, table: pa.Table, days: Int, first: int) -> pa.Table:
+    """One row at the start of each day from `first` whose snapshot states another value than the snapshot before it (or the first
+    one)."""
     columns = change_columns(changes, sequence)
-    table = load(changes.source, [column.name for column in columns])
     user, day = numpy(table, "u"), table.column("_day").to_numpy().astype(np.int64)
     order = np.lexsort((day, user))
     user, day = user[order], day[order]
@@ -136,18 +141,19 @@ def _changes(
     place = np.searchsorted(days, day)
     same = np.zeros(len(user), np.bool_)
     same[1:] = (user[1:] == user[:-1]) & (place[1:] == place[:-1] + 1) & (value[1:] == value[:-1])
-    changed = np.flatnonzero(present & ~same)
+    changed = np.flatnonzero(present & ~same & (day >= first))
     rows = order[changed]
-    ts = np.array([start_of(0, schema.offset_ms)], np.int64) + day[changed] * 86_400_000
-    leaves: dict[str, pa.Array] = {}
-    for feature, stored in features:
+    ts = pa.array(start_of(0, schema.offset_ms) + day[changed] * DAY_MS)
+    own = {"u": pa.array(user[changed]), "ts": ts, "available": ts}
+    own["id"] = pa.array(mix(user[changed], day[changed], value[changed]))
+    for feature, stored in sequence_features(sequence):
         column = feature_column(feature)
         if column and reads_change(changes, column):
-            leaves[feature.name] = _one(table.column(column.name), STORED_TYPES[stored]).take(pa.array(rows))
+            leaf = _one(table.column(column.name), STORED_TYPES[stored]).take(pa.array(rows))
         else:
-            leaves[feature.name] = missing(stored, len(rows))
-    id_ = mix(user[changed], day[changed], value[changed])
-    return user[changed], ts, ts, np.full(len(rows), kind, np.int64), id_, leaves
+            leaf = missing(stored, len(rows))
+        own[f"{_LEAF}{feature.name}"] = leaf
+    return pa.table(own)
 
 
 def _comparable(array: pa.Array) -> Int:

@@ -1,0 +1,445 @@
+"""Past days compacted: what a build reads in place of the partials of a whole look-back, so that day 60 costs what day 6 costs.
+
+Two kinds of blocks, both `OUT/blocks/<use>/dt=<last day>/<key>/bucket-NNNNN.parquet` and their `block.json`:
+
+- **Tiles** of a log at the keys of a set of cross features (`cross_features.tile`): one day, or 2, 4 ... 32 aligned days merged
+  from two halves, so that a window of any length is a handful of blocks.
+- **Snapshots** of one entry of a history: the newest rows of each user as of the start of every `PERIOD`th day
+  (`sequences.newest`), made from the snapshot before it, where that still holds, and the days since.
+
+A block says which partials it covers, by their keys, and serves a build only if it agrees with the build's plan on every day the
+build depends on: a late row changes the partial's key, so a block is never stale. It holds nothing that its partials don't, and no
+day needs it: without one the partials are read. Blocks are made by the second of two builds that follow each other day by day, so
+that a single day built once doesn't pay for what nobody will read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipelines import cross_features, sequences
+from pipelines.columns import needed
+from pipelines.cross_features import KeySet, key_sets
+from pipelines.days import day_number, dt_of, start_of, whole_days
+from pipelines.engine import Engine, Piece
+from pipelines.events import partial_schema
+from pipelines.partials import PartialRef, install, load
+from pipelines.sources import digest
+from schemas import Changes, EventLog, Schema, Sequence
+from schemas.files import sync, write_atomically
+
+BLOCK = "block.json"
+LARGEST = 32
+"""Days of the largest tile."""
+SHORTEST = 3
+"""Shorter runs of days are read from their partials: fewer rows, but not fewer files."""
+PERIOD = 8
+"""Days from one snapshot of a history to the next."""
+USES = "uses.json"
+"""Names the uses of the schema built last, with their sources; blocks of others are leftovers."""
+WRITTEN = "blocks"
+MADE = pa.schema(
+    {
+        "use": pa.int64(),
+        "first": pa.int64(),
+        "last": pa.int64(),
+        "bucket": pa.int64(),
+        "path": pa.string(),
+        "rows": pa.int64(),
+    }
+)
+
+
+class Block(BaseModel):
+    """What a block holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    use: str
+    first: str
+    last: str
+    """Days it stands for, both included."""
+    covers: dict[str, str]
+    """Day -> key of the partial it was made from; days without one aren't named."""
+    files: dict[int, str]
+    """Bucket -> file name."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a build reads for one use: blocks, and days whose partials are read."""
+
+    blocks: tuple[PartialRef, ...] = ()
+    days: tuple[int, ...] = ()
+    follows: bool = False
+    """Whether days before `days` are dealt with: what changed on the first of them is told by the one before it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a block of days `first` .. `last` is made."""
+
+    first: int
+    last: int
+    stored: PartialRef | None = None
+    """A tile: it is there already. A snapshot: the one to go on from."""
+    parts: tuple[Recipe, ...] = ()
+    """A tile of several days: the tiles it is made of."""
+    days: tuple[int, ...] = ()
+    """The days whose partials are read."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What past days are read for: a log at the keys of a key set, or an entry of a sequence (a realtime one needs no blocks)."""
+
+    source: str
+    key_set: KeySet | None = None
+    sequence: Sequence | None = None
+    kind: int = 0
+
+    def name(self, schema: Schema) -> str:
+        """Folder of its blocks: equal names, equal contents (given the partials)."""
+        source = schema.source(self.source)
+        meaning: list[object] = [schema.utc_offset, source.delay if isinstance(source, EventLog) else None]
+        if self.key_set:
+            assert isinstance(source, EventLog)
+            columns = [column.name for column in cross_features.event_columns(self.key_set, source)]
+            meaning += [self.key_set.keys, self.key_set.distinct, columns, source.arrival is not None]
+            return f"{self.source}-by-{'-'.join(self.key_set.keys) or 'all'}-{digest(meaning)[:8]}"
+        assert self.sequence
+        features = [
+            feature.model_dump(mode="json", include={"name", "column", "expression", "max_values"}) | {"stored": stored}
+            for feature, stored in sequences.sequence_features(self.sequence)
+        ]
+        entry = self.sequence.events[self.kind].model_dump(mode="json")
+        meaning += [features, entry, self.sequence.max_length]
+        return f"{self.source}-{self.sequence.name}-{digest(meaning)[:8]}"
+
+
+def uses(schema: Schema) -> list[Use]:
+    """All of them, in a fixed order."""
+    tiles = [Use(log, key_set=key_set) for key_set in key_sets(schema) for log in key_set.windows(schema)]
+    entries = [
+        Use(entry.source, sequence=sequence, kind=kind)
+        for sequence in schema.sequences
+        for kind, entry in enumerate(sequence.events)
+    ]
+    return tiles + entries
+
+
+def blocks_over(days: range) -> Iterator[range]:
+    """The largest aligned runs of 1, 2, 4 ... `LARGEST` days that make up `days`, in order."""
+    at = days.start
+    while at < days.stop:
+        size = LARGEST
+        while at % size or at + size > days.stop:
+            size //= 2
+        yield range(at, at + size)
+        at += size
+
+
+def leftovers(root: Path, used: Collection[tuple[str, str, str]]) -> list[Path]:
+    """Blocks that `genrank clean` may remove: of uses that the schema built last doesn't have, of partials not `used` (source, day,
+    key), half-made ones, and snapshots of histories but the newest two."""
+    known = json.loads((root / USES).read_text()) if (root / USES).is_file() else {}
+    found = []
+    for use in sorted(root.glob("*/")):
+        if use.name not in known:
+            found.append(use)
+            continue
+        kept = []
+        for folder in sorted(use.glob("dt=*/*")):
+            path = folder / BLOCK
+            block = Block.model_validate_json(path.read_bytes()) if path.is_file() else None
+            if block and all((known[use.name]["source"], dt, key) in used for dt, key in block.covers.items()):
+                kept.append(folder)
+            else:
+                found.append(folder)
+        if known[use.name]["snapshots"]:
+            found += kept[:-2]
+    return found
+
+
+class Shelf:
+    """The blocks under one output folder, and what a build of `first` .. `last` takes from it.
+
+    Args:
+        partials: source -> the partials of every day that matters to the build.
+        keys: source -> day -> key of its partial.
+        make: whether blocks that are missing are worth making.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        out: Path,
+        first: int,
+        last: int,
+        partials: Mapping[str, tuple[PartialRef, ...]],
+        keys: Mapping[str, Mapping[int, str]],
+        make: bool,
+    ) -> None:
+        self.schema, self.root, self.first, self.last = schema, out / "blocks", first, last
+        self.partials = {name: {ref.day: ref for ref in refs} for name, refs in partials.items()}
+        self.keys, self.make = keys, make
+        self.missing: dict[Use, list[Recipe]] = {}
+        self.readings = {use: self._reading(use) for use in uses(schema)}
+
+    # ------------------------------------------------------------------ what a build reads
+
+    def _reading(self, use: Use) -> Reading:
+        return self._tiles(use) if use.key_set else self._snapshot(use)
+
+    def _tiles(self, use: Use) -> Reading:
+        assert use.key_set
+        log = self.schema.event_log(use.source)
+        present = self.partials[use.source]
+        back = whole_days(use.key_set.windows(self.schema)[use.source])
+        days = {day for day in range(self.first - back, self.last + 1) if day in present}
+        blocks = []
+        for run in cross_features.ranges_of_tiles(use.key_set, self.schema, log, self.first, self.last):
+            if len(days.intersection(run)) < SHORTEST:
+                continue
+            for of in blocks_over(run):
+                if not days.intersection(of):
+                    continue
+                ref = self._find(use, of, of)
+                if ref is None and self.make:
+                    recipe = self._recipe(use, of)
+                    assert recipe
+                    self.missing.setdefault(use, []).append(recipe)
+                if ref or self.make:
+                    days.difference_update(of)
+                if ref:
+                    blocks.append(ref)
+        return Reading(tuple(blocks), tuple(sorted(days)))
+
+    def _recipe(self, use: Use, days: range) -> Recipe | None:
+        """From the largest blocks that are stored."""
+        if not any(day in self.partials[use.source] for day in days):
+            return None
+        if ref := self._find(use, days, days):
+            return Recipe(days[0], days[-1], stored=ref)
+        if len(days) == 1:
+            return Recipe(days[0], days[0], days=(days[0],))
+        halves = (days[: len(days) // 2], days[len(days) // 2 :])
+        return Recipe(days[0], days[-1], parts=tuple(part for half in halves if (part := self._recipe(use, half))))
+
+    def _snapshot(self, use: Use) -> Reading:
+        assert use.sequence
+        source = self.schema.source(use.source)
+        present = self.partials[use.source]
+        since = self.first - sequences.days_back(self.schema, use.sequence, source)
+        if not isinstance(source, EventLog):
+            # The snapshot before the first one in reach tells whether that one changed anything.
+            since = max((day for day in present if day < since), default=since)
+        days = tuple(day for day in sorted(present) if since <= day <= self.last)
+        if use.sequence.scope == "realtime":
+            return Reading((), days)
+        due = self.first - self.first % PERIOD
+        stored = self._newest(use, since, due)
+        if self.make and sum(day < due for day in days) >= PERIOD and (stored is None or stored.day != due - 1):
+            fresh = tuple(day for day in days if day < due and (stored is None or day > stored.day))
+            self.missing[use] = [Recipe(since, due - 1, stored=stored, days=fresh)]
+            return Reading((), tuple(day for day in days if day >= due), follows=True)
+        if stored is None:
+            return Reading((), days)
+        return Reading((stored,), tuple(day for day in days if day > stored.day), follows=True)
+
+    # ------------------------------------------------------------------ what is there
+
+    def _find(self, use: Use, days: range, matters: range) -> PartialRef | None:
+        """A stored block of just these days that agrees with the plan on `matters`."""
+        keys = self.keys[use.source]
+        present = self.partials[use.source]
+        wanted = {dt_of(day): keys[day] for day in matters if day in present}
+        for folder in self.root.joinpath(use.name(self.schema), f"dt={dt_of(days[-1])}").glob("[!.]*"):
+            block = Block.model_validate_json((folder / BLOCK).read_bytes())
+            known = {dt: key for dt, key in block.covers.items() if dt >= dt_of(matters[0])}
+            if known == wanted and (use.sequence or block.first == dt_of(days[0])):
+                return PartialRef(days[-1], str(folder), block.files)
+        return None
+
+    def _newest(self, use: Use, since: int, due: int) -> PartialRef | None:
+        """The newest snapshot of a history, as of day `due` or before, that agrees on every day from `since`."""
+        folders = self.root.joinpath(use.name(self.schema)).glob("dt=*")
+        lasts = sorted((day_number(folder.name.removeprefix("dt=")) for folder in folders), reverse=True)
+        for last in lasts:
+            if since <= last < due and (ref := self._find(use, range(last, last + 1), range(since, last + 1))):
+                return ref
+        return None
+
+    # ------------------------------------------------------------------ making what is missing
+
+    def fill(self, engine: Engine[Any], reader: Reader, buckets: int, staging: Path) -> None:
+        """Make the missing blocks, in the engine's tasks."""
+        if not self.missing:
+            return
+        known = {use.name(self.schema): {"source": use.source, "snapshots": not use.key_set} for use in self.readings}
+        write_atomically(self.root / USES, json.dumps(known))
+        maker = Maker(reader, self.missing, str(staging / "blocks"))
+        days = sorted({recipe.last for recipes in self.missing.values() for recipe in recipes})
+        title = f"blocks up to {dt_of(days[-1])}"
+        written = engine.collect(engine.map(title, range(buckets), maker.make))
+        rows = written[WRITTEN].to_pylist()
+        for number, (use, recipes) in enumerate(self.missing.items()):
+            for recipe in recipes:
+                own = [
+                    row
+                    for row in rows
+                    if (row["use"], row["first"], row["last"]) == (number, recipe.first, recipe.last)
+                ]
+                ref = self._commit(use, recipe, own)
+                reading = self.readings[use]
+                self.readings[use] = replace(reading, blocks=(*reading.blocks, ref))
+        self.missing = {}
+
+    def _commit(self, use: Use, recipe: Recipe, rows: list[dict[str, Any]]) -> PartialRef:
+        keys, present = self.keys[use.source], self.partials[use.source]
+        covers = {dt_of(d): keys[d] for d in range(recipe.first, recipe.last + 1) if d in present}
+        rows = [row for row in rows if row["path"]]
+        files = {row["bucket"]: f"bucket-{row['bucket']:05d}.parquet" for row in rows}
+        block = Block(
+            use=use.name(self.schema),
+            first=dt_of(recipe.first),
+            last=dt_of(recipe.last),
+            covers=covers,
+            files=dict(sorted(files.items())),
+            rows=sum(row["rows"] for row in rows),
+        )
+        folder = self.root / block.use / f"dt={block.last}" / digest([block.first, covers])
+        staged = {files[row["bucket"]]: Path(row["path"]) for row in rows}
+        install(folder, staged, BLOCK, block.model_dump_json(indent=1))
+        return PartialRef(recipe.last, str(folder), block.files)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads what readings name; travels to tasks by pickle."""
+
+    schema: Schema
+    partials: Mapping[str, tuple[PartialRef, ...]]
+    """Source -> partials of every day that matters, ascending."""
+
+    @cached_property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Source -> the columns of its partials."""
+        columns = needed(self.schema)
+        return {s.name: partial_schema(self.schema, s, columns[s.name]) for s in self.schema.sources}
+
+    def load(
+        self,
+        source: str,
+        days: Collection[int],
+        bucket: int,
+        columns: Sequence[str],
+        users: pa.Array | None = None,
+    ) -> pa.Table:
+        """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
+        names = columns if users is None or "u" in columns else [*columns, "u"]
+        refs = [ref for ref in self.partials[source] if ref.day in days]
+        return load(refs, bucket, names, self.schemas[source], users)
+
+    def events(
+        self, use: Use, reading: Reading, bucket: int, users: pa.Array | None = None, keys: pa.Array | None = None
+    ) -> pa.Table:
+        """Events and tiles of a log at the keys of a key set; with `users` and `keys`, only those."""
+        assert use.key_set
+        log = self.schema.event_log(use.source)
+        columns = cross_features.partial_columns(use.key_set, log)
+        rows = self.load(use.source, reading.days, bucket, columns, users)
+        tables = [cross_features.events_at_keys(use.key_set, log, rows)]
+        if reading.blocks:
+            tables[0] = tables[0].append_column("weight", pa.array(np.ones(tables[0].num_rows, np.int64)))
+            tables += _blocks(reading.blocks, bucket)
+        table = pa.concat_tables(tables)
+        return table if keys is None else table.filter(pc.is_in(table.column("key"), value_set=keys))
+
+    def rows(self, use: Use, reading: Reading, bucket: int, users: pa.Array | None = None) -> pa.Table:
+        """Rows of one entry of a sequence; with `users`, only theirs."""
+        assert use.sequence
+        entry = use.sequence.events[use.kind]
+        days = sorted(reading.days)
+        first = days[0] if days else 0
+        if isinstance(entry, Changes) and days and reading.follows:
+            days = [ref.day for ref in self.partials[use.source] if ref.day < first][-1:] + days
+        table = self.load(use.source, days, bucket, sequences.columns_of(use.sequence, entry), users)
+        fresh = sequences.rows_of(self.schema, use.sequence, use.kind, table, np.array(days, np.int64), first)
+        blocks = _blocks(reading.blocks, bucket)
+        if users is not None:
+            blocks = [block.filter(pc.is_in(block.column("u"), value_set=users)) for block in blocks]
+        return pa.concat_tables([*blocks, fresh])
+
+
+def _blocks(refs: Iterable[PartialRef], bucket: int) -> list[pa.Table]:
+    paths = [os.path.join(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]
+    return [pq.ParquetFile(path).read(use_threads=False) for path in paths]
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    repeating = [name for name in table.column_names if name not in ("key", "ts", "available", "id")]
+    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=repeating)
+    sync(path)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Everything a task needs to make blocks of a bucket; travels to tasks by pickle."""
+
+    reader: Reader
+    missing: Mapping[Use, list[Recipe]]
+    staging: str
+
+    def make(self, bucket: int) -> Iterator[Piece]:
+        """Map step: the bucket's file of every missing block."""
+        for number, (use, recipes) in enumerate(self.missing.items()):
+            for recipe in recipes:
+                table = self._tile(use, recipe, bucket) if use.key_set else self._snapshot(use, recipe, bucket)
+                path = Path(self.staging) / f"{number}-{recipe.last}-{bucket:05d}-{uuid.uuid4().hex[:12]}.parquet"
+                if table.num_rows:
+                    _write(table, path)
+                row = (number, recipe.first, recipe.last, bucket, str(path) if table.num_rows else "", table.num_rows)
+                columns = {name: [value] for name, value in zip(MADE.names, row, strict=True)}
+                yield Piece(0, WRITTEN, pa.table(columns, schema=MADE))
+
+    def _tile(self, use: Use, recipe: Recipe, bucket: int) -> pa.Table:
+        assert use.key_set
+        log = self.reader.schema.event_log(use.source)
+        if recipe.stored:
+            return self.reader.events(use, Reading((recipe.stored,)), bucket)
+        if recipe.parts:
+            rows = pa.concat_tables([self._tile(use, part, bucket) for part in recipe.parts])
+        else:
+            rows = self.reader.events(use, Reading((), recipe.days), bucket)
+        settled = start_of(recipe.last + 1 + cross_features.settling_days(log), self.reader.schema.offset_ms)
+        return cross_features.tile(use.key_set, log, rows, settled)
+
+    def _snapshot(self, use: Use, recipe: Recipe, bucket: int) -> pa.Table:
+        """A period of days at a time, so that a task never holds the whole look-back."""
+        assert use.sequence
+        offset = self.reader.schema.offset_ms
+        oldest, settled = start_of(recipe.first, offset), start_of(recipe.last + 1, offset)
+        blocks = () if recipe.stored is None else (recipe.stored,)
+        state = self.reader.rows(use, Reading(blocks), bucket)
+        for at in range(0, len(recipe.days), PERIOD):
+            days = recipe.days[at : at + PERIOD]
+            # Only the first days of all have nothing before them.
+            rows = self.reader.rows(use, Reading((), days, follows=bool(at or blocks)), bucket)
+            state = sequences.newest(pa.concat_tables([state, rows]), use.sequence.max_length, oldest, settled)
+        return state
