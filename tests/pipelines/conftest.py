@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from pipelines import build
+from pipelines import blocks, build
 from pipelines.quality import INVARIANTS
 
 
@@ -32,3 +32,10 @@ def plain_gate() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "gate", judge)
         yield
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks small enough that a few days make several sizes of them."""
+    for name, days in (("LARGEST", 4), ("SHORTEST", 2), ("PERIOD", 3)):
+        monkeypatch.setattr(blocks, name, days)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipelines.engine import Piece
 from pipelines.spark_engine import SparkEngine
 from schemas import UserError
 from schemas.manifest import sample_files
+from tests.pipelines.test_blocks import long_schema
 from tests.pipelines.worlds import full_schema, write_world
 
 pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
@@ -39,6 +41,21 @@ def test_spark_equals_local_to_the_bit(tmp_path: Path, spark_engine: SparkEngine
         assert result.candidates > 100
     for dt in days:
         assert stored(tmp_path / "spark", dt) == stored(tmp_path / "local", dt)
+
+
+def test_spark_makes_and_reads_blocks_like_local(small_blocks: None, tmp_path: Path, spark_engine: SparkEngine) -> None:
+    days = write_world(tmp_path / "data", seed=13, days=11, users=6, per_day=60)
+    schema = long_schema()
+    build(BuildConfig(schema, tmp_path / "data", tmp_path / "local", days[0], days[-2], buckets=2))
+    shutil.copytree(tmp_path / "local", tmp_path / "spark", ignore=shutil.ignore_patterns("blocks"))
+    for name, engine in (("local", None), ("spark", spark_engine)):
+        build(BuildConfig(schema, tmp_path / "data", tmp_path / name, days[-1], days[-1], name), engine)
+        assert {path.name.rsplit("-", 1)[0] for path in (tmp_path / name / "blocks").glob("*/")} >= {
+            "clicks-by-item_id",
+            "clicks-history",
+            "users-history",
+        }
+    assert stored(tmp_path / "spark", days[-1]) == stored(tmp_path / "local", days[-1])
 
 
 def test_a_users_mistake_found_in_a_task_is_one_line(spark_engine: SparkEngine) -> None:
