@@ -336,6 +336,9 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 on a GPU.")] = "auto",
     backend: Annotated[Literal["auto", "torchrec", "torch"], typer.Option(help="Of the embedding tables.")] = "auto",
+    dense_parallel: Annotated[
+        Literal["ddp", "fsdp"], typer.Option(help="With several processes: dense parameters whole on each, or sharded.")
+    ] = "ddp",
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same weights, to the bit.")] = False,
@@ -380,6 +383,7 @@ def train(
         device=device,
         precision=precision,
         backend=backend,
+        dense_parallel=dense_parallel,
         compile=compile_,
         recompute=recompute,
         deterministic=deterministic,

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.parallel import shard_like, whole
 from model.ranks import Ranks
 from schemas.errors import UserError
 from schemas.files import move, sync
@@ -167,12 +168,16 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *,
             f"{folder} does not fit this model: parameter {name} is {shapes[0]} there and {shapes[1]} here; "
             "train with the checkpoint's --model, --set and schema (`genrank schema diff`), or without it"
         )
-    model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
+    model.load_state_dict({n: shard_like(v, own[n]) for n, v in state.items() if n in own}, strict=False)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer remembers of each parameter, by the parameter's name."""
-    return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
+    """What the optimizer remembers of each parameter, by the parameter's name, as whole tensors; every rank calls it."""
+    return {
+        name: {key: whole(value) for key, value in optimizer.state[p].items()}
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
 
 
 def load_optimizer_state(
@@ -182,7 +187,7 @@ def load_optimizer_state(
     for name, p in model.named_parameters():
         if name in state:
             optimizer.state[p] = {
-                key: value.to(p.device) if value.dim() else value.clone() for key, value in state[name].items()
+                key: shard_like(value, p) if value.dim() else value.clone() for key, value in state[name].items()
             }
 
 

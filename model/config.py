@@ -65,6 +65,8 @@ class TrainConfig:
     """bf16 is autocast over fp32 master weights; `auto` takes it on a GPU."""
     backend: Literal["auto", "torchrec", "torch"] = "auto"
     """Of the embedding tables."""
+    dense_parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of the dense parameters with several processes: whole on each, or in shards (FSDP2), for dense parts too large for one."""
     compile: bool = False
     """torch.compile the encoder."""
     recompute: bool = False
@@ -107,6 +109,7 @@ FREE_TO_CHANGE = {
     "out",
     "samples",
     "device",
+    "dense_parallel",
     "compile",
     "recompute",
     "log_every",

@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
     for date in config.dates:
         reader = SampleReader(samples, schema, [date], view="user_day", token_budget=config.token_budget, shuffle=False)
         written: list[pa.RecordBatch] = []
-        for batch, scores in predict(loaded.model, reader, schema, ranks.device):
+        for batch, scores in predict(loaded.model, reader, schema, ranks):
             batch = batch.to("cpu")
             owner = candidate_users(batch)
             truth = batch.oracles

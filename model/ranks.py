@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from schemas.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Ranks:
         values: list[object] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def any_of(self, value: T | None) -> T | None:
+        """The value of the first rank that has one."""
+        return next((each for each in self.gather(value) if each is not None), None)  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoint import (
     find_checkpoint,
@@ -32,6 +31,7 @@ from model.config import TrainConfig, samples_folder
 from model.encoders.block import parameter_count
 from model.losses import loss_sums, predictions, total_loss, weight_sums
 from model.metrics import Estimate, Predictions
+from model.parallel import gathered, spread, unsynchronised, whole_state
 from model.progress import Progress
 from model.ranker import Ranker, build_model, model_config
 from model.ranks import Ranks, join_ranks
@@ -135,6 +135,11 @@ class Trainer:
             config.seed
         )  # again: a backend's tables may have drawn, and the dense start must not depend on it
         self.model = make_model(config, self.embeddings).to(ranks.device)
+        if isinstance(self.model, Ranker):
+            self.model.encoder.recompute = config.recompute
+            if config.compile:
+                self.model.encoder.compile(dynamic=True)
+        self.wrapped = spread(self.model, ranks, config.dense_parallel)
         self.optimizer = make_optimizer(self.model, config)
         self.position = Position()
         self.saved_step = -1
@@ -142,13 +147,6 @@ class Trainer:
         self.reader_state = self.reader.state_dict()
         if ranks.device.type == "cuda":
             self.copies = torch.cuda.Stream()
-        if isinstance(self.model, Ranker):
-            self.model.encoder.recompute = config.recompute
-            if config.compile:
-                self.model.encoder.compile(dynamic=True)
-        self.wrapped: nn.Module = self.model
-        if ranks.size > 1:
-            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False, find_unused_parameters=True)
 
     # ------------------------------------------------------------------ the loop
 
@@ -195,24 +193,15 @@ class Trainer:
     def _steps(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step of this epoch, on the device. A rank that has run out of samples while another
         has not gets batches of weight 0: every rank takes every step."""
-        batches = self._batches()
-        filler: Batch | None = None
-        while True:
-            group = list(itertools.islice(batches, self.config.accumulate))
-            if self.ranks.size > 1:
-                counts = self.ranks.gather(len(group))
-                missing = max(int(str(n)) for n in counts) - len(group)
-                filler = group[0] if group else filler
-                if missing and filler is None:
-                    raise UserError(f"rank {self.ranks.rank} of {self.ranks.size} has no sample; use fewer processes")
-                group += [without_weight(filler)] * missing if filler else []
-            if not group:
-                return
-            yield group
+        batches = in_step(self._batches(), self.ranks)
+        while group := list(itertools.islice(batches, self.config.accumulate)):
+            yield [batch if own else without_weight(batch) for batch, own in group]
 
     def _batches(self) -> Iterator[Batch]:
         """The reader's batches with a candidate, on the device. The next one is read, and on a GPU copied on a stream of its own,
         while this one is computed; `reader_state` is the position after this one."""
+        if self.reader_state["epoch"] > self.position.epoch:
+            return  # resumed where this rank had read its share of the epoch, and another had not
         ahead: tuple[Batch, torch.cuda.Event | None, dict[str, int]] | None = None
         for batch in itertools.chain((batch for batch in self.reader if len(batch.item)), [None]):
             following = (*self._send(batch), self.reader.state_dict()) if batch is not None else None
@@ -265,8 +254,7 @@ class Trainer:
         """Backward only adds up: no reduction over ranks, no sparse update."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.embeddings.accumulate())
-            if isinstance(self.wrapped, DistributedDataParallel):
-                stack.enter_context(self.wrapped.no_sync())
+            stack.enter_context(unsynchronised(self.wrapped))
             yield
 
     def _is_sane(self, sums: Tensor, batch: Batch) -> bool:
@@ -349,9 +337,10 @@ class Trainer:
         config, at = self.config, self.position
         reader = make_reader(config, self.samples, config.schema, config.eval_dates, self.ranks, shuffle=False)
         found = {label.name: Predictions(label.kind) for label in self.labels}
-        for batch, scores in predict(self.model, reader, config.schema, self.ranks.device, self.precision):
-            for task, each in found.items():
-                each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
+        with gathered(self.model):
+            for batch, scores in predict(self.model, reader, config.schema, self.ranks, self.precision):
+                for task, each in found.items():
+                    each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
         metrics = {task: each.gather().compute() for task, each in found.items()}
         kept = {task: {n: e.value for n, e in each.items() if n != "logloss"} for task, each in metrics.items()}
         self._log({"step": at.step, "eval": kept})
@@ -382,7 +371,7 @@ class Trainer:
             schema=config.schema,
             model=self._model_identity(),
             dense={
-                "model": self.model.state_dict(),
+                "model": whole_state(self.model),
                 "optimizer": optimizer_state(self.model, self.optimizer),
                 "position": dataclasses.asdict(at),
                 "readers": self.ranks.gather(self.reader_state),
@@ -405,12 +394,10 @@ class Trainer:
             self.saved_step = self.position.step
             readers = state["readers"]
             assert isinstance(readers, list)
-            if len(readers) != self.ranks.size:
-                raise UserError(
-                    f"{folder} was written by {len(readers)} processes and {self.ranks.size} resume it; start as many, or give"
-                    f" a new --out with --from-checkpoint {config.out}"
-                )
-            self.reader.load_state_dict(readers[self.ranks.rank])
+            if len(readers) == self.ranks.size:
+                self.reader.load_state_dict(readers[self.ranks.rank])
+            else:
+                self._begin_epoch(folder, readers)
         if self.folder:
             self.folder.rewind(self.position.log_lines)
         if own:
@@ -423,10 +410,26 @@ class Trainer:
                     f" {_model_name(wanted)}; give the same --model and --set"
                 )
             self._load(origin, origin=True)
-        steps = max(int(str(n)) for n in self.ranks.gather(self.reader.estimate_batches()))
-        self.position.total_steps = max(1, math.ceil(steps / config.accumulate)) * config.epochs
+        self.position.total_steps = self._steps_ahead(config.epochs)
         if config.max_steps:
             self.position.total_steps = min(self.position.total_steps, config.max_steps)
+
+    def _begin_epoch(self, folder: Path, readers: list[dict[str, int]]) -> None:
+        """Go on with another number of processes than wrote the checkpoint: only between epochs does one position say for all what
+        has been read."""
+        at = self.position
+        if any(reader["window"] or reader["batches"] or reader["epoch"] != at.epoch for reader in readers):
+            raise UserError(
+                f"{folder} was written in the middle of an epoch by {len(readers)} processes and {self.ranks.size} resume it; start"
+                f" as many, or give a new --out with --from-checkpoint {self.config.out}, which begins the days anew"
+            )
+        self.reader.load_state_dict({**self.reader.state_dict(), "epoch": at.epoch})
+        at.total_steps = at.step + self._steps_ahead(self.config.epochs - at.epoch)
+
+    def _steps_ahead(self, epochs: int) -> int:
+        """Optimizer steps of so many epochs, estimated alike by all ranks."""
+        batches = max(int(str(n)) for n in self.ranks.gather(self.reader.estimate_batches()))
+        return max(1, math.ceil(batches / self.config.accumulate)) * epochs
 
     def _load(self, folder: Path, *, origin: bool = False) -> dict[str, object]:
         """Model, tables and optimizer from a checkpoint; returns its dense part."""
@@ -547,22 +550,42 @@ def decay_factor(config: TrainConfig, step: int, total: int) -> float:
 
 
 def predict(
-    model: nn.Module, reader: SampleReader, schema: Schema, device: torch.device, precision: str = "fp32"
+    model: nn.Module, reader: SampleReader, schema: Schema, ranks: Ranks, precision: str = "fp32"
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Each batch of a reader and, per task, its candidates' predictions [C] float32."""
+    """Each batch of this rank's reader and, per task, its candidates' predictions [C] float32. Ranks look rows up together: one
+    that has no batch left computes with another's until all are done, and keeps nothing of it."""
     keep_rate = 1.0 if schema.candidates.keep_correction else schema.candidates.negative_keep_rate
     training = model.training
     model.eval()
     try:
-        for batch in reader:
-            if not len(batch.item):
-                continue
-            batch = batch.to(device)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for batch, own in in_step((batch for batch in reader if len(batch.item)), ranks):
+            batch = batch.to(ranks.device)
+            with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(batch)
-            yield batch, predictions(logits, schema.labels, keep_rate)
+            if own:
+                yield batch, predictions(logits, schema.labels, keep_rate)
     finally:
         model.train(training)
+
+
+def in_step(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """As many batches on every rank as on the one that has most, and whether each is this rank's own: one that has run out gets its
+    last one again, or another rank's where it never had any."""
+    if ranks.size == 1:
+        yield from ((batch, True) for batch in batches)
+        return
+    last: Batch | None = None
+    while True:
+        batch = next(batches, None)
+        last = last if batch is None else batch
+        has, ever = zip(*ranks.gather((batch is not None, last is not None)), strict=True)  # type: ignore[call-overload]
+        if not any(has):
+            return
+        if not all(ever):
+            lent = ranks.any_of(None if batch is None else batch.to("cpu"))
+            last = last if lent is None or last is not None else lent.to(ranks.device)
+        assert last is not None
+        yield last, batch is not None
 
 
 def candidate_users(batch: Batch) -> Tensor:

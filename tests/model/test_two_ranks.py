@@ -1,91 +1,137 @@
-"""Two processes (gloo) with unequal batches equal one process with all of them."""
+"""Two processes (gloo) with unequal batches equal one process with all of them: DDP and FSDP2, and checkpoints between them."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from model.checkpoint import load_dense, steps_of
+from model.config import TrainConfig
+from model.evaluate import load_model
+from model.trainer import train
+
 ROOT = Path(__file__).resolve().parents[2]
+DAY, NEXT = "2026-01-01", "2026-01-02"
 
 WORKER = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{root!r}, {random!r}]
+sys.path[:0] = [{root!r}, {random!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
-from random_samples import demo_schema
-from model.config import TrainConfig
-from model.trainer import Trainer
-from model.ranks import join_ranks
+from test_two_ranks import run_of
+from model.trainer import train
 
-def dense(trainer):
-    return {{n: p.detach().clone() for n, p in trainer.model.named_parameters()}}
-
-config = TrainConfig(
-    schema=demo_schema(), samples=Path({samples!r}), dates=("2026-01-01",), out=Path({out!r}), token_budget=10**6,
-    settings={{"dropout": "0"}}, warmup_steps=1, lr=1e-3, device="cpu", backend="torchrec" if {size} > 1 else "torch",
-)
-ranks = join_ranks("cpu")
-trainer = Trainer(config, ranks, None)
-counts = []
-for step in range(2):
-    for batches in trainer._steps():
-        counts.append([len(b) for b in batches])
-        loss, tasks = trainer._step(batches)
-        trainer.position.step += 1
-rows = {{}}
-for table in trainer.embeddings.plan.tables:
-    parts = [(s.first, s.weight.clone(), {{k: v.clone() for k, v in s.state.items()}}) for s in trainer.embeddings.tables.shards(table.name)]
-    gathered = [p for part in ranks.gather(parts) for p in part]
-    whole = torch.zeros(table.rows, table.dim)
-    for first, weight, _ in gathered:
-        whole[first:first + len(weight)] = weight
-    rows[table.name] = whole
-if ranks.chief:
-    torch.save({{"dense": dense(trainer), "rows": rows, "loss": loss, "tasks": tasks, "counts": counts}}, {out!r} + ".pt")
+samples, folder = Path({samples!r}), Path({folder!r})
+for kind in ("ddp", "fsdp"):
+    train(run_of(samples, folder / kind, dense_parallel=kind, epochs=2, eval_dates=("2026-01-02",)))
+train(run_of(samples, folder / "short", dense_parallel="fsdp", epochs=1))
+train(run_of(samples, folder / "one", dense_parallel="fsdp", epochs=2))
 """
 
 
-def launch(size: int, samples: Path, out: Path) -> dict:
-    code = WORKER.format(
-        root=str(ROOT), random=str(ROOT / "tests" / "tokenization"), samples=str(samples), out=str(out), size=size
-    )
-    script = out.with_suffix(".py")
-    script.write_text(code)
-    command = [sys.executable, str(script)]
-    if size > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={size}",
-            str(script),
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(f"{out}.pt", weights_only=True)
+def run_of(samples: Path, out: Path, **changes: Any) -> TrainConfig:
+    """One step an epoch, over everything; the gradient is clipped in each."""
+    from random_samples import demo_schema
+
+    base = TrainConfig(
+        schema=demo_schema(), samples=samples, dates=(DAY,), out=out, token_budget=10**6, settings={"dropout": "0"},
+        warmup_steps=0, decay="none", lr=1e-3, clip_norm=0.05, device="cpu", log_every=1,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
 
 
-def test_two_ranks_of_unequal_batches_equal_one_rank_of_both(schema, tmp_path) -> None:
+def numbers(run: Path) -> dict[str, torch.Tensor]:
+    """Every dense parameter, table row and moment of a run's last checkpoint."""
+    step = steps_of(run)[-1]
+    loaded = load_model(run, step=step)
+    found = {f"dense {name}": value for name, value in loaded.model.state_dict().items()}
+    for name, state in load_dense(run / "checkpoints" / f"step-{step}")["optimizer"].items():
+        # Moments of the order of squared gradients say nothing under an absolute tolerance.
+        found |= {f"moment {name}/{key}": value for key, value in state.items() if key == "exp_avg"}
+    for name, table in loaded.model.embeddings.tables.tables.items():
+        found |= {f"rows {name}": table.weight, f"rows {name}/second": table.second}
+    return found
+
+
+def same(run: Path, expected: dict[str, torch.Tensor]) -> None:
+    got = numbers(run)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{run.name}: {n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """One process's runs, and those that two processes made of the same samples."""
     pytest.importorskip("torchrec")
-    from random_samples import publish, random_table
+    from random_samples import demo_schema, publish, random_table
 
-    # Row groups of 25 and 5: the ranks' batches differ by five times.
-    publish(tmp_path / "samples", schema, "2026-01-01", random_table(schema, "2026-01-01", 30), row_group=25)
-    one = launch(1, tmp_path, tmp_path / "one")
-    two = launch(2, tmp_path, tmp_path / "two")
-    assert one["counts"][0] == [30] and two["counts"][0][0] in (25, 5)
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    assert two["tasks"] == pytest.approx(one["tasks"], rel=1e-4)
-    for kind in ("dense", "rows"):
-        for name, expected in one[kind].items():
-            torch.testing.assert_close(
-                two[kind][name], expected, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+    folder = tmp_path_factory.mktemp("ranks")
+    # Row groups of 25 and 5: the ranks' batches differ by five times. The next day is one row group: a rank has none of it.
+    publish(folder / "samples", demo_schema(), DAY, random_table(demo_schema(), DAY, 30), row_group=25)
+    publish(folder / "samples", demo_schema(), NEXT, random_table(demo_schema(), NEXT, 12))
+    train(run_of(folder, folder / "whole", epochs=2, eval_dates=(NEXT,)))
+    train(run_of(folder, folder / "one", epochs=1))
+    script = folder / "worker.py"
+    script.write_text(
+        WORKER.format(
+            root=str(ROOT),
+            random=str(ROOT / "tests" / "tokenization"),
+            tests=str(ROOT / "tests" / "model"),
+            samples=str(folder),
+            folder=str(folder),
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_of_unequal_batches_equal_one_rank_of_both(runs: Path, kind: str) -> None:
+    same(runs / kind, numbers(runs / "whole"))
+    one, two = (rows(runs / name) for name in ("whole", kind))
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    for a, b in zip(one, two, strict=True):
+        if "loss" in a:
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        else:
+            assert b["eval"]["click"] == pytest.approx(a["eval"]["click"], rel=1e-3)
+
+
+def test_a_run_of_one_process_goes_on_with_two(runs: Path) -> None:
+    """Resumed between epochs; shards of the dense part are cut from whole tensors, tables sharded over ranks."""
+    assert len(load_dense(runs / "one" / "checkpoints" / "step-2")["readers"]) == 2
+    same(runs / "one", numbers(runs / "whole"))
+
+
+def test_a_run_of_two_processes_goes_on_with_one(runs: Path) -> None:
+    """Resumed, and as a new run from the checkpoint: both optimizers' states come along."""
+    train(run_of(runs, runs / "after", from_checkpoint=runs / "short"))
+    train(run_of(runs, runs / "short", epochs=2))
+    expected = numbers(runs / "whole")
+    same(runs / "short", expected)
+    same(runs / "after", expected)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
