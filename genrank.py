@@ -266,7 +266,7 @@ def stats(
     dates: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Default: every published day.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
 ) -> None:
-    """What the samples hold: null rates, lengths, quantiles, label rates, and each leaf's drift (PSI)."""
+    """What the samples hold: null rates, lengths, quantiles, label rates, how often joins found a partner; and drift (PSI)."""
     from pipelines import stats as sample_statistics
 
     days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)

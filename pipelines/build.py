@@ -35,7 +35,7 @@ from pipelines.publish import locked, publish
 from pipelines.quality import gate
 from pipelines.samples import Assembler
 from pipelines.sources import Partition
-from pipelines.stats import SUMMARY, path_of
+from pipelines.stats import join_rows, path_of
 from schemas import EventLog, Schema, Snapshot, UserError
 from schemas.files import move, write_atomically
 from schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
@@ -210,6 +210,7 @@ class _Build:
                     rows=sum(row["rows"] for row in own if not row["reason"]),
                     duplicates=sum(row["duplicates"] for row in own),
                     quarantined=dict(sorted(quarantined.items())),
+                    joins=events.joins_of(own),
                 )
                 self._keep_quarantine(name, day, key, {row["path"] for row in own if row["reason"]})
                 self.store.commit(partial, day, staged)
@@ -292,9 +293,16 @@ class _Build:
         path = path_of(self.config.out, dt_of(day))
         path.parent.mkdir(parents=True, exist_ok=True)
         of_day = written["stats"].filter(pc.equal(written["stats"].column("day"), day)) if "stats" in written else None
+        joins = {
+            f"{name} → {snapshot}": (found, partials[day].rows)
+            for name, partials in self.partials.items()
+            if day in partials
+            for snapshot, found in partials[day].joins.items()
+        }
+        table = pa.concat_tables([join_rows(day, joins), *([of_day] if of_day is not None else [])])
         temporary = self.staging / path.name
         self.staging.mkdir(parents=True, exist_ok=True)
-        pq.write_table(SUMMARY.empty_table() if of_day is None else of_day, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")
         move(temporary, path)
 
     def _publish(self, day: int, rows: list[dict[str, Any]]) -> SampleManifest:

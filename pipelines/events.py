@@ -6,10 +6,12 @@ Every row read is accounted for: in = out + duplicates + quarantined by reason.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +29,8 @@ from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 
 QUARANTINE = "quarantine:"
 WRITTEN = "written"
+FOUND = "_found:"
+"""Marks, of each row, whether a snapshot knows it; counted, not kept."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ class Normaliser:
         }
         if source.name == self.schema.candidates.source:
             columns["user"] = rows.column(source.user)
-        columns |= compute(self._joined(source, frame, home), source, self.columns[source.name])
+        frame, found = self._joined(source, frame, home)
+        columns |= {f"{FOUND}{name}": pa.array(mask) for name, mask in found.items()}
+        columns |= compute(frame, source, self.columns[source.name])
         yield from scatter(pa.table(columns), slot_of(mix(user), self.buckets), source.name)
 
     def _arrived(self, source: EventLog, rows: pa.RecordBatch, ms: pa.Array) -> Int:
@@ -132,8 +138,9 @@ class Normaliser:
             item = self.schema.candidates.item
             yield f"{item} is null", _null(rows, item)
 
-    def _joined(self, source: EventLog, frame: pl.DataFrame, home: Int) -> pl.DataFrame:
-        """The frame with the snapshots' columns it reads, each row as of its own day."""
+    def _joined(self, source: EventLog, frame: pl.DataFrame, home: Int) -> tuple[pl.DataFrame, dict[str, Bool]]:
+        """The frame with the snapshots' columns it reads, each row as of its own day; and which rows each snapshot knows."""
+        found: dict[str, Bool] = {}
         for name, columns in joined_columns(self.schema, source, self.columns[source.name]).items():
             snapshot = self.schema.source(name)
             assert isinstance(snapshot, Snapshot)
@@ -142,11 +149,13 @@ class Normaliser:
             for day in np.unique(home):
                 rows = np.flatnonzero(home == day)
                 ref = self.snapshots.get(name, {}).get(int(day))
-                parts.append((rows, _lookup(ref, tuple(columns), self._snapshot_schema(snapshot), keys[rows])))
+                joined, known = _lookup(ref, tuple(columns), self._snapshot_schema(snapshot), keys[rows])
+                parts.append((rows, joined))
+                found.setdefault(name, np.zeros(len(keys), np.bool_))[rows] = known
             at = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
             joined = pa.concat_tables([table for _, table in parts]).take(pa.array(at))
             frame = frame.hstack([_series(columns[column], joined.column(column)) for column in columns])
-        return frame
+        return frame, found
 
     # ------------------------------------------------------------------ snapshots
 
@@ -192,7 +201,12 @@ class Normaliser:
         table = table.combine_chunks()
         kept = first_of_each(*(_numpy(table, name) for name in ("_same", "arrived", "id")))
         day, user, ts, id_ = (_numpy(table, name) for name in ("_day", "u", "ts", "id"))
-        partial = table.select([name for name in table.column_names if name not in ("_day", "_same")])
+        partial = table.select([name for name in table.column_names if not name.startswith("_")])
+        found = {
+            name.removeprefix(FOUND): table.column(name).to_numpy()
+            for name in table.column_names
+            if name.startswith(FOUND)
+        }
         for of_day in np.unique(day):
             rows = np.flatnonzero(kept & (day == of_day))
             rows = rows[by_user_and_time(user[rows], ts[rows], id_[rows])]
@@ -200,7 +214,8 @@ class Normaliser:
             if len(rows):
                 write_partial(partial.take(pa.array(rows)), path)
             duplicates = int(((day == of_day) & ~kept).sum())
-            yield _written(slot, source, int(of_day), str(path) if len(rows) else "", len(rows), duplicates, "")
+            joins = {name: int(known[rows].sum()) for name, known in found.items()}
+            yield _written(slot, source, int(of_day), str(path) if len(rows) else "", len(rows), duplicates, "", joins)
 
     def _write_quarantine(self, slot: int, source: str, table: pa.Table) -> Iterator[Piece]:
         day = _numpy(table, "_day")
@@ -222,13 +237,33 @@ WRITTEN_SCHEMA = pa.schema(
         "rows": pa.int64(),
         "duplicates": pa.int64(),
         "reason": pa.string(),
+        "joins": pa.map_(pa.string(), pa.int64()),
     }
 )
+"""`joins`: snapshot -> rows that it knows."""
 
 
-def _written(slot: int, source: str, day: int, path: str, rows: int, duplicates: int, reason: str) -> Piece:
-    values = [[source], [day], [slot], [path], [rows], [duplicates], [reason]]
+def _written(
+    slot: int,
+    source: str,
+    day: int,
+    path: str,
+    rows: int,
+    duplicates: int,
+    reason: str,
+    joins: Mapping[str, int] = MappingProxyType({}),
+) -> Piece:
+    values = [[source], [day], [slot], [path], [rows], [duplicates], [reason], [list(joins.items())]]
     return Piece(0, WRITTEN, pa.table(dict(zip(WRITTEN_SCHEMA.names, values, strict=True)), schema=WRITTEN_SCHEMA))
+
+
+def joins_of(written: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Snapshot -> rows it knows, over what several tasks wrote."""
+    total: dict[str, int] = {}
+    for row in written:
+        for name, found in row["joins"]:
+            total[name] = total.get(name, 0) + found
+    return dict(sorted(total.items()))
 
 
 def _stage(staging: str, name: str) -> Path:
@@ -388,13 +423,14 @@ def _snapshot_table(folder: str, files: tuple[tuple[int, str], ...], columns: tu
     return load([PartialRef(0, folder, dict(files))], None, ("u", *columns), pa.schema([]))
 
 
-def _lookup(ref: PartialRef | None, columns: tuple[str, ...], schema: pa.Schema, keys: Int) -> pa.Table:
-    """The snapshot's columns at `keys`, null where it has no such key."""
+def _lookup(ref: PartialRef | None, columns: tuple[str, ...], schema: pa.Schema, keys: Int) -> tuple[pa.Table, Bool]:
+    """The snapshot's columns at `keys`, null where it has no such key; and where it has."""
     if ref is None or not ref.files:
-        return pa.schema([schema.field(name) for name in columns]).empty_table().take(pa.nulls(len(keys), pa.int64()))
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        return empty.take(pa.nulls(len(keys), pa.int64())), np.zeros(len(keys), np.bool_)
     table = _snapshot_table(ref.folder, tuple(sorted(ref.files.items())), columns)
     at = pc.index_in(pa.array(keys), value_set=table.column("u").combine_chunks())
-    return table.select(list(columns)).take(at)
+    return table.select(list(columns)).take(at), at.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _arrow(series: pl.Series) -> pa.Array:

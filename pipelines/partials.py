@@ -40,6 +40,8 @@ class Partial(BaseModel):
     rows: int
     duplicates: int
     quarantined: dict[str, int]
+    joins: dict[str, int] = {}
+    """Snapshot -> rows that found theirs in it."""
 
 
 @dataclass(frozen=True)

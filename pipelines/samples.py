@@ -30,7 +30,7 @@ from pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
 from pipelines.partials import PartialRef, load
 from pipelines.quality import violations
 from pipelines.sequences import Timeline
-from pipelines.stats import summarise
+from pipelines.stats import join_rows, summarise
 from schemas import Schema, files
 from schemas.base import parse_duration
 from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
@@ -193,6 +193,7 @@ class Assembler:
         )
         yield Piece(0, "checks", violations(table, self.schema, day))
         yield Piece(0, "stats", summarise(table, self.schema, day))
+        yield Piece(0, "stats", join_rows(day, self._known_users(day, bucket, active)))
 
     # ------------------------------------------------------------------ parts of a sample
 
@@ -369,6 +370,16 @@ class Assembler:
             padded = pa.concat_arrays([_single(table.column(name)), sequences.missing(stored, 1)])
             values[feature.name] = padded.take(pa.array(at))
         return pa.StructArray.from_arrays([values[child.name] for child in field.type], fields=list(field.type))
+
+    def _known_users(self, day: int, bucket: int, users: pa.Array) -> dict[str, tuple[int, int]]:
+        """(how many of the day's users each user snapshot of the user group knows, how many users there are)."""
+        columns = [column for feature in self.schema.user.features if (column := feature_column(feature))]
+        known = {}
+        for name in sorted({snapshot.name for column in columns for snapshot in user_sources(self.schema, column)}):
+            ref = self.profiles.get(name, {}).get(day)
+            have = load([ref] if ref else [], bucket, ["u"], self.reader.schemas[name], users)
+            known[f"user → {name}"] = (have.num_rows, len(users))
+        return known
 
     def _requests(self, exposures: pa.Table, user: Int, start: int) -> pa.Array:
         if self.schema.candidates.request:

@@ -1,4 +1,4 @@
-"""What the samples hold, leaf by leaf and day by day, and how it drifts.
+"""What the samples hold, leaf by leaf and day by day, how often joins found a partner, and how all that drifts.
 
 Tasks summarise each file while its rows are in memory; summaries merge, so a day of any size is one small Parquet file,
 `OUT/stats/dt=<day>.parquet`, a row per leaf. Drift is the population stability index against the days before:
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas import Schema, UserError
+from pipelines.cross_features import key_sets
+from schemas import CrossFeature, Schema, UserError
 from schemas.contract import leaves
 from schemas.files import write_atomically
 from schemas.manifest import sample_days
 from schemas.schema import USER
 from schemas.vocabulary import MISSING_ID
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SAMPLE = 512
 """Numbers kept of each leaf and file, evenly spread; each stands for its share of the file's."""
@@ -58,7 +62,7 @@ SUMMARY = pa.schema(
         "id_counts": pa.list_(pa.float64()),
     }
 )
-"""`kind`: number (also lengths and labels' values) or id. `values` with `weights`: a sample of a number. `ids` with `id_counts`: the
+"""`kind`: number (also lengths and labels' values), id, or join (`count` rows asked, `missing` found none). `values` with `weights`: a sample of a number. `ids` with `id_counts`: the
 most frequent ids, scaled to the whole."""
 
 
@@ -96,6 +100,33 @@ def _rows(table: pa.Table, schema: Schema) -> Iterator[tuple[str, dict[str, Any]
     for label in schema.labels:
         value, weight = (groups["labels"].field(f"{label.name}{end}").flatten().to_numpy() for end in ("", "_weight"))
         yield f"labels.{label.name}", _number(np.where(weight > 0, value, np.nan), weight)
+    for key_set in key_sets(schema):
+        leaves_ = {feature: groups["candidates"].field(feature.name).flatten() for feature in key_set.features}
+        found = np.any([_answered(feature, values.to_numpy()) for feature, values in leaves_.items()], axis=0)
+        by = f" by {', '.join(key_set.keys)}" if key_set.keys else ""
+        yield f"candidates → {', '.join(sorted(key_set.windows(schema)))}{by}", _join(int(found.sum()), len(found))
+
+
+def _answered(feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether a cross feature's value tells of an event (a sum of nothing but zeros, or a rate that equals its prior, doesn't)."""
+    if feature.op == "rate":
+        return values != np.float32(feature.prior)
+    if feature.op in ("count", "sum", "distinct"):
+        return values != 0
+    return values != MISSING_ID if values.dtype == np.int64 else ~np.isnan(values)
+
+
+def join_rows(day: int, joins: Mapping[str, tuple[int, int]]) -> pa.Table:
+    """Rows of statistics from name -> (rows that found a partner, rows that asked)."""
+    rows = [{"day": day, "leaf": name, **_join(found, asked)} for name, (found, asked) in joins.items()]
+    return pa.Table.from_pylist(rows, SUMMARY)
+
+
+def _join(found: int, asked: int) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(("total", "low", "high", "distinct"))
+    return {"kind": "join", "count": asked, "missing": asked - found, **empty} | {
+        name: [] for name in ("values", "weights", "ids", "id_counts")
+    }
 
 
 def _number(values: NDArray[Any], weights: NDArray[Any] | None = None) -> dict[str, Any]:
@@ -172,7 +203,7 @@ class Summary:
 
     @property
     def missing_rate(self) -> float:
-        """Share of missing values; of a joined column, the share of rows without a partner or a value."""
+        """Share of missing values; of a joined column, the share of rows without a partner or a value; of a join, without a partner."""
         return self.missing / self.count if self.count else 0.0
 
     @property
@@ -201,6 +232,8 @@ class Summary:
 
     def _shares(self, reference: Summary) -> list[float]:
         present = 1 - self.missing_rate
+        if self.kind == "join":
+            return [present, self.missing_rate]
         if self.kind == "id":
             top = sorted(reference.ids, key=lambda id_: (-reference.ids[id_], id_))[:20]
             shares = [self.ids.get(id_, 0.0) / self.count for id_ in top]
@@ -218,6 +251,16 @@ class DayStatistics:
     summaries: dict[str, Summary]
     psi: dict[str, float]
     """Empty for the first day."""
+    against: tuple[str, ...] = ()
+    """The days before it that the drift is against, ascending."""
+
+    @property
+    def comparison(self) -> str:
+        """The days compared, in words."""
+        if not self.against:
+            return "no day before it to compare with"
+        first, last = self.against[0], self.against[-1]
+        return f"drift against {first}" + ("" if first == last else f" .. {last} ({len(self.against)} days)")
 
 
 def statistics(out: Path, dates: Sequence[str] | None = None, reference_days: int = 7) -> list[DayStatistics]:
@@ -243,7 +286,7 @@ def statistics(out: Path, dates: Sequence[str] | None = None, reference_days: in
         earlier = [day for day in published if day < dt][-reference_days:]
         before = merge([row for day in earlier for row in read(Path(out), day)])
         drift = {leaf: summary.psi(before[leaf]) for leaf, summary in of(dt).items() if leaf in before}
-        found.append(DayStatistics(dt, of(dt), drift))
+        found.append(DayStatistics(dt, of(dt), drift, tuple(earlier)))
     return found
 
 
@@ -270,22 +313,45 @@ def merge(rows: Sequence[dict[str, Any]]) -> dict[str, Summary]:
 
 # ---------------------------------------------------------------------- for people
 
-HEADINGS = ("leaf", "values", "missing", "mean / rate", "median", "90%", "distinct", "PSI")
+HEADINGS = ("leaf", "values", "missing", "mean", "median", "90%", "PSI")
+"""The mean of a binary label is its rate; of an id, that column tells how many different ones there are."""
+JOINS = ("join", "rows", "found", "PSI")
 
 
 def _cells(summary: Summary, psi: float | None) -> list[str]:
     median, high = summary.quantiles([0.5, 0.9]) or (math.nan, math.nan)
-    number = summary.kind == "number"
+    middle = f"{_short(summary.distinct)} ids" if summary.kind == "id" else _number_text(summary.mean)
     return [
         summary.leaf,
-        f"{summary.count:,}",
+        _short(summary.count),
         f"{summary.missing_rate:.1%}",
-        f"{summary.mean:.4g}" if number and not math.isnan(summary.mean) else "",
-        f"{median:.4g}" if number and not math.isnan(median) else "",
-        f"{high:.4g}" if number and not math.isnan(high) else "",
-        "" if number else f"{summary.distinct:,}",
-        "" if psi is None or math.isnan(psi) else f"{psi:.3f}",
+        middle,
+        _number_text(median),
+        _number_text(high),
+        _psi_text(psi),
     ]
+
+
+def _join_cells(summary: Summary, psi: float | None) -> list[str]:
+    return [summary.leaf, _short(summary.count), f"{1 - summary.missing_rate:.2%}", _psi_text(psi)]
+
+
+def _psi_text(psi: float | None) -> str:
+    return "" if psi is None or math.isnan(psi) else f"{psi:.3f}"
+
+
+def _number_text(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _short(count: int) -> str:
+    """At most five characters: 950, 12.3k, 4.56M."""
+    value, unit = float(count), ""
+    for bigger in ("k", "M", "G", "T"):
+        if round(value) < 1000:
+            break
+        value, unit = value / 1000, bigger
+    return f"{count}" if not unit else f"{value:.3g}{unit}"
 
 
 def _tone(psi: float | None) -> str:
@@ -294,21 +360,33 @@ def _tone(psi: float | None) -> str:
     return "red" if psi >= SHIFTED else "yellow"
 
 
-def print_statistics(days: Sequence[DayStatistics]) -> None:
-    """The newest day in the terminal, what drifted first."""
+def _by_kind(day: DayStatistics) -> tuple[list[str], list[str]]:
+    """(leaves, joins), each what drifted first."""
+    ordered = sorted(day.summaries, key=lambda leaf: (-_sortable(day.psi.get(leaf)), leaf))
+    joins = [leaf for leaf in ordered if day.summaries[leaf].kind == "join"]
+    return [leaf for leaf in ordered if leaf not in joins], joins
+
+
+def print_statistics(days: Sequence[DayStatistics], console: Console | None = None) -> None:
+    """The newest day in the terminal, what drifted first; 80 columns are enough."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = console or Console(highlight=False)
     if not days:
-        Console().print("no published day")
+        console.print("no published day")
         return
     day = days[-1]
-    table = Table(title=f"{day.dt}: drift against the days before", title_justify="left")
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if i else "left", min_width=0 if i else max(map(len, day.summaries)))
-    for leaf in sorted(day.summaries, key=lambda leaf: -_sortable(day.psi.get(leaf))):
-        table.add_row(*_cells(day.summaries[leaf], day.psi.get(leaf)), style=_tone(day.psi.get(leaf)))
-    Console().print(table)
+    console.print(f"[bold]{day.dt}[/], {day.comparison}")
+    for headings, names, cells in zip((HEADINGS, JOINS), _by_kind(day), (_cells, _join_cells), strict=True):
+        if names:
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+            for i, heading in enumerate(headings):
+                table.add_column(heading, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+            for leaf in names:
+                table.add_row(*cells(day.summaries[leaf], day.psi.get(leaf)), style=_tone(day.psi.get(leaf)))
+            console.print(table)
 
 
 def _sortable(psi: float | None) -> float:
@@ -316,29 +394,31 @@ def _sortable(psi: float | None) -> float:
 
 
 def write_statistics(days: Sequence[DayStatistics], path: Path) -> None:
-    """One self-contained HTML page: drift over all days, then each day's leaves, newest first."""
-    leaves_ = sorted({leaf for day in days for leaf in day.summaries})
+    """One self-contained HTML page: drift over all days, then each day's leaves and joins, newest first."""
     colours = {"": "#fff", "yellow": "#fff3bf", "red": "#ffc9c9"}
 
     def cell(psi: float | None) -> str:
-        told = "" if psi is None or math.isnan(psi) else f"{psi:.3f}"
-        return f'<td style="background:{colours[_tone(psi)]}">{told}</td>'
+        return f'<td style="background:{colours[_tone(psi)]}">{_psi_text(psi)}</td>'
 
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>genrank: statistics of the samples</title>',
         "<style>body{font:14px system-ui;margin:2rem}table{border-collapse:collapse;margin:0 0 2rem}"
         "td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}</style>",
-        "<h1>Statistics of the samples</h1><h2>Drift (PSI against the days before)</h2><table><tr><th>leaf</th>",
-        *(f"<th>{day.dt}</th>" for day in days),
+        "<h1>Statistics of the samples</h1><h2>Drift (PSI, each day against the days before it)</h2><table><tr><th>leaf</th>",
+        *(f'<th title="{html.escape(day.comparison)}">{day.dt}</th>' for day in days),
         "</tr>",
     ]
-    for leaf in leaves_:
+    for leaf in sorted({leaf for day in days for leaf in day.summaries}):
         parts.append(f"<tr><td>{html.escape(leaf)}</td>{''.join(cell(day.psi.get(leaf)) for day in days)}</tr>")
     parts.append("</table>")
     for day in reversed(days):
-        parts.append(f"<h2>{day.dt}</h2><table><tr>{''.join(f'<th>{heading}</th>' for heading in HEADINGS)}</tr>")
-        for leaf in sorted(day.summaries):
-            *cells, _ = _cells(day.summaries[leaf], day.psi.get(leaf))
-            parts.append(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}{cell(day.psi.get(leaf))}</tr>")
-        parts.append("</table>")
+        parts.append(f"<h2>{day.dt}</h2><p>{html.escape(day.comparison)}</p>")
+        for headings, names, cells_of in zip((HEADINGS, JOINS), _by_kind(day), (_cells, _join_cells), strict=True):
+            parts.append(f"<table><tr>{''.join(f'<th>{heading}</th>' for heading in headings)}</tr>")
+            for leaf in sorted(names):
+                *cells, _ = cells_of(day.summaries[leaf], day.psi.get(leaf))
+                parts.append(
+                    f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}{cell(day.psi.get(leaf))}</tr>"
+                )
+            parts.append("</table>")
     write_atomically(path, "\n".join(parts))

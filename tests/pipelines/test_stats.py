@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pipelines.build import BuildConfig, build
 from pipelines.stats import Summary, print_statistics, statistics, write_statistics
 from schemas import UserError
-from schemas.vocabulary import MISSING_ID
+from schemas.vocabulary import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")
@@ -53,12 +57,67 @@ def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.Cap
     assert of["labels.click"].mean == pytest.approx(sum(c * w for c, w in clicks) / sum(w for _, w in clicks))
     assert not found[0].psi
     assert all(psi >= 0 for psi in found[2].psi.values())
+    assert found[2].against == (days[0], days[1])
     print_statistics(found)
-    assert "candidates.price" in capsys.readouterr().out
+    assert f"drift against {days[0]} .. {days[2]} (3 days)" in (told := capsys.readouterr().out)
+    assert "candidates.price" in told
+    console = Console(width=80, file=io.StringIO())
+    print_statistics(found, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
     write_statistics(found, tmp_path / "stats.html")
     assert all(dt in (tmp_path / "stats.html").read_text() for dt in days)
     with pytest.raises(UserError, match="2020-01-01"):
         statistics(tmp_path / "out", ["2020-01-01"])
+
+
+def test_join_rates_count_rows_that_found_a_partner(tmp_path: Path) -> None:
+    data, out, schema = tmp_path / "data", tmp_path / "out", full_schema()
+    days = write_world(data, seed=32, users=20, per_day=150)
+    build(BuildConfig(schema, data, out, days[0], days[-1]))
+
+    def known(snapshot: str, column: str, at: int, max_age: int) -> set[object]:
+        """Keys of the newest snapshot at or before a day that isn't too old."""
+        for dt in reversed(days[max(0, at - max_age) : at + 1]):
+            if (data / snapshot / f"dt={dt}").is_dir():
+                return set(pq.read_table(data / snapshot / f"dt={dt}").column(column).to_pylist())
+        return set()
+
+    def rate(summary: Summary) -> tuple[int, int]:
+        assert summary.kind == "join"
+        return summary.count - summary.missing, summary.count
+
+    missed = 0
+    for at, day in enumerate(statistics(out)):
+        samples = read_samples(out, day.dt)
+        items = pa.array([str(item) for item in known("items", "item_id", at, 1)], pa.string())
+        hashes = set(hash_strings(items).to_pylist())
+        shown = [item in hashes for sample in samples for item in sample["candidates"]["item"]]
+        assert rate(day.summaries["exposures → items"]) == (sum(shown), len(shown))
+        users = {sample["user_id"] for sample in samples}
+        assert rate(day.summaries["user → users"]) == (len(users & known("users", "user_id", at, 3)), len(users))
+        of_item = (
+            "item_long",
+            "pair_recency",
+            "item_dwell",
+            "item_dwell_sum",
+            "item_users",
+            "item_ctr",
+            "item_morning",
+        )
+        empty = {"item_long": np.float32(0.3), "item_ctr": np.float32(0.1), "pair_recency": None, "item_dwell": None}
+        answered = [
+            any(
+                not (math.isnan(v) if empty.get(f, 0) is None else v == empty.get(f, 0))
+                for f, v in zip(of_item, row, strict=True)
+            )
+            for sample in samples
+            for row in zip(*(sample["candidates"][f] for f in of_item), strict=True)
+        ]
+        assert rate(day.summaries["candidates → clicks, exposures by item_id"]) == (sum(answered), len(answered))
+        missed += len(shown) - sum(shown) + len(answered) - sum(answered)
+    assert missed, "every join found its partner: the test saw nothing"
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(0, 20))
