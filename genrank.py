@@ -31,7 +31,9 @@ DEMO_MODELS = ("mtgr-tiny", "din")
 SchemaFlag = Annotated[
     str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
 ]
-DataFlag = Annotated[str, typer.Option("--data", metavar="DIR", help="Root folder of the sources.", show_default=False)]
+DataFlag = Annotated[
+    str, typer.Option("--data", metavar="DIR", help="Root folder of the sources, or a URI.", show_default=False)
+]
 OutFlag = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Root folder of what is built.", show_default=False)
 ]
@@ -224,7 +226,7 @@ def build(
     result = build_days(
         BuildConfig(
             schema=load_schema(schema),
-            data=Path(data),
+            data=data,
             out=out,
             first=from_,
             last=to,
@@ -246,7 +248,7 @@ def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = N
     from pipelines import planner
     from schemas import load_schema
 
-    planner.print_status(planner.status(load_schema(schema), Path(data), out, as_of))
+    planner.print_status(planner.status(load_schema(schema), data, out, as_of))
 
 
 @app.command(rich_help_panel="Data")

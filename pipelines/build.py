@@ -30,11 +30,11 @@ from pipelines.days import day_number, dt_of, moment_text, start_of
 from pipelines.engine import Engine, open_engine
 from pipelines.events import Normaliser, ReadUnit
 from pipelines.partials import Partial, PartialRef, PartialStore
-from pipelines.planner import LANDED, Plan, catalog_days
+from pipelines.planner import LANDED, Plan, landed_days
 from pipelines.publish import locked, publish
 from pipelines.quality import gate
 from pipelines.samples import Assembler
-from pipelines.sources import Partition
+from pipelines.sources import Partition, uri_of
 from pipelines.stats import join_rows, path_of
 from schemas import EventLog, Schema, Snapshot, UserError
 from schemas.files import move, write_atomically
@@ -49,7 +49,8 @@ class BuildConfig:
     """What `genrank build` is asked."""
 
     schema: Schema
-    data: Path
+    data: Path | str
+    """A folder, or a URI that Spark reads (`s3a://bucket/logs`)."""
     out: Path
     first: str
     """First day, YYYY-MM-DD."""
@@ -106,9 +107,10 @@ class _Build:
         if self.last < self.first:
             raise UserError(f"--from {config.first} lies after --to {config.last}; swap them")
         for source in self.schema.sources:
-            if source.catalog:
-                days = catalog_days(self.schema, source, self.first, self.last)
-                engine.land(source, *days, config.out / LANDED / source.name)
+            uri = uri_of(source, config.data)
+            if source.catalog or uri:
+                days = landed_days(self.schema, source, self.first, self.last)
+                engine.land(source, uri, *days, config.out / LANDED / source.name)
         self.plan = Plan(self.schema, config.data, config.out, self.first, self.last, config.as_of, config.buckets)
         self.store = PartialStore(config.out)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

@@ -49,11 +49,12 @@ class Engine(Protocol, Generic[Frame]):
         """Run everything; the (small) result by tag."""
         ...
 
-    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
-        """Copy the days first .. last of a catalog table to `folder/dt=...`, those that changed since they were last copied.
+    def land(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
+        """Copy the days first .. last of a catalog table (or of `uri`, which has `{dt}` in it) to `folder/dt=...`: those that
+        changed since they were last copied. A day that is no longer there is removed.
 
         Raises:
-            UserError: this engine has no catalog, or the table isn't what the schema declares.
+            UserError: this engine reads neither, or what lies there isn't what the schema declares.
         """
         ...
 

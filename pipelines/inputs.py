@@ -6,6 +6,7 @@ import posixpath
 
 from pyarrow import fs
 
+from pipelines.sources import uri_of
 from schemas.errors import UserError
 from schemas.schema import Schema
 
@@ -18,25 +19,24 @@ def missing_inputs(schema: Schema, data: str, dt: str, marker: str | None = None
     aren't looked at: their table formats commit a day at once.
 
     Args:
-        data: the data root that the sources' paths are relative to; a folder, or a URI Arrow knows (`s3://bucket/logs`).
+        data: the data root that the sources' paths are relative to; a folder, or a URI (`s3a://bucket/logs`; read through Arrow, with
+            the credentials of the environment).
         dt: the day, `YYYY-MM-DD`.
 
     Raises:
         UserError: the data root can't be read.
     """
-    try:
-        files, root = fs.FileSystem.from_uri(data) if "://" in data else (fs.LocalFileSystem(), data)
-        found = files.get_file_info(root)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--data {data}: {error}") from error
-    if found.type != fs.FileType.Directory:
-        raise UserError(f"--data {data}: there is no such folder")
-
+    _, root = _open(data)
     lacks = []
     for source in schema.sources:
         if source.path is None:
             continue
-        day = posixpath.join(root, source.path.format(dt=dt))
+        uri = uri_of(source, data)
+        files, day = (
+            _at(uri.format(dt=dt), f"source {source.name!r}")
+            if uri
+            else (fs.LocalFileSystem(), posixpath.join(root, source.path.format(dt=dt)))
+        )
         if files.get_file_info(day).type == fs.FileType.File:
             continue
         entries = files.get_file_info(fs.FileSelector(day, allow_not_found=True, recursive=True))
@@ -50,3 +50,27 @@ def missing_inputs(schema: Schema, data: str, dt: str, marker: str | None = None
         elif marker and marker not in names:
             lacks.append(f"{source.name}: {day} has no {marker} yet")
     return lacks
+
+
+def _open(data: str) -> tuple[fs.FileSystem, str]:
+    """The data root's file system and path."""
+    files, root = _at(data, "--data")
+    try:
+        found = files.get_file_info(root)
+    except OSError as error:
+        raise UserError(f"--data {data}: {error}") from error
+    if found.type != fs.FileType.Directory:
+        raise UserError(f"--data {data}: there is no such folder")
+    return files, root
+
+
+def _at(where: str, whose: str) -> tuple[fs.FileSystem, str]:
+    """File system and path of a folder or URI. Hadoop's `s3a` is Arrow's `s3`."""
+    try:
+        return (
+            fs.FileSystem.from_uri(where.replace("s3a://", "s3://", 1))
+            if "://" in where
+            else (fs.LocalFileSystem(), where)
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{whose} {where}: {error}") from error

@@ -42,10 +42,9 @@ class LocalEngine:
     def collect(self, frame: list[Piece]) -> dict[str, pa.Table]:
         return gather(frame)
 
-    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
-        raise UserError(
-            f"source {source.name!r} is table {source.catalog} of a Spark catalog, which --engine local can't read; use --engine spark"
-        )
+    def land(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
+        what = f"lies at {uri}" if uri else f"is table {source.catalog} of a Spark catalog"
+        raise UserError(f"source {source.name!r} {what}, which --engine local can't read; use --engine spark")
 
     def stop(self) -> None:
         return None

@@ -29,7 +29,7 @@ BUCKET_ROWS = 200_000
 
 
 LANDED = "landed"
-"""Where copies of catalog tables lie, below the output."""
+"""Where copies of catalog tables and of what lies at URIs are, below the output."""
 
 
 def reach_of(schema: Schema) -> dict[str, tuple[int, int]]:
@@ -52,8 +52,8 @@ def reach_of(schema: Schema) -> dict[str, tuple[int, int]]:
     return {name: (back[name], ahead[name]) for name in back}
 
 
-def catalog_days(schema: Schema, source: EventLog | Snapshot, first: int, last: int) -> tuple[str, str]:
-    """The days of a catalog table that samples of first .. last may read, late rows and older snapshots included."""
+def landed_days(schema: Schema, source: EventLog | Snapshot, first: int, last: int) -> tuple[str, str]:
+    """The days of a source read through Spark that samples of first .. last may read, late rows and older snapshots included."""
     if isinstance(source, EventLog):
         back, ahead = reach_of(schema)[source.name]
         return dt_of(first - back), dt_of(last + ahead + whole_days(parse_duration(source.lateness)))
@@ -71,7 +71,7 @@ class Plan:
     def __init__(
         self,
         schema: Schema,
-        data: Path,
+        data: Path | str,
         out: Path,
         first: int,
         last: int,
@@ -315,13 +315,13 @@ class DayStatus:
     quarantined: int = 0
 
 
-def status(schema: Schema, data: Path, out: Path, as_of: str | None = None) -> list[DayStatus]:
+def status(schema: Schema, data: Path | str, out: Path, as_of: str | None = None) -> list[DayStatus]:
     """Every day that has exposures under `data` or samples under `out`.
 
     Raises:
         UserError: as `Plan`.
     """
-    data, out = Path(data), Path(out)
+    out = Path(out)
     published = {day_number(dt) for dt in sample_days(out / "samples")}
     present = days_present(schema.exposures, data, out / LANDED)
     days = sorted(published | set(present))

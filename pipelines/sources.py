@@ -56,15 +56,22 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def days_present(source: EventLog | Snapshot, root: Path, landed: Path) -> dict[int, Path]:
-    """Day -> folder (or file) of every day that lies under the data root; of a catalog table, of every day landed.
+def uri_of(source: EventLog | Snapshot, root: Path | str) -> str | None:
+    """Where a source's days lie that only Spark can read, with `{dt}` in it: its path, or the data root, is a URI (`s3a://...`)."""
+    if source.path is None or "://" in source.path:
+        return source.path
+    return f"{str(root).rstrip('/')}/{source.path}" if "://" in str(root) else None
+
+
+def days_present(source: EventLog | Snapshot, root: Path | str, landed: Path) -> dict[int, Path]:
+    """Day -> folder (or file) of every day that lies under the data root; of a catalog table or a URI, of every day landed.
 
     Raises:
         UserError: the folder of the days doesn't exist.
     """
-    if source.catalog:
+    if source.catalog or uri_of(source, root):
         source, root = source.replace(path=f"{source.name}/dt={{dt}}", catalog=None), landed
-    return {day_number(dt): path for dt, path in files.days_present(source, root).items()}
+    return {day_number(dt): path for dt, path in files.days_present(source, Path(root)).items()}
 
 
 def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partition:

@@ -10,8 +10,8 @@ On a cluster, submit the command itself; the session found there ships these roo
     spark-submit --master yarn --archives environment.tar.gz#environment --conf spark.pyspark.python=./environment/bin/python \\
         genrank.py build --engine spark --schema schema.py --data /shared/logs --out /shared/out --from 2026-01-01 --to 2026-01-07
 
-`--data` and `--out` are folders that driver and executors share; tables of a catalog (Hive, Iceberg) are read by Spark and copied
-beside them, a day at a time, when their content changed. A task writes files under names of its own attempt and only the winners'
+`--out` is a folder that driver and executors share, and so is `--data` unless it is a URI; tables of a catalog (Hive, Iceberg) and
+what lies at URIs (s3a://, gs://, hdfs://) are read by Spark and copied below `--out`, a day at a time, when they changed. A task writes files under names of its own attempt and only the winners'
 are listed, so retries and speculation are harmless.
 """
 
@@ -28,6 +28,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Thread
@@ -39,6 +40,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines.engine import Piece, Step, gather
+from pipelines.sources import digest
 from schemas import EventLog, Snapshot, UserError
 from schemas.files import write_atomically
 
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 Unit = TypeVar("Unit")
+
+Days = dict[str, tuple[str, Callable[[], "DataFrame"]]]
+"""Day -> (what changes when its rows do, its rows)."""
 
 COLUMNS = "slot int, tag string, rows binary"
 _ARROW = pa.schema({"slot": pa.int32(), "tag": pa.string(), "rows": pa.binary()})
@@ -116,35 +121,95 @@ class SparkEngine:
             raise
         return gather(Piece(row.slot, row.tag, _read(row.rows)) for row in rows)
 
-    def land(self, source: EventLog | Snapshot, first: str, last: str, folder: Path) -> None:
+    def land(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
         from pyspark.errors import PySparkException
+
+        where = uri or f"table {source.catalog}"
+        try:
+            found = self._files(source, uri, first, last) if uri else self._table(source, first, last)
+            for old in folder.glob("dt=*"):
+                if first <= (dt := old.name.removeprefix("dt=")) <= last and dt not in found:
+                    shutil.rmtree(old)
+            for dt, (mark, rows) in found.items():
+                told = folder / f"dt={dt}" / "_landed"
+                if not told.is_file() or told.read_text() != mark:
+                    physical = [source.physical(column) for column in source.columns]
+                    frame = rows()
+                    _has_columns(source, where, frame, physical)
+                    frame.select(*physical).write.mode("overwrite").parquet(f"file://{told.parent.absolute()}")
+                    write_atomically(told, mark)
+        except Exception as error:
+            if isinstance(error, PySparkException) or type(error).__module__.startswith("py4j"):
+                raise UserError(f"source {source.name!r}: {where} can't be read: {_first_line(error)}") from error
+            raise
+
+    def _table(self, source: EventLog | Snapshot, first: str, last: str) -> Days:
+        """Days of a catalog table; their content is the mark."""
         from pyspark.sql import functions as f
 
         assert source.catalog is not None
+        table = self.session.table(source.catalog)
         physical = [source.physical(column) for column in source.columns]
-        try:
-            table = self.session.table(source.catalog)
-            for column in (source.partition, *physical):
-                if column not in table.columns:
-                    raise UserError(
-                        f"source {source.name!r}: table {source.catalog} has no column {column!r}; it has {', '.join(table.columns)}"
-                    )
-            dt = f.col(source.partition).cast("string")
-            rows = table.where((dt >= first) & (dt <= last))
-            mark = f.concat_ws(":", f.count(f.lit(1)), f.sum(f.xxhash64(*physical).cast("decimal(38,0)")))
-            for day in rows.groupBy(dt.alias("dt")).agg(mark.alias("mark")).collect():
-                target = folder / f"dt={day.dt}"
-                told = target / "_landed"
-                if not told.is_file() or told.read_text() != day.mark:
-                    rows.where(dt == day.dt).select(*physical).write.mode("overwrite").parquet(str(target))
-                    write_atomically(told, day.mark)
-        except PySparkException as error:
-            first_line = str(error).splitlines()[0]
-            raise UserError(f"source {source.name!r}: table {source.catalog} can't be read: {first_line}") from error
+        _has_columns(source, f"table {source.catalog}", table, [source.partition, *physical])
+        dt = f.col(source.partition).cast("string")
+        rows = table.where((dt >= first) & (dt <= last))
+        mark = f.concat_ws(":", f.count(f.lit(1)), f.sum(f.xxhash64(*physical).cast("decimal(38,0)")))
+        marks = rows.groupBy(dt.alias("dt")).agg(mark.alias("mark")).collect()
+        return {day.dt: (day.mark, partial(rows.where, dt == day.dt)) for day in marks}
+
+    def _files(self, source: EventLog | Snapshot, uri: str, first: str, last: str) -> Days:
+        """Days that lie at a URI, through Hadoop's file systems; names, lengths, times and etags of the files are the mark."""
+        from py4j.java_gateway import is_instance_of
+
+        context = self.session.sparkContext
+        jvm, gateway = context._jvm, context._gateway
+        parts = uri.split("/")
+        at = next(i for i, part in enumerate(parts) if "{dt}" in part)
+        parent = jvm.org.apache.hadoop.fs.Path("/".join(parts[:at]))
+        system = parent.getFileSystem(context._jsc.hadoopConfiguration())
+        if not system.exists(parent):
+            raise UserError(
+                f"source {source.name!r}: there is no {parent.toString()}; check --data and the source's path {source.path!r}"
+            )
+        pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
+        found: Days = {}
+        for child in system.listStatus(parent):
+            match = pattern.fullmatch(child.getPath().getName())
+            if not match or not first <= match[1] <= last:
+                continue
+            day = jvm.org.apache.hadoop.fs.Path("/".join([child.getPath().toString(), *parts[at + 1 :]]))
+            if not system.exists(day):
+                continue
+            stamps = {}
+            listed = system.listFiles(day, True)
+            while listed.hasNext():
+                file = listed.next()
+                path = file.getPath().toString()
+                inside = path.removeprefix(day.toString()).split("/")
+                if path.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in inside):
+                    etag = file.getEtag() if is_instance_of(gateway, file, "org.apache.hadoop.fs.EtagSource") else ""
+                    stamps[path] = [file.getLen(), file.getModificationTime(), etag]
+            if stamps:
+                found[match[1]] = (digest(stamps), partial(self.session.read.parquet, *sorted(stamps)))
+        return dict(sorted(found.items()))
 
     def stop(self) -> None:
         if self._owned:
             self.session.stop()
+
+
+def _has_columns(source: EventLog | Snapshot, where: str, frame: DataFrame, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in frame.columns:
+            raise UserError(
+                f"source {source.name!r}: {where} has no column {column!r}; it has {', '.join(frame.columns)}"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the stack: of a Java exception, its own words."""
+    java = getattr(error, "java_exception", None)
+    return str(java.toString() if java is not None else error).splitlines()[0]
 
 
 @contextmanager

@@ -108,10 +108,9 @@ def check(schema: Schema, root: Path, *, sample_rows: int = 200_000, days: int =
     checked = Checked()
     samples: dict[str, _Sample] = {}
     for source in schema.sources:
-        if source.path is None:
-            checked.findings.append(
-                Finding("warning", source.name, "a catalog table; `check` reads only sources with a path")
-            )
+        if source.path is None or "://" in source.path:
+            what = "a catalog table" if source.path is None else f"lies at {source.path}"
+            checked.findings.append(Finding("warning", source.name, f"{what}; `check` reads only local folders"))
             continue
         try:
             present = days_present(source, root)

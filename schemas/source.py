@@ -12,7 +12,8 @@ from schemas.base import ColumnType, Declaration, Duration, Name
 class _Source(Declaration):
     name: Name
     path: str | None = None
-    """Parquet directory of one day, relative to the data root: `"exposures/dt={dt}"`; `{dt}` is YYYY-MM-DD."""
+    """Parquet directory of one day, relative to the data root: `"exposures/dt={dt}"`; `{dt}` is YYYY-MM-DD. Or a whole URI
+    (`"s3a://bucket/logs/exposures/dt={dt}"`), which Spark reads."""
     catalog: str | None = None
     """Instead of `path`: a Spark catalog table, read through its `partition` column."""
     partition: Name = "dt"

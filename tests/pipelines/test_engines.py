@@ -11,11 +11,12 @@ import pytest
 
 from pipelines.build import BuildConfig, build
 from pipelines.engine import Piece
+from pipelines.planner import status
 from pipelines.spark_engine import SparkEngine
 from schemas import UserError
 from schemas.manifest import sample_files
 from tests.pipelines.test_blocks import long_schema
-from tests.pipelines.worlds import full_schema, write_world
+from tests.pipelines.worlds import full_schema, write, write_world
 
 pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
 
@@ -83,3 +84,42 @@ def test_catalog_tables_are_read_by_spark_and_built_alike(tmp_path: Path, spark_
     for dt in days:
         assert stored(tmp_path / "tables", dt) == stored(tmp_path / "files", dt)
     assert build(config, spark_engine).days == []
+
+
+def test_uris_are_read_by_spark_and_built_alike(tmp_path: Path, spark_engine: SparkEngine) -> None:
+    """Only days whose files changed are copied again; a day that is gone there is gone here."""
+    data = tmp_path / "data"
+    days = write_world(data, seed=13, days=3, users=4, per_day=40)
+    schema = full_schema()
+    with pytest.raises(
+        UserError, match=r"lies at file:///.*exposures/dt=\{dt\}, which --engine local can't read; use --engine spark"
+    ):
+        build(BuildConfig(schema, data.as_uri(), tmp_path / "no", days[0], days[0], buckets=2))
+    one = schema.replace(
+        sources=tuple(s.replace(path=f"{data.as_uri()}/{s.path}") if s.name == "clicks" else s for s in schema.sources)
+    )
+    build(BuildConfig(schema, data, tmp_path / "files", days[0], days[-1], buckets=2))
+    configs = [
+        BuildConfig(schema, data.as_uri(), tmp_path / "uris", days[0], days[-1], "spark", buckets=2),
+        BuildConfig(one, data, tmp_path / "one", days[0], days[-1], "spark", buckets=2),
+    ]
+    for config in configs:
+        build(config, spark_engine)
+        for dt in days:
+            assert stored(config.out, dt) == stored(tmp_path / "files", dt)
+        assert build(config, spark_engine).days == []
+        assert all(day.state == "up to date" for day in status(config.schema, config.data, config.out))
+
+    landed = tmp_path / "uris" / "landed"
+    before = {path: path.stat().st_mtime_ns for path in landed.rglob("*.parquet")}
+    write(pq.read_table(data / "clicks" / f"dt={days[1]}").slice(1), data / "clicks" / f"dt={days[1]}")
+    orders = data / "orders" / f"dt={days[2]}"
+    orders.rename(tmp_path / "gone")
+    assert build(configs[0], spark_engine).days
+    changed = {p.parent.relative_to(landed) for p in set(before) ^ set(landed.rglob("*.parquet"))}
+    assert {str(path) for path in changed} == {f"clicks/dt={days[1]}", f"orders/dt={days[2]}"}
+
+    with pytest.raises(UserError, match=r"source 'exposures': there is no file:.*/nowhere/exposures; check --data"):
+        build(BuildConfig(schema, f"{data.as_uri()}/nowhere", tmp_path / "no", days[0], days[0], "spark"), spark_engine)
+    with pytest.raises(UserError, match=r"^source 'exposures': nofs://.* can't be read: .*nofs[^\n]*$"):
+        build(BuildConfig(schema, "nofs://bucket/logs", tmp_path / "no", days[0], days[0], "spark"), spark_engine)

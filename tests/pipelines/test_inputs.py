@@ -38,6 +38,18 @@ def test_a_uri_is_a_data_root_too(landed: Path) -> None:
     assert len(missing_inputs(schema, landed.as_uri(), "2026-01-06")) == len(schema.sources)
 
 
+def test_a_source_may_lie_at_a_uri_of_its_own(landed: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    at_uri = schema.replace(
+        sources=tuple(
+            s.replace(path=f"{elsewhere.as_uri()}/{s.path}") if s is schema.exposures else s for s in schema.sources
+        )
+    )
+    (lack,) = missing_inputs(at_uri, str(landed), DAY)
+    assert lack.startswith(f"{schema.exposures.name}: ")
+    assert str(elsewhere) in lack
+
+
 def test_a_source_that_is_late_is_named(landed: Path) -> None:
     (exposures(landed) / "part-00000.parquet").unlink()
     (lack,) = missing_inputs(schema, str(landed), DAY)
