@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,14 @@ from schemas.manifest import MANIFEST, SampleManifest
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """The only build of this output folder. The kernel lets go of the lock when the process ends, however it ends.
+    """The only build of this output folder.
+
+    It is the kernel's lock on the open file, not the file, that counts, so nothing can be left behind: the kernel (or, on a shared
+    file system, its server, once the host's lease ends) lets go of it when the process ends, however it ends. Processes that this
+    one started don't inherit it, and what the file says is for people.
 
     Raises:
-        UserError: another build holds it.
+        UserError: another build holds it, or the file system has no locks.
     """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "a+") as lock:
@@ -30,8 +35,13 @@ def locked(out: Path) -> Iterator[None]:
             raise UserError(
                 f"--out {out}: another build is writing here (process {lock.read() or '?'}); wait for it to end"
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"--out {out}: its file system can't lock a file ({error.strerror}), so two builds could not be kept apart;"
+                " choose a folder on another, or mount it with locks"
+            ) from error
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -91,6 +92,49 @@ def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
     ):
         build(config)
     assert build(config).days == days
+
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from pipelines.publish import locked
+with locked(Path(sys.argv[1])):
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_never_outlives_its_process(tmp_path: Path) -> None:
+    """Not in a child that does, not through what its file says: another host's process, or a number that is another process's now."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(UserError, match=f"process {holder.pid} on "), locked(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)
+        for left in (None, f"{os.getppid()} on {os.uname().nodename}", "1 on another-host"):
+            if left is not None:
+                (tmp_path / ".lock").write_text(left)
+            with locked(tmp_path):
+                pass
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match=r"its file system can't lock a file .No locks available"), locked(tmp_path):
+        pass
 
 
 def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
