@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +19,18 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from schemas.errors import UserError
 from schemas.manifest import sample_files
 from schemas.schema import Schema
-from tokenization.batch import Batch
+from tokenization.batch import Batch, Ints
 from tokenization.blocks import Block, SampleColumns
 from tokenization.views import cut_by_budget, view_of
 
 T = TypeVar("T")
+DECODED_AHEAD = 2
+"""Windows that are decoded at once."""
 ViewName = Literal["user_day", "request", "session"]
 
 
@@ -62,6 +67,8 @@ class SampleReader:
         rank, world_size: this reader takes every `world_size`-th row group.
         prefetch: batches made ahead in a background thread; 0 makes them in the caller's.
         shuffle_buffer: stored rows that are shuffled together, at least one row group.
+        by_length: a batch holds samples of similar length, from all of the shuffle buffer; which batch comes when stays random.
+            Attention costs a batch the sum of its squared lengths either way; what pads or waits for the longest gains.
 
     Raises:
         UserError: no such day, or one built from a schema that means something else by a column this one reads; while reading,
@@ -82,6 +89,7 @@ class SampleReader:
         world_size: int = 1,
         prefetch: int = 2,
         shuffle_buffer: int = 4_096,
+        by_length: bool = False,
     ) -> None:
         if token_budget < 1:
             raise UserError(f"token_budget is {token_budget}; it must be at least 1")
@@ -95,6 +103,7 @@ class SampleReader:
         self.rank, self.world_size = rank, world_size
         self.prefetch = prefetch
         self.shuffle_buffer = shuffle_buffer
+        self.by_length = by_length
         self.columns = SampleColumns(schema)
         self.row_groups = [unit for dt in dates for unit in self._row_groups(Path(samples_root), dt)]
         self.position = Position()
@@ -102,28 +111,51 @@ class SampleReader:
     # ------------------------------------------------------------------ reading
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.prefetch == 0:
-            produced = self._produce(self.position)
-        else:
-            produced = _in_background(self._produce(self.position), self.prefetch)
+        threads = torch.get_num_threads()
+        produced: Iterator[tuple[Batch, Position]] = self._produce(self.position)
+        if self.prefetch:
+            produced = _in_background(produced, self.prefetch)
         for batch, position in produced:
+            torch.set_num_threads(threads)  # of threads yet to start: the reader's own, by now running, set it to one
             self.position = position
             yield batch
         self.position = Position(epoch=self.position.epoch + 1)
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
-        blocks: Iterator[Block] = map(self._read, self._windows(start.epoch)[start.window :])
-        if self.prefetch:
-            # The next window is decoded while this one is cut into batches.
-            blocks = _in_background(blocks, 1)
+        windows = self._windows(start.epoch)[start.window :]
+        blocks = self._decode_ahead(windows) if self.prefetch else map(self._read, windows)
         for number, block in enumerate(blocks, start.window):
             view = view_of(block, self.schema, self.view)
-            order = np.arange(len(view))
-            if self.shuffle:
-                np.random.default_rng([self.seed, 1, start.epoch, self.rank, number]).shuffle(order)
-            cuts = cut_by_budget(view.tokens[order], self.token_budget)
-            for at in range(start.batches if number == start.window else 0, len(cuts) - 1):
-                yield view.batch(order[cuts[at] : cuts[at + 1]]), Position(start.epoch, number, at + 1)
+            batches = self._batches(view.tokens, np.random.default_rng([self.seed, 1, start.epoch, self.rank, number]))
+            done = start.batches if number == start.window else 0
+            for at, batch in enumerate(view.batches(batches[done:]), done + 1):
+                yield batch, Position(start.epoch, number, at)
+
+    def _batches(self, tokens: Ints, random: np.random.Generator) -> list[Ints]:
+        """The samples of each batch of a window, from each sample's tokens."""
+        order = np.arange(len(tokens))
+        if self.shuffle:
+            random.shuffle(order)
+        if self.by_length:
+            order = order[np.argsort(tokens[order], kind="stable")]
+        batches = np.split(order, cut_by_budget(tokens[order], self.token_budget)[1:-1])
+        if self.by_length and self.shuffle:
+            batches = [batches[at] for at in random.permutation(len(batches))]
+        return batches
+
+    def _decode_ahead(self, windows: list[list[RowGroup]]) -> Iterator[Block]:
+        """The windows' rows, those of the next ones decoded meanwhile: one decode alone leaves cores idle."""
+        pool = ThreadPoolExecutor(DECODED_AHEAD, "genrank-reader", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            ahead: deque[Future[Block]] = deque()
+            for window in windows:
+                ahead.append(pool.submit(self._read, window))
+                if len(ahead) > DECODED_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _read(self, window: list[RowGroup]) -> Block:
         tables = []
@@ -196,6 +228,7 @@ class SampleReader:
             "shuffle": int(self.shuffle),
             "token_budget": self.token_budget,
             "shuffle_buffer": self.shuffle_buffer,
+            "by_length": int(self.by_length),
             "rank": self.rank,
             "world_size": self.world_size,
             "view": ("user_day", "request", "session").index(self.view),
@@ -249,6 +282,8 @@ def _in_background(items: Iterator[T], ahead: int) -> Iterator[T]:
         return False
 
     def run() -> None:
+        # The thread is one already; torch's own would spin beside it, waiting for its next small operation.
+        torch.set_num_threads(1)
         try:
             for item in items:
                 if not put((item,)):

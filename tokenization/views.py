@@ -6,6 +6,8 @@ were available before its newest exposure, and its own candidates. Nothing is st
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,12 @@ import torch
 
 from schemas.base import parse_duration
 from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group, pick, ranges
+from tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
 from tokenization.blocks import Block
 from tokenization.plan import tokens_per_row
 
-Ints = npt.NDArray[np.int64]
+GATHERED_TOKENS = 1 << 20
+"""Tokens of the batches that are gathered together."""
 
 
 @dataclass
@@ -33,6 +36,8 @@ class View:
     """[V]: the stored row a sample is part of."""
     order: Ints
     """[C]: the block's candidates, each sample's side by side."""
+    in_order: bool
+    """Whether that is the order they are stored in."""
     begin: Ints
     end: Ints
     """[V]: the sample's candidates are order[begin:end]."""
@@ -46,42 +51,88 @@ class View:
     def __len__(self) -> int:
         return len(self.row)
 
+    def batches(self, batches: Sequence[Ints]) -> Iterator[Batch]:
+        """The batch of each array of sample positions.
+
+        Batches are gathered many at a time and handed out as slices of what was gathered: a leaf's values then pass through the cache
+        once, not once a batch.
+        """
+        first, tokens = 0, 0
+        for at, samples in enumerate(batches):
+            tokens += int(self.tokens[samples].sum())
+            if tokens >= GATHERED_TOKENS or at == len(batches) - 1:
+                gathered = self.batch(np.concatenate(batches[first : at + 1]))
+                ends = np.cumsum([0, *map(len, batches[first : at + 1])]).tolist()
+                yield from self._split(gathered, ends)
+                first, tokens = at + 1, 0
+
     def batch(self, samples: Ints) -> Batch:
         """The batch of some samples ([B] positions), in that order."""
         block, row = self.block, torch.from_numpy(self.row[samples])
-        candidates, at = ranges(torch.from_numpy(self.begin[samples]), torch.from_numpy(self.end[samples]))
-        at = pick(torch.from_numpy(self.order), at)
+        begin, end = torch.from_numpy(self.begin[samples]), torch.from_numpy(self.end[samples])
+        candidates, together = runs(begin, end)
+        ranked: Rows = together if self.in_order else pick(torch.from_numpy(self.order), together)
+        users = runs(row, row + 1)[1]
+        events: Rows = slice(0, 0)
         groups: dict[str, Group] = {}
-        realtime_at = torch.zeros(0, dtype=torch.int64)
         for name, group in block.groups.items():
             if name == USER:
-                groups[name] = group.take(row, torch.arange(len(row) + 1))
+                groups[name] = group.take(users, torch.arange(len(row) + 1))
             elif name == CANDIDATES:
-                groups[name] = group.take(at, candidates)
+                groups[name] = group.take(ranked, candidates)
             else:
-                begin = pick(group.offsets, row)
+                begin, end = pick(group.offsets, row), pick(group.offsets, row + 1)
                 if name == self.realtime_name:
-                    offsets, index = ranges(begin, begin + torch.from_numpy(self.realtime[samples]))
-                    realtime_at = index
-                else:
-                    offsets, index = ranges(begin, pick(group.offsets, row + 1))
-                groups[name] = group.take(index, offsets)
+                    end = begin + torch.from_numpy(self.realtime[samples])
+                offsets, own = runs(begin, end)
+                events = own if name == self.realtime_name else events
+                groups[name] = group.take(own, offsets)
         ids: list[str] = block.sample_id.take(row.numpy()).to_pylist()
-        labels = {name: pick(values, at) for name, values in block.labels.items()}
+        labels = {name: pick(values, ranked) for name, values in block.labels.items()}
         return Batch(
             groups=groups,
             sample_id=[f"{i}/{self.part[v]}" for i, v in zip(ids, samples, strict=True)] if self.part else ids,
-            user=pick(block.user, row),
-            window_start=pick(block.window_start, row),
-            request=pick(block.request, at),
-            item=pick(block.item, at),
+            user=pick(block.user, users),
+            window_start=pick(block.window_start, users),
+            request=pick(block.request, ranked),
+            item=pick(block.item, ranked),
             labels={task: labels[task] for task in self.tasks},
             weights={task: labels[f"{task}_weight"] for task in self.tasks},
             oracles={task: labels[f"{task}_oracle"] for task, has_oracle in self.tasks.items() if has_oracle},
-            candidate_sees=pick(block.candidate_sees, at),
-            realtime_sees=pick(block.realtime_sees, realtime_at),
-            realtime_available=pick(block.realtime_available, realtime_at),
+            candidate_sees=pick(block.candidate_sees, ranked),
+            realtime_sees=pick(block.realtime_sees, events),
+            realtime_available=pick(block.realtime_available, events),
         )
+
+    def _split(self, batch: Batch, ends: Sequence[int]) -> Iterator[Batch]:
+        """Samples ends[i]:ends[i+1] of a batch, which share its memory."""
+        groups = {name: group.split(ends) for name, group in batch.groups.items()}
+
+        def rows_of(group: str | None) -> list[int]:
+            return [len(each.ts) for each in groups[group]] if group else [0] * (len(ends) - 1)
+
+        ranked, events = rows_of(CANDIDATES), rows_of(self.realtime_name)
+        labels, weights, oracles = (
+            {task: cut(values, ranked) for task, values in of.items()}
+            for of in (batch.labels, batch.weights, batch.oracles)
+        )
+        requests, items, sees = (cut(x, ranked) for x in (batch.request, batch.item, batch.candidate_sees))
+        seen, available = cut(batch.realtime_sees, events), cut(batch.realtime_available, events)
+        for i, (first, last) in enumerate(itertools.pairwise(ends)):
+            yield Batch(
+                groups={name: parts[i] for name, parts in groups.items()},
+                sample_id=batch.sample_id[first:last],
+                user=batch.user[first:last],
+                window_start=batch.window_start[first:last],
+                request=requests[i],
+                item=items[i],
+                labels={task: parts[i] for task, parts in labels.items()},
+                weights={task: parts[i] for task, parts in weights.items()},
+                oracles={task: parts[i] for task, parts in oracles.items()},
+                candidate_sees=sees[i],
+                realtime_sees=seen[i],
+                realtime_available=available[i],
+            )
 
 
 def view_of(block: Block, schema: Schema, name: str) -> View:
@@ -111,7 +162,8 @@ def view_of(block: Block, schema: Schema, name: str) -> View:
     for history in schema.histories:
         tokens = tokens + _lengths(block, history.name)[row] * tokens_per_row(schema, history.name)
     tasks = {label.name: label.oracle is not None for label in schema.labels}
-    return View(block, realtime, tasks, row, order, begin, end, seen, part, tokens)
+    in_order = bool((order[1:] > order[:-1]).all())
+    return View(block, realtime, tasks, row, order, in_order, begin, end, seen, part, tokens)
 
 
 def cut_by_budget(tokens: Ints, budget: int) -> list[int]:

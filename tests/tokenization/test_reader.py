@@ -157,6 +157,47 @@ def test_shuffling_changes_the_order_only(root: Path, view: Any) -> None:
     assert_rows_equal(sorted(shuffled, key=key), sorted(plain, key=key))
 
 
+def test_by_length_puts_similar_lengths_together(root: Path) -> None:
+    def spread(by_length: bool) -> tuple[list[list[str]], float]:
+        """Each batch's samples, and the mean over batches of its longest sample less its shortest."""
+        reader = SampleReader(root, SCHEMA, DATES, token_budget=200, shuffle_buffer=40, by_length=by_length)
+        ids, gaps = [], []
+        for batch in reader:
+            tokens = sum(group.lengths for group in batch.groups.values())
+            assert isinstance(tokens, Tensor) and (int(tokens.sum()) <= 200 or len(batch) == 1)
+            ids.append(batch.sample_id)
+            gaps.append(int(tokens.max() - tokens.min()))
+        return ids, float(np.mean(gaps))
+
+    plain, wide = spread(False)
+    sorted_, narrow = spread(True)
+    assert narrow < 0.4 * wide
+    assert sorted(i for ids in plain for i in ids) == sorted(i for ids in sorted_ for i in ids)
+    assert spread(True) == (sorted_, narrow)
+    # Which batch comes when is random: their mean lengths don't ascend.
+    sizes = [len(ids) for ids in sorted_]
+    assert sizes != sorted(sizes, reverse=True)
+
+
+def test_batches_are_independent_of_how_many_are_gathered_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for view in ("user_day", "request", "session"):
+        together = read(root, view=view, token_budget=150, shuffle_buffer=40)
+        monkeypatch.setattr("tokenization.views.GATHERED_TOKENS", 400)
+        monkeypatch.setattr("tokenization.batch.MANY", 1)
+        assert_rows_equal(read(root, view=view, token_budget=150, shuffle_buffer=40), together)
+        monkeypatch.undo()
+
+
+def test_gathered_memory_is_used_again_only_when_free(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.setattr("tokenization.batch.MANY", 1)
+    monkeypatch.setattr("tokenization.batch.BLOCK_BYTES", 1 << 16)
+    wanted = read(root, token_budget=150)
+    kept = list(SampleReader(root, SCHEMA, DATES, token_budget=150))
+    for _ in range(2):
+        read(root, token_budget=150)
+    assert_rows_equal([row for batch in kept for row in rows_of(batch)], wanted)
+
+
 def test_days_stay_in_order(root: Path) -> None:
     starts = [row["window_start"] for row in read(root, shuffle=True, shuffle_buffer=16)]
     assert starts == sorted(starts)
@@ -185,10 +226,12 @@ def test_cut_by_budget(tokens: list[int], budget: int) -> None:
         assert following is None or sum(batch) + following[0] > budget
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_resumes_exactly_at_any_batch(root: Path, prefetch: int) -> None:
+@pytest.mark.parametrize(("prefetch", "by_length"), [(0, False), (2, False), (2, True)])
+def test_resumes_exactly_at_any_batch(root: Path, prefetch: int, by_length: bool) -> None:
     def reader() -> SampleReader:
-        return SampleReader(root, SCHEMA, DATES, token_budget=200, shuffle_buffer=30, prefetch=prefetch)
+        return SampleReader(
+            root, SCHEMA, DATES, token_budget=200, shuffle_buffer=30, prefetch=prefetch, by_length=by_length
+        )
 
     def ids(batches: Any) -> list[list[str]]:
         return [batch.sample_id for batch in batches]
