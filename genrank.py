@@ -341,6 +341,9 @@ def train(
     dense_parallel: Annotated[
         Literal["ddp", "fsdp"], typer.Option(help="With several processes: dense parameters whole on each, or sharded.")
     ] = "ddp",
+    lookups_ahead: Annotated[
+        bool, typer.Option(help="With sharded tables: the next batch's ids travel while this one is computed.")
+    ] = True,
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same weights, to the bit.")] = False,
@@ -386,6 +389,7 @@ def train(
         precision=precision,
         backend=backend,
         dense_parallel=dense_parallel,
+        lookups_ahead=lookups_ahead,
         compile=compile_,
         recompute=recompute,
         deterministic=deterministic,

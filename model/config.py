@@ -67,6 +67,8 @@ class TrainConfig:
     """Of the embedding tables."""
     dense_parallel: Literal["ddp", "fsdp"] = "ddp"
     """Of the dense parameters with several processes: whole on each, or in shards (FSDP2), for dense parts too large for one."""
+    lookups_ahead: bool = True
+    """With sharded tables: begin the next batch's lookup while this one is computed. It reads the rows after this one's update."""
     compile: bool = False
     """torch.compile the encoder."""
     recompute: bool = False
@@ -110,6 +112,7 @@ FREE_TO_CHANGE = {
     "samples",
     "device",
     "dense_parallel",
+    "lookups_ahead",
     "compile",
     "recompute",
     "log_every",

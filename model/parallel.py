@@ -26,6 +26,9 @@ def spread(model: nn.Module, ranks: Ranks, kind: DenseParallel) -> nn.Module:
     if ranks.size == 1:
         return model
     if kind == "ddp":
+        warnings.filterwarnings(
+            "ignore", message="`broadcast_buffers` is deprecated"
+        )  # its successor is newer than torch 2.11
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for block in getattr(getattr(model, "encoder", None), "blocks", ()):

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,6 +140,7 @@ class Trainer:
         if isinstance(self.model, Ranker):
             self.model.encoder.recompute = config.recompute
             if config.compile:
+                require_compiler()
                 self.model.encoder.compile(dynamic=True)
         self.wrapped = spread(self.model, ranks, config.dense_parallel)
         self.optimizer = make_optimizer(self.model, config)
@@ -157,7 +160,7 @@ class Trainer:
         stop = False
         with Progress(config.model, at.total_steps, self.ranks.chief) as progress, self._profiler() as profiler:
             while at.epoch < config.epochs and not stop:
-                for batches in self._steps():
+                for batches in self._ahead(self._steps()):
                     began = time.perf_counter()
                     self._set_learning_rate()
                     torch.manual_seed(_mix(config.seed, at.step, self.ranks.rank))
@@ -196,6 +199,31 @@ class Trainer:
         batches = in_step(self._batches(), self.ranks)
         while group := list(itertools.islice(batches, self.config.accumulate)):
             yield [batch if own else without_weight(batch) for batch, own in group]
+
+    def _ahead(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same; on sharded tables, the next step's ids travel while this one is computed (the third stage beside reading and
+        computing). Not across a checkpoint or an evaluation: the dynamic vocabularies would know what comes after it."""
+        if self.ranks.size == 1 or not self.config.lookups_ahead:
+            yield from steps
+            return
+        following = next(steps, None)
+        begun = False
+        while following is not None:
+            current = following
+            ahead = not self._pauses_after_this_step()
+            if ahead:
+                following = next(steps, None)
+                for batches in [current] * (not begun) + [following] * (following is not None):
+                    self.embeddings.dispatch(batches[0])
+            yield current
+            begun = ahead
+            if not ahead:
+                following = next(steps, None)
+
+    def _pauses_after_this_step(self) -> bool:
+        config, done = self.config, self.position.step + 1
+        every = [n for n in (config.checkpoint_every, config.eval_every) if n]
+        return done == config.max_steps or any(done % n == 0 for n in every)
 
     def _batches(self) -> Iterator[Batch]:
         """The reader's batches with a candidate, on the device. The next one is read, and on a GPU copied on a stream of its own,
@@ -532,6 +560,19 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+
+
+def require_compiler() -> None:
+    """torch.compile writes C++, on a GPU for what launches its kernels.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if not any(map(shutil.which, wanted)):
+        raise UserError(
+            f"--compile: no C++ compiler found ({', '.join(wanted)}); install one, set CXX, or leave --compile out"
+        )
 
 
 def warmup(config: TrainConfig, total: int) -> int:

@@ -7,7 +7,8 @@ Two backends with the same plan, results and checkpoints: `torchrec` (fbgemm's f
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
 
@@ -39,6 +40,9 @@ class Tables(Protocol):
     def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
 
+    def dispatch(self, rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        """The part of `lookup` that doesn't read rows; the rest when called."""
+
     def hold(self, held: bool) -> None:
         """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
 
@@ -58,6 +62,17 @@ class _Block(NamedTuple):
     last: int
     """Its one-valued features are rows [first, last) of `Encoded.rows`."""
     pooled: list[Lookup]
+
+
+class _Begun(NamedTuple):
+    """A batch's lookup up to where rows are read."""
+
+    batch: Batch
+    encoded: dict[str, Encoded]
+    given: list[tuple[str, Tensor]]
+    """Merged tables' rows that have a new owner: initial weights when the lookup is finished, not before."""
+    pieces: dict[str, list[Tensor]]
+    finish: Callable[[], dict[str, Tensor]]
 
 
 class Embeddings(nn.Module):
@@ -110,6 +125,7 @@ class Embeddings(nn.Module):
             name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
         }
         """Logical table -> the ids that have rows in it."""
+        self._begun: deque[_Begun] = deque()
         self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding)
 
     @property
@@ -134,22 +150,36 @@ class Embeddings(nn.Module):
         finally:
             self.tables.hold(False)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Group -> [N, width(group)] float32, N the group's rows in the batch."""
+    def dispatch(self, batch: Batch) -> None:
+        """Begin a training batch's lookup while the one before it is computed: ids become rows, and on sharded tables set out for the
+        ranks that hold them. `forward` of this same batch finishes it; it reads rows after every update before it, so that nothing
+        changes but the time. Dispatch batches in the order they are computed in; state that is saved in between counts them as seen."""
+        self._begun.append(self._begin(batch))
+
+    def _begin(self, batch: Batch) -> _Begun:
         encoded: dict[str, Encoded] = {
             name: encoder(batch) for name, encoder in zip(self.groups, self.encoders, strict=True)
         }
-        self._resolve(batch, encoded)
+        given = self._resolve(batch, encoded)
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
         for group, each in encoded.items():
             for block in self.blocks[group]:
                 if block.last > block.first:
                     wanted[block.merged].append(each.rows[block.first : block.last].t().reshape(-1))
                 wanted[block.merged] += [each.ragged[lookup.feature].values for lookup in block.pooled]
-        vectors = self.tables.lookup({merged: torch.cat(pieces) for merged, pieces in wanted.items()})
+        rows = {merged: torch.cat(pieces) for merged, pieces in wanted.items()}
+        return _Begun(batch, encoded, given, wanted, self.tables.dispatch(rows))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32, N the group's rows in the batch."""
+        begun = self._begun.popleft() if self._begun and self._begun[0].batch is batch else self._begin(batch)
+        encoded = begun.encoded
+        for merged, rows in begun.given:
+            self.tables.reset(merged, rows)
+        vectors = begun.finish()
         found = {
             merged: iter(torch.split(vectors[merged], [len(piece) for piece in pieces]))
-            for merged, pieces in wanted.items()
+            for merged, pieces in begun.pieces.items()
         }
         out: dict[str, Tensor] = {}
         for group, soft in zip(self.groups, self.soft, strict=True):
@@ -164,8 +194,10 @@ class Embeddings(nn.Module):
             out[group] = torch.cat([c for c in columns if c.shape[1]] or columns[-1:], 1)
         return out
 
-    def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> None:
-        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way."""
+    def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> list[tuple[str, Tensor]]:
+        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way. Returns the
+        merged tables' rows that got a new owner."""
+        renewed = []
         for name, vocabulary in self.vocabularies.items():
             merged, start = self.plan.logical[name][1], self.plan.start_of(name)
             where = [
@@ -178,11 +210,12 @@ class Embeddings(nn.Module):
             if self.training:
                 rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(batch) else 0, self.group)
                 if len(given):
-                    self.tables.reset(merged.name, given + start)
+                    renewed.append((merged.name, given + start))
             else:
                 rows = vocabulary.rows_of(ids)
             for target, part in zip(where, torch.split(rows + start, [len(each) for each in where]), strict=True):
                 target.copy_(part)
+        return renewed
 
     def _columns(self, group: str) -> Iterator[tuple[str, slice]]:
         at = self.groups.index(group)

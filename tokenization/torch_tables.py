@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,10 @@ class TorchTables:
     def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
         return {name: self._lookup(self.tables[name], at) for name, at in rows.items()}
+
+    def dispatch(self, rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        """Nothing travels here: the whole `lookup` when called."""
+        return lambda: self.lookup(rows)
 
     def _lookup(self, table: TorchTable, rows: Tensor) -> Tensor:
         vectors: Tensor = _Lookup.apply(self.anchor, rows, table, self)  # type: ignore[no-untyped-call]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -92,19 +92,24 @@ class TorchrecTables:
         With several ranks, rows are deduplicated before they travel: an id that repeats in a batch crosses the wire once, its
         vector and its summed gradient too.
         """
+        return self.dispatch(rows)()
+
+    def dispatch(self, rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        """Rows set out for the ranks that hold them; the rest of `lookup` when called, once, and by all ranks."""
         if torch.is_inference_mode_enabled():
             # fbgemm's operators have no kernel for inference tensors: leave the mode, with copies made outside it.
             with torch.inference_mode(False), torch.no_grad():
-                return self.lookup({name: at.clone() for name, at in rows.items()})
+                found = self.lookup({name: at.clone() for name, at in rows.items()})
+            return lambda: found
         for name, at in rows.items():
             _check_range(self.plan.by_name[name], at)
         if dist.get_world_size() == 1:
-            found: dict[str, Tensor] = self.module(rows)
-            return found
+            return lambda: self.module(rows)
         distinct, inverse = {}, {}
         for name, at in rows.items():
             distinct[name], inverse[name] = torch.unique(at, return_inverse=True)
-        return {name: vectors[inverse[name]] for name, vectors in self.module(distinct).items()}
+        finish = self.module.module.dispatch(distinct)
+        return lambda: {name: vectors[inverse[name]] for name, vectors in finish().items()}
 
     def hold(self, held: bool) -> None:
         """Refused: fbgemm's kernels apply every backward at once."""
@@ -157,6 +162,21 @@ class _Collections(nn.Module):
         # All lookups begin before the first is waited for.
         begun = [self.of[str(dim)](_keyed(names, rows)) for dim, names in self.names.items()]
         return {name: jagged.values() for found in begun for name, jagged in found.items()}
+
+    def dispatch(self, rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        """`forward` of sharded collections in two parts: what ranks ask of each other, and, when called, what they answer."""
+        asked = []
+        for dim, names in self.names.items():
+            collection: Any = self.of[str(dim)]
+            context = collection.create_context()
+            asked.append((collection, context, collection.input_dist(context, _keyed(names, rows))))
+        sent = [(collection, context, sizes.wait()) for collection, context, sizes in asked]
+
+        def finish() -> dict[str, Tensor]:
+            begun = [each.compute_and_output_dist(context, ids.wait()) for each, context, ids in sent]
+            return {name: jagged.values() for found in begun for name, jagged in found.items()}
+
+        return finish
 
 
 def _collection(plan: Plan, names: list[str], lr: float) -> EmbeddingCollection:

@@ -16,6 +16,7 @@ from model.checkpoint import load_dense, steps_of
 from model.config import TrainConfig
 from model.evaluate import load_model
 from model.trainer import train
+from schemas import Categorical, Dynamic, Schema
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY, NEXT = "2026-01-01", "2026-01-02"
@@ -26,7 +27,7 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {random!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
-from test_two_ranks import run_of
+from test_two_ranks import many_steps, run_of
 from model.trainer import train
 
 samples, folder = Path({samples!r}), Path({folder!r})
@@ -34,6 +35,14 @@ for kind in ("ddp", "fsdp"):
     train(run_of(samples, folder / kind, dense_parallel=kind, epochs=2, eval_dates=("2026-01-02",)))
 train(run_of(samples, folder / "short", dense_parallel="fsdp", epochs=1))
 train(run_of(samples, folder / "one", dense_parallel="fsdp", epochs=2))
+
+from tokenization.embedding import Embeddings
+begin, dispatched = Embeddings.dispatch, []
+Embeddings.dispatch = lambda self, batch: (dispatched.append(batch), begin(self, batch))[1]
+for name, ahead in (("sequential", False), ("ahead", True)):
+    assert not dispatched
+    train(many_steps(folder / "many", folder / name, lookups_ahead=ahead))
+assert len(dispatched) > 8, len(dispatched)
 """
 
 
@@ -46,6 +55,22 @@ def run_of(samples: Path, out: Path, **changes: Any) -> TrainConfig:
         warmup_steps=0, decay="none", lr=1e-3, clip_norm=0.05, device="cpu", log_every=1,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
+
+
+def many_steps(samples: Path, out: Path, **changes: Any) -> TrainConfig:
+    """A dynamic table too small for its ids, checkpoints and evaluations on the way."""
+    return run_of(
+        samples, out, schema=evicting(), token_budget=100, checkpoint_every=4, eval_every=7, eval_dates=(NEXT,), epochs=2,
+        view="user_day", **changes,
+    )  # fmt: skip
+
+
+def evicting() -> Schema:
+    from random_samples import demo_schema
+
+    schema = demo_schema()
+    rare = Categorical(name="rare", column="item_id", vocabulary=Dynamic(capacity=60, admit_after=1), dim=8)
+    return schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, rare)))
 
 
 def numbers(run: Path) -> dict[str, torch.Tensor]:
@@ -82,6 +107,8 @@ def runs(tmp_path_factory) -> Path:
     publish(folder / "samples", demo_schema(), NEXT, random_table(demo_schema(), NEXT, 12))
     train(run_of(folder, folder / "whole", epochs=2, eval_dates=(NEXT,)))
     train(run_of(folder, folder / "one", epochs=1))
+    for day in (DAY, NEXT):
+        publish(folder / "many" / "samples", evicting(), day, random_table(evicting(), day, 40), row_group=8)
     script = folder / "worker.py"
     script.write_text(
         WORKER.format(
@@ -129,6 +156,22 @@ def test_a_run_of_two_processes_goes_on_with_one(runs: Path) -> None:
     expected = numbers(runs / "whole")
     same(runs / "short", expected)
     same(runs / "after", expected)
+
+
+def test_lookups_that_begin_ahead_change_nothing(runs: Path) -> None:
+    """To the bit: rows that got a new owner or an update on the way included."""
+    sequential, ahead = numbers(runs / "sequential"), numbers(runs / "ahead")
+    assert sequential.keys() == ahead.keys()
+    for name, value in sequential.items():
+        assert torch.equal(ahead[name], value), name
+    losses = [[row["loss"] for row in rows(runs / name) if "loss" in row] for name in ("sequential", "ahead")]
+    assert losses[0] == losses[1] and len(losses[0]) > 12
+    vocabularies = [
+        load_model(runs / n).model.embeddings.vocabularies["candidates.rare"] for n in ("sequential", "ahead")
+    ]
+    assert len(vocabularies[0]) > 50, "nothing was evicted"
+    for a, b in zip(*(dataclasses.astuple(v.state()[1]) for v in vocabularies), strict=True):
+        assert torch.equal(a, b)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
