@@ -1,6 +1,6 @@
 """Past days compacted: what a build reads in place of the partials of a whole look-back, so that day 60 costs what day 6 costs.
 
-Two kinds of blocks, both `OUT/blocks/<use>/dt=<last day>/<key>/bucket-NNNNN.parquet` and their `block.json`:
+Two kinds of blocks, both `OUT/blocks/<use>/dt=<last day>/<key>/bucket-NNNNN.arrow` and their `block.json`:
 
 - **Tiles** of a log at the keys of a set of cross features (`cross_features.tile`): one day, or 2, 4 ... 32 aligned days merged
   from two halves, so that a window of any length is a handful of blocks.
@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipelines import cross_features, sequences
@@ -313,7 +312,7 @@ class Shelf:
         keys, present = self.keys[use.source], self.partials[use.source]
         covers = {dt_of(d): keys[d] for d in range(recipe.first, recipe.last + 1) if d in present}
         rows = [row for row in rows if row["path"]]
-        files = {row["bucket"]: f"bucket-{row['bucket']:05d}.parquet" for row in rows}
+        files = {row["bucket"]: f"bucket-{row['bucket']:05d}.arrow" for row in rows}
         block = Block(
             use=use.name(self.schema),
             first=dt_of(recipe.first),
@@ -356,19 +355,38 @@ class Reader:
         return load(refs, bucket, names, self.schemas[source], users)
 
     def events(
-        self, use: Use, reading: Reading, bucket: int, users: pa.Array | None = None, keys: pa.Array | None = None
-    ) -> pa.Table:
-        """Events and tiles of a log at the keys of a key set; with `users` and `keys`, only those."""
-        assert use.key_set
-        log = self.schema.event_log(use.source)
-        columns = cross_features.partial_columns(use.key_set, log)
-        rows = self.load(use.source, reading.days, bucket, columns, users)
-        tables = [cross_features.events_at_keys(use.key_set, log, rows)]
-        if reading.blocks:
-            tables[0] = tables[0].append_column("weight", pa.array(np.ones(tables[0].num_rows, np.int64)))
-            tables += _blocks(reading.blocks, bucket)
-        table = pa.concat_tables(tables)
-        return table if keys is None else table.filter(pc.is_in(table.column("key"), value_set=keys))
+        self,
+        wanted: Mapping[Use, Reading],
+        bucket: int,
+        users: pa.Array | None = None,
+        asked: Mapping[KeySet, pa.Array] | None = None,
+    ) -> dict[Use, pa.Table]:
+        """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those.
+
+        A partial is read once, for all key sets.
+        """
+        found = {}
+        for source in dict.fromkeys(use.source for use in wanted):
+            log = self.schema.event_log(source)
+            own = {use: reading for use, reading in wanted.items() if use.source == source}
+            sets = [use.key_set for use in own if use.key_set]
+            columns = [name for key_set in sets for name in cross_features.partial_columns(key_set, log)]
+            days = {day for reading in own.values() for day in reading.days}
+            rows = self.load(source, days, bucket, list(dict.fromkeys(columns)), users)
+            for use, reading in own.items():
+                assert use.key_set
+                table = rows
+                if len(reading.days) < len(days):
+                    table = rows.filter(pc.is_in(rows.column("_day"), value_set=pa.array(reading.days, pa.int32())))
+                tables = [cross_features.events_at_keys(use.key_set, log, table)]
+                if reading.blocks:
+                    zeros = pa.array(np.zeros(tables[0].num_rows, np.int64))
+                    tables = [tables[0].append_column("merged", zeros), *_blocks(reading.blocks, bucket)]
+                if asked is not None:
+                    keys = asked[use.key_set]
+                    tables = [table.filter(pc.is_in(table.column("key"), value_set=keys)) for table in tables]
+                found[use] = pa.concat_tables(tables)
+        return found
 
     def rows(self, use: Use, reading: Reading, bucket: int, users: pa.Array | None = None) -> pa.Table:
         """Rows of one entry of a sequence; with `users`, only theirs."""
@@ -388,13 +406,18 @@ class Reader:
 
 def _blocks(refs: Iterable[PartialRef], bucket: int) -> list[pa.Table]:
     paths = [os.path.join(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]
-    return [pq.ParquetFile(path).read(use_threads=False) for path in paths]
+    tables = []
+    for path in paths:
+        with pa.OSFile(path) as file:
+            tables.append(pa.ipc.open_file(file).read_all())
+    return tables
 
 
 def _write(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    repeating = [name for name in table.column_names if name not in ("key", "ts", "available", "id")]
-    pq.write_table(table, path, compression="zstd", compression_level=1, use_dictionary=repeating)
+    # Many small files: opening a Parquet file takes longer than reading one of these.
+    with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
     sync(path)
 
 
@@ -411,7 +434,7 @@ class Maker:
         for number, (use, recipes) in enumerate(self.missing.items()):
             for recipe in recipes:
                 table = self._tile(use, recipe, bucket) if use.key_set else self._snapshot(use, recipe, bucket)
-                path = Path(self.staging) / f"{number}-{recipe.last}-{bucket:05d}-{uuid.uuid4().hex[:12]}.parquet"
+                path = Path(self.staging) / f"{number}-{recipe.last}-{bucket:05d}-{uuid.uuid4().hex[:12]}.arrow"
                 if table.num_rows:
                     _write(table, path)
                 row = (number, recipe.first, recipe.last, bucket, str(path) if table.num_rows else "", table.num_rows)
@@ -422,13 +445,14 @@ class Maker:
         assert use.key_set
         log = self.reader.schema.event_log(use.source)
         if recipe.stored:
-            return self.reader.events(use, Reading((recipe.stored,)), bucket)
+            return self.reader.events({use: Reading((recipe.stored,))}, bucket)[use]
         if recipe.parts:
             rows = pa.concat_tables([self._tile(use, part, bucket) for part in recipe.parts])
         else:
-            rows = self.reader.events(use, Reading((), recipe.days), bucket)
-        settled = start_of(recipe.last + 1 + cross_features.settling_days(log), self.reader.schema.offset_ms)
-        return cross_features.tile(use.key_set, log, rows, settled)
+            rows = self.reader.events({use: Reading((), recipe.days)}, bucket)[use]
+        offset = self.reader.schema.offset_ms
+        settled = start_of(recipe.last + 1 + cross_features.settling_days(log), offset)
+        return cross_features.tile(use.key_set, log, rows, start_of(recipe.last, offset), settled)
 
     def _snapshot(self, use: Use, recipe: Recipe, bucket: int) -> pa.Table:
         """A period of days at a time, so that a task never holds the whole look-back."""

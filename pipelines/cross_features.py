@@ -144,15 +144,18 @@ def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, 
     return runs
 
 
-def tile(key_set: KeySet, log: EventLog, rows: pa.Table, settled: int) -> pa.Table:
+def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
     """Rows of `events_at_keys`, or of tiles, merged: what was available before `settled` becomes a row per key, condition, presence
-    of values, and distinct value; it holds the number of events (`weight`), sums, and the time, id and value of the newest.
+    of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
     What came later stays as it is, so that a tile is exact to the millisecond.
+
+    Args:
+        moment: any within the tile's last day: the time of merged rows where no feature asks for it.
     """
-    if "weight" not in rows.column_names:
-        rows = rows.append_column("weight", pa.array(np.ones(rows.num_rows, np.int64)))
-    merged = numpy(rows, "available") < settled
-    late, rows = rows.filter(pa.array(~merged)), rows.filter(pa.array(merged)).combine_chunks()
+    if "merged" not in rows.column_names:
+        rows = rows.append_column("merged", pa.array(np.zeros(rows.num_rows, np.int64)))
+    early = numpy(rows, "available") < settled
+    late, rows = rows.filter(pa.array(~early)), rows.filter(pa.array(early)).combine_chunks()
     if not rows.num_rows:
         return late
     columns = event_columns(key_set, log)
@@ -166,24 +169,33 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, settled: int) -> pa.Tab
         else:
             parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
-    codes, ts, id_ = group.codes, numpy(rows, "ts"), numpy(rows, "id")
-    newest_ts = _greatest(ts, codes, group.count)
-    at = np.flatnonzero(ts == newest_ts[codes])
-    newest_id = _greatest(id_[at], codes[at], group.count)
-    at = at[id_[at] == newest_id[codes[at]]]
-    newest = np.empty(group.count, np.int64)
-    newest[codes[at]] = at
+    codes, groups = group.codes, group.count
+    ops = {feature.op for feature in key_set.features if feature.source == log.name}
+    ts = np.full(groups, moment)
+    id_ = np.zeros(groups, np.int64)
+    newest = np.empty(groups, np.int64)
+    if ops & {"last", "recency"}:
+        ts = _greatest(numpy(rows, "ts"), codes, groups)
+        at = np.flatnonzero(numpy(rows, "ts") == ts[codes])
+        if "last" in ops:
+            id_ = _greatest(numpy(rows, "id")[at], codes[at], groups)
+            at = at[numpy(rows, "id")[at] == id_[codes[at]]]
+        newest[codes[at]] = at
+    else:
+        newest[codes] = np.arange(rows.num_rows)
     out = rows.take(pa.array(newest))
-    totals = {
-        "available": _greatest(numpy(rows, "available"), codes, group.count),
-        "weight": _total(numpy(rows, "weight"), codes, group.count),
+    values = {
+        "ts": ts,
+        "available": np.full(groups, settled - 1),
+        "id": id_,
+        "merged": _total(np.maximum(numpy(rows, "merged"), 1), codes, groups),
     }
     for column in columns:
         if column.role == "units":
-            total = _total(numpy(rows, column.name), codes, group.count)
+            total = _total(numpy(rows, column.name), codes, groups)
             # A group's values are all there or all missing.
-            totals[column.name] = np.where(numpy(out, column.name) == MISSING_ID, MISSING_ID, total)
-    for name, value in totals.items():
+            values[column.name] = np.where(numpy(out, column.name) == MISSING_ID, MISSING_ID, total)
+    for name, value in values.items():
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])
 
@@ -215,7 +227,7 @@ def answer(
     scans = {
         name: Scan(
             *(numpy(table, column) for column in ("key", "ts", "available", "id")),
-            numpy(table, "weight") if "weight" in table.column_names else None,
+            numpy(table, "merged") if "merged" in table.column_names else None,
         )
         for name, table in events.items()
     }

@@ -91,14 +91,14 @@ class Scan:
         keys: int64 [n], any values (hashes of the key columns).
         ts, available: int64 [n] epoch ms, `available >= ts`.
         id: int64 [n], breaks ties in time.
-        weight: int64 [n], how many events a row stands for; None where each is one. Rows of several events hold the sum of
-            their values, and are right only for queries that see all of them or none.
+        merged: int64 [n], how many events a row was merged from; 0 for an event as it is, None where all are. A merged row holds
+            the sum of its events' values, and every query asked sees either all of them or none.
     """
 
-    def __init__(self, keys: Int, ts: Int, available: Int, id: Int, weight: Int | None = None) -> None:
+    def __init__(self, keys: Int, ts: Int, available: Int, id: Int, merged: Int | None = None) -> None:
         self._keys = Keys(keys)
         self._codes, self._ts, self._available, self._id = self._keys.codes, ts, available, id
-        self._weight = weight
+        self._merged = merged
 
     def __len__(self) -> int:
         return len(self._ts)
@@ -119,30 +119,45 @@ class Scan:
     ) -> tuple[Int, Int]:
         """(number of visible events, sum of their `values`), int64 each, per query in the caller's order."""
         rows = self._alive(window, chosen)
+        base = None
+        if self._merged is not None:
+            whole = self._merged[rows] > 0
+            base = self._sum_merged(queries, window, rows[whole], values)
+            rows = rows[~whole]
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
         axis = Axis.over(self._keys.count, ts, available)
         enter, leave = axis.pack(codes, available), axis.pack(codes, ts)
-        begin, end = axis.pack(queries.keys, queries.times), axis.pack(queries.keys, queries.times - window)
-        known = queries.keys >= 0
-        if values is None and self._weight is None:
-            entered, left = (
-                np.searchsorted(np.sort(enter), begin, "left"),
-                np.searchsorted(np.sort(leave), end, "right"),
-            )
-            count = np.where(known, entered - left, 0)
-            return queries.scatter(count), queries.scatter(np.zeros_like(count))
-        by_enter, by_leave = np.argsort(enter), np.argsort(leave)
-        entered = np.searchsorted(enter[by_enter], begin, "left")
-        left = np.searchsorted(leave[by_leave], end, "right")
-
-        def visible(amounts: Int) -> Int:
-            total = _running(amounts[by_enter])[entered] - _running(amounts[by_leave])[left]
-            return queries.scatter(np.where(known, total, 0))
-
-        count = (
-            queries.scatter(np.where(known, entered - left, 0)) if self._weight is None else visible(self._weight[rows])
+        by_enter, by_leave = (None, None) if values is None else (np.argsort(enter), np.argsort(leave))
+        entered = np.searchsorted(
+            np.sort(enter) if by_enter is None else enter[by_enter], axis.pack(queries.keys, queries.times), "left"
         )
-        return count, np.zeros_like(count) if values is None else visible(values[rows])
+        left = np.searchsorted(
+            np.sort(leave) if by_leave is None else leave[by_leave],
+            axis.pack(queries.keys, queries.times - window),
+            "right",
+        )
+        known = queries.keys >= 0
+        count = np.where(known, entered - left, 0)
+        total = np.zeros_like(count)
+        if values is not None:
+            total = _running(values[rows][by_enter])[entered] - _running(values[rows][by_leave])[left]
+            total = np.where(known, total, 0)
+        if base is not None:
+            count, total = count + base[0], total + base[1]
+        return queries.scatter(count), queries.scatter(total)
+
+    def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Int | None) -> tuple[Int, Int]:
+        """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
+        assert self._merged is not None
+        rows = rows[self._ts[rows] > queries.times.max(initial=0) - window]
+        found = []
+        for amounts in (self._merged, values):
+            of_key = np.zeros(self._keys.count + 1, np.int64)
+            if amounts is not None:
+                np.add.at(of_key, self._codes[rows], amounts[rows])
+            # The last one is for keys without events.
+            found.append(of_key[queries.keys])
+        return found[0], found[1]
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""

@@ -95,12 +95,17 @@ class Assembler:
                 }
             )
             yield from self._to_keys(queries, keys, f"?{key_set.tag}")
-        for key_set in self.key_sets:
-            if not key_set.with_user(self.schema):
-                for log in key_set.windows(self.schema):
-                    use = Use(log, key_set=key_set)
-                    events = self.reader.events(use, self.readings[use], bucket)
-                    yield from self._to_keys(events, numpy(events, "key"), f"{log}?{key_set.tag}")
+        for use, events in self.reader.events(self._uses(with_user=False), bucket).items():
+            assert use.key_set
+            yield from self._to_keys(events, numpy(events, "key"), f"{use.source}?{use.key_set.tag}")
+
+    def _uses(self, with_user: bool) -> dict[Use, Reading]:
+        """What is read for key sets with the user among their keys, or for the others."""
+        return {
+            use: reading
+            for use, reading in self.readings.items()
+            if use.key_set and use.key_set.with_user(self.schema) == with_user
+        }
 
     def _to_keys(self, rows: pa.Table, keys: Int, tag: str) -> Iterator[Piece]:
         for piece in scatter(rows, slot_of(keys, self.buckets), tag):
@@ -392,16 +397,16 @@ class Assembler:
         """Cross feature -> its value per exposure."""
         out: dict[str, pa.Array] = {}
         day = exposures.column("_day").to_numpy().astype(np.int64)
+        of_users = [key_set for key_set in self.key_sets if key_set.with_user(self.schema)]
+        asked = {key_set: cross_features.hashed_keys(key_set, exposures)[0] for key_set in of_users}
+        unique = {key_set: pa.array(keys).unique() for key_set, keys in asked.items()}
+        events = self.reader.events(self._uses(with_user=True), bucket, pa.array(users), unique)
         for key_set in self.key_sets:
             if key_set.with_user(self.schema):
-                keys, _ = cross_features.hashed_keys(key_set, exposures)
-                asked = pa.array(keys).unique()
-                events = {}
-                for log in key_set.windows(self.schema):
-                    use = Use(log, key_set=key_set)
-                    events[log] = self.reader.events(use, self.readings[use], bucket, pa.array(users), asked)
+                keys = asked[key_set]
+                own = {use.source: rows for use, rows in events.items() if use.key_set == key_set}
                 out |= dict(
-                    cross_features.answer(key_set, self.schema, keys, numpy(exposures, "ts"), self._starts(day), events)
+                    cross_features.answer(key_set, self.schema, keys, numpy(exposures, "ts"), self._starts(day), own)
                 )
             else:
                 answers = tables[key_set.tag].combine_chunks()
