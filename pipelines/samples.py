@@ -122,10 +122,9 @@ class Assembler:
                 continue
             events = {}
             for log in key_set.windows(self.schema):
+                use = Use(log, key_set=key_set)
                 found = tables.get(f"{log}?{key_set.tag}")
-                events[log] = (
-                    found if found is not None else self.reader.events(Use(log, key_set=key_set), Reading(), 0)
-                )
+                events[log] = found if found is not None else self.reader.events({use: Reading()}, 0)[use]
             answers = dict(
                 cross_features.answer(
                     key_set, self.schema, numpy(queries, "key"), numpy(queries, "ts"), numpy(queries, "start"), events
