@@ -1,17 +1,22 @@
 """Compile every Triton kernel for every GPU generation, without a GPU: registers, shared memory, spills, tensor-core
 instructions.
 
-    python -m benchmarks.kernels_compile [--arch 80 90 100] [--only NAME] [--quick]
+    python -m benchmarks.kernels_compile [--arch 80 90 100] [--only TEXT] [--quick] [--seconds N] [--workers 2]
 
 A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
-each dtype, shape and configuration that the autotuner may choose. Writes benchmarks/results/kernels_compile.json and
-exits 1 if a kernel spills registers to memory, or asks for more shared memory than the chip has.
+each dtype, shape and configuration that the autotuner may choose. Each row goes to
+benchmarks/results/kernels_compile.jsonl as it is made, under a digest of the kernel's source and of everything it is
+compiled with, so that a run that was stopped (or bounded by --seconds) goes on where it was, and a changed kernel alone
+is compiled again. A whole table is also told by benchmarks/kernels_compile.md. Exits 1 if a kernel spills registers to
+memory or asks for more shared memory than the chip has, 2 if rows are still missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -19,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +34,15 @@ import triton
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import attention_triton, idmap_triton, jagged_triton, norm_triton
 from kernels.attention import RelativeBias, row_scale
 from kernels.interval import Problem
 from kernels.launch import Launch, recording
 
-RESULT = Path(__file__).parent / "results" / "kernels_compile.json"
+RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
+PAGE = Path(__file__).parent / "kernels_compile.md"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities 8.0, 9.0, 10.0)."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,6 +50,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass
 class Row:
+    digest: str
     kernel: str
     case: str
     dtype: str
@@ -58,9 +67,16 @@ class Row:
     def fails(self) -> bool:
         return self.stack_bytes > 0 or self.shared_bytes > SHARED_LIMIT[self.arch]
 
+    def told(self) -> str:
+        return (
+            f"{'FAILS ' if self.fails else ''}{self.kernel:20} {self.case:26} {self.dtype} sm_{self.arch:<3} {self.config:48} "
+            f"registers {self.registers:3} spilled {self.stack_bytes:4} shared {self.shared_bytes:6}  {self.tensor_core}"
+        )
+
 
 def attention_launches(dtype: torch.dtype, heads: int, dim: int, value_dim: int, kind: str) -> list[Launch]:
-    """Forward, dQ and dKV of one shape; kind: "plain", "bias" (with gradients of both tables), "dropout" or "delta"."""
+    """Forward, dQ and dKV of one shape; kind: "plain", "bias" (with gradients of both tables and a divisor of each
+    query's own), "dropout", "delta" or "tma" (only the configurations that load by it)."""
     tokens = 256
     q, k = (torch.zeros(tokens, heads, dim, dtype=dtype) for _ in range(2))
     v = torch.zeros(tokens, heads, value_dim, dtype=dtype)
@@ -74,11 +90,21 @@ def attention_launches(dtype: torch.dtype, heads: int, dim: int, value_dim: int,
         stamps = torch.zeros(tokens, dtype=torch.int64)
         bias = RelativeBias(torch.zeros(513, heads), torch.zeros(64, heads), stamps)
     rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, 7)
-    with recording() as launches:
+    with tma(kind == "tma"), recording() as launches:
         attention_triton.forward(q, k, v, *rest)
         if kind != "delta":
-            attention_triton.backward(v, q, k, v, *rest)
+            attention_triton.backward(v, q, k, v, *rest, kind != "bias")
     return launches
+
+
+@contextmanager
+def tma(on: bool) -> Iterator[None]:
+    before = os.environ.get("GENRANK_TMA", "")
+    os.environ["GENRANK_TMA"] = "1" if on else ""
+    try:
+        yield
+    finally:
+        os.environ["GENRANK_TMA"] = before
 
 
 @dataclass(frozen=True)
@@ -95,20 +121,28 @@ EVERY = (80, 90, 100)
 
 
 def attention_cases() -> Iterator[Case]:
-    """Every head dim and feature in bfloat16 on Hopper; what training uses most in the other dtypes and generations."""
-    for dim, value_dim in ((128, 128), (64, 64), (256, 256), (32, 128), (48, 48)):
-        kinds = ("plain", "bias", "dropout", "delta") if dim in (64, 128) else ("plain",)
-        for kind in kinds:
-            for name, dtype in DTYPES.items():
-                common = dim in (64, 128) and kind == "plain"
-                if name != "bf16" and not common:
-                    continue
-                archs = EVERY if name == "bf16" and common else (90,)
+    """Plain attention for every dtype and generation; the features and odd head dims in bfloat16, and on Hopper only
+    where another case compiles the same code for the other generations."""
+    plain = [((d, d), "plain", name, EVERY) for d in (128, 64, 256) for name in DTYPES]
+    features = [((128, 128), kind, "bf16", EVERY) for kind in ("bias", "dropout")]
+    features += [
+        ((128, 128), "delta", "bf16", (90,)),
+        ((64, 64), "bias", "bf16", (90,)),
+        ((64, 64), "dropout", "bf16", (90,)),
+    ]
+    features += [
+        ((256, 256), "bias", "bf16", (90,)),
+        ((128, 128), "bias", "fp32", (90,)),
+        ((128, 128), "bias", "fp16", (90,)),
+    ]
+    odd = [((32, 128), "plain", "bf16", (90,)), ((48, 48), "plain", "bf16", (90,)), ((16, 16), "plain", "bf16", (90,))]
+    tma = [((d, d), "tma", "bf16", (90, 100)) for d in (128, 64, 256)]
+    for dims, kind, name, archs in (*plain, *features, *odd, *tma):
 
-                def record(dtype: torch.dtype = dtype, d: int = dim, v: int = value_dim, k: str = kind) -> list[Launch]:
-                    return attention_launches(dtype, 4, d, v, k)
+        def record(d: tuple[int, int] = dims, k: str = kind, n: str = name) -> list[Launch]:
+            return attention_launches(DTYPES[n], 4, *d, k)
 
-                yield Case(f"attention {dim}x{value_dim} {kind}", name, archs, record)
+        yield Case(f"attention {dims[0]}x{dims[1]} {kind}", name, archs, record)
 
 
 def norm_launches(dtype: torch.dtype, dim: int, groups: int, gate: int, dropout: float) -> list[Launch]:
@@ -162,64 +196,84 @@ def other_cases() -> Iterator[Case]:
         yield Case("idmap", name, archs, lambda dtype=dtype: idmap_launches(dtype))
 
 
-def compile_one(launch: Launch, config: triton.Config, arch: int) -> tuple[bytes, dict[str, int]]:
-    """The cubin, and what Triton knows of it."""
-    kernel = launch.kernel
-    constants = {**launch.constants, **config.kwargs}
-    signature: dict[str, str] = {}
-    constexprs: dict[tuple[int, ...], object] = {}
-    attrs: dict[tuple[int, ...], list[list[object]]] = {}
-    values = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | constants
-    for at, name in enumerate(kernel.arg_names):
-        value = values[name]
-        if name in constants or (type(value) is int and value == 1):
-            signature[name], constexprs[(at,)] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name] = "*" + {torch.bool: "i1"}.get(
-                value.dtype,
-                triton.runtime.jit.type_canonicalisation_dict.get(
-                    str(value.dtype).removeprefix("torch."), str(value.dtype)
-                ),
-            )
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attrs[(at,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs, attrs)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return compiled.asm["cubin"], {"shared": compiled.metadata.shared}
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile: a launch, a configuration, a generation."""
+
+    launch: Launch
+    config: triton.Config
+    case: str
+    dtype: str
+    arch: int
+
+    def source(self) -> ASTSource:
+        kernel = self.launch.kernel
+        constants = {**self.launch.constants, **self.config.kwargs}
+        signature: dict[str, str] = {}
+        constexprs: dict[tuple[int, ...], object] = {}
+        attrs: dict[tuple[int, ...], list[list[object]]] = {}
+        values = dict(zip(kernel.arg_names, self.launch.arguments, strict=False)) | constants
+        if self.config.pre_hook is not None:
+            self.config.pre_hook(values)
+        for at, name in enumerate(kernel.arg_names):
+            value = values[name]
+            if name in constants or value is None or (type(value) is int and value == 1):
+                signature[name], constexprs[(at,)] = "constexpr", value
+                continue
+            signature[name] = type_name(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attrs[(at,)] = [["tt.divisibility", 16]]
+        return ASTSource(kernel, signature, constexprs, attrs)
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+
+    @property
+    def digest(self) -> str:
+        """Of the kernel's source, its helpers', its arguments, its configuration and the compiler's version."""
+        whole = f"{triton.__version__} {self.source().hash()} {sorted(self.options.items())} {self.arch}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def compile(self) -> Row:
+        start = time.perf_counter()
+        compiled = triton.compile(self.source(), target=GPUTarget("cuda", self.arch, 32), options=self.options)
+        usage, sass = dump(compiled.asm["cubin"], "--dump-resource-usage"), dump(compiled.asm["cubin"], "-sass")
+        numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+        found = [
+            f"{op} {n}"
+            for op in ("UTCHMMA", "UTCQMMA", "HGMMA", "HMMA", "QMMA")
+            if (n := len(re.findall(rf"\b{op}\b", sass)))
+        ]
+        text = ", ".join(f"{k}={v}" for k, v in self.config.kwargs.items())
+        return Row(
+            self.digest, self.launch.kernel.__name__, self.case, self.dtype, self.arch,
+            f"{text}, warps={self.config.num_warps}, stages={self.config.num_stages}",
+            numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, ", ".join(found) or "none",
+            round(time.perf_counter() - start, 1),
+        )  # fmt: skip
 
 
-def measure(launch: Launch, config: triton.Config, case: str, dtype: str, arch: int) -> Row:
-    start = time.perf_counter()
-    cubin, facts = compile_one(launch, config, arch)
-    cuobjdump = triton.knobs.nvidia.cuobjdump.path
+def type_name(value: object) -> str:
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{type_name(value.base)[1:]}{value.block_shape}>"
+    if isinstance(value, torch.Tensor):
+        name = str(value.dtype).removeprefix("torch.")
+        return "*" + {"bool": "i1"}.get(name, triton.runtime.jit.type_canonicalisation_dict.get(name, name))
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def dump(cubin: bytes, what: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-        sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    found = [
-        f"{op} {n}"
-        for op in ("UTCHMMA", "UTCQMMA", "HGMMA", "HMMA", "QMMA")
-        if (n := len(re.findall(rf"\b{op}\b", sass)))
-    ]
-    text = ", ".join(f"{k}={v}" for k, v in config.kwargs.items())
-    return Row(
-        launch.kernel.__name__, case, dtype, arch, f"{text}, warps={config.num_warps}, stages={config.num_stages}",
-        numbers["REG"], numbers["STACK"] + numbers["LOCAL"], facts["shared"], ", ".join(found) or "none",
-        round(time.perf_counter() - start, 1),
-    )  # fmt: skip
+        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def table(archs: list[int], only: str, quick: bool) -> Iterator[Row]:
+def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
     """quick: the first case and configuration of each kernel, in bfloat16."""
-    work = []
+    work: list[Job] = []
     seen: set[str] = set()
     for case in (*attention_cases(), *other_cases()):
         for launch in case.record():
@@ -229,34 +283,119 @@ def table(archs: list[int], only: str, quick: bool) -> Iterator[Row]:
             seen.add(name)
             for arch in (a for a in archs if a in case.archs):
                 chosen = launch.configs(arch)
-                work += [(launch, config, case.name, case.dtype, arch) for config in (chosen[:1] if quick else chosen)]
-    for one in tqdm(work, unit="kernel", disable=not sys.stderr.isatty()):
-        yield measure(*one)
+                if launch.constants.get("DESCRIBED"):
+                    chosen = [config for config in chosen if config.kwargs["TMA"]]
+                work += [Job(launch, config, case.name, case.dtype, arch) for config in chosen[: 1 if quick else None]]
+    return work
+
+
+_work: list[Job] = []
+
+
+def compile_at(at: int) -> Row:
+    return _work[at].compile()
+
+
+def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
+    """Rows as they are made; none is begun after `seconds`. Workers are forked: launches hold live kernels."""
+    _work[:] = work
+    deadline = time.monotonic() + seconds
+    bar = tqdm(total=len(work), unit="kernel", disable=not sys.stderr.isatty())
+    if workers == 1:
+        for at in range(len(work)):
+            if time.monotonic() > deadline:
+                return
+            yield compile_at(at)
+            bar.update()
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        for row in pool.imap_unordered(compile_at, range(len(work))):
+            yield row
+            bar.update()
+            if time.monotonic() > deadline:
+                pool.terminate()
+                return
+
+
+def known_rows() -> dict[str, Row]:
+    """What earlier runs compiled, by digest. A last line that was cut off in writing is dropped."""
+    rows = {}
+    for line in RESULT.read_text().splitlines() if RESULT.exists() else ():
+        try:
+            row = Row(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        rows[row.digest] = row
+    return rows
+
+
+def page(rows: list[Row]) -> str:
+    """The table, one line for each kernel, case, dtype and generation; a range where its configurations differ."""
+    groups: dict[tuple[str, str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
+    failing = [row for row in rows if row.fails]
+    lines = [
+        "# Every kernel, compiled",
+        "",
+        "Written by `python -m benchmarks.kernels_compile`; each configuration is a line of",
+        "`results/kernels_compile.jsonl`. Registers are per thread (255 at most), shared memory in KiB per block (at most "
+        "163 on sm_80, 227 on sm_90 and sm_100).",
+        "",
+        f"Triton {triton.__version__}: {len(rows)} kernels in {len(groups)} rows, {len(failing)} of them spill registers or "
+        "ask for more shared memory than there is.",
+        "",
+        "| kernel | case | dtype | GPU | configurations | registers | shared KiB | spilled bytes | tensor cores |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def span(values: list[float]) -> str:
+        low, high = min(values), max(values)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+    for (kernel, case, dtype, arch), members in groups.items():
+        units = sorted({op.split()[0] for row in members for op in row.tensor_core.split(", ")})
+        shared = span([round(row.shared_bytes / 1024) for row in members])
+        cells = [kernel, case, dtype, f"sm_{arch}", str(len(members)), span([row.registers for row in members]), shared]
+        lines.append("| " + " | ".join([*cells, span([row.stack_bytes for row in members]), ", ".join(units)]) + " |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="only kernels whose 'kernel case dtype' contains this")
-    parser.add_argument("--quick", action="store_true", help="one case and configuration of each kernel")
+    parser.add_argument(
+        "--quick", action="store_true", help="one case and configuration of each kernel; nothing written"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kernel after this long")
+    parser.add_argument("--workers", type=int, default=1, help="processes that compile")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
-    rows = []
-    for row in table(args.arch, args.only, args.quick):
-        rows.append(row)
-        print(
-            f"{'FAILS ' if row.fails else ''}{row.kernel:20} {row.case:26} {row.dtype} sm_{row.arch:<3} {row.config:48} "
-            f"registers {row.registers:3} spilled {row.stack_bytes:4} shared {row.shared_bytes:6}  {row.tensor_core}",
-            flush=True,
-        )
-    if not args.only and not args.quick:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(
-            json.dumps({"triton": triton.__version__, "rows": [asdict(r) for r in rows]}, indent=0) + "\n"
-        )
-    failing = sum(row.fails for row in rows)
-    print(f"{len(rows)} kernels compiled, {failing} fail")
+    work = jobs(args.arch, args.only, args.quick)
+    known = {} if args.quick else known_rows()
+    order = [job.digest for job in work]
+    missing = {digest: job for digest, job in zip(order, work, strict=True) if digest not in known}
+    rows = {digest: known[digest] for digest in order if digest in known}
+    for row in rows.values():
+        print(row.told())
+    RESULT.parent.mkdir(exist_ok=True)
+    for row in compiled(list(missing.values()), args.workers, args.seconds):
+        rows[row.digest] = row
+        print(row.told(), flush=True)
+        if not args.quick:
+            with RESULT.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+    left = len(set(order) - set(rows))
+    failing = sum(row.fails for row in rows.values())
+    print(f"{len(rows)} kernels compiled, {failing} fail, {left} left")
+    if left:
+        sys.exit(2)
+    if not args.quick and not args.only and args.arch == [80, 90, 100]:
+        whole = [rows[digest] for digest in dict.fromkeys(order)]
+        RESULT.write_text("".join(json.dumps(asdict(row)) + "\n" for row in whole))
+        PAGE.write_text(page(whole))
     sys.exit(1 if failing else 0)
 
 

@@ -81,7 +81,7 @@ def interval_attention(
         bias: relative position and time bias, see `RelativeBias`.
         dropout: probability with which each attention weight is zeroed (the others are divided by `1 - dropout`).
         seed: of the dropout; drawn from PyTorch's generator when None. One seed always gives one mask on one backend.
-        max_length: the longest sample, if known: saves reading it back from the device.
+        max_length: tokens of the longest sample, if the host knows it: what the autotuner keys on, else the mean length.
 
     Returns: [T, H, Dv], dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
         nothing but
@@ -97,7 +97,7 @@ def interval_attention(
     alpha = 1.0 / math.sqrt(q.shape[2]) if alpha is None else float(alpha)
     where = (offsets, offsets, None, begin, end)
     seed = draw_seed(seed) if dropout > 0.0 else 0
-    return attend(q, k, v, where, scale, bias, alpha, dropout, seed, max_length)
+    return attend(q, k, v, where, scale, bias, alpha, dropout, seed, divisor != "visible", max_length)
 
 
 def delta_attention(
@@ -138,7 +138,7 @@ def delta_attention(
     alpha = 1.0 / math.sqrt(q.shape[2]) if alpha is None else float(alpha)
     where = (q_offsets, k_offsets, q_positions, begin, end)
     with torch.no_grad():
-        return attend(q, k, v, where, scale, bias, alpha, 0.0, 0, max_length)
+        return attend(q, k, v, where, scale, bias, alpha, 0.0, 0, divisor != "visible", max_length)
 
 
 def attend(
@@ -151,13 +151,16 @@ def attend(
     alpha: float,
     dropout: float,
     seed: int,
+    same_scale: bool,
     max_length: int | None,
 ) -> Tensor:
+    """same_scale: all queries of a sample have one `scale`."""
     if backend_for(q) == "reference":
         keep = reference_keep(where[0], where[1], q.shape[1], dropout, seed)
         return reference_attention(q, k, v, *where, scale, bias, alpha, keep)
     longest = -1 if max_length is None else int(max_length)
-    return torch.ops.genrank.interval_attention(q, k, v, *where, scale, *bias, alpha, float(dropout), seed, longest)
+    rest = (alpha, float(dropout), seed, same_scale, longest)
+    return torch.ops.genrank.interval_attention(q, k, v, *where, scale, *bias, *rest)
 
 
 # --- the definition ---------------------------------------------------------------------------------------------------
@@ -308,6 +311,7 @@ def _forward(
     alpha: float,
     dropout: float,
     seed: int,
+    same_scale: bool,
     max_length: int,
 ) -> Tensor:
     bias = RelativeBias(position_table, time_table, timestamps, positions)
@@ -315,7 +319,7 @@ def _forward(
     if backend_for(q) == "triton":
         from kernels import attention_triton
 
-        return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
+        return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
     return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
@@ -338,6 +342,7 @@ def _backward(
     alpha: float,
     dropout: float,
     seed: int,
+    same_scale: bool,
     max_length: int,
 ) -> list[Tensor]:
     """Gradients of q, k, v and then of whichever tables there are."""
@@ -346,7 +351,8 @@ def _backward(
     if backend_for(q) == "triton":
         from kernels import attention_triton
 
-        return attention_triton.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
+        rest = (problem, scale, bias, alpha, dropout, seed, same_scale, max_length)
+        return attention_triton.backward(grad, q, k, v, *rest)
     return attention_blocked.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
@@ -372,7 +378,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tables = iter(grads[3:])
     position = None if saved[9] is None else next(tables)
     time = None if saved[10] is None else next(tables)
-    return *grads[:3], *[None] * 6, position, time, *[None] * 6
+    return *grads[:3], *[None] * 6, position, time, *[None] * 7
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_triton import UNIT, time_bucket, units
+from kernels.attention_plan import UNIT, units
+from kernels.attention_tiles import time_bucket
 from kernels.launch import Tuned
 
 # --- concat and split -------------------------------------------------------------------------------------------------
@@ -188,8 +189,8 @@ def grouped_weight_kernel(
     at = dweight_data + (group * inner + k).to(tl.int64)[:, None] * outer + out[None, :]
     tl.store(at, acc.to(dweight_data.dtype.element_ty), mask=(k < inner)[:, None] & (out < outer)[None, :])
     if HAS_BIAS:
-        once = (out < outer) & (tl.program_id(1) == 0)
-        tl.store(dbias_data + group * outer + out, total.to(dbias_data.dtype.element_ty), mask=once)
+        once = tl.where(tl.program_id(1) == 0, outer, 0)
+        tl.store(dbias_data + group * outer + out, total.to(dbias_data.dtype.element_ty), mask=out < once)
 
 
 def gemm(m: int, n: int, k: int, warps: int, stages: int) -> triton.Config:

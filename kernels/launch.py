@@ -99,5 +99,8 @@ class Tuned:
         if chosen is None:
             self.tuner[grid](*arguments, **constants)
             return
+        if chosen.pre_hook is not None:
+            named = dict(zip(self.kernel.arg_names, arguments, strict=False))
+            chosen.pre_hook({**named, **constants, **chosen.kwargs})
         options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
         self.kernel[grid(chosen.kwargs)](*arguments, **constants, **chosen.kwargs, **options)

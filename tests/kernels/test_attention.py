@@ -208,13 +208,13 @@ def test_the_ops_are_registered_as_pytorch_wants(kind: str) -> None:
     own = local_positions(batch.offsets, batch.tokens) if kind == "delta" else None
     where = (batch.offsets, batch.offsets, own, batch.begin, batch.end)
     scale = row_scale("length", batch.offsets, batch.offsets, own, batch.begin, batch.end)
-    rest = (*where, scale, *bias, 0.5, 0.0, 0, -1)
+    rest = (*where, scale, *bias, 0.5, 0.0, 0, True, -1)
     torch.library.opcheck(torch.ops.genrank.interval_attention, (*leaves, *rest))
     plain = [t.detach() for t in leaves]
     given = [t.detach() if t is not None else None for t in bias]
     torch.library.opcheck(
         torch.ops.genrank.interval_attention_backward,
-        (torch.randn(batch.tokens, 2, 6), *plain, *where, scale, *given, 0.5, 0.0, 0, -1),
+        (torch.randn(batch.tokens, 2, 6), *plain, *where, scale, *given, 0.5, 0.0, 0, True, -1),
     )
 
 

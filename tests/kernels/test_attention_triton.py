@@ -49,6 +49,7 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         tokens = batch.tokens
         self.problem = Problem(batch.offsets, batch.offsets, None, batch.begin, batch.end)
+        self.divisor = divisor
         self.scale = row_scale(divisor, batch.offsets, batch.offsets, None, batch.begin, batch.end)
         self.alpha = 1.0 / math.sqrt(dims[0])
         self.inputs = [
@@ -67,9 +68,10 @@ class Case:
         self.upstream = torch.randn(tokens, heads, dims[1], generator=generator).to(dtype)
 
     def kernels(self, blocks: Any) -> list[Tensor]:
-        rest = (self.problem, self.scale, self.bias, self.alpha, 0.0, 0, blocks)
-        out = attention_triton.forward(*self.inputs, *rest)
-        return [out, *attention_triton.backward(self.upstream, *self.inputs, *rest)]
+        rest = (self.problem, self.scale, self.bias, self.alpha)
+        out = attention_triton.forward(*self.inputs, *rest, chosen=blocks)
+        same = self.divisor != "visible"
+        return [out, *attention_triton.backward(self.upstream, *self.inputs, *rest, same_scale=same, chosen=blocks)]
 
     def definition(self, dtype: torch.dtype) -> list[Tensor]:
         tables = [t for t in (self.bias.position_table, self.bias.time_table) if t is not None]
@@ -120,6 +122,22 @@ def test_long_samples_of_every_mask(mask: str) -> None:
     check_error(Case(batch, torch.float32, (16, 16), 1, "none", "length"), torch.float32, BLOCKS[-1])
 
 
+@pytest.mark.parametrize(("dims", "heads", "divisor"), [((64, 32), 2, "length"), ((256, 16), 1, "visible")])
+def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configurations for TMA read the same tiles, of heads that lie side by side in one row."""
+    monkeypatch.setenv("GENRANK_TMA", "1")
+    case = Case(make_batch([150, 0, 1, 100], "mtgr", seed=11), torch.float32, dims, heads, "none", divisor)
+    assert attention_triton.descriptors(*case.inputs[1:])[0] is not None
+    check_error(case, torch.float32, attention_triton.config(64, 32, 4, 1, tma=True))
+
+
+@pytest.mark.parametrize("dims", [(256, 256), (128, 256), (200, 16)])
+def test_wide_heads(dims: tuple[int, int]) -> None:
+    """Beyond 128 columns dK and dV take a pass each."""
+    batch = make_batch([40, 0, 1, 70], "random", seed=3)
+    check_error(Case(batch, torch.float16, dims, 1, "position time", "visible"), torch.float16, BLOCKS[0])
+
+
 def test_window_with_a_full_attention_tail() -> None:
     """The key blocks' queries then lie in two runs with a hole between them, which is skipped and must not be lost."""
     n, window, tail = 300, 20, 30
@@ -157,7 +175,7 @@ def test_dropout_is_one_mask_in_forward_and_backward() -> None:
         columns = []
         for first in range(0, batch.tokens, 16):
             v = torch.eye(batch.tokens)[:, None, first : first + 16].contiguous()
-            columns.append(attention_triton.forward(q, k, v, *rest, seed, blocks)[:, 0])
+            columns.append(attention_triton.forward(q, k, v, *rest, seed, chosen=blocks)[:, 0])
         return torch.cat(columns, 1)
 
     dropped, clean = weights(5, BLOCKS[0]), attention_dense(case)
@@ -167,7 +185,7 @@ def test_dropout_is_one_mask_in_forward_and_backward() -> None:
     assert abs(share - 0.6) < 4 * math.sqrt(0.24 / int((clean != 0).sum()))
     assert torch.equal(weights(5, BLOCKS[2]) != 0, kept), "the mask depends on the blocks"
     assert not torch.equal(weights(6, BLOCKS[0]) != 0, kept)
-    dv = attention_triton.backward(case.upstream, *case.inputs, *rest, 5, BLOCKS[1])[2]
+    dv = attention_triton.backward(case.upstream, *case.inputs, *rest, 5, chosen=BLOCKS[1])[2]
     torch.testing.assert_close(dv[:, 0], dropped.t() @ case.upstream[:, 0], rtol=1e-4, atol=1e-5)
 
 
