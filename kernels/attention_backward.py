@@ -161,21 +161,23 @@ def backward_q_kernel(
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
-    left = (full_low - low) // BLOCK_N
-    right = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_N)
+    # Masked tiles hold more beside the accumulators: they are half as wide.
+    EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
+    left = (full_low - low) // EDGE
+    right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
     alone = valid & ((row < begin) | (row >= end))
-    own_first, own_count = own_tiles(row, alone, BLOCK_N)
+    own_first, own_count = own_tiles(row, alone, EDGE)
     for edge in range(left + right + own_count):
-        first = tl.where(edge < left, low + edge * BLOCK_N, full_high + (edge - left) * BLOCK_N)
+        first = tl.where(edge < left, low + edge * EDGE, full_high + (edge - left) * EDGE)
         to_self = edge >= left + right
-        first = tl.where(to_self, own_first + (edge - left - right) * BLOCK_N, first)
+        first = tl.where(to_self, own_first + (edge - left - right) * EDGE, first)
         sees_from = tl.where(to_self, row, begin)
         sees_to = tl.where(to_self, tl.where(alone, row + 1, row), end)
         acc = backward_q_tile(
             acc, q, above, k_desc, v_desc, data_row, k_column, v_column, scale, first, sees_from, sees_to, valid, own_position, coarse, fine, base_stamp, query, head, heads,
             k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
             time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
-            True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
+            True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
 

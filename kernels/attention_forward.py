@@ -84,7 +84,10 @@ def forward_kernel(
         return
     begin = tl.maximum(tl.load(begin_data + q_start + row, mask=valid, other=0), 0)
     end = tl.minimum(tl.load(end_data + q_start + row, mask=valid, other=0), keys)
-    own = row if SELF else tl.load(q_positions + q_start + row, mask=valid, other=0)
+    own = row
+    if not SELF:
+        own = tl.load(q_positions + q_start + row, mask=valid, other=0)
+        own = tl.maximum(tl.minimum(own, keys - 1), 0)
     own_position = own
     base_stamp = row * 0
     coarse = row.to(tl.float32)
@@ -116,20 +119,22 @@ def forward_kernel(
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION, TMA,
         )  # fmt: skip
-    left = (full_low - low) // BLOCK_N
-    right = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_N)
+    # Masked tiles hold more beside the accumulators: they are half as wide.
+    EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
+    left = (full_low - low) // EDGE
+    right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
     alone = valid & ((own < begin) | (own >= end))
-    own_first, own_count = own_tiles(own, alone, BLOCK_N)
+    own_first, own_count = own_tiles(own, alone, EDGE)
     for edge in range(left + right + own_count):
-        first = tl.where(edge < left, low + edge * BLOCK_N, full_high + (edge - left) * BLOCK_N)
+        first = tl.where(edge < left, low + edge * EDGE, full_high + (edge - left) * EDGE)
         to_self = edge >= left + right
-        first = tl.where(to_self, own_first + (edge - left - right) * BLOCK_N, first)
+        first = tl.where(to_self, own_first + (edge - left - right) * EDGE, first)
         sees_from = tl.where(to_self, own, begin)
         sees_to = tl.where(to_self, tl.where(alone, own + 1, own), end)
         acc = forward_tile(
             acc, q, k_desc, v_desc, k_row, k_column, v_column, first, sees_from, sees_to, own_position, coarse, fine, base_stamp, query, head, heads, k_base, v_base, k_token, v_token,
             keys, position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
-            True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
+            True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION, TMA,
         )  # fmt: skip
 

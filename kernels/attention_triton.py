@@ -60,46 +60,21 @@ def shape_descriptors(named: dict[str, Any]) -> None:
 
 
 def configs(*blocks: tuple[int, int, int, int]) -> list[triton.Config]:
-    """The blocks that may also load by TMA, then all of them without; the interpreter takes the last one."""
-    large = [b for b in blocks if min(b[:2]) >= 32 and max(b[:2]) >= 64]
-    return [*(config(*b, tma=True) for b in large), *(config(*b) for b in blocks)]
+    """The largest blocks also loading by TMA, then all of them without; the interpreter takes the last one."""
+    return [*(config(*b, tma=True) for b in blocks if max(b[:2]) == 128), *(config(*b) for b in blocks)]
 
 
 FORWARD_CONFIGS = configs(
-    *(
-        (128, 128, 8, 2),
-        (128, 64, 8, 3),
-        (128, 64, 8, 2),
-        (128, 32, 8, 3),
-        (64, 64, 4, 3),
-        (64, 64, 4, 2),
-        (64, 32, 4, 2),
-    ),
-    *((16, 32, 4, 1), (32, 32, 4, 2)),
+    *((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3)),
+    *((32, 32, 8, 2), (16, 32, 4, 1), (16, 32, 8, 1), (32, 32, 4, 2)),
 )
 BACKWARD_Q_CONFIGS = configs(
-    *(
-        (128, 64, 8, 2),
-        (128, 32, 8, 3),
-        (128, 32, 8, 2),
-        (64, 64, 4, 2),
-        (64, 32, 4, 3),
-        (64, 32, 8, 2),
-        (32, 32, 8, 2),
-    ),
-    *((16, 32, 4, 1), (32, 32, 4, 2)),
+    *((128, 64, 8, 2), (64, 64, 4, 2), (128, 32, 8, 3), (128, 32, 8, 2), (64, 32, 4, 3)),
+    *((32, 32, 8, 2), (16, 32, 4, 1), (16, 32, 8, 1), (32, 32, 4, 2)),
 )
 BACKWARD_KV_CONFIGS = configs(
-    *(
-        (64, 128, 8, 2),
-        (32, 128, 8, 3),
-        (32, 128, 8, 2),
-        (64, 64, 4, 2),
-        (32, 64, 4, 3),
-        (32, 64, 8, 2),
-        (32, 32, 8, 2),
-    ),
-    *((16, 32, 8, 1), (32, 32, 4, 2)),
+    *((64, 128, 8, 2), (32, 128, 8, 3), (32, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 3)),
+    *((32, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1), (32, 32, 4, 2)),
 )
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "DROPOUT", "DESCRIBED"]
 """What a choice of configuration depends on; `bucket` is the batch's own length, so short batches never inherit the
@@ -111,38 +86,72 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
-    """Whether accumulators and score tiles stay in registers and tiles in shared memory.
-
-    The limits, in float32 values a thread, are where the compiler began to spill (`benchmarks/kernels_compile.py`).
-    float32 inputs have less room, because each of their products is three TF32 products.
-    """
-    rows, keys, threads = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], 32 * chosen.num_warps
+    """Whether accumulators and score tiles stay in registers and tiles in shared memory."""
+    rows, keys, warps = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], chosen.num_warps
     if chosen.kwargs["TMA"] and not (arguments["DESCRIBED"] and arch >= 90):
         return False
-    width, size = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].element_size()
-    kv, dq = "dk_data" in arguments, "dq_data" in arguments
-    if (rows == 16) != (size == 4 and width >= 128):
-        return False
-    sums = keys * (arguments["WANT_K"] + arguments["WANT_V"]) if kv else rows
-    values = (sums * width + rows * keys * (2 if kv or dq else 1)) / threads
+    width, dtype = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].dtype
+    kernel = "kv" if "dk_data" in arguments else "dq" if "dq_data" in arguments else "forward"
     biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
-    limit = register_limit("kv" if kv else "dq" if dq else "forward", size, arch, biased, arguments["DROPOUT"])
-    held = keys * (1 + (not kv or arguments["WANT_K"])) if kv else rows * (1 + dq)
-    streamed = 2 * (rows if kv else keys)
-    shared = (held + streamed * chosen.num_stages) * width * size
-    return values <= limit and shared <= SHARED[80 if arch < 90 else 90]
+    biased_dq = biased and kernel == "dq" and width > 128
+    wide_dk = kernel == "kv" and arguments["WANT_K"] and width > 128 and arch >= 100
+    least = (dtype.itemsize == 4 and width >= 128) or biased_dq or (wide_dk and dtype == torch.float16)
+    if (rows == 16) != least:
+        return False
+    if chosen.kwargs["TMA"] and kernel != "forward" and width > 128:
+        return False
+    if (rows, keys, warps) == (32, 32, 8) and not (biased and (kernel != "kv" or width > 64)):
+        return False
+    if kernel == "kv" and (rows, keys, warps) == (32, 32, 4) and arguments["WIDTH"] < arguments["VALUE_WIDTH"]:
+        return False
+    if arguments["DROPOUT"] and rows * keys > 32 * 32 * warps:
+        return False
+    wanted = arguments["WANT_K"] + arguments["WANT_V"] if kernel == "kv" else 1
+    sums, tiles = (keys if kernel == "kv" else rows) * wanted * width, rows * keys * (1 if kernel == "forward" else 2)
+    held = keys * (1 + arguments["WANT_K"]) if kernel == "kv" else rows * (1 + (kernel == "dq"))
+    streamed = 2 * (rows if kernel == "kv" else keys) * width * dtype.itemsize
+    shared, most = held * width * dtype.itemsize + streamed * chosen.num_stages, SHARED[80 if arch < 90 else 90]
+    if arch >= 100 or chosen.kwargs["TMA"]:
+        most -= 16 * 1024  # Tiles pass through shared memory there, and barriers lie in it.
+    listed = {"forward": FORWARD_CONFIGS, "dq": BACKWARD_Q_CONFIGS, "kv": BACKWARD_KV_CONFIGS}[kernel]
+    deeper = any(c.kwargs == chosen.kwargs and c.num_stages > chosen.num_stages for c in listed)
+    if deeper and shared + streamed <= most:
+        return False  # The same blocks with one stage more fit, too.
+    limit = register_limit(kernel, dtype, width, warps, arch, biased, arguments["DROPOUT"], wanted, wide_dk)
+    return (sums + tiles) / (32 * warps) <= limit and shared <= most
 
 
-def register_limit(kernel: str, size: int, arch: int, biased: bool, dropout: bool) -> float:
-    if size == 4:
-        return 40
-    if arch < 90:
-        return 96
-    if biased:
-        return 96
+def register_limit(
+    kernel: str,
+    dtype: torch.dtype,
+    width: int,
+    warps: int,
+    arch: int,
+    biased: bool,
+    dropout: bool,
+    wanted: int,
+    dk_alone: bool,
+) -> int:
+    """float32 values a thread may hold in accumulators and score tiles: where the compiler began to spill
+    (`benchmarks/kernels_compile.py`)."""
+    if dtype.itemsize == 4:
+        return 34 if width <= 128 else 24
+    if biased:  # Two gathers a pair, through 64-bit addresses.
+        return {"forward": 44, "dq": 24 if width <= 128 else 40, "kv": 72}[kernel]
+    if arch < 90:  # Operands of the products pass through registers, too.
+        return 90 if dropout else 96
+    half = dtype == torch.float16  # Its exact SiLU holds more than bfloat16's.
+    if arch >= 100:
+        if kernel == "kv":
+            return 80 if dk_alone else 140 if dropout else 100 if half and width <= 128 else 192 if wanted == 2 else 160
+        return 60 if dropout else 90 if half else 128 if kernel == "forward" else 112
     if dropout:
-        return 128
-    return 192 if kernel == "kv" else 160
+        return {"forward": 100, "dq": 128, "kv": 140}[kernel] if warps == 8 else 90
+    if warps == 4:
+        return 112 if half and kernel == "dq" else 144
+    if kernel == "kv":
+        return 192 if wanted == 2 and not half else 160
+    return 150 if kernel == "dq" and half else 160
 
 
 forward_tuned = Tuned(forward_kernel, FORWARD_CONFIGS, TUNED_FOR, fits)
@@ -304,10 +313,19 @@ def constants(
         "HAS_POSITIONS": bias.positions is not None,
         "DROPOUT": dropout > 0.0,
         "FAST": q.dtype == torch.bfloat16 and not INTERPRET,
-        "PRECISION": "tf32" if q.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
+        "PRECISION": precision(q, v, bias),
         "UNIT_ROWS": UNIT,
         "DESCRIBED": described[0] is not None,
     }
+
+
+def precision(q: Tensor, v: Tensor, bias: RelativeBias) -> str:
+    """Of products of float32: three TF32 products, exact to float32's own rounding, or where those do not fit the
+    registers the plain units; one TF32 product if PyTorch was told to be content with it."""
+    if q.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    widest = 128 if bias.position_table is None and bias.time_table is None else 64
+    return "ieee" if q.dtype == torch.float32 and max(q.shape[2], v.shape[2]) > widest else "tf32x3"
 
 
 def unit_stride(x: Tensor) -> Tensor:

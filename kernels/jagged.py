@@ -28,37 +28,45 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 
         whole = jagged_triton.concat_op([values for values, _ in parts], [offsets for _, offsets in parts])
         return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
-    order, inverse, offsets = interleave([offsets for _, offsets in parts])
+    order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
     return Permute.apply(torch.cat([values for values, _ in parts]), order, inverse), offsets
 
 
-def jagged_split(values: Tensor, offsets: Tensor, part_offsets: Sequence[Tensor]) -> list[Tensor]:
+def jagged_split(
+    values: Tensor, offsets: Tensor, part_offsets: Sequence[Tensor], part_tokens: Sequence[int] | None = None
+) -> list[Tensor]:
     """The inverse of `jagged_concat`: values [T, D] back into parts [T_i, D].
 
     Args:
         values: [T, D], with offsets [B+1]; part_offsets: one [B+1] a part, their lengths adding up to those of
-            `offsets`.
+            `offsets`; part_tokens: T_i of each part, if the host knows them: otherwise it waits for the device to read
+            the ends of `part_offsets`.
     Returns: one [T_i, D] a part, in order. Differentiable in values.
     Raises: ValueError when the parts do not add up to the whole.
     """
     if not part_offsets:
         raise ValueError("jagged_split needs at least one part")
     check_parts([*part_offsets, offsets], [])
-    lengths = [int(part[-1]) for part in part_offsets]
+    lengths = [int(part[-1]) for part in part_offsets] if part_tokens is None else list(part_tokens)
+    if len(lengths) != len(part_offsets):
+        raise ValueError(f"{len(part_offsets)} part_offsets and {len(lengths)} part_tokens")
     if sum(lengths) != len(values):
         raise ValueError(f"the parts have {sum(lengths)} tokens together, values has {len(values)}")
     if backend_for(values) == "triton":
         from kernels import jagged_triton
 
         return jagged_triton.split_op(values, list(part_offsets), lengths)
-    order, inverse, _ = interleave(part_offsets)
+    order, inverse, _ = interleave(part_offsets, lengths)
     return list(torch.split(Permute.apply(values, inverse, order), lengths))
 
 
-def interleave(part_offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def interleave(
+    part_offsets: Sequence[Tensor], part_tokens: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row order that turns parts laid end to end into samples laid end to end, its inverse, and the samples'
-    offsets.
+    offsets. part_tokens as in `jagged_split`.
     """
+    tokens_of = [int(offsets[-1]) for offsets in part_offsets] if part_tokens is None else part_tokens
     lengths = torch.stack([offsets[1:] - offsets[:-1] for offsets in part_offsets])
     starts = torch.stack([offsets[:-1] for offsets in part_offsets])
     offsets = torch.stack(list(part_offsets)).sum(0).to(part_offsets[0].dtype)
@@ -67,7 +75,7 @@ def interleave(part_offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     device = offsets.device
     places = []
     for part in range(len(part_offsets)):
-        tokens = torch.arange(int(part_offsets[part][-1]), device=device, dtype=torch.int64)
+        tokens = torch.arange(tokens_of[part], device=device, dtype=torch.int64)
         sample = torch.searchsorted(part_offsets[part], tokens.to(part_offsets[part].dtype), right=True) - 1
         places.append(tokens + (base[part] - starts[part])[sample])
     inverse = torch.cat(places)

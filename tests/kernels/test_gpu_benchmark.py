@@ -7,43 +7,83 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.gpu import PAGE, page, targets_met
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.told import PAGE, page, targets_met, wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_rehearsal() -> None:
+    """Every section starts, in a process of its own, and comes back with its rows."""
     before = PAGE.read_text()
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--only", "mtgr"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--budget", "250", "--only", "mtgr K=8"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "correctness: all right" in done.stdout
+    assert "2 checks; all right" in done.stdout, done.stdout
+    assert '"section": "flex"' in done.stdout and "error" not in done.stdout
     assert PAGE.read_text() == before, "a rehearsal writes nothing"
+
+
+def test_a_row_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("out of\nmemory")
+
+    session = Session("cpu", time.monotonic() + 60, tmp_path / "rows")
+    session.attempt("right", "a", fail)
+    session.attempt("right", "b", lambda: {"right": True})
+    session.attempt("right", "b", fail)
+    session.deadline = 0.0
+    session.attempt("right", "c", fail)
+    a, b, c = session.rows()
+    assert a["error"] == "RuntimeError: out of"
+    assert b["right"] and "error" not in b, "a row that is known is not measured again"
+    assert c["left_out"]
+    assert wrong({"rows": session.rows()}) == ["a"]
+
+
+def test_a_row_that_ends_its_process_is_left_behind(tmp_path: Path) -> None:
+    """Started again, the section goes on after it."""
+    code = (
+        "import os, sys, time, pathlib; from benchmarks.gpu.session import Session\n"
+        "session = Session('cpu', time.monotonic() + 60, pathlib.Path(sys.argv[1]))\n"
+        "session.attempt('s', 'crash', lambda: os._exit(7)); session.attempt('s', 'next', lambda: {'right': True})\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "rows")]
+    assert [subprocess.run(command, cwd=ROOT).returncode for _ in range(2)] == [7, 0]
+    crash, after = Session("cpu", 0.0, tmp_path / "rows").rows()
+    assert crash["error"] == "did not finish" and after["right"]
 
 
 def test_page_tells_what_was_reached_and_what_was_not_measured() -> None:
     def rates(forward: float, backward: float) -> dict[str, float]:
         return {"forward_ms": 1.0, "backward_ms": 2.0, "forward_tflops": forward, "backward_tflops": backward}
 
-    results = {
-        "gpu": "a GPU", "torch": "2", "triton": "3", "date": "today",
-        "ceilings": {"matmul_tflops": 100.0, "copy_gb_s": 10.0},
-        "right": [{"name": "attention", "right": False}],
-        "attention": [
-            {"name": "causal N=4096", "genrank": rates(70, 40), "meta_triton": {"forward_ratio": 1.5, "backward_ratio": 1.1}},
-            {"name": "mtgr K=32 H2 D256", "error": "OutOfMemoryError: no"},
-        ],
-    }  # fmt: skip
+    meta = {"forward_ratio": 1.5, "backward_ratio": 1.1}
+    rows: list[dict[str, Any]] = [
+        {"section": "ceilings", "name": "ceilings", "matmul_tflops": 100.0, "copy_gb_s": 10.0},
+        {"section": "right", "name": "attention", "right": False},
+        {"section": "attention", "name": "causal N=4096", "genrank": rates(70, 40), "meta_triton": meta},
+        {"section": "attention", "name": "mtgr K=32 H2 D256", "error": "OutOfMemoryError: no"},
+        {"section": "flex", "name": "causal N=4096", **rates(35, 20), "forward_ms": 3.0},
+        {"section": "pointwise", "name": "norm", "forward_gb_s": 9.0, "backward_gb_s": 8.0},
+        {"section": "unique", "name": "5 ids", "error": "boom"},
+    ]
+    results = {"gpu": "a GPU", "torch": "2", "triton": "3", "date": "today", "rows": rows}
     told = {what: (text, met) for what, text, met in targets_met(results)}
     assert told["forward >= 60 % of matmul, D 128, N >= 4096 causal"] == ("0.70 to 0.70", True)
     assert told["backward >= 50 % of matmul, D 128, N >= 4096 causal"] == ("0.40 to 0.40", False)
     assert told[">= 1.3x Meta's Triton, backward, at its shapes"][1] is False
     assert told["time linear in K"] == ("not measured", None)
+    assert told["GLN and norm-gate backward >= 85 % of copy bandwidth"] == ("0.80 to 0.80", False)
     text = page(results)
-    assert "wrong: attention" in text and "OutOfMemoryError" in text and "1.5x, 1.1x" in text
+    assert "wrong: attention" in text and "OutOfMemoryError" in text and "1.5x, 1.1x" in text and "3.00x" in text
+    nothing = page({**results, "rows": []})
+    assert "not measured" in nothing, "without ceilings nothing is shown to hold"

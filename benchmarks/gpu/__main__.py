@@ -1,0 +1,136 @@
+"""Every kernel on this machine's GPU: first right, then how fast, against its peers and against the chip.
+
+    python -m benchmarks.gpu [--budget 450] [--only TEXT]    measure; writes benchmarks/results/gpu.json and gpu.md
+    TRITON_INTERPRET=1 python -m benchmarks.gpu --rehearse   run every path once, tiny, in Triton's interpreter
+
+Needs torch and triton; with matplotlib it draws plots. Meta's kernel is measured when its repository lies in `peers/`:
+
+    git clone https://github.com/facebookresearch/generative-recommenders peers/generative-recommenders
+
+Each section is a process of its own, and writes each row as soon as it is known: a kernel that breaks the GPU's
+context, hangs or crashes costs its own row, and the section goes on with the next one. Exits 1 if an op is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import fast, right, told, warm
+from benchmarks.gpu.peers import META
+from benchmarks.gpu.session import Session, environment
+
+WARM = 0.25
+SECTIONS = {"right": 0.4, "attention": 0.72, "around": 0.8, "tma": 0.86, "flex": 1.0}
+"""In this order; each may last until this share of the budget is spent. What one leaves over, the next ones have."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=450, help="seconds for all of it")
+    parser.add_argument("--only", default="", help="only rows whose 'section name' contains this")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes in the interpreter, nothing written")
+    parser.add_argument("--section", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rehearse:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            sys.exit("error: --rehearse needs TRITON_INTERPRET=1 in the environment")
+        os.environ["GENRANK_KERNELS"] = "triton"
+    elif not torch.cuda.is_available():
+        sys.exit("error: no GPU here; see --rehearse for a run without one")
+    device = "cpu" if args.rehearse else "cuda"
+    if args.section:
+        return run_section(Session(device, args.until, args.rows, args.rehearse, args.only), *args.section)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        # Beside the results where they are kept, so that a killed run leaves its rows.
+        rows = Path(folder) / "gpu.jsonl" if args.rehearse else told.RESULT.with_suffix(".jsonl")
+        rows.parent.mkdir(exist_ok=True)
+        rows.unlink(missing_ok=True)
+        session = Session(device, start + args.budget, rows, args.rehearse, args.only)
+        session.write({"section": "warm", "name": "warm", **warm_up(session, start + WARM * args.budget)})
+        for name, share in SECTIONS.items():
+            run(session, name, start + share * args.budget)
+            results = tell(session)
+        rows.unlink()
+    print(told.page(results))
+    sys.exit(1 if told.wrong(results) else 0)
+
+
+def run_section(session: Session, name: str, *numbers: str) -> None:
+    if name == "warm":
+        return warm.warm(session, *map(int, numbers))
+    if name == "right":
+        with environment("GENRANK_AUTOTUNE", "0"):
+            return right.check_all(session)
+    return {"attention": fast.attention, "around": fast.around, "tma": fast.tma, "flex": fast.flex}[name](session)
+
+
+def command(session: Session, until: float, *section: str) -> list[str]:
+    flags = ["--until", str(until), "--rows", str(session.rows_file), "--only", session.only]
+    return [sys.executable, "-m", "benchmarks.gpu", *flags, *["--rehearse"] * session.rehearse, "--section", *section]
+
+
+def run(session: Session, name: str, until: float) -> None:
+    """A section, started again after each row that ended its process, as long as there are new rows."""
+    while True:
+        known = len(session.rows())
+        # Past `until` no row begins; the last one has a little longer to end.
+        patience = max(10.0, until + 20 - time.monotonic())
+        try:
+            status = subprocess.run(command(session, until, name), timeout=patience).returncode
+        except subprocess.TimeoutExpired:
+            return
+        if status == 0 or len(session.rows()) == known:
+            return
+
+
+def warm_up(session: Session, until: float) -> dict[str, Any]:
+    parts = 1 if session.rehearse else max(1, (os.cpu_count() or 2) - 1)
+    start = time.monotonic()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    commands = [command(session, until, "warm", str(part), str(parts)) for part in range(parts)]
+    workers = [subprocess.Popen(one, **quiet) for one in commands]  # type: ignore[call-overload]
+    for worker in workers:
+        try:
+            worker.wait(timeout=max(1.0, until + 10 - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    finished = sum(worker.returncode == 0 for worker in workers)
+    return {"seconds": round(time.monotonic() - start, 1), "workers": parts, "finished": finished}
+
+
+def tell(session: Session) -> dict[str, Any]:
+    """All that is known so far, as JSON, page and plot."""
+    import triton
+
+    results = {
+        "gpu": "none" if session.rehearse else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "peers": {"meta_triton": "peers/generative-recommenders" if META.exists() else "not there: not measured"},
+        "rows": session.rows(),
+    }
+    if not session.rehearse:
+        told.RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        told.plot(results)
+        head = told.PAGE.read_text().split(told.MARK)[0]
+        told.PAGE.write_text(f"{head}{told.MARK}\n\n{told.page(results)}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""How fast? Attention beside its peers and the chip's own rates, then the ops around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.peers import Run, flex_run, meta_runs
+from benchmarks.gpu.right import implementation, largest_error
+from benchmarks.gpu.session import Session, described, environment
+from benchmarks.gpu.shapes import FLEX, TMA, Shape, shapes
+from benchmarks.kernels_cases import Batch
+from kernels import idmap
+from kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
+from kernels.norm import group_layer_norm, norm_gate
+from kernels.projection import norm_linear_silu
+
+CHECKED = 4300
+"""Samples up to this long are compared, dense, with the definition."""
+
+
+def ceilings(session: Session) -> dict[str, Any]:
+    """The chip's own rates: TFLOPS of a large bfloat16 matrix product, GB/s of a large copy (read and write)."""
+    if session.rehearse:
+        return {"matmul_tflops": 1.0, "copy_gb_s": 1.0}
+    n = 8192
+    a, b = (torch.randn(n, n, device=session.device, dtype=torch.bfloat16) for _ in range(2))
+    matmul = 2 * n**3 / session.time_ms(lambda: a @ b) / 1e9
+    source = torch.empty(2**28, device=session.device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() * 2 / session.time_ms(lambda: target.copy_(source)) / 1e6
+    return {"matmul_tflops": round(matmul, 1), "copy_gb_s": round(copy, 1)}
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+class Problem:
+    """One shape's batch, and q, k and v as views of one projection, as models pass them."""
+
+    def __init__(self, session: Session, shape: Shape) -> None:
+        self.session, self.shape = session, shape
+        self.batch = shape.make().to(session.device)
+        dtype = torch.float32 if session.rehearse else torch.bfloat16
+        tokens = self.batch.tokens
+        generator = torch.Generator(session.device).manual_seed(1)
+        options = {"device": session.device, "dtype": dtype, "generator": generator}
+        packed = torch.randn(tokens, shape.heads, 3 * shape.dim, **options)  # type: ignore[call-overload]
+        self.qkv = [x.detach().requires_grad_() for x in packed.split(shape.dim, 2)]
+        self.upstream = torch.randn(tokens, shape.heads, shape.dim, **options)  # type: ignore[call-overload]
+        self.pairs = self.batch.pairs
+
+    def facts(self) -> dict[str, Any]:
+        samples, tokens = len(self.batch.offsets) - 1, self.batch.tokens
+        facts = {"samples": samples, "tokens": tokens, "pairs": self.pairs}
+        return {"heads": self.shape.heads, "dim": self.shape.dim, **facts}
+
+    def ours(self) -> Run:
+        where = (self.batch.offsets, self.batch.begin, self.batch.end)
+        return Run(
+            lambda: interval_attention(*self.qkv, *where, max_length=self.shape.longest), self.qkv, self.upstream
+        )
+
+    def time(self, run: Run) -> dict[str, float]:
+        """Rates over visible pairs: forward 2 H (Dqk + Dv) flops a pair, backward 2 H (3 Dqk + 2 Dv)."""
+        flops = 4 * self.shape.heads * self.shape.dim * self.pairs
+        with torch.no_grad():
+            forward = self.session.time_ms(run.attend)
+        out = run.attend()
+        backward = self.session.time_ms(lambda: torch.autograd.grad(out, run.leaves, run.upstream, retain_graph=True))
+        return {
+            "forward_ms": round(forward, 4),
+            "forward_tflops": round(flops / forward / 1e9, 1),
+            "backward_ms": round(backward, 4),
+            "backward_tflops": round(2.5 * flops / backward / 1e9, 1),
+        }
+
+    def check(self) -> dict[str, Any]:
+        """The configurations that the autotuner chose, on the shape being timed: the first sample, forward and
+        backward, against the definition in float32."""
+        n = int(self.batch.offsets[1])
+        first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
+        scale = row_scale("length", first.offsets, first.offsets, None, first.begin, first.end)
+        where = (first.offsets, first.offsets, None, first.begin, first.end)
+        run = self.ours()
+        out = run.attend()
+        got = [out.detach(), *torch.autograd.grad(out, run.leaves, run.upstream)]
+
+        def define(kind: torch.dtype) -> list[Tensor]:
+            leaves = [x.detach()[:n].to(kind).requires_grad_() for x in self.qkv]
+            result = reference_attention(*leaves, *where, scale.to(kind), RelativeBias(), self.shape.dim**-0.5)
+            return [result.detach(), *torch.autograd.grad(result, leaves, self.upstream[:n].to(kind))]
+
+        return largest_error([x[:n] for x in got], define(torch.float32), define(self.qkv[0].dtype))
+
+
+def measure_attention(session: Session, shape: Shape) -> dict[str, Any]:
+    """Ours and, where it can express the mask, Meta's."""
+    problem = Problem(session, shape)
+    row: dict[str, Any] = {**problem.facts(), "genrank": problem.time(problem.ours())}
+    if shape.longest <= CHECKED:
+        row["tuned"] = problem.check()
+    if shape.targets is not None:
+        row["meta_triton"] = measure_meta(session, shape, problem, row["genrank"])
+    return row
+
+
+def measure_meta(session: Session, shape: Shape, problem: Problem, ours: dict[str, float]) -> dict[str, Any]:
+    """The best of its settings in each direction, and how far its result lies from ours."""
+    if session.rehearse:
+        return {"not_measured": "its kernels need a GPU"}
+    best: dict[str, Any] = {}
+    try:
+        runs = meta_runs(shape, problem.batch, *problem.qkv, problem.upstream)
+    except Exception as error:
+        return {"not_measured": described(error)}
+    for setting, run in runs.items():
+        try:
+            times = problem.time(run)
+        except Exception as error:
+            best[f"{setting}_error"] = described(error)
+            session.leave_if_broken()
+            continue
+        for direction in ("forward", "backward"):
+            if times[f"{direction}_ms"] < best.get(f"{direction}_ms", float("inf")):
+                best |= {key: value for key, value in times.items() if key.startswith(direction)}
+                best[f"{direction}_setting"] = setting
+                best[f"{direction}_ratio"] = round(times[f"{direction}_ms"] / ours[f"{direction}_ms"], 2)
+    if "forward_ms" in best:
+        where = (problem.batch.offsets, problem.batch.begin, problem.batch.end)
+        with torch.no_grad():
+            mine = interval_attention(*problem.qkv, *where, divisor=shape.longest).float()
+            best["difference"] = float((runs["pointers"].attend().float() - mine).abs().max() / mine.abs().max())
+    return best or {"not_measured": "it failed"}
+
+
+def measure_flex(session: Session, shape: Shape) -> dict[str, Any]:
+    problem = Problem(session, shape)
+    run = flex_run(problem.batch, *problem.qkv, problem.upstream)
+    if session.rehearse:
+        return {"shape": list(run.attend().shape)}
+    return problem.time(run)
+
+
+def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
+    """The same kernels with TMA among the autotuner's candidates."""
+    with environment("GENRANK_TMA", "1"):
+        problem = Problem(session, shape)
+        row = {**problem.time(problem.ours()), "tuned": problem.check()}
+    if not session.rehearse:
+        from kernels import attention_triton
+
+        for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
+            row[name] = str(getattr(attention_triton, name).tuner.best_config)
+    return row
+
+
+# --- around attention -------------------------------------------------------------------------------------------------
+
+
+def measure_pointwise(session: Session, name: str, dim: int) -> dict[str, Any]:
+    """Bytes that must move, over time: to compare with a copy."""
+    tokens = 32 if session.rehearse else 2**30 // (4 * dim)
+    dtype = torch.float32 if session.rehearse else torch.bfloat16
+    attn, u, above = (torch.randn(tokens, dim, device=session.device, dtype=dtype).requires_grad_() for _ in range(3))
+    weight, bias = (torch.randn(4, dim, device=session.device).requires_grad_() for _ in range(2))
+    groups = torch.randint(0, 4, (tokens,), dtype=torch.int32, device=session.device)
+    gated = name != "group_layer_norm"
+
+    def run() -> Tensor:
+        if gated:
+            return norm_gate(attn, u, weight, bias, order=name, group_ids=groups)  # type: ignore[arg-type]
+        return group_layer_norm(attn, groups, weight, bias)
+
+    with torch.no_grad():
+        forward = session.time_ms(run)
+    out = run()
+    leaves = [attn, u, weight, bias] if gated else [attn, weight, bias]
+    backward = session.time_ms(lambda: torch.autograd.grad(out, leaves, above.detach(), retain_graph=True))
+    size = tokens * dim * attn.element_size()
+    return {
+        "dim": dim,
+        "tokens": tokens,
+        "forward_ms": round(forward, 4),
+        "backward_ms": round(backward, 4),
+        "forward_gb_s": round((2 + gated) * size / forward / 1e6, 1),
+        "backward_gb_s": round((3 + 2 * gated) * size / backward / 1e6, 1),
+    }
+
+
+def compare(session: Session, ours: Callable[[], object], peer: Callable[[], object]) -> dict[str, Any]:
+    mine, theirs = session.time_ms(ours), session.time_ms(peer)
+    return {"ours_ms": round(mine, 4), "peer_ms": round(theirs, 4), "ratio": round(theirs / mine, 2)}
+
+
+def measure_projection(session: Session, dim: int, outer: int) -> dict[str, Any]:
+    """Norm, projection and SiLU in one kernel, against our norm, cuBLAS and PyTorch's SiLU."""
+    tokens = 16 if session.rehearse else 2**17
+    dtype = torch.float32 if session.rehearse else torch.bfloat16
+    x = torch.randn(tokens, dim, device=session.device, dtype=dtype).requires_grad_()
+    norm = [torch.randn(1, dim, device=session.device).requires_grad_() for _ in range(2)]
+    matrix = (torch.randn(dim, outer, device=session.device) / dim**0.5).to(dtype).requires_grad_()
+    bias = torch.randn(outer, device=session.device, dtype=dtype).requires_grad_()
+    groups = torch.zeros(tokens, dtype=torch.int32, device=session.device)
+    leaves, above = [x, *norm, matrix, bias], torch.randn(tokens, outer, device=session.device, dtype=dtype)
+
+    def fused() -> Tensor:
+        return norm_linear_silu(*leaves)
+
+    def apart() -> Tensor:
+        return F.silu(group_layer_norm(x, groups, *norm) @ matrix + bias)
+
+    row: dict[str, Any] = {"tokens": tokens}
+    with torch.no_grad(), implementation("triton"):
+        row["forward"] = compare(session, fused, apart)
+    with implementation("triton"):
+        outs = [fused(), apart()]
+        row["backward"] = compare(
+            session, *(lambda o=o: torch.autograd.grad(o, leaves, above, retain_graph=True) for o in outs)
+        )
+    return row
+
+
+def measure_unique(session: Session, count: int, distinct: int) -> dict[str, Any]:
+    """Our hash table against PyTorch's sort; ids as a log has them: few of them make most of the traffic."""
+    generator = torch.Generator().manual_seed(1)
+    ranks = (torch.rand(count, generator=generator).square() * distinct).long()
+    ids = (ranks * 2654435761).to(session.device)
+
+    def ours() -> object:
+        with implementation("triton"):
+            return idmap.unique_by_first(ids)
+
+    return compare(session, ours, lambda: torch.unique(ids, return_inverse=True, return_counts=True))
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def attention(session: Session) -> None:
+    session.attempt("ceilings", "ceilings", lambda: ceilings(session))
+    for shape in shapes(session.rehearse):
+        session.attempt("attention", shape.name, lambda s=shape: measure_attention(session, s))
+
+
+def around(session: Session) -> None:
+    for name in ("group_layer_norm", "norm_gate", "gate_norm"):
+        for dim in (512,) if session.rehearse else (512, 1024):
+            session.attempt("pointwise", f"{name} D={dim}", lambda n=name, d=dim: measure_pointwise(session, n, d))
+    for dim, outer in ((32, 64),) if session.rehearse else ((512, 2048), (1024, 4096)):
+        session.attempt("projection", f"{dim} to {outer}", lambda d=dim, o=outer: measure_projection(session, d, o))
+    for count, distinct in ((50, 20),) if session.rehearse else ((2**17, 2**15), (2**21, 2**19)):
+        session.attempt("unique", f"{count} ids", lambda c=count, d=distinct: measure_unique(session, c, d))
+
+
+def tma(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if s.name in TMA):
+        session.attempt("tma", shape.name, lambda s=shape: measure_tma(session, s))
+
+
+def flex(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if session.rehearse or s.name in FLEX):
+        session.attempt("flex", shape.name, lambda s=shape: measure_flex(session, s))

@@ -1,0 +1,67 @@
+"""The batches that are timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.kernels_cases import Batch, hstu, mtgr
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`targets` and `window` say how Meta's kernel expresses the mask; targets is None where it cannot."""
+
+    name: str
+    make: Callable[[], Batch]
+    heads: int
+    dim: int
+    longest: int
+    targets: int | None = None
+    window: int = 0
+
+
+def uniform(samples: int, longest: int) -> list[int]:
+    """Lengths 0.9 N .. N."""
+    generator = torch.Generator().manual_seed(longest)
+    low = max(1, int(0.9 * longest))
+    return torch.randint(low, longest + 1, (samples,), generator=generator).tolist()
+
+
+def zipf(samples: int, longest: int) -> list[int]:
+    """Most samples short, some as long as can be: rank-frequency slope 1."""
+    generator = torch.Generator().manual_seed(longest)
+    ranks = torch.rand(samples, generator=generator).mul(math.log(longest / 32)).exp() * 32
+    return ranks.int().clamp(1, longest).tolist()
+
+
+def shapes(rehearse: bool) -> Iterator[Shape]:
+    """In order of what matters most, should the time end early."""
+    if rehearse:
+        yield Shape("mtgr K=8", lambda: mtgr(2, 10, 4, 8), 2, 16, 22)
+        yield Shape("causal N=32", lambda: hstu(uniform(2, 32)), 2, 16, 32, targets=0)
+        return
+    tokens = 2**18
+    for n in (4096, 1024):
+        yield Shape(f"causal N={n}", lambda n=n: hstu(uniform(tokens // n, n)), 4, 128, n, targets=0)
+    for k in (32, 300, 1024):
+        yield Shape(f"mtgr K={k} H2 D256", lambda k=k: mtgr(64, 1000, 100, k), 2, 256, 1100 + k)
+    yield Shape("targets K=1024 N=2124 H2 D256", lambda: hstu([2124] * 64, 1024), 2, 256, 2124, targets=1024)
+    for n in (2048, 8192, 16384, 512):
+        yield Shape(f"causal N={n}", lambda n=n: hstu(uniform(tokens // n, n)), 4, 128, n, targets=0)
+    for n in (1024, 4096):
+        yield Shape(f"targets 20 N={n}", lambda n=n: hstu(uniform(tokens // n, n), 20), 4, 128, n, targets=20)
+    yield Shape("zipf N=4096", lambda: hstu(zipf(512, 4096)), 4, 128, 4096, targets=0)
+    window = hstu(uniform(32, 8192), window=1024)
+    yield Shape("window 1024 N=8192", lambda: window, 4, 128, 8192, targets=0, window=1024)
+    for k in (32, 300, 1024):
+        yield Shape(f"mtgr K={k} H3 D256", lambda k=k: mtgr(64, 1000, 100, k), 3, 256, 1100 + k)
+
+
+FLEX = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=300 H2 D256", "zipf N=4096")
+"""FlexAttention compiles for each shape, half a minute each: these four."""
+TMA = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=8")
+"""Where loading by TMA is tried."""

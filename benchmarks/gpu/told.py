@@ -1,0 +1,163 @@
+"""The page, the plots, and whether what must show does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parents[1]
+RESULT = HERE / "results" / "gpu.json"
+PAGE = HERE / "gpu.md"
+PLOT = HERE / "results" / "gpu.png"
+MARK = "<!-- written by benchmarks.gpu below this line -->"
+
+
+def of_section(results: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    return [row for row in results["rows"] if row["section"] == section]
+
+
+def wrong(results: dict[str, Any]) -> list[str]:
+    """Checks that failed, the tuned kernels' included. A check that could not run is wrong, one left out is not."""
+    names = [row["name"] for row in of_section(results, "right") if not row.get("right") and not row.get("left_out")]
+    tuned = [(row, row["tuned"]) for row in results["rows"] if "tuned" in row]
+    return names + [f"tuned {row['section']} {row['name']}" for row, check in tuned if not check["right"]]
+
+
+def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
+    """(what must show, what was measured, whether it does); None where it was not measured."""
+    ceiling = ceilings(results)
+    matmul, copy = ceiling["matmul_tflops"], ceiling["copy_gb_s"]
+    rows = {row["name"]: row for row in of_section(results, "attention") if "genrank" in row}
+    told: list[tuple[str, str, bool | None]] = []
+
+    def add(what: str, values: list[float], least: float, unit: str = "") -> None:
+        values = [value for value in values if value == value]
+        text = f"{min(values):.2f}{unit} to {max(values):.2f}{unit}" if values else "not measured"
+        told.append((what, text, min(values) >= least if values else None))
+
+    long = [rows[f"causal N={n}"]["genrank"] for n in (4096, 8192, 16384) if f"causal N={n}" in rows]
+    add("forward >= 60 % of matmul, D 128, N >= 4096 causal", [r["forward_tflops"] / matmul for r in long], 0.6)
+    add("backward >= 50 % of matmul, D 128, N >= 4096 causal", [r["backward_tflops"] / matmul for r in long], 0.5)
+    meta = {n: r["meta_triton"] for n, r in rows.items() if "forward_ratio" in r.get("meta_triton", {})}
+    own = [r for n, r in meta.items() if "K=1024" not in n]
+    for direction in ("forward", "backward"):
+        add(f">= 1.3x Meta's Triton, {direction}, at its shapes", [r[f"{direction}_ratio"] for r in own], 1.3, "x")
+        many = [r[f"{direction}_ratio"] for n, r in meta.items() if "K=1024" in n]
+        add(f">= 2x Meta's Triton, {direction}, at K = 1024", many, 2.0, "x")
+    by_k = [
+        rows[f"mtgr K={k} H2 D256"]["genrank"]["forward_ms"] for k in (32, 300, 1024) if f"mtgr K={k} H2 D256" in rows
+    ]
+    if len(by_k) == 3:
+        slopes = ((by_k[1] - by_k[0]) / 268, (by_k[2] - by_k[1]) / 724)
+        told.append(
+            (
+                "time linear in K: second slope / first within 1.25",
+                f"{slopes[1] / slopes[0]:.2f}",
+                slopes[1] <= 1.25 * slopes[0],
+            )
+        )
+    else:
+        told.append(("time linear in K", "not measured", None))
+    pointwise = [row for row in of_section(results, "pointwise") if "forward_gb_s" in row]
+    for direction in ("forward", "backward"):
+        shares = [row[f"{direction}_gb_s"] / copy for row in pointwise]
+        add(f"GLN and norm-gate {direction} >= 85 % of copy bandwidth", shares, 0.85)
+    return told
+
+
+def ceilings(results: dict[str, Any]) -> dict[str, float]:
+    """NaN where they could not be measured: nothing is then shown to hold."""
+    found = of_section(results, "ceilings")
+    return {key: found[0].get(key, float("nan")) if found else float("nan") for key in ("matmul_tflops", "copy_gb_s")}
+
+
+def page(results: dict[str, Any]) -> str:
+    lines = [
+        f"Measured on {results['gpu']}, torch {results['torch']}, triton {results['triton']}, {results['date']}.",
+        "",
+    ]
+    ceiling = ceilings(results)
+    lines += [
+        f"Ceilings in this run: matrix product {ceiling['matmul_tflops']} TFLOPS, copy {ceiling['copy_gb_s']} GB/s.",
+        "",
+    ]
+    lines += ["| must show | measured | |", "|---|---|---|"]
+    lines += [f"| {w} | {t} | {'-' if ok is None else 'yes' if ok else 'NO'} |" for w, t, ok in targets_met(results)]
+    bad = wrong(results)
+    checks = len(of_section(results, "right")) + sum("tuned" in row for row in results["rows"])
+    lines += ["", f"Correctness: {checks} checks; {'wrong: ' + ', '.join(bad) if bad else 'all right'}."]
+    heads = (
+        "attention | forward ms | TFLOPS | % matmul | backward ms | TFLOPS | % matmul | Meta fwd, bwd | Flex fwd, bwd"
+    )
+    lines += ["", f"| {heads} |", "|---|---|---|---|---|---|---|---|---|"]
+    flex = {row["name"]: row for row in of_section(results, "flex")}
+    for row in of_section(results, "attention"):
+        if "genrank" not in row:
+            lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | | | |")
+            continue
+        lines.append(attention_line(row, flex.get(row["name"], {}), ceiling["matmul_tflops"]))
+    lines += ["", "| by TMA | forward ms | TFLOPS | backward ms | TFLOPS |", "|---|---|---|---|---|"]
+    for row in of_section(results, "tma"):
+        cells = [row.get(f"{way}_{what}", "-") for way in ("forward", "backward") for what in ("ms", "tflops")]
+        lines.append(f"| {row['name']} | " + " | ".join(map(str, cells)) + f" {row.get('error', '')} |")
+    lines += ["", "| pointwise | forward GB/s | of copy | backward GB/s | of copy |", "|---|---|---|---|---|"]
+    for row in of_section(results, "pointwise"):
+        rates = [row.get(f"{way}_gb_s") for way in ("forward", "backward")]
+        cells = [f"{rate} | {rate / ceiling['copy_gb_s']:.0%}" if rate else "- | -" for rate in rates]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + f" {row.get('error', '')} |")
+    lines += ["", "| against what PyTorch has | ours ms | peer ms | ratio |", "|---|---|---|---|"]
+    for row in (*of_section(results, "projection"), *of_section(results, "unique")):
+        parts = {f" {way}": row[way] for way in ("forward", "backward") if way in row} or {"": row}
+        for way, cells in parts.items():
+            values = [str(cells.get(key, "-")) for key in ("ours_ms", "peer_ms", "ratio")]
+            lines.append(
+                f"| {row['section']} {row['name']}{way} | " + " | ".join(values) + f" {row.get('error', '')} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def attention_line(row: dict[str, Any], flex: dict[str, Any], matmul: float) -> str:
+    ours, cells = row["genrank"], [row["name"]]
+    for way in ("forward", "backward"):
+        rate = ours[f"{way}_tflops"]
+        cells += [f"{ours[f'{way}_ms']:.3f}", f"{rate:.0f}", f"{100 * rate / matmul:.0f}"]
+    meta = row.get("meta_triton", {"not_measured": "cannot express it"})
+    cells.append(
+        f"{meta['forward_ratio']}x, {meta['backward_ratio']}x"
+        if "forward_ratio" in meta
+        else meta.get("not_measured", "-")
+    )
+    if "forward_ms" in flex:
+        cells.append(", ".join(f"{flex[f'{way}_ms'] / ours[f'{way}_ms']:.2f}x" for way in ("forward", "backward")))
+    else:
+        cells.append(flex.get("error") or flex.get("left_out") or "-")
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(results: dict[str, Any]) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: no plot")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in of_section(results, "attention") if "genrank" in row]
+    flex = {row["name"]: row for row in of_section(results, "flex")}
+    rows = [{**row, "flex_attention": flex.get(row["name"], {})} for row in rows]
+    if not rows:
+        return
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 0.4 * len(rows) + 2), sharey=True)
+    for axis, way in zip(axes, ("forward", "backward"), strict=True):
+        for shift, who in enumerate(("genrank", "meta_triton", "flex_attention")):
+            at = [i + 0.27 * (shift - 1) for i, r in enumerate(rows) if f"{way}_tflops" in r.get(who, {})]
+            rates = [r[who][f"{way}_tflops"] for r in rows if f"{way}_tflops" in r.get(who, {})]
+            axis.barh(at, rates, height=0.25, label=who)
+        axis.axvline(ceilings(results)["matmul_tflops"], color="black", linestyle=":", label="matrix product")
+        axis.set_title(f"{way}, TFLOPS over visible pairs")
+        axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
+        axis.invert_yaxis()
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(PLOT, dpi=110)
