@@ -315,7 +315,10 @@ def train(
         Path, typer.Option(metavar="RUN", help="Folder of this run; an interrupted run goes on.", show_default=False)
     ],
     model: Annotated[
-        str, typer.Option(help="mtgr-{tiny,small,medium,large}, hstu-..., din, dlrm, dcn, sasrec.")
+        str,
+        typer.Option(
+            help="mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large}."
+        ),
     ] = "mtgr-tiny",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model (repeatable).")
@@ -362,7 +365,7 @@ def train(
     ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace to RUN/profile.")] = False,
 ) -> None:
-    """Train a ranker on published samples."""
+    """Train a ranker, or a retrieval model, on published samples."""
     from model.config import TrainConfig
     from schemas import load_schema
 
@@ -427,7 +430,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     bootstrap: Annotated[int, typer.Option(help="Replicates of the intervals; 0: none.")] = 200,
 ) -> None:
-    """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves."""
+    """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves; HR, NDCG and MRR of retrieval."""
     from model.evaluate import EvaluateConfig
     from model.evaluate import evaluate as run_evaluation
     from model.report import print_metrics

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from model.baselines.counts import Counts, count_days
 from model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
 from model.config import EvaluateConfig, samples_folder
+from model.label_check import require_two_classes
 from model.metrics import Predictions
 from model.ranker import build_model, model_config
 from model.ranks import join_ranks
+from model.retriever import NEXT_ITEM, Retriever, evaluate_retriever
 from model.run_folder import read_json, write_json
 from model.trainer import candidate_users, predict
 from schemas.errors import UserError
+from schemas.manifest import sample_files
 from schemas.schema import Schema
 from tokenization.batch import Batch
 from tokenization.checkpoint import load_tables
@@ -74,6 +77,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
     loaded = load_model(config.run, step=config.checkpoint, device=ranks.device)
     schema = loaded.schema
     samples = samples_folder(config.samples)
+    if isinstance(loaded.model, Retriever):
+        return _evaluate_retriever(config, loaded.model, loaded, samples)
+    require_two_classes(samples, schema, config.dates, mature=False)
     counts = _counts(config.run, samples, schema)
     rows: dict[str, dict[str, Predictions]] = {label.name: {} for label in schema.labels}
     users: set[int] = set()
@@ -117,8 +123,47 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
     return result
 
 
+def _evaluate_retriever(
+    config: EvaluateConfig, model: Retriever, loaded: LoadedModel, samples: Path
+) -> dict[str, object]:
+    """`evaluate` of a retrieval model: a query is a user's day, its candidates are the whole catalogue."""
+    rows, queries, items = evaluate_retriever(
+        model,
+        samples,
+        config.dates,
+        trained=_published(samples, loaded.schema, _trained_dates(config.run)),
+        token_budget=config.token_budget,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    result: dict[str, object] = {
+        "model": loaded.name,
+        "step": loaded.step,
+        "dates": list(config.dates),
+        "queries": queries,
+        "catalogue": items,
+        "tasks": {NEXT_ITEM: {n: {m: e.as_dict() for m, e in row.items()} for n, row in rows.items()}},
+    }
+    write_json(config.out or config.run / "metrics.json", result)
+    return result
+
+
+def _published(samples: Path, schema: Schema, dates: list[str]) -> list[str]:
+    """Those of some days whose samples are still there."""
+    return [date for date in dates if (samples / f"dt={date}").is_dir() and sample_files(samples, date, schema)]
+
+
 def _counts(run: Path, samples: Path, schema: Schema) -> dict[str, Counts]:
-    """Counting baselines of the run's training days, and of those of the runs it went on from."""
+    """Counting baselines of the run's training days."""
+    dates = _trained_dates(run)
+    try:
+        return count_days(samples, schema, dates) if dates else {}
+    except UserError:
+        return {}
+
+
+def _trained_dates(run: Path) -> list[str]:
+    """The days that a run, and those it went on from, were trained on."""
     dates: set[str] = set()
     seen: set[Path] = set()
     origin: Path | None = run
@@ -128,10 +173,7 @@ def _counts(run: Path, samples: Path, schema: Schema) -> dict[str, Counts]:
         dates.update(config["dates"])
         seen.add(origin)
         origin = Path(str(config["from_checkpoint"])) if config["from_checkpoint"] else None
-    try:
-        return count_days(samples, schema, sorted(dates)) if dates else {}
-    except UserError:
-        return {}
+    return sorted(dates)
 
 
 def _scores(

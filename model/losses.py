@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,17 @@ def weight_sums(weights: Mapping[str, Tensor], labels: Sequence[Label]) -> Tenso
     return torch.stack([weights[label.name].double().sum() for label in labels])
 
 
-def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Label]) -> Tensor:
+class Weighted(Protocol):
+    """A task as its loss is summed: a label, or retrieval's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+
+def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Weighted]) -> Tensor:
     """sum over tasks of label.weight * (loss sum / normaliser); a task without a single mature label adds nothing."""
     scale = normalisers.clamp(min=torch.finfo(torch.float64).tiny).reciprocal() * (normalisers > 0)
     parts = [label.weight * sums[label.name] * scale[i].to(sums[label.name].dtype) for i, label in enumerate(labels)]

@@ -291,16 +291,28 @@ class RetrievalMetrics:
         """Append 1-based target ranks [N]."""
         self._ranks.append(ranks.detach().cpu().to(torch.int64).numpy())
 
-    def compute(self) -> dict[str, float | None]:
-        """`hr@K`, `ndcg@K` for each cutoff, and `mrr`; None without a query."""
+    def compute(self, *, bootstrap: int = 0, confidence: float = 0.95, seed: int = 0) -> dict[str, Estimate]:
+        """`mrr`, and `hr@K` and `ndcg@K` for each cutoff; None without a query.
+
+        Args:
+            bootstrap: replicates of the queries, for the intervals; 0: none.
+        """
         ranks = np.concatenate(self._ranks) if self._ranks else np.zeros(0, np.int64)
-        names = [f"{name}@{k}" for k in self.cutoffs for name in ("hr", "ndcg")]
-        if not len(ranks):
-            return dict.fromkeys([*names, "mrr"])
-        result: dict[str, float | None] = {}
+        each: dict[str, Floats] = {"mrr": 1 / ranks}
         for k in self.cutoffs:
-            hit = ranks <= k
-            result[f"hr@{k}"] = float(hit.mean())
-            result[f"ndcg@{k}"] = float((hit / np.log2(ranks + 1)).mean())
-        result["mrr"] = float((1 / ranks).mean())
+            each[f"hr@{k}"] = (ranks <= k).astype(np.float64)
+            each[f"ndcg@{k}"] = each[f"hr@{k}"] / np.log2(ranks + 1)
+        if not len(ranks):
+            return {name: Estimate(None) for name in each}
+        if not bootstrap:
+            return {name: Estimate(float(values.mean())) for name, values in each.items()}
+        rng = np.random.default_rng(seed)
+        draws = [
+            rng.multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks))) / len(ranks) for _ in range(bootstrap)
+        ]
+        tail = (1 - confidence) / 2
+        result = {}
+        for name, values in each.items():
+            low, high = np.quantile([draw @ values for draw in draws], [tail, 1 - tail])
+            result[name] = Estimate(float(values.mean()), float(low), float(high))
         return result

@@ -66,16 +66,19 @@ def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
         (task, name)
         for task, each in rows[0]["tasks"].items()
         for name in ("model", "oracle", "popularity")
-        if "gauc" in each.get(name, {})
+        if {"gauc", "mrr"} & each.get(name, {}).keys()
     ]
-    table = Table(title="GAUC on the day after the one trained on", title_justify="left", box=SIMPLE, padding=(0, 1))
+    metric = "gauc" if "gauc" in rows[0]["tasks"][columns[0][0]]["model"] else "mrr"
+    table = Table(
+        title=f"{metric.upper()} on the day after the one trained on", title_justify="left", box=SIMPLE, padding=(0, 1)
+    )
     for heading in ("trained", "judged"):
         table.add_column(heading, no_wrap=True)
     for task, name in columns:
         table.add_column(task if name == "model" else name, justify="right")
     table.add_column("ids", justify="right")
     for row in rows:
-        gauc = [row["tasks"][task][name]["gauc"]["value"] for task, name in columns]
+        gauc = [row["tasks"][task][name][metric]["value"] for task, name in columns]
         shown = ["-" if value is None else f"{value:.4f}" for value in gauc]
         table.add_row(row["trained"][5:], row["evaluated"][5:], *shown, f"{sum(row['ids'].values()):,}")
     Console().print(table)

@@ -19,6 +19,8 @@ from model.baselines.dlrm import Dlrm, DlrmConfig
 from model.baselines.sasrec import Sasrec, SasrecConfig
 from model.encoders import PRESETS, EncoderConfig, Hstu, HstuConfig, build_encoder
 from model.heads import HeadConfig, Heads
+from model.retriever import PRESETS as RETRIEVERS
+from model.retriever import Retriever, RetrieverConfig
 from schemas.errors import UserError
 from tokenization import visibility
 from tokenization.batch import Batch
@@ -35,6 +37,7 @@ MODELS: dict[str, ModelConfig] = {
     "din": DinConfig(),
     "dcn": DcnConfig(),
     "sasrec": SasrecConfig(),
+    **RETRIEVERS,
 }
 """What `--model` takes."""
 
@@ -90,8 +93,16 @@ def visible_pairs(tokens: Tokens) -> Tensor:
 
 def build_model(
     config: ModelConfig, head: HeadConfig, embeddings: Embeddings, tasks: Sequence[str]
-) -> Ranker | Dlrm | Din | Dcn | Sasrec:
-    """The model of a configuration. Every one has `embeddings` and maps a Batch to {task: logit [C]}."""
+) -> Ranker | Retriever | Dlrm | Din | Dcn | Sasrec:
+    """The model of a configuration. Every one has `embeddings`; rankers map a Batch to {task: logit [C]}, a retriever to its loss.
+
+    Raises:
+        UserError: retrieval with a schema that has no such thing, or with settings of a ranker's head.
+    """
+    if isinstance(config, RetrieverConfig):
+        if head != HeadConfig():
+            raise UserError("--set head...: a retrieval model has no task heads; leave it out")
+        return Retriever(embeddings, config)
     if isinstance(config, EncoderConfig):
         return Ranker(embeddings, tasks, config, head)
     if isinstance(config, DlrmConfig):

@@ -94,6 +94,11 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
     import jinja2
 
     loaded = [Run.read(run) for run in runs]
+    for run in loaded:
+        if "catalogue" in run.metrics:
+            raise UserError(
+                f"--run {run.folder}: a retrieval model; the page compares rankers. Its figures are in {run.folder}/metrics.json"
+            )
     first = loaded[0]
     for run in loaded[1:]:
         for key in ("dates", "candidates"):
@@ -143,10 +148,10 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
         )
         table.add_column("", no_wrap=True)
         headline, *others = _metrics_of(rows["model"])
-        table.add_column(HEADINGS[headline], justify="right")
+        table.add_column(_heading(headline), justify="right")
         table.add_column("95 % interval", style="dim", no_wrap=True)
         for metric in others:
-            table.add_column(HEADINGS[metric], justify="right")
+            table.add_column(_heading(metric), justify="right")
         for key, estimates in rows.items():
             first, *rest = (_cell(estimates.get(metric)) for metric in (headline, *others))
             label = name if key == "model" else REFERENCES.get(key, key)
@@ -156,7 +161,11 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
 
 
 def _metrics_of(estimates: Mapping[str, Estimate]) -> list[str]:
-    return [metric for metric in HEADINGS if metric in estimates]
+    return [*(metric for metric in HEADINGS if metric in estimates), *(m for m in estimates if m not in HEADINGS)]
+
+
+def _heading(metric: str) -> str:
+    return HEADINGS.get(metric, metric.upper())
 
 
 # ---------------------------------------------------------------------- sections
@@ -200,7 +209,7 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
         "name": task,
         "note": f"given {label.given}" if label.given else "",
         "mature": any(math.isfinite(value) for value in headline.values()),
-        "headings": [HEADINGS[metric] for metric in shown],
+        "headings": [_heading(metric) for metric in shown],
         "rows": [
             {
                 "name": name,
@@ -209,7 +218,7 @@ def _task_section(task: str, runs: Sequence[Run]) -> dict[str, object]:
             }
             for kind, name, metrics in rows
         ],
-        "figure": _svg(_dots(HEADINGS[shown[0]], [(name, metrics.get(shown[0])) for _, name, metrics in rows])),
+        "figure": _svg(_dots(_heading(shown[0]), [(name, metrics.get(shown[0])) for _, name, metrics in rows])),
         "distance": f"{first.name} reaches {reached:.1%} of the oracle's GAUC above chance."
         if math.isfinite(reached)
         else "",

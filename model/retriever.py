@@ -7,23 +7,22 @@ are drawn from the batch's own items or evenly from the catalogue; in-batch ones
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import samples_folder
-from model.encoders import HstuConfig, build_encoder
-from model.encoders.hstu import PRESETS
+from model.encoders import Hstu, HstuConfig, hstu
 from model.losses import sampled_softmax
-from model.metrics import RetrievalMetrics, target_ranks
-from model.ranks import join_ranks
+from model.metrics import Estimate, RetrievalMetrics, target_ranks
+from model.sample_files import read_columns
 from schemas.errors import UserError
 from schemas.feature import Categorical
 from schemas.manifest import sample_files
@@ -34,8 +33,7 @@ from tokenization import visibility
 from tokenization.batch import Batch
 from tokenization.embedding import Embeddings
 from tokenization.features import Vocabularies, mix
-from tokenization.plan import make_plan, tokens_per_row
-from tokenization.quantiles import fit_boundaries
+from tokenization.plan import tokens_per_row
 from tokenization.reader import SampleReader
 from tokenization.tokens import Tokenizer
 
@@ -44,34 +42,36 @@ FREQUENCY_SLOTS = 1 << 20
 
 
 @dataclass(frozen=True)
-class RetrieverConfig:
-    """One retrieval model and its training."""
+class RetrieverConfig(HstuConfig):
+    """HSTU's encoder, and how items are learned and found."""
 
-    schema: Schema
-    samples: Path
-    """The --out folder of `genrank build`."""
-    dates: tuple[str, ...]
-    """Training days."""
-    eval_date: str
-    """The day whose first positive item per user is looked for."""
-    task: str | None = None
-    """The label that makes an item positive; default the schema's first binary one."""
-    encoder: HstuConfig = PRESETS["hstu-tiny"]
     item_dim: int = 64
     """Width of the space queries and items meet in."""
     negatives: int = 512
     """A batch, shared by its queries."""
     sampling: Literal["in_batch", "uniform"] = "in_batch"
+    """Negatives are other queries' items, or drawn evenly from the training days' catalogue."""
     log_q: bool = True
-    """Correct in-batch negatives for their popularity."""
+    """Correct negatives for how often they are drawn."""
     temperature: float = 0.05
-    epochs: int = 1
-    token_budget: int = 8_192
-    lr: float = 2e-3
-    sparse_lr: float = 0.05
+    target: str | None = None
+    """The label that makes an exposure an item to be found; null: the schema's first binary one."""
     cutoffs: tuple[int, ...] = (10, 50, 200)
-    device: str = "auto"
-    seed: int = 0
+    """K of HR@K and NDCG@K."""
+
+
+PRESETS = {
+    f"hstu-retrieval-{size}": RetrieverConfig(**dataclasses.asdict(hstu.PRESETS[f"hstu-{size}"]))
+    for size in ("tiny", "small", "large")
+}
+NEXT_ITEM = "next_item"
+
+
+class Task(NamedTuple):
+    """What the trainer weighs losses by."""
+
+    name: str
+    weight: float
 
 
 class Pairs(NamedTuple):
@@ -88,7 +88,7 @@ class Pairs(NamedTuple):
 
 
 class Retriever(nn.Module):
-    """History -> query vectors; ids -> item vectors.
+    """History -> query vectors; ids -> item vectors. Called on a batch, it is the loss of its histories.
 
     Raises:
         UserError: the schema has not exactly one history sequence with a feature on the items' table.
@@ -97,15 +97,48 @@ class Retriever(nn.Module):
     def __init__(self, embeddings: Embeddings, config: RetrieverConfig) -> None:
         super().__init__()
         schema = embeddings.plan.schema
-        self.schema, self.embeddings = schema, embeddings
+        self.schema, self.embeddings, self.config = schema, embeddings, config
         self.table, self.sequence, self.feature = item_feature(schema)
-        self.tokenizer = Tokenizer(embeddings, config.encoder.dim, visibility=visibility.hstu)
-        self.encoder = build_encoder(config.encoder)
+        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility.hstu)
+        self.encoder = Hstu(config)
         logical, merged = embeddings.plan.logical[self.table]
         self.merged = merged.name
         self.vocabulary = None if logical.dynamic else Vocabularies([logical.vocabulary])
-        self.query = nn.Linear(config.encoder.dim, config.item_dim)
+        self.query = nn.Linear(config.dim, config.item_dim)
         self.item = nn.Linear(logical.dim, config.item_dim)
+        self.frequency = ItemFrequency()
+        self.items = torch.zeros(0, dtype=torch.int64)
+        """The catalogue that uniform negatives are drawn from; the trainer sets it."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"next_item": sum over the batch's queries of the sampled softmax loss}; `query_count` is how many they are."""
+        config, pairs = self.config, self.pairs(batch)
+        self.frequency.observe(pairs.ids)
+        device, wanted = pairs.ids.device, (config.negatives,)
+        if not len(pairs.target):
+            return {NEXT_ITEM: pairs.queries.sum() + pairs.items.sum() * 0}
+        log_q = None
+        if config.sampling == "in_batch":
+            chosen = torch.randint(len(pairs.ids), wanted, device=device)
+            ids, vectors = pairs.ids[chosen], pairs.items[chosen]
+            if config.log_q:
+                log_q = self.frequency.log_share(ids) + math.log(config.negatives)
+        else:
+            self.items = self.items.to(device)
+            ids = self.items[torch.randint(len(self.items), wanted, device=device)]
+            vectors = self.item_vectors(ids)
+            if config.log_q:
+                log_q = torch.full(wanted, math.log(config.negatives / len(self.items)), device=device)
+        loss = sampled_softmax(
+            pairs.queries,
+            pairs.items[pairs.target],
+            vectors,
+            positive_ids=pairs.ids[pairs.target],
+            negative_ids=ids,
+            negative_log_q=log_q,
+            temperature=config.temperature,
+        )
+        return {NEXT_ITEM: loss}
 
     def item_rows(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N] int64 physical rows."""
@@ -132,12 +165,9 @@ class Retriever(nn.Module):
     def pairs(self, batch: Batch) -> Pairs:
         """Every history event with the next one of its user, where that has an item."""
         states, ids = self.states(batch)
-        group = batch.groups[self.sequence]
-        sample = torch.repeat_interleave(group.lengths, output_size=len(ids))
-        known = ids != MISSING_ID
+        known, follows = self._following(batch)
         row = torch.cumsum(known, 0) - 1
         after = torch.arange(1, len(ids), device=ids.device)
-        follows = (sample[after] == sample[after - 1]) & known[after]
         return Pairs(
             queries=states[:-1][follows],
             items=self.item_vectors(ids[known]),
@@ -145,12 +175,26 @@ class Retriever(nn.Module):
             target=row[after[follows]],
         )
 
+    def query_count(self, batch: Batch) -> Tensor:
+        """float64 [1]: events of a batch that are followed by an item."""
+        return self._following(batch)[1].sum().double().unsqueeze(0)
 
-class ItemFrequency:
-    """How often each item occurs in the training stream, in a hashed array."""
+    def _following(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """bool [N]: events that have an item; bool [N-1]: those whose next event is the same user's and has one."""
+        group = batch.groups[self.sequence]
+        ids = group.features[self.feature]
+        assert isinstance(ids, Tensor)
+        sample = torch.repeat_interleave(group.lengths, output_size=len(ids))
+        known = ids != MISSING_ID
+        return known, (sample[1:] == sample[:-1]) & known[1:]
 
-    def __init__(self, device: torch.device) -> None:
-        self.counts = torch.zeros(FREQUENCY_SLOTS, dtype=torch.float64, device=device)
+
+class ItemFrequency(nn.Module):
+    """How often each item occurs in the training stream, in a hashed array; part of the model's checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(FREQUENCY_SLOTS, dtype=torch.float64))
 
     def observe(self, ids: Tensor) -> None:
         """Count a batch's items."""
@@ -210,114 +254,96 @@ def history_only(batch: Batch, schema: Schema) -> Batch:
     )
 
 
-def train_retriever(config: RetrieverConfig) -> tuple[Retriever, dict[str, float | None]]:
-    """Train on some days' histories; look for each user's first positive item of the evaluation day in the whole catalogue.
-
-    Returns: the model, and HR@K, NDCG@K and MRR.
-    Raises:
-        UserError: bad samples, or a schema without the items' table in its history.
-    """
-    ranks = join_ranks(config.device)
-    samples = samples_folder(config.samples)
-    boundaries = fit_boundaries(samples, config.schema, config.dates)
-    torch.manual_seed(config.seed)
-    embeddings = Embeddings(
-        make_plan(config.schema),
-        backend="torch",
-        device=ranks.device,
-        boundaries=boundaries,
-        lr=config.sparse_lr,
-        seed=config.seed,
-    )
-    model = Retriever(embeddings, config).to(ranks.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
-    frequency = ItemFrequency(ranks.device)
-    items = catalogue(samples, config.schema, (*config.dates, config.eval_date)).to(ranks.device)
-    generator = torch.Generator(ranks.device).manual_seed(config.seed)
-    reader = SampleReader(samples, config.schema, config.dates, token_budget=config.token_budget, seed=config.seed)
-    for _ in range(config.epochs):
-        for batch in reader:
-            loss = retrieval_loss(model, batch.to(ranks.device), config, items, frequency, generator)
-            if loss is not None:
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-    return model.eval(), evaluate_retriever(model, config, items)
-
-
-def retrieval_loss(
-    model: Retriever,
-    batch: Batch,
-    config: RetrieverConfig,
-    items: Tensor,
-    frequency: ItemFrequency,
-    generator: torch.Generator,
-) -> Tensor | None:
-    """Mean sampled-softmax loss of a batch; None if no event follows another."""
-    pairs = model.pairs(batch)
-    if not len(pairs.target):
-        return None
-    frequency.observe(pairs.ids)
-    device = pairs.ids.device
-    if config.sampling == "in_batch":
-        chosen = torch.randint(len(pairs.ids), (config.negatives,), device=device, generator=generator)
-        negative_ids, negatives = pairs.ids[chosen], pairs.items[chosen]
-        log_q = frequency.log_share(negative_ids) + np.log(config.negatives) if config.log_q else None
-    else:
-        negative_ids = items[torch.randint(len(items), (config.negatives,), device=device, generator=generator)]
-        negatives = model.item_vectors(negative_ids)
-        log_q = (
-            torch.full((config.negatives,), np.log(config.negatives / len(items)), device=device)
-            if config.log_q
-            else None
-        )
-    loss = sampled_softmax(
-        pairs.queries,
-        pairs.items[pairs.target],
-        negatives,
-        positive_ids=pairs.ids[pairs.target],
-        negative_ids=negative_ids,
-        negative_log_q=log_q,
-        temperature=config.temperature,
-    )
-    return loss / len(pairs.target)
-
-
 @torch.inference_mode()
-def evaluate_retriever(model: Retriever, config: RetrieverConfig, items: Tensor) -> dict[str, float | None]:
-    """HR@K, NDCG@K and MRR of each user's first positive item of the day among `items` (ascending ids)."""
-    task = config.task or next(label.name for label in config.schema.labels if label.kind == "binary")
+def found_ranks(
+    model: Retriever, samples: Path, dates: Sequence[str], items: Tensor, token_budget: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first item that each user responded to on each day: (its rank among `items` by the model, its index in them), int64 [Q] by
+    batches. Users without a history have no query.
+
+    Args:
+        items: [N] int64, ascending; every positive item of the days among them.
+    """
+    task = model.config.target or next(label.name for label in model.schema.labels if label.kind == "binary")
     vectors = nn.functional.normalize(model.item_vectors(items), dim=-1)
-    metrics = RetrievalMetrics(config.cutoffs)
-    reader = SampleReader(
-        samples_folder(config.samples), config.schema, [config.eval_date], view="user_day", shuffle=False,
-        token_budget=config.token_budget,
-    )  # fmt: skip
-    for batch in reader:
-        batch = batch.to(items.device)
-        states, _ = model.states(batch)
-        group = batch.groups[model.sequence]
-        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-        positive = ((batch.labels[task] > 0.5) & (batch.weights[task] > 0)).nonzero().squeeze(1)
-        users, first = np.unique(owner[positive].cpu().numpy(), return_index=True)
-        user = torch.from_numpy(users).to(items.device)
-        kept = group.lengths[user] > 0
-        target = batch.item[positive[torch.from_numpy(first).to(items.device)]][kept]
-        if not len(target):
-            continue
-        query = nn.functional.normalize(states[group.offsets[1:][user[kept]] - 1], dim=-1)
-        scores = query @ vectors.T
-        own = torch.searchsorted(items, target)
-        metrics.update(target_ranks(scores, own))
-    return metrics.compute()
+    for date in dates:
+        reader = SampleReader(
+            samples, model.schema, [date], view="user_day", shuffle=False, token_budget=token_budget
+        )  # fmt: skip
+        for batch in reader:
+            batch = batch.to(items.device)
+            states, _ = model.states(batch)
+            group = batch.groups[model.sequence]
+            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
+            positive = ((batch.labels[task] > 0.5) & (batch.weights[task] > 0)).nonzero().squeeze(1)
+            users, first = np.unique(owner[positive].cpu().numpy(), return_index=True)
+            user = torch.from_numpy(users).to(items.device)
+            kept = group.lengths[user] > 0
+            target = batch.item[positive[torch.from_numpy(first).to(items.device)]][kept]
+            if len(target):
+                query = nn.functional.normalize(states[group.offsets[1:][user[kept]] - 1], dim=-1)
+                own = torch.searchsorted(items, target)
+                yield target_ranks(query @ vectors.T, own), own
+
+
+def evaluate_retriever(
+    model: Retriever,
+    samples: Path,
+    dates: Sequence[str],
+    *,
+    trained: Sequence[str],
+    token_budget: int = 16_384,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Estimate]], int, int]:
+    """HR@K, NDCG@K and MRR of the first item each user responded to on each day, among every item that was a candidate on any of the
+    days: by the model, and by how often items were responded to on the training days (`trained`).
+
+    Returns: {"model", "popularity": metrics}, queries, items in the catalogue.
+    Raises:
+        UserError: the days hold no response of a user with a history.
+    """
+    training = model.training
+    items = catalogue(samples, model.schema, (*trained, *dates)).to(model.query.weight.device)
+    task = model.config.target or next(label.name for label in model.schema.labels if label.kind == "binary")
+    popular = torch.from_numpy(responses(samples, model.schema, trained, task, items.cpu().numpy()))
+    order = torch.sort(popular).values
+    by_model, by_popularity = RetrievalMetrics(model.config.cutoffs), RetrievalMetrics(model.config.cutoffs)
+    queries = 0
+    for ranks, own in found_ranks(model.eval(), samples, dates, items, token_budget):
+        by_model.update(ranks)
+        by_popularity.update(len(order) - torch.searchsorted(order, popular[own.cpu()]))
+        queries += len(ranks)
+    model.train(training)
+    if not queries:
+        raise UserError(
+            f"--dates {', '.join(dates)}: no user with a history has a positive {task}; nothing to look for"
+        )
+    rows = {"model": by_model, "popularity": by_popularity}
+    return {n: m.compute(bootstrap=bootstrap, seed=seed) for n, m in rows.items()}, queries, len(items)
+
+
+def responses(
+    samples: Path, schema: Schema, dates: Sequence[str], task: str, items: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[N] int64: how often each item (ascending) was a positive candidate on some days."""
+    counts = np.zeros(len(items), np.int64)
+    for date in dates:
+        for file in sample_files(samples, date, schema):
+            table = read_columns(file, ["candidates.item", f"labels.{task}"])
+            ids, labels = (
+                pc.struct_field(table[group].combine_chunks(), name).flatten().to_numpy(zero_copy_only=False)
+                for group, name in (("candidates", "item"), ("labels", task))
+            )
+            counts += np.bincount(np.searchsorted(items, ids[labels > 0.5]), minlength=len(items))
+    return counts
 
 
 def catalogue(samples: Path, schema: Schema, dates: Sequence[str]) -> Tensor:
     """[N] int64: every item that was a candidate on some day, ascending."""
     found = [
-        pc.struct_field(pq.ParquetFile(file).read(columns=["candidates.item"])["candidates"].combine_chunks(), "item")
-        for date in dates
+        pc.struct_field(read_columns(file, ["candidates.item"])["candidates"].combine_chunks(), "item")
+        for date in dict.fromkeys(dates)
         for file in sample_files(samples, date, schema)
     ]
     return torch.from_numpy(np.unique(np.concatenate([each.flatten().to_numpy() for each in found])))

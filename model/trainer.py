@@ -11,7 +11,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +31,14 @@ from model.checkpoint import (
 )
 from model.config import TrainConfig, samples_folder
 from model.encoders.block import parameter_count
-from model.losses import loss_sums, predictions, total_loss, weight_sums
+from model.label_check import require_two_classes
+from model.losses import Weighted, loss_sums, predictions, total_loss, weight_sums
 from model.metrics import Estimate, Predictions
 from model.parallel import gathered, spread, unsynchronised, whole_state
 from model.progress import Progress
 from model.ranker import Ranker, build_model, model_config
 from model.ranks import Ranks, join_ranks
+from model.retriever import NEXT_ITEM, Retriever, RetrieverConfig, Task, catalogue, evaluate_retriever
 from model.run_folder import RunFolder, read_json, write_json
 from schemas.errors import UserError
 from schemas.manifest import sample_files
@@ -106,7 +108,6 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, ranks: Ranks, run: RunFolder | None) -> None:
         self.config, self.ranks, self.folder = config, ranks, run
-        self.labels = config.schema.labels
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "bf16" if ranks.device.type == "cuda" else "fp32"
@@ -118,6 +119,8 @@ class Trainer:
             raise UserError(
                 f"--dates {', '.join(config.dates)}: the samples of these days are empty; nothing to train on"
             )
+        if not isinstance(model_config(config.model, config.settings)[0], RetrieverConfig):
+            require_two_classes(self.samples, config.schema, config.dates, mature=True)
 
         origin = find_checkpoint(config.from_checkpoint) if config.from_checkpoint else None
         boundaries = (
@@ -137,7 +140,14 @@ class Trainer:
             config.seed
         )  # again: a backend's tables may have drawn, and the dense start must not depend on it
         self.model = make_model(config, self.embeddings).to(ranks.device)
-        if isinstance(self.model, Ranker):
+        self.tasks: Sequence[Weighted] = config.schema.labels
+        if isinstance(self.model, Retriever):
+            if ranks.size > 1:
+                raise UserError(f"--model {config.model}: retrieval trains in one process; start it without torchrun")
+            self.tasks = [Task(NEXT_ITEM, 1.0)]
+            if self.model.config.sampling == "uniform":
+                self.model.items = catalogue(self.samples, config.schema, config.dates)
+        if isinstance(self.model, Ranker | Retriever):
             self.model.encoder.recompute = config.recompute
             if config.compile:
                 require_compiler()
@@ -255,16 +265,16 @@ class Trainer:
         Gradients are weighted by the global sum of weights, over ranks and accumulated batches: how samples fall into batches does
         not change what is minimised.
         """
-        normalisers = self.ranks.sum(torch.stack([weight_sums(b.weights, self.labels) for b in batches]).sum(0))
+        normalisers = self.ranks.sum(torch.stack([self._weights(b) for b in batches]).sum(0))
         seen = torch.zeros_like(normalisers)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._gather_gradients():
                 with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    logits = self.wrapped(batch)
-                sums = loss_sums(logits, batch.labels, batch.weights, self.labels)
+                    found = self.wrapped(batch)
+                sums = found if isinstance(self.model, Retriever) else self._loss_sums(found, batch)
                 # DDP and the sharded tables average over ranks; the normaliser is already global.
-                loss = total_loss(sums, normalisers, self.labels) * self.ranks.size
+                loss = total_loss(sums, normalisers, self.tasks) * self.ranks.size
                 each = torch.stack([s.detach().double() for s in sums.values()])
                 if self._is_sane(each, batch):
                     loss.backward()
@@ -274,8 +284,17 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         means = (self.ranks.sum(seen) / normalisers.clamp(min=1e-12)).tolist()
-        tasks = {label.name: mean for label, mean in zip(self.labels, means, strict=True)}
-        return sum(label.weight * tasks[label.name] for label in self.labels), tasks
+        tasks = {task.name: mean for task, mean in zip(self.tasks, means, strict=True)}
+        return sum(task.weight * tasks[task.name] for task in self.tasks), tasks
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """float64 [tasks]: what a batch's loss sums are divided by, before ranks add theirs."""
+        if isinstance(self.model, Retriever):
+            return self.model.query_count(batch)
+        return weight_sums(batch.weights, self.config.schema.labels)
+
+    def _loss_sums(self, logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        return loss_sums(logits, batch.labels, batch.weights, self.config.schema.labels)
 
     @contextlib.contextmanager
     def _gather_gradients(self) -> Iterator[None]:
@@ -292,10 +311,10 @@ class Trainer:
             UserError: the loss is not a number, or too many spikes in a row.
         """
         config, at = self.config, self.position
-        weights = weight_sums(batch.weights, self.labels)
+        weights = self._weights(batch)
         total_sums, total_weights = self.ranks.sum(torch.stack([sums.to(weights.device), weights]))
         means = total_sums / total_weights.clamp(min=1e-12)
-        loss = sum(label.weight * mean for label, mean in zip(self.labels, means.tolist(), strict=True))
+        loss = sum(task.weight * mean for task, mean in zip(self.tasks, means.tolist(), strict=True))
         if not math.isfinite(loss):
             where = self._name_batch(batch, "nan", loss)
             raise UserError(
@@ -363,17 +382,13 @@ class Trainer:
     def _evaluate(self) -> tuple[dict[str, dict[str, Estimate]], bool]:
         """Metrics on the evaluation days, and whether to stop early."""
         config, at = self.config, self.position
-        reader = make_reader(config, self.samples, config.schema, config.eval_dates, self.ranks, shuffle=False)
-        found = {label.name: Predictions(label.kind) for label in self.labels}
-        with gathered(self.model):
-            for batch, scores in predict(self.model, reader, config.schema, self.ranks, self.precision):
-                for task, each in found.items():
-                    each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
-        metrics = {task: each.gather().compute() for task, each in found.items()}
+        metrics = self._metrics()
         kept = {task: {n: e.value for n, e in each.items() if n != "logloss"} for task, each in metrics.items()}
         self._log({"step": at.step, "eval": kept})
-        gaucs = [each["gauc"].value for each in metrics.values() if "gauc" in each and each["gauc"].value is not None]
-        score = sum(gaucs) / len(gaucs) if gaucs else math.nan
+        headline = "mrr" if isinstance(self.model, Retriever) else "gauc"
+        values = [each[headline].value for each in metrics.values() if headline in each]
+        known = [value for value in values if value is not None]
+        score = sum(known) / len(known) if known else math.nan
         if score > at.best:
             at.best, at.best_step, at.worse = score, at.step, 0
             if config.patience:
@@ -383,6 +398,21 @@ class Trainer:
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience
+
+    def _metrics(self) -> dict[str, dict[str, Estimate]]:
+        config = self.config
+        if isinstance(self.model, Retriever):
+            rows, _, _ = evaluate_retriever(
+                self.model, self.samples, config.eval_dates, trained=config.dates, token_budget=config.token_budget
+            )
+            return {NEXT_ITEM: rows["model"]}
+        reader = make_reader(config, self.samples, config.schema, config.eval_dates, self.ranks, shuffle=False)
+        found = {label.name: Predictions(label.kind) for label in config.schema.labels}
+        with gathered(self.model):
+            for batch, scores in predict(self.model, reader, config.schema, self.ranks, self.precision):
+                for task, each in found.items():
+                    each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
+        return {task: each.gather().compute() for task, each in found.items()}
 
     # ------------------------------------------------------------------ checkpoints
 

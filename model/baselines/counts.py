@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from model.sample_files import read_columns
 from schemas.manifest import sample_files
 from schemas.schema import Schema
 from schemas.vocabulary import hash_strings
@@ -77,7 +77,7 @@ def count_days(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str,
     for date in dates:
         for file in sample_files(samples, date):
             # One file at a time: a day's history columns are never read.
-            table = pq.ParquetFile(file).read(columns=columns)
+            table = read_columns(file, columns)
             candidates, labels = table["candidates"].combine_chunks(), table["labels"].combine_chunks()
             items = pc.struct_field(candidates, "item")
             user = table["user_id"].combine_chunks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,3 +91,96 @@ def test_a_process_killed_at_a_random_step_and_started_again_equals_one_never_ki
     assert resumed.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), f"{name} differs after SIGKILL near step {kill_at}"
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def test_bad_input_ends_in_one_line_and_exit_status_1(
+    schema_file: Path, samples: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Each through the command's own `main`: one line on stderr that names what is wrong, status 1, no run folder left."""
+    from random_samples import demo_schema, publish, random_table
+
+    import genrank
+
+    schema = demo_schema()
+    clicks_only = schema.replace(labels=schema.labels[:1])
+
+    def declare(name: str, expression: str) -> Path:
+        file = tmp_path / f"{name}.py"
+        file.write_text(schema_file.read_text() + f"from schemas import Label\nschema = {expression}\n")
+        return file
+
+    def refused(command: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["genrank", command, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            genrank.main()
+        error = capsys.readouterr().err
+        assert ended.value.code == 1, error
+        lines = error.strip().splitlines()
+        assert lines[0].startswith("error: ") and "Traceback" not in error, error
+        assert not (tmp_path / "refused").exists(), "a refused run leaves its folder behind"
+        return error
+
+    def train(schema: Path = schema_file, samples: Path = samples, dates: str = DAY, **flags: object) -> str:
+        given = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+        out = tmp_path / "refused"
+        return refused(
+            "train", "--schema", schema, "--samples", samples, "--dates", dates, "--out", out, "--device", "cpu", *given
+        )
+
+    other = declare("other", "schema.replace(labels=(*schema.labels, Label(name='like', column='clicked')))")
+    assert "label like: added" in train(schema=other)
+
+    none = random_table(schema, DAY, 4)
+    publish(tmp_path / "empty" / "samples", schema, DAY, none.schema.empty_table())
+    assert "are empty; nothing to train on" in train(samples=tmp_path / "empty")
+    assert "no published samples" in train(dates="2031-01-01")
+
+    rows = none.to_pylist()
+    for row in rows:
+        for group in ("candidates", "labels"):
+            row[group] = {name: [] for name in row[group]}
+        row["mask"]["candidate_sees"] = []
+    publish(tmp_path / "bare" / "samples", schema, DAY, type(none).from_pylist(rows, none.schema))
+    assert "hold no candidate" in train(samples=tmp_path / "bare")
+
+    clicks = declare("clicks", "schema.replace(labels=schema.labels[:1])")
+    rows = random_table(clicks_only, DAY, 6).to_pylist()
+    for row in rows:
+        row["labels"]["click"] = [1] * len(row["labels"]["click"])
+    table = random_table(clicks_only, DAY, 6)
+    publish(tmp_path / "ones" / "samples", clicks_only, DAY, type(table).from_pylist(rows, table.schema))
+    assert "all of one class (every click is 1)" in train(schema=clicks, samples=tmp_path / "ones")
+    for row in rows:
+        row["labels"]["click_weight"] = [0.0] * len(row["labels"]["click"])
+    publish(tmp_path / "unripe" / "samples", clicks_only, DAY, type(table).from_pylist(rows, table.schema))
+    assert "no label of these days is mature" in train(schema=clicks, samples=tmp_path / "unripe")
+
+    shutil.copytree(samples, tmp_path / "broken")
+    file = next((tmp_path / "broken" / "samples" / f"dt={DAY}").rglob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-500])
+    assert file.name in train(samples=tmp_path / "broken")
+    file.write_bytes(file.read_bytes()[:200] + b"\0" * 800)
+    assert file.name in train(samples=tmp_path / "broken")
+
+    monkeypatch.setattr(sys, "argv", ["genrank", *command(
+        "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", tmp_path / "din", "--model", "din",
+        "--max-steps", 1, "--device", "cpu",
+    )[2:]])  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        genrank.main()
+    assert ended.value.code == 0
+    assert "of model din, not of mtgr-tiny" in train(from_checkpoint=tmp_path / "din")
+    assert "no such model; did you mean" in train(model="mtgr-tin")
+    assert "no such field" in train(set="layer=3")
+    assert "hold no candidate" in refused(
+        "evaluate", "--run", tmp_path / "din", "--samples", tmp_path / "bare", "--dates", DAY
+    )
+    assert file.name in refused("evaluate", "--run", tmp_path / "din", "--samples", tmp_path / "broken", "--dates", DAY)
+    assert "no complete checkpoint" in refused("evaluate", "--run", tmp_path, "--samples", samples, "--dates", DAY)
+    dense = next((tmp_path / "din" / "checkpoints").rglob("dense.pt"))
+    dense.write_bytes(dense.read_bytes()[:-9])
+    assert "missing or damaged" in refused("evaluate", "--run", tmp_path / "din", "--samples", samples, "--dates", DAY)

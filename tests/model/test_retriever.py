@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 import schemas as s
-from model.encoders import HstuConfig
-from model.retriever import ItemFrequency, RetrieverConfig, item_feature, train_retriever
+from model.config import EvaluateConfig, TrainConfig
+from model.evaluate import evaluate, load_model
+from model.report import print_metrics, write_report
+from model.retriever import ItemFrequency, item_feature
+from model.trainer import Trainer, train
 from schemas import UserError
 
 ITEMS = 40
@@ -83,26 +87,87 @@ def walk(tmp_path_factory) -> Path:
     return root
 
 
-def config(root: Path, **changes) -> RetrieverConfig:
-    encoder = HstuConfig(dim=32, layers=1, heads=1, qk_dim=16, v_dim=16, position_reach=16, time_buckets=0, dropout=0.0)
-    base = RetrieverConfig(
-        schema=shop(), samples=root, dates=DAYS[:1], eval_date=DAYS[1], encoder=encoder, item_dim=32, negatives=64,
-        epochs=14, token_budget=600, lr=5e-3, sparse_lr=0.1, cutoffs=(1, 5), device="cpu",
+def config(root: Path, out: Path, **changes) -> TrainConfig:
+    settings = {
+        "dim": "32", "layers": "1", "heads": "1", "qk_dim": "16", "v_dim": "16", "position_reach": "16", "time_buckets": "0",
+        "dropout": "0", "item_dim": "32", "negatives": "64", "cutoffs": "[1, 5]",
+    }  # fmt: skip
+    settings |= changes.pop("settings", {})
+    base = TrainConfig(
+        schema=shop(), samples=root, dates=DAYS[:1], out=out, model="hstu-retrieval-tiny", settings=settings,
+        epochs=14, token_budget=600, lr=5e-3, sparse_lr=0.1, warmup_steps=0, decay="none", spike_factor=0, device="cpu",
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
 
 
+def judged(run: TrainConfig, **changes) -> dict:
+    return evaluate(EvaluateConfig(run=run.out, samples=run.samples, dates=DAYS[1:], device="cpu", **changes))
+
+
 @pytest.mark.parametrize("sampling", ["in_batch", "uniform"])
-def test_a_planted_rule_is_learned_and_an_untrained_model_knows_nothing(walk: Path, sampling: str) -> None:
-    _, before = train_retriever(config(walk, epochs=1, lr=0.0, sparse_lr=0.0))
-    _, after = train_retriever(config(walk, sampling=sampling))
-    assert before["hr@5"] < 0.4
-    assert after["hr@1"] > 0.8 and after["mrr"] > 0.85, after
-    assert after["hr@1"] <= after["ndcg@5"] <= after["hr@5"]
+def test_a_planted_rule_is_learned_and_popularity_knows_nothing(walk: Path, sampling: str, tmp_path: Path) -> None:
+    run = config(walk, tmp_path / "run", settings={"sampling": sampling}, eval_dates=DAYS[1:], patience=20)
+    trained = train(run)
+    result = judged(run, bootstrap=50)
+    assert result == json.loads((run.out / "metrics.json").read_text())
+    row, popularity = result["tasks"]["next_item"]["model"], result["tasks"]["next_item"]["popularity"]
+    assert popularity["hr@5"]["value"] < 0.4
+    assert row["hr@1"]["value"] > 0.8 and row["mrr"]["value"] > 0.85, row
+    assert row["hr@1"]["value"] <= row["ndcg@5"]["value"] <= row["hr@5"]["value"]
+    assert row["mrr"]["low"] <= row["mrr"]["value"] <= row["mrr"]["high"]
+    assert (result["queries"], result["catalogue"]) == (60, ITEMS)
+    best = json.loads((run.out / "checkpoints" / "best.json").read_text())
+    assert best["step"] == result["step"] and trained.steps >= result["step"]
+    print_metrics("retrieval", result)
+    with pytest.raises(UserError, match="a retrieval model; the page compares rankers"):
+        write_report([run.out], tmp_path / "page.html")
+
+
+def test_popularity_ranks_by_responses_on_the_training_days(walk: Path, tmp_path: Path) -> None:
+    run = config(walk, tmp_path / "run", max_steps=1)
+    train(run)
+    import pyarrow.parquet as pq
+
+    def rows(day: str) -> list[dict]:
+        return [
+            r for f in (walk / "samples" / f"dt={day}").rglob("*.parquet") for r in pq.ParquetFile(f).read().to_pylist()
+        ]
+
+    counts = np.zeros(ITEMS, int)
+    for row in rows(DAYS[0]):
+        counts[row["candidates"]["item"][1]] += 1
+    targets = [row["candidates"]["item"][1] for row in rows(DAYS[1])]
+    expected = np.mean([1 / (counts >= counts[target]).sum() for target in targets])
+    assert judged(run, bootstrap=0)["tasks"]["next_item"]["popularity"]["mrr"]["value"] == pytest.approx(expected)
+
+
+def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch) -> None:
+    """The items' frequencies and the draws of negatives come along."""
+    runs = [
+        config(walk, tmp_path / name, epochs=2, checkpoint_every=2, deterministic=True) for name in ("whole", "cut")
+    ]
+    train(runs[0])
+    step = Trainer._step
+
+    def mortal(self, batches):
+        if self.position.step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "_step", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        train(runs[1])
+    monkeypatch.setattr(Trainer, "_step", step)
+    train(runs[1])
+    whole, cut = (load_model(run.out).model for run in runs)
+    for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert float(whole.frequency.counts.sum()) > 0
+    torch.use_deterministic_algorithms(False)
 
 
 def test_item_frequency_estimates_shares() -> None:
-    frequency = ItemFrequency(torch.device("cpu"))
+    frequency = ItemFrequency()
     frequency.observe(torch.tensor([5, 5, 5, 9]))
     frequency.observe(torch.tensor([9, -(2**62), 5, 5]))
     share = frequency.log_share(torch.tensor([5, 9, -(2**62)])).exp()

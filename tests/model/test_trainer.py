@@ -389,7 +389,8 @@ def test_days_without_candidates_are_refused(config: TrainConfig, schema, tmp_pa
             train(dataclasses.replace(config, samples=tmp_path, dates=dates, out=tmp_path / message[:4]))
 
 
-def test_labels_all_of_one_class_train_and_evaluate(config: TrainConfig, schema, tmp_path) -> None:
+def one_class(schema, root: Path) -> None:
+    """Three days on which nobody clicks."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from random_samples import publish, random_table
@@ -402,13 +403,27 @@ def test_labels_all_of_one_class_train_and_evaluate(config: TrainConfig, schema,
             fields["click"].offsets, pa.array([0] * len(fields["click"].values), pa.int32()), fields["click"].type
         )
         struct = pa.StructArray.from_arrays(list(fields.values()), fields=list(labels.type))
-        publish(
-            tmp_path / "samples",
-            schema,
-            day,
-            table.set_column(table.column_names.index("labels"), table.field("labels"), struct),
-        )
+        table = table.set_column(table.column_names.index("labels"), table.field("labels"), struct)
+        publish(root / "samples", schema, day, table)
+
+
+def test_labels_all_of_one_class_are_refused_unless_a_number_is_left_to_learn(
+    config: TrainConfig, schema, tmp_path
+) -> None:
+    one_class(schema, tmp_path)
     train(dataclasses.replace(config, samples=tmp_path, epochs=1))
     result = evaluate(EvaluateConfig(run=config.out, samples=tmp_path, dates=DAYS[2:], bootstrap=3))
     assert result["tasks"]["click"]["model"]["gauc"]["value"] is None
     assert result["tasks"]["click"]["model"]["logloss"]["value"] > 0
+    assert result["tasks"]["watch"]["model"]["rmse"]["value"] > 0
+
+    clicks = schema.replace(labels=schema.labels[:1])
+    only = tmp_path / "only"
+    one_class(clicks, only)
+    with pytest.raises(UserError, match=r"all of one class .every click is 0.*nothing to tell apart"):
+        train(dataclasses.replace(config, schema=clicks, samples=only, out=tmp_path / "r"))
+    run = dataclasses.replace(config, schema=clicks, out=tmp_path / "clicks", max_steps=1)
+    train(run)
+    with pytest.raises(UserError, match="all of one class"):
+        evaluate(EvaluateConfig(run=run.out, samples=only, dates=DAYS[2:]))
+    assert not (run.out / "predictions").exists()
