@@ -337,6 +337,9 @@ def train(
     ] = None,
     lr: Annotated[float, typer.Option(help="AdamW, dense parameters.")] = 2e-3,
     sparse_lr: Annotated[float, typer.Option(help="Embedding tables.")] = 0.05,
+    sparse_state: Annotated[
+        Literal["device", "host"], typer.Option(help="Where the tables' optimizer state is kept (backend torch).")
+    ] = "device",
     warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = 50,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 on a GPU.")] = "auto",
@@ -384,6 +387,7 @@ def train(
         view=view,
         lr=lr,
         sparse_lr=sparse_lr,
+        sparse_state=sparse_state,
         warmup_steps=warmup_steps,
         eval_dates=tuple(parse_dates(eval_dates, "--eval-dates")) if eval_dates else (),
         eval_every=eval_every,

@@ -44,6 +44,8 @@ class TrainConfig:
     """AdamW, dense parameters."""
     sparse_lr: float = 0.05
     """Rowwise Adagrad (or what the table declares), embedding rows; each table multiplies it by its `lr_scale`."""
+    sparse_state: Literal["device", "host"] = "device"
+    """Where the tables' optimizer state is kept (backend "torch"): with their rows, or in host memory, to spare a GPU's."""
     weight_decay: float = 0.01
     warmup_steps: int = 50
     """Steps until the learning rates are reached; at most half of the run's."""
@@ -111,6 +113,7 @@ FREE_TO_CHANGE = {
     "out",
     "samples",
     "device",
+    "sparse_state",
     "dense_parallel",
     "lookups_ahead",
     "compile",

@@ -134,6 +134,7 @@ class Trainer:
             device=ranks.device,
             boundaries=boundaries,
             lr=config.sparse_lr,
+            state=config.sparse_state,
             seed=config.seed,
         )
         torch.manual_seed(

@@ -23,7 +23,7 @@ from tokenization.batch import Batch
 from tokenization.dynamic import DynamicVocabulary
 from tokenization.features import Encoded, GroupEncoder, quantile_features
 from tokenization.plan import Lookup, Plan
-from tokenization.torch_tables import Shard, TorchTables
+from tokenization.torch_tables import Shard, StatePlace, TorchTables
 
 Backend = Literal["auto", "torchrec", "torch"]
 Sharding = Literal["auto", "row_wise", "table_wise"]
@@ -86,6 +86,7 @@ class Embeddings(nn.Module):
         sharding: of the torchrec backend's tables; `auto` leaves it to the planner.
         boundaries: fitted boundaries of numbers in quantile buckets: `tokenization.quantiles.fit_boundaries`.
         lr: sparse learning rate; set `embeddings.lr` to change it.
+        state: where the torch backend keeps its optimizers' state: on the device, or in host memory.
         seed: of the initial rows. A logical table's initial rows don't depend on how it is merged or sharded.
 
     Raises:
@@ -101,6 +102,7 @@ class Embeddings(nn.Module):
         device: torch.device | str = "cpu",
         boundaries: Mapping[str, Sequence[float]] | None = None,
         lr: float = 0.05,
+        state: StatePlace = "device",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -126,7 +128,7 @@ class Embeddings(nn.Module):
         }
         """Logical table -> the ids that have rows in it."""
         self._begun: deque[_Begun] = deque()
-        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding)
+        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding, state)
 
     @property
     def lr(self) -> float:
@@ -306,12 +308,22 @@ def choose_backend(backend: Backend) -> Literal["torchrec", "torch"]:
 
 
 def _make_tables(
-    backend: Literal["torchrec", "torch"], plan: Plan, device: torch.device, lr: float, seed: int, sharding: Sharding
+    backend: Literal["torchrec", "torch"],
+    plan: Plan,
+    device: torch.device,
+    lr: float,
+    seed: int,
+    sharding: Sharding,
+    state: StatePlace,
 ) -> Tables:
     if backend == "torch":
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise UserError('backend "torch" keeps whole tables in one process; install torchrec to train with several')
-        return TorchTables(plan, device, lr, seed)
+        return TorchTables(plan, device, lr, seed, state)
+    if state == "host":
+        raise UserError(
+            'optimizer state in host memory: backend "torchrec" keeps it beside the rows, in fbgemm\'s kernels; use backend "torch"'
+        )
     from tokenization.torchrec_tables import TorchrecTables
 
     return TorchrecTables(plan, device, lr, seed, sharding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tokenization.features import mix
 from tokenization.plan import MergedTable, Plan
 
 EPS = 1e-8
+StatePlace = Literal["device", "host"]
 INIT_CHUNK = 1 << 16
 """Rows initialised at once, so that temporaries stay small."""
 
@@ -38,13 +40,15 @@ class TorchTables:
     Args:
         lr: sparse learning rate; each table multiplies it by its `lr_scale`.
         seed: of the initial rows.
+        state: where the optimizer's state is kept: with the rows, or in host memory (pinned beside a GPU), from where what a step
+            touches travels to the device and back. Adam's takes as much as the rows.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, lr: float, seed: int) -> None:
+    def __init__(self, plan: Plan, device: torch.device, lr: float, seed: int, state: StatePlace = "device") -> None:
         self.lr = lr
         self.seed = seed
         self.held = False
-        self.tables = {table.name: TorchTable(table, device, seed) for table in plan.tables}
+        self.tables = {table.name: TorchTable(table, device, seed, state) for table in plan.tables}
         # Autograd calls backward only for functions with an input that needs a gradient: this one stands in for the table.
         self.anchor = torch.zeros((), device=device, requires_grad=True)
 
@@ -78,16 +82,18 @@ class TorchTables:
 class TorchTable:
     """One merged table: float32 weights [rows, dim] and the optimizer's state."""
 
-    def __init__(self, table: MergedTable, device: torch.device, seed: int) -> None:
+    def __init__(self, table: MergedTable, device: torch.device, seed: int, state: StatePlace = "device") -> None:
         self.table = table
+        self.apart = state == "host"
+        place = {"device": "cpu", "pin_memory": device.type == "cuda"} if self.apart else {"device": device}
         self.weight = torch.empty((table.rows, table.dim), device=device)
         for chunk in torch.split(torch.arange(table.rows, device=device), INIT_CHUNK):
             self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
         self.steps = 0
-        self.second = torch.zeros(table.rows, device=device)
+        self.second = torch.zeros(table.rows, **place)  # type: ignore[arg-type]
         """[rows]: sum (Adagrad) or running mean (Adam) of each row's mean squared gradient."""
         adam = table.optimizer.kind == "rowwise_adam"
-        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), device=device)
+        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), **place)  # type: ignore[arg-type]
         """[rows, dim]: Adam's first moment."""
         self.gathered: list[tuple[Tensor, Tensor]] = []
 
@@ -97,6 +103,7 @@ class TorchTable:
         # Gradients held for a row's last owner are not the next one's.
         kept = [(at, grad, ~torch.isin(at, rows)) for at, grad in self.gathered]
         self.gathered = [(at[keep], grad[keep]) for at, grad, keep in kept]
+        rows = rows.to(self.second.device)
         self.second[rows] = 0
         if len(self.first):
             self.first[rows] = 0
@@ -104,17 +111,29 @@ class TorchTable:
     def update(self, rows: Tensor, grads: Tensor, lr: float) -> None:
         """One step of the table's optimizer on [K] rows, which may repeat, with [K, dim] gradients."""
         self.steps += 1
+        if not self.apart:
+            self._step(self.weight, self.first, self.second, rows, grads, lr)
+            return
+        rows, grads = sum_rows(rows, grads)
+        at = rows.to("cpu")
+        weight, second = self.weight[rows], self.second[at].to(rows.device)
+        first = self.first[at].to(rows.device) if len(self.first) else self.first
+        self._step(weight, first, second, torch.arange(len(rows), device=rows.device), grads, lr)
+        self.weight[rows] = weight
+        self.second[at] = second.to("cpu")
+        if len(self.first):
+            self.first[at] = first.to("cpu")
+
+    def _step(self, weight: Tensor, first: Tensor, second: Tensor, rows: Tensor, grads: Tensor, lr: float) -> None:
         optimizer = self.table.optimizer
         lr, decay = lr * optimizer.lr_scale, optimizer.weight_decay
         if optimizer.kind == "rowwise_adam":
-            rowwise_adam_(
-                self.weight, self.first, self.second, rows, grads, step=self.steps, lr=lr, eps=EPS, weight_decay=decay
-            )
+            rowwise_adam_(weight, first, second, rows, grads, step=self.steps, lr=lr, eps=EPS, weight_decay=decay)
             return
         if decay:
             rows, grads = sum_rows(rows, grads)
-            grads += decay * self.weight[rows]
-        rowwise_adagrad_(self.weight, self.second, rows, grads, lr=lr, eps=EPS)
+            grads += decay * weight[rows]
+        rowwise_adagrad_(weight, second, rows, grads, lr=lr, eps=EPS)
 
 
 class _Lookup(torch.autograd.Function):

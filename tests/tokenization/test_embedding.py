@@ -17,7 +17,7 @@ from tokenization.batch import Batch
 from tokenization.embedding import Embeddings, pool
 from tokenization.plan import make_plan
 from tokenization.reader import SampleReader
-from tokenization.torch_tables import EPS, initial_rows
+from tokenization.torch_tables import EPS, StatePlace, initial_rows
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -178,12 +178,13 @@ def test_evaluates_in_inference_mode_and_learns_on(batches: list[Batch], backend
 # ---------------------------------------------------------------------- learning
 
 
+@pytest.mark.parametrize("state", ["device", "host"])
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "rowwise_adam"])
-def test_learns_as_the_formula_says(kind: str) -> None:
+def test_learns_as_the_formula_says(kind: str, state: StatePlace) -> None:
     """One table of three rows, some repeated in a batch, against the published update in float64."""
     optimizer = s.SparseOptimizer(kind=kind, weight_decay=0.1, lr_scale=2.0)  # type: ignore[arg-type]
     plan = make_plan(with_items(s.Hashed(size=997), optimizer=optimizer))
-    tables = Embeddings(plan, backend="torch", boundaries=BOUNDARIES, lr=0.05).tables
+    tables = Embeddings(plan, backend="torch", boundaries=BOUNDARIES, lr=0.05, state=state).tables
     name = plan.logical["item"][1].name
     weight = tables.shards(name)[0].weight[:3].double().clone()
     first, second = torch.zeros_like(weight), torch.zeros(3, dtype=torch.float64)
@@ -202,7 +203,11 @@ def test_learns_as_the_formula_says(kind: str) -> None:
                 second[row] = 0.999 * second[row] + 0.001 * grad.square().mean()
                 m, v = first[row] / (1 - 0.9**step), second[row] / (1 - 0.999**step)
                 weight[row] -= 0.1 * (m / (v.sqrt() + EPS) + 0.1 * weight[row])
-    torch.testing.assert_close(tables.shards(name)[0].weight[:3].double(), weight, rtol=1e-5, atol=1e-6)
+    shard = tables.shards(name)[0]
+    torch.testing.assert_close(shard.weight[:3].double(), weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shard.state["second"][:3].double(), second, rtol=1e-5, atol=1e-6)
+    tables.reset(name, torch.tensor([1]))
+    assert not shard.state["second"][1] and shard.state["second"][0] > 0
 
 
 def test_accumulated_gradients_are_one_step() -> None:
@@ -224,6 +229,8 @@ def test_torchrec_refuses_what_it_cannot_do() -> None:
     adam = make_plan(with_items(s.Hashed(size=9), optimizer=s.SparseOptimizer(kind="rowwise_adam")))
     with pytest.raises(UserError, match="tables item learn by rowwise_adam"):
         Embeddings(adam, backend="torchrec", boundaries=BOUNDARIES)
+    with pytest.raises(UserError, match=r"state in host memory: .*keeps it beside the rows"):
+        Embeddings(make_plan(SCHEMA), backend="torchrec", boundaries=BOUNDARIES, state="host")
     embeddings = Embeddings(make_plan(SCHEMA), backend="torchrec", boundaries=BOUNDARIES)
     with pytest.raises(UserError, match="gradient accumulation"), embeddings.accumulate():
         pass
