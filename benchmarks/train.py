@@ -24,6 +24,7 @@ from benchmarks import dlrm_hstu
 from examples.marketplace.world import generate
 from model.config import TrainConfig
 from model.encoders.block import parameter_count
+from model.peak import matmul_rate
 from model.ranker import Ranker
 from model.ranks import Ranks, join_ranks
 from model.trainer import Trainer, token_count
@@ -62,7 +63,8 @@ def main() -> None:
     schema = load_schema(str(SCHEMA))
     with tempfile.TemporaryDirectory() as folder:
         samples = make_samples(Path(folder), schema, arguments.users)
-        peak = matmul_rate(ranks)
+        dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
+        peak = matmul_rate(ranks.device, dtype, lambda run: timed(run, ranks))
         sizes = []
         for name in tqdm(arguments.sizes, desc="sizes"):
             trainer = make_trainer(name, schema, samples, ranks, arguments.token_budget)
@@ -144,14 +146,6 @@ def timed(run: Callable[[], object], ranks: Ranks) -> float:
     run()
     torch.cuda.synchronize()
     return time.perf_counter() - wall
-
-
-def matmul_rate(ranks: Ranks) -> float:
-    """Floating point operations per second of a large matrix product here, in the precision that is trained in."""
-    dtype, n = (torch.float32, 1024) if ranks.device.type == "cpu" else (torch.bfloat16, 8192)
-    a, b = (torch.randn(n, n, device=ranks.device, dtype=dtype) for _ in range(2))
-    timed(lambda: a @ b, ranks)
-    return 2 * n**3 / min(timed(lambda: a @ b, ranks) for _ in range(5))
 
 
 # ---------------------------------------------------------------------- batches

@@ -39,8 +39,9 @@ class Progress:
         told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, told=told)
 
-    def rates(self, flops: int) -> dict[str, float]:
-        """Samples, tokens and (given how many there were) floating point operations per second since the last call."""
+    def rates(self, flops: int, peak: float) -> dict[str, float]:
+        """Samples, tokens and (given how many there were) floating point operations per second since the last call, and these as a
+        share of `peak` (MFU)."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         rates = {
             "samples_per_s": round(self._samples / seconds, 2),
@@ -48,6 +49,7 @@ class Progress:
         }
         if flops:
             rates["model_gflops_per_s"] = round(flops / seconds / 1e9, 3)
+            rates["mfu"] = round(flops / seconds / peak, 4)
         self._reset()
         return rates
 

@@ -17,12 +17,11 @@ from model.baselines.dcn import Dcn, DcnConfig
 from model.baselines.din import Din, DinConfig
 from model.baselines.dlrm import Dlrm, DlrmConfig
 from model.baselines.sasrec import Sasrec, SasrecConfig
-from model.encoders import PRESETS, EncoderConfig, Hstu, HstuConfig, build_encoder
+from model.encoders import PRESETS, EncoderConfig, Hstu, build_encoder, visibility_rule
 from model.heads import HeadConfig, Heads
 from model.retriever import PRESETS as RETRIEVERS
 from model.retriever import Retriever, RetrieverConfig
 from schemas.errors import UserError
-from tokenization import visibility
 from tokenization.batch import Batch
 from tokenization.embedding import Embeddings
 from tokenization.tokens import Tokenizer, Tokens
@@ -65,8 +64,7 @@ class Ranker(nn.Module):
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
-        rule = visibility.hstu if isinstance(config, HstuConfig) else visibility.mtgr
-        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=rule)
+        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility_rule(config))
         self.encoder = build_encoder(config)
         self.heads = Heads(config.dim, tasks, head)
         self.work = Work()

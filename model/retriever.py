@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.encoders import Hstu, HstuConfig, hstu
+from model.encoders import Hstu, HstuConfig, hstu, visibility_rule
 from model.losses import sampled_softmax
 from model.metrics import Estimate, RetrievalMetrics, target_ranks
 from model.sample_files import read_columns
@@ -45,6 +45,8 @@ FREQUENCY_SLOTS = 1 << 20
 class RetrieverConfig(HstuConfig):
     """HSTU's encoder, and how items are learned and found."""
 
+    visibility: Literal["dynamic", "targets", "causal"] = "causal"
+    """Anything else would show an event the ones it is to predict, user tokens that see the whole history included."""
     item_dim: int = 64
     """Width of the space queries and items meet in."""
     negatives: int = 512
@@ -61,7 +63,9 @@ class RetrieverConfig(HstuConfig):
 
 
 PRESETS = {
-    f"hstu-retrieval-{size}": RetrieverConfig(**dataclasses.asdict(hstu.PRESETS[f"hstu-{size}"]))
+    f"hstu-retrieval-{size}": RetrieverConfig(
+        **{**dataclasses.asdict(hstu.PRESETS[f"hstu-{size}"]), "visibility": "causal"}
+    )
     for size in ("tiny", "small", "large")
 }
 NEXT_ITEM = "next_item"
@@ -97,9 +101,13 @@ class Retriever(nn.Module):
     def __init__(self, embeddings: Embeddings, config: RetrieverConfig) -> None:
         super().__init__()
         schema = embeddings.plan.schema
+        if config.visibility != "causal":
+            raise UserError(
+                f"--set visibility={config.visibility}: retrieval predicts what comes next; only causal hides it"
+            )
         self.schema, self.embeddings, self.config = schema, embeddings, config
         self.table, self.sequence, self.feature = item_feature(schema)
-        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility.hstu)
+        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility_rule(config))
         self.encoder = Hstu(config)
         logical, merged = embeddings.plan.logical[self.table]
         self.merged = merged.name

@@ -35,6 +35,7 @@ from model.label_check import require_two_classes
 from model.losses import Weighted, loss_sums, predictions, total_loss, weight_sums
 from model.metrics import Estimate, Predictions
 from model.parallel import gathered, spread, unsynchronised, whole_state
+from model.peak import matmul_rate
 from model.progress import Progress
 from model.ranker import Ranker, build_model, model_config
 from model.ranks import Ranks, join_ranks
@@ -155,6 +156,11 @@ class Trainer:
                 self.model.encoder.compile(dynamic=True)
         self.wrapped = spread(self.model, ranks, config.dense_parallel)
         self.optimizer = make_optimizer(self.model, config)
+        self.peak = 1.0
+        if isinstance(self.model, Ranker):
+            half = self.precision == "bf16" and ranks.device.type == "cuda"
+            # Ranks work side by side, each on a device of its own.
+            self.peak = ranks.size * matmul_rate(ranks.device, torch.bfloat16 if half else torch.float32)
         self.position = Position()
         self.saved_step = -1
         self._restore(origin)
@@ -371,7 +377,8 @@ class Trainer:
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "sparse_lr": self.embeddings.lr,
                     **progress.rates(
-                        self.model.work.flops(self.model.encoder.config) if isinstance(self.model, Ranker) else 0
+                        self.model.work.flops(self.model.encoder.config) if isinstance(self.model, Ranker) else 0,
+                        self.peak,
                     ),
                 }
             )

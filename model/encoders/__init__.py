@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from model.encoders import hstu, mtgr
 from model.encoders.block import Encoder, EncoderConfig
 from model.encoders.hstu import Hstu, HstuConfig
 from model.encoders.mtgr import Mtgr, MtgrConfig
+from schemas.errors import UserError
+from tokenization import visibility
 
 PRESETS: dict[str, EncoderConfig] = {**mtgr.PRESETS, **hstu.PRESETS}
 """Configurations by the name `--model` takes."""
@@ -20,4 +24,28 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     raise TypeError(f"no encoder for {type(config).__name__}")
 
 
-__all__ = ["PRESETS", "Encoder", "EncoderConfig", "Hstu", "HstuConfig", "Mtgr", "MtgrConfig", "build_encoder"]
+def visibility_rule(config: EncoderConfig) -> visibility.Rule:
+    """The mask of a configuration.
+
+    Raises:
+        UserError: a window where there is none.
+    """
+    window, tail = (config.window, config.full_tail) if isinstance(config, HstuConfig) else (0, 0)
+    if config.visibility == "dynamic":
+        if window:
+            raise UserError(f"--set window={window}: the dynamic mask has no window; take visibility=targets or causal")
+        return visibility.mtgr
+    return partial(visibility.hstu, contextual=config.visibility == "targets", window=window, full_tail=tail)
+
+
+__all__ = [
+    "PRESETS",
+    "Encoder",
+    "EncoderConfig",
+    "Hstu",
+    "HstuConfig",
+    "Mtgr",
+    "MtgrConfig",
+    "build_encoder",
+    "visibility_rule",
+]

@@ -48,6 +48,9 @@ class EncoderConfig:
     """Width of a head's values, and of U."""
     activation: Literal["uvqk", "u"] = "uvqk"
     """SiLU after the projection: on all four (papers) or on the gate only (Meta's DLRM-v3 code)."""
+    visibility: Literal["dynamic", "targets", "causal"] = "dynamic"
+    """Who sees whom: MTGR's dynamic mask; HSTU's causal history with candidates as targets; the same with causal user tokens. No
+    candidate sees another under any."""
     input_norm: NormKind = "gln"
     output_norm: NormKind = "gln"
     gate: Order = "gate_norm"

@@ -26,6 +26,11 @@ HISTORY_GROUP = 1
 class HstuConfig(EncoderConfig):
     """HSTU's choices, and stochastic length."""
 
+    visibility: Literal["dynamic", "targets", "causal"] = "targets"
+    window: int = 0
+    """A token sees at most so many before it; 0: all."""
+    full_tail: int = 0
+    """With `window`: the last so many history tokens, and realtime tokens and candidates, see past it."""
     input_norm: NormKind = "layer"
     output_norm: NormKind = "layer"
     gate: Order = "norm_gate"

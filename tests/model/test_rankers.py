@@ -19,6 +19,7 @@ from tokenization.batch import Batch, Ragged
 from tokenization.embedding import Embeddings
 from tokenization.plan import make_plan
 from tokenization.reader import SampleReader
+from tokenization.tokens import arrange
 
 SMALL = ["mtgr-tiny", "hstu-tiny", "dlrm", "din", "dcn", "sasrec"]
 DAY = "2026-01-01"
@@ -110,6 +111,40 @@ def test_dlrm_interacts_as_a_loop_over_features_would(schema, batch: Batch, monk
     expected = dlrm.heads(dlrm.top(torch.cat([*vectors, torch.stack(dots, 1)], 1)))
     for task, logit in dlrm(batch).items():
         torch.testing.assert_close(logit, expected[task], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mtgr-tiny", "hstu-tiny"])
+@pytest.mark.parametrize(
+    ("settings", "first", "second"),
+    [
+        ({"visibility": "dynamic"}, "known", "known"),
+        ({"visibility": "targets"}, "known", "position"),
+        ({"visibility": "causal"}, "position", "position"),
+    ],
+)
+def test_who_sees_whom_is_a_field(name: str, settings: dict, first: str, second: str, schema, batch: Batch) -> None:
+    """User tokens see up to `first`, history tokens up to `second`; candidates always what came before their exposure."""
+    from random_samples import BOUNDARIES
+
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    tokens = build_model(*model_config(name, settings), embeddings, ["click"]).tokenizer(batch)
+    layout = arrange(schema, batch).layout
+    for group, sees in ((0, getattr(layout, first)), (1, getattr(layout, second)), (3, layout.known + layout.sees)):
+        rows = tokens.group_ids == group
+        assert rows.any() and torch.equal(tokens.end[rows].long(), sees[rows]) and not tokens.begin[rows].any()
+
+
+def test_a_window_is_a_field_of_hstu(schema, batch: Batch) -> None:
+    from random_samples import BOUNDARIES
+
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    settings = {"visibility": "causal", "window": "3"}
+    tokens = build_model(*model_config("hstu-tiny", settings), embeddings, ["click"]).tokenizer(batch)
+    assert int((tokens.end - tokens.begin).max()) == 3
+    with pytest.raises(UserError, match="the dynamic mask has no window"):
+        build_model(*model_config("hstu-tiny", {**settings, "visibility": "dynamic"}), embeddings, ["click"])
+    with pytest.raises(UserError, match="window: no such field"):
+        model_config("mtgr-tiny", {"window": "3"})
 
 
 def test_din_attends_as_a_loop_over_pairs_would(schema, batch: Batch) -> None:

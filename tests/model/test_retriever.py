@@ -14,8 +14,9 @@ import torch
 import schemas as s
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
+from model.ranker import model_config
 from model.report import print_metrics, write_report
-from model.retriever import ItemFrequency, item_feature
+from model.retriever import ItemFrequency, Retriever, item_feature
 from model.trainer import Trainer, train
 from schemas import UserError
 
@@ -164,6 +165,33 @@ def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch
         assert torch.equal(a, b), name
     assert float(whole.frequency.counts.sum()) > 0
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_state_knows_nothing_of_later_events(schema, samples: Path) -> None:
+    """User tokens stand before the history and are seen by it: they must not pass on what they see."""
+    from random_samples import BOUNDARIES
+
+    from tokenization.embedding import Embeddings
+    from tokenization.plan import make_plan
+    from tokenization.reader import SampleReader
+
+    torch.manual_seed(0)
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    for table in embeddings.tables.tables.values():
+        table.weight.mul_(30)
+    model = Retriever(embeddings, model_config("hstu-retrieval-tiny")[0]).eval()
+    batch = next(iter(SampleReader(samples / "samples", schema, DAYS[:1], shuffle=False, prefetch=0, token_budget=800)))
+    before, _ = model.states(batch)
+    history = batch.groups["history"]
+    last = history.offsets[1:][history.lengths > 0] - 1
+    history.features["item_id"][last] += 1
+    after, _ = model.states(batch)
+    earlier = torch.ones(len(before), dtype=torch.bool)
+    earlier[last] = False
+    torch.testing.assert_close(after[earlier], before[earlier], rtol=1e-4, atol=1e-5)
+    assert (after[last] - before[last]).abs().max() > 1e-3
+    with pytest.raises(UserError, match="only causal hides it"):
+        Retriever(embeddings, model_config("hstu-retrieval-tiny", {"visibility": "targets"})[0])
 
 
 def test_item_frequency_estimates_shares() -> None:

@@ -38,7 +38,7 @@ def config(schema, samples, tmp_path) -> TrainConfig:
 
 def steps(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    untimed = {"time", "samples_per_s", "tokens_per_s", "model_gflops_per_s"}
+    untimed = {"time", "samples_per_s", "tokens_per_s", "model_gflops_per_s", "mfu"}
     return [{k: v for k, v in row.items() if k not in untimed} for row in rows]
 
 
