@@ -154,13 +154,14 @@ class Trainer:
             if config.compile:
                 require_compiler()
                 self.model.encoder.compile(dynamic=True)
+        elif config.compile or config.recompute:
+            raise UserError(f"--compile and --recompute are for the encoders of mtgr and hstu; {config.model} has none")
         self.wrapped = spread(self.model, ranks, config.dense_parallel)
         self.optimizer = make_optimizer(self.model, config)
         self.peak = 1.0
         if isinstance(self.model, Ranker):
             half = self.precision == "bf16" and ranks.device.type == "cuda"
-            # Ranks work side by side, each on a device of its own.
-            self.peak = ranks.size * matmul_rate(ranks.device, torch.bfloat16 if half else torch.float32)
+            self.peak = matmul_rate(ranks.device, torch.bfloat16 if half else torch.float32)
         self.position = Position()
         self.saved_step = -1
         self._restore(origin)

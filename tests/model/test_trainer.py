@@ -84,6 +84,22 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     torch.use_deterministic_algorithms(False)
 
 
+def test_another_number_of_processes_resumes_between_epochs_only(config: TrainConfig, monkeypatch) -> None:
+    """As if two processes had written the checkpoint; tests/model/test_two_ranks.py has the processes."""
+    import model.trainer
+
+    load = model.trainer.load_dense
+
+    def of_two(folder: Path) -> dict:
+        state = load(folder)
+        return {**state, "readers": state["readers"] * 2}
+
+    train(dataclasses.replace(config, max_steps=1))
+    monkeypatch.setattr(model.trainer, "load_dense", of_two)
+    with pytest.raises(UserError, match=r"middle of an epoch by 2 processes and 1 resume it; .* --from-checkpoint"):
+        train(dataclasses.replace(config, max_steps=3))
+
+
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=2)
     sync = model.checkpoint.sync
@@ -342,6 +358,7 @@ def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_p
     refused("no complete checkpoint", from_checkpoint=tmp_path)
     if not torch.cuda.is_available():
         refused("no GPU", device="cuda")
+    refused("--compile and --recompute are for the encoders", model="din", recompute=True)
     with pytest.raises(UserError, match="training day too"):
         dataclasses.replace(config, eval_dates=DAYS[:1])
     with pytest.raises(UserError, match="--epochs 0"):
