@@ -90,10 +90,10 @@ class TorchTable:
         for chunk in torch.split(torch.arange(table.rows, device=device), INIT_CHUNK):
             self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
         self.steps = 0
-        self.second = torch.zeros(table.rows, **place)  # type: ignore[arg-type]
+        self.second = torch.zeros(table.rows, **place)
         """[rows]: sum (Adagrad) or running mean (Adam) of each row's mean squared gradient."""
         adam = table.optimizer.kind == "rowwise_adam"
-        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), **place)  # type: ignore[arg-type]
+        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), **place)
         """[rows, dim]: Adam's first moment."""
         self.gathered: list[tuple[Tensor, Tensor]] = []
 
