@@ -75,7 +75,7 @@ class Row:
 
 
 def attention_launches(
-    dtype: torch.dtype, heads: int, dim: int, value_dim: int, kind: str, device: str = "cpu"
+    dtype: torch.dtype, heads: int, dim: int, value_dim: int, kind: str, device: str = "cpu", seed: int = 7
 ) -> list[Launch]:
     """Forward, dQ and dKV of one shape; kind: "plain", "bias" (with gradients of both tables and a divisor of each
     query's own), "dropout", "delta" or "tma" (only the configurations that load by it)."""
@@ -94,7 +94,7 @@ def attention_launches(
         stamps = torch.zeros(tokens, dtype=torch.int64, device=device)
         tables = (torch.zeros(rows, heads, device=device) for rows in (513, 64))
         bias = RelativeBias(*tables, stamps)
-    rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, 7)
+    rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, seed)
     with tma(kind == "tma"), recording() as launches:
         attention_triton.forward(q, k, v, *rest)
         if kind != "delta":
@@ -314,8 +314,8 @@ def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
             seen.add(name)
             for arch in (a for a in archs if a in case.archs):
                 chosen = launch.configs(arch)
-                if launch.constants.get("DESCRIBED"):
-                    chosen = [config for config in chosen if config.kwargs["TMA"]]
+                if case.name.endswith(" tma") and not launch.constants["DESCRIBED"]:
+                    continue  # As in the plain case.
                 work += [Job(launch, config, case.name, case.dtype, arch) for config in chosen[: 1 if quick else None]]
     return work
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels import attention_blocked
 from kernels.dispatch import backend_for, draw_seed
-from kernels.interval import Problem
+from kernels.interval import Problem, check_if_asked
 
 Divisor = Literal["length", "visible"] | int
 
@@ -84,10 +84,10 @@ def interval_attention(
         max_length: tokens of the longest sample, if the host knows it: what the autotuner keys on, else the mean length.
 
     Returns: [T, H, Dv], dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
-        nothing but
-    that sample: never on the batch's other lengths.
+        nothing but that sample: never on the batch's other lengths.
 
-    Raises: TypeError for wrong dtypes, ValueError for wrong shapes or, on CPU, intervals that leave their sample.
+    Raises: TypeError for wrong dtypes, ValueError for wrong shapes or intervals that leave their sample; the latter on
+        GPU only under `GENRANK_KERNELS_CHECK=1` (otherwise they are clamped to it).
     """
     check_inputs(q, k, v, offsets, offsets, begin, end, bias)
     scale = row_scale(divisor, offsets, offsets, None, begin, end)
@@ -319,6 +319,7 @@ def _forward(
     if backend_for(q) == "triton":
         from kernels import attention_triton
 
+        check_if_asked(problem, len(k))
         return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
     return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
 

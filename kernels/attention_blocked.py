@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.interval import Problem, planned
+from kernels.interval import Problem, check_problem, planned
 
 if TYPE_CHECKING:
     from kernels.attention import RelativeBias
@@ -305,7 +305,7 @@ def make_plan(problem: Problem, key_tokens: int, heads: int) -> Plan:
     starts, k_starts = problem.q_offsets.numpy().astype(np.int64), problem.k_offsets.numpy().astype(np.int64)
     tokens = len(problem.begin)
     sample = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    check_intervals(problem, sample, key_tokens)
+    check_problem(problem, key_tokens)
     first_key = k_starts[sample]
     own = np.arange(tokens, dtype=np.int64) if problem.q_positions is None else first_key + problem.q_positions.numpy()
     begin, end = first_key + problem.begin.numpy(), first_key + problem.end.numpy()
@@ -373,28 +373,6 @@ def make_plan(problem: Problem, key_tokens: int, heads: int) -> Plan:
 def by_head(tokens: NDArray[np.int64], heads: int) -> NDArray[np.int64]:
     """Rows [count, heads, n] of tokens [count, n]."""
     return tokens[:, None, :] * heads + np.arange(heads)[:, None]
-
-
-def check_intervals(problem: Problem, sample: NDArray[np.int64], key_tokens: int) -> None:
-    """A wrong interval would silently read another sample; here it costs little to say so."""
-    for name, offsets, tokens in (("q", problem.q_offsets, len(problem.begin)), ("k", problem.k_offsets, key_tokens)):
-        wrong = len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != tokens
-        if wrong or bool((offsets[1:] < offsets[:-1]).any()):
-            raise ValueError(f"{name} offsets must rise from 0 to {tokens}, the number of {name} tokens")
-    lengths = (problem.k_offsets[1:] - problem.k_offsets[:-1]).numpy()[sample]
-    begin, end = problem.begin.numpy(), problem.end.numpy()
-    outside = (begin < end) & ((begin < 0) | (end > lengths))
-    if outside.any():
-        at = int(outside.argmax())
-        raise ValueError(
-            f"token {at} sees keys [{begin[at]}, {end[at]}) of its sample, which has {lengths[at]}; intervals are local"
-        )
-    if problem.q_positions is not None:
-        positions = problem.q_positions.numpy()
-        wrong_position = (positions < 0) | (positions >= lengths)
-        if wrong_position.any():
-            at = int(wrong_position.argmax())
-            raise ValueError(f"q_positions[{at}] is {positions[at]}, but its sample has {lengths[at]} keys")
 
 
 def cut(starts: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> Chunks:

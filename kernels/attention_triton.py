@@ -55,12 +55,12 @@ def shape_descriptors(named: dict[str, Any]) -> None:
         *(("k_desc", "BLOCK_N", "WIDTH"), ("v_desc", "BLOCK_N", "VALUE_WIDTH")),
         *(("q_desc", "BLOCK_M", "WIDTH"), ("above_desc", "BLOCK_M", "VALUE_WIDTH")),
     ):
-        if name in named:
+        if named.get(name) is not None:
             named[name].block_shape = [named[block], named[width]]
 
 
 def configs(*blocks: tuple[int, int, int, int]) -> list[triton.Config]:
-    """The largest blocks also loading by TMA, then all of them without; the interpreter takes the last one."""
+    """The largest blocks loading by TMA, then all of them without; the interpreter takes the last one."""
     return [*(config(*b, tma=True) for b in blocks if max(b[:2]) == 128), *(config(*b) for b in blocks)]
 
 
@@ -88,7 +88,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """Whether accumulators and score tiles stay in registers and tiles in shared memory."""
     rows, keys, warps = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], chosen.num_warps
-    if chosen.kwargs["TMA"] and not (arguments["DESCRIBED"] and arch >= 90):
+    if chosen.kwargs["TMA"] != arguments["DESCRIBED"] or (chosen.kwargs["TMA"] and arch < 90):
         return False
     width, dtype = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].dtype
     kernel = "kv" if "dk_data" in arguments else "dq" if "dq_data" in arguments else "forward"
@@ -97,8 +97,6 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     wide_dk = kernel == "kv" and arguments["WANT_K"] and width > 128 and arch >= 100
     least = (dtype.itemsize == 4 and width >= 128) or biased_dq or (wide_dk and dtype == torch.float16)
     if (rows == 16) != least:
-        return False
-    if chosen.kwargs["TMA"] and kernel != "forward" and width > 128:
         return False
     if (rows, keys, warps) == (32, 32, 8) and not (biased and (kernel != "kv" or width > 64)):
         return False
@@ -222,11 +220,15 @@ def backward(
     plan = planned(problem, ("triton", len(k)), lambda: make_plan(problem, len(k)))
     sums = [torch.zeros(t.shape, dtype=torch.int64, device=t.device) for t in tables]
     fixed_point = fixed_point_for(grad, v, scale, dropout, plan) if tables else scale
-    position_sum = sums[0] if bias.position_table is not None else plan.q_row
-    time_sum = sums[-1] if bias.time_table is not None else plan.q_row
+    # Never another argument in their place: the autotuner sets them to zero between its trials.
+    unused = plan.q_row.new_empty(1)
+    position_sum = sums[0] if bias.position_table is not None else unused
+    time_sum = sums[-1] if bias.time_table is not None else unused
     where = [problem.q_offsets, problem.begin, problem.end, scale]
     biases, numbers = pointers(bias, scale), scalars(bias, alpha, dropout, seed, q)
-    bucket, described = bucket_of(problem, longest), descriptors(k, v)
+    # Beyond 128 columns, the sums of dK and dV do not fit one program's registers: a pass for each. Nor does TMA fit.
+    wide = max(q.shape[2], v.shape[2]) > 128
+    bucket, described = bucket_of(problem, longest), (None, None) if wide else descriptors(k, v)
     backward_q_tuned(
         per_unit(len(plan.q_sample), q.shape[1], "BLOCK_M"),
         [
@@ -237,9 +239,7 @@ def backward(
         | {"GRAD_POSITION": bias.position_table is not None, "GRAD_TIME": bias.time_table is not None},
         chosen,
     )
-    # Beyond 128 columns, the sums of dK and dV do not fit one program's registers: a pass for each.
-    wide = max(q.shape[2], v.shape[2]) > 128
-    described = descriptors(q, grad)
+    described = (None, None) if wide else descriptors(q, grad)
     for wanted in ((True, False), (False, True)) if wide else ((True, True),):
         backward_kv_tuned(
             per_unit(len(plan.k_sample), q.shape[1], "BLOCK_N"),
@@ -268,8 +268,8 @@ def bucket_of(problem: Problem, longest: int) -> int:
 
 
 def descriptors(*streamed: Tensor) -> tuple[TensorDescriptor | None, ...]:
-    """Of the tensors that a kernel streams, for TMA; None where it cannot be used. `GENRANK_TMA=1` lets the autotuner
-    try it: no device has shown yet that it pays."""
+    """Of the tensors that a kernel streams, for TMA; None where it cannot be used. Only `GENRANK_TMA=1` asks for it: no
+    device has shown yet that it pays."""
     none = (None,) * len(streamed)
     if os.environ.get("GENRANK_TMA") != "1":
         return none

@@ -58,8 +58,8 @@ def place_kernel(keys, rows, ids, new_rows, taken, count, mask, BLOCK: tl.conste
         tl.store(rows + slot, row, mask=won)
         fresh += tl.where(won & (key == EMPTY_KEY), 1, 0)
         active = active & (won == 0)
-        # A lane that lost the slot looks at it again: another id is there now.
-        slot = tl.where(vacant, slot, (slot + 1) & mask)
+        # Also past a slot that it lost: another id is there now, whatever this processor's cache still says.
+        slot = (slot + 1) & mask
     tl.atomic_add(taken, tl.sum(fresh, 0))
 
 

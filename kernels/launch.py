@@ -66,8 +66,9 @@ class Tuned:
         self.kernel = kernel
         self.configs = list(configs)
         self.fits = fits
+        self.sums = list(sums)
         prune = {"early_config_prune": lambda configs, named, **kwargs: self.usable({**named, **kwargs})}
-        self.tuner = triton.autotune(self.configs, list(key), prune_configs_by=prune, reset_to_zero=list(sums) or None)(
+        self.tuner = triton.autotune(self.configs, list(key), prune_configs_by=prune, reset_to_zero=self.sums or None)(
             kernel
         )
 

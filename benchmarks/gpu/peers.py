@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.shapes import Shape
+from benchmarks.gpu.shapes import META_TMA, Shape
 from benchmarks.kernels_cases import Batch
 
 META = Path(__file__).parents[2] / "peers" / "generative-recommenders"
@@ -35,9 +35,20 @@ def meta_module() -> Any:
     return triton_hstu_attention
 
 
+def meta_kernels() -> list[Any]:
+    """Its two autotuned kernels, without the configurations of fewer than 2048 pairs a block: they cannot win at these
+    head dims and lengths, and compiling them would take the minutes that there are."""
+    meta = meta_module()
+    kernels = [meta._hstu_attn_fwd, meta._hstu_attn_bwd]
+    for kernel in kernels:
+        kernel.configs = [c for c in kernel.configs if c.kwargs["BLOCK_M"] * c.kwargs["BLOCK_N"] >= 2048]
+    return kernels
+
+
 def meta_runs(shape: Shape, batch: Batch, q: Tensor, k: Tensor, v: Tensor, upstream: Tensor) -> dict[str, Run]:
-    """Meta's Triton kernel with the runtime length in its autotune key and samples sorted by length; with and, where
-    there is TMA, also by TMA, which wants contiguous tensors."""
+    """Meta's Triton kernel with the runtime length in its autotune key and samples sorted by length; for the shapes that
+    matter most also by TMA, which wants contiguous tensors."""
+    meta_kernels()
     meta = meta_module()
     from generative_recommenders.common import set_use_runtime_max_seq_len
 
@@ -52,7 +63,8 @@ def meta_runs(shape: Shape, batch: Batch, q: Tensor, k: Tensor, v: Tensor, upstr
             num_targets=targets, max_attn_len=shape.window, sort_by_length=True, enable_tma=tma,
         )  # fmt: skip
 
-    settings = [False, True] if torch.cuda.get_device_capability()[0] >= 9 else [False]
+    by_tma = shape.name in META_TMA and torch.cuda.get_device_capability()[0] >= 9
+    settings = [False, True] if by_tma else [False]
     return {"tma" if tma else "pointers": Run(run(tma), leaves, upstream) for tma in settings}
 
 

@@ -47,7 +47,7 @@ def check_attention(
     heads, tokens = 2, batch.tokens
     base = [torch.randn(tokens, heads, d, generator=generator).to(session.device, dtype) for d in (dims[0], *dims)]
     upstream = torch.randn(tokens, heads, dims[1], generator=generator).to(session.device, dtype)
-    tables = [torch.randn(n, heads, generator=generator).to(session.device) for n in (101, 24)] if bias else []
+    tables = [torch.randn(n, heads, generator=generator).to(session.device) for n in (513, 64)] if bias else []
     # Powers of 7 keep time differences off the buckets' edges, where two correct logarithms may disagree.
     stamps = (7 ** torch.randint(0, 6, (tokens,), generator=generator)).to(session.device)
 

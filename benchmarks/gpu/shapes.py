@@ -50,13 +50,15 @@ def shapes(rehearse: bool) -> Iterator[Shape]:
     for k in (32, 300, 1024):
         yield Shape(f"mtgr K={k} H2 D256", lambda k=k: mtgr(64, 1000, 100, k), 2, 256, 1100 + k)
     yield Shape("targets K=1024 N=2124 H2 D256", lambda: hstu([2124] * 64, 1024), 2, 256, 2124, targets=1024)
-    for n in (2048, 8192, 16384, 512):
+    for n in (2048, 8192, 512):
         yield Shape(f"causal N={n}", lambda n=n: hstu(uniform(tokens // n, n)), 4, 128, n, targets=0)
     for n in (1024, 4096):
         yield Shape(f"targets 20 N={n}", lambda n=n: hstu(uniform(tokens // n, n), 20), 4, 128, n, targets=20)
     yield Shape("zipf N=4096", lambda: hstu(zipf(512, 4096)), 4, 128, 4096, targets=0)
     window = hstu(uniform(32, 8192), window=1024)
     yield Shape("window 1024 N=8192", lambda: window, 4, 128, 8192, targets=0, window=1024)
+    n = 16384
+    yield Shape(f"causal N={n}", lambda: hstu(uniform(tokens // n, n)), 4, 128, n, targets=0)
     for k in (32, 300, 1024):
         yield Shape(f"mtgr K={k} H3 D256", lambda k=k: mtgr(64, 1000, 100, k), 3, 256, 1100 + k)
 
@@ -65,3 +67,5 @@ FLEX = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=300 H2 D256", "zipf N=40
 """FlexAttention compiles for each shape, half a minute each: these four."""
 TMA = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=8")
 """Where loading by TMA is tried."""
+META_TMA = ("causal N=4096", "targets K=1024 N=2124 H2 D256")
+"""Where Meta's is."""

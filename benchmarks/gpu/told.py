@@ -16,6 +16,11 @@ def of_section(results: dict[str, Any], section: str) -> list[dict[str, Any]]:
     return [row for row in results["rows"] if row["section"] == section]
 
 
+def timed(results: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
+    """By name, the rows that have times."""
+    return {row["name"]: row for row in of_section(results, section) if "forward_ms" in row}
+
+
 def wrong(results: dict[str, Any]) -> list[str]:
     """Checks that failed, the tuned kernels' included. A check that could not run is wrong, one left out is not."""
     names = [row["name"] for row in of_section(results, "right") if not row.get("right") and not row.get("left_out")]
@@ -27,7 +32,7 @@ def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
     """(what must show, what was measured, whether it does); None where it was not measured."""
     ceiling = ceilings(results)
     matmul, copy = ceiling["matmul_tflops"], ceiling["copy_gb_s"]
-    rows = {row["name"]: row for row in of_section(results, "attention") if "genrank" in row}
+    rows, meta = timed(results, "attention"), timed(results, "meta")
     told: list[tuple[str, str, bool | None]] = []
 
     def add(what: str, values: list[float], least: float, unit: str = "") -> None:
@@ -35,18 +40,15 @@ def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
         text = f"{min(values):.2f}{unit} to {max(values):.2f}{unit}" if values else "not measured"
         told.append((what, text, min(values) >= least if values else None))
 
-    long = [rows[f"causal N={n}"]["genrank"] for n in (4096, 8192, 16384) if f"causal N={n}" in rows]
+    long = [rows[f"causal N={n}"] for n in (4096, 8192, 16384) if f"causal N={n}" in rows]
     add("forward >= 60 % of matmul, D 128, N >= 4096 causal", [r["forward_tflops"] / matmul for r in long], 0.6)
     add("backward >= 50 % of matmul, D 128, N >= 4096 causal", [r["backward_tflops"] / matmul for r in long], 0.5)
-    meta = {n: r["meta_triton"] for n, r in rows.items() if "forward_ratio" in r.get("meta_triton", {})}
-    own = [r for n, r in meta.items() if "K=1024" not in n]
-    for direction in ("forward", "backward"):
-        add(f">= 1.3x Meta's Triton, {direction}, at its shapes", [r[f"{direction}_ratio"] for r in own], 1.3, "x")
-        many = [r[f"{direction}_ratio"] for n, r in meta.items() if "K=1024" in n]
-        add(f">= 2x Meta's Triton, {direction}, at K = 1024", many, 2.0, "x")
-    by_k = [
-        rows[f"mtgr K={k} H2 D256"]["genrank"]["forward_ms"] for k in (32, 300, 1024) if f"mtgr K={k} H2 D256" in rows
-    ]
+    for way in ("forward", "backward"):
+        ratios = {name: row[f"{way}_ms"] / rows[name][f"{way}_ms"] for name, row in meta.items() if name in rows}
+        own = [ratio for name, ratio in ratios.items() if "K=1024" not in name]
+        add(f">= 1.3x Meta's Triton, {way}, at its shapes", own, 1.3, "x")
+        add(f">= 2x Meta's Triton, {way}, at K = 1024", [r for name, r in ratios.items() if "K=1024" in name], 2.0, "x")
+    by_k = [rows[f"mtgr K={k} H2 D256"]["forward_ms"] for k in (32, 300, 1024) if f"mtgr K={k} H2 D256" in rows]
     if len(by_k) == 3:
         slopes = ((by_k[1] - by_k[0]) / 268, (by_k[2] - by_k[1]) / 724)
         told.append(
@@ -90,12 +92,8 @@ def page(results: dict[str, Any]) -> str:
         "attention | forward ms | TFLOPS | % matmul | backward ms | TFLOPS | % matmul | Meta fwd, bwd | Flex fwd, bwd"
     )
     lines += ["", f"| {heads} |", "|---|---|---|---|---|---|---|---|---|"]
-    flex = {row["name"]: row for row in of_section(results, "flex")}
     for row in of_section(results, "attention"):
-        if "genrank" not in row:
-            lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | | | |")
-            continue
-        lines.append(attention_line(row, flex.get(row["name"], {}), ceiling["matmul_tflops"]))
+        lines.append(attention_line(results, row, ceiling["matmul_tflops"]))
     lines += ["", "| by TMA | forward ms | TFLOPS | backward ms | TFLOPS |", "|---|---|---|---|---|"]
     for row in of_section(results, "tma"):
         cells = [row.get(f"{way}_{what}", "-") for way in ("forward", "backward") for what in ("ms", "tflops")]
@@ -116,22 +114,21 @@ def page(results: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def attention_line(row: dict[str, Any], flex: dict[str, Any], matmul: float) -> str:
-    ours, cells = row["genrank"], [row["name"]]
+def attention_line(results: dict[str, Any], row: dict[str, Any], matmul: float) -> str:
+    name, cells = row["name"], []
+    if "forward_ms" not in row:
+        return f"| {name} | {row.get('error') or row.get('left_out')} | | | | | | | |"
     for way in ("forward", "backward"):
-        rate = ours[f"{way}_tflops"]
-        cells += [f"{ours[f'{way}_ms']:.3f}", f"{rate:.0f}", f"{100 * rate / matmul:.0f}"]
-    meta = row.get("meta_triton", {"not_measured": "cannot express it"})
-    cells.append(
-        f"{meta['forward_ratio']}x, {meta['backward_ratio']}x"
-        if "forward_ratio" in meta
-        else meta.get("not_measured", "-")
-    )
-    if "forward_ms" in flex:
-        cells.append(", ".join(f"{flex[f'{way}_ms'] / ours[f'{way}_ms']:.2f}x" for way in ("forward", "backward")))
-    else:
-        cells.append(flex.get("error") or flex.get("left_out") or "-")
-    return "| " + " | ".join(cells) + " |"
+        rate = row[f"{way}_tflops"]
+        cells += [f"{row[f'{way}_ms']:.3f}", f"{rate:.0f}", f"{100 * rate / matmul:.0f}"]
+    for section in ("meta", "flex"):
+        peer = next((peer for peer in of_section(results, section) if peer["name"] == name), {})
+        if "forward_ms" in peer:
+            ratios = [peer[f"{way}_ms"] / row[f"{way}_ms"] for way in ("forward", "backward")]
+            cells.append(", ".join(f"{ratio:.2f}x" for ratio in ratios))
+        else:
+            cells.append(peer.get("error") or peer.get("left_out") or "-")
+    return "| " + " | ".join([name, *cells]) + " |"
 
 
 def plot(results: dict[str, Any]) -> None:
@@ -143,21 +140,21 @@ def plot(results: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in of_section(results, "attention") if "genrank" in row]
-    flex = {row["name"]: row for row in of_section(results, "flex")}
-    rows = [{**row, "flex_attention": flex.get(row["name"], {})} for row in rows]
-    if not rows:
+    sections = {"attention": "genrank", "meta": "Meta's Triton", "flex": "FlexAttention"}
+    names = list(timed(results, "attention"))
+    if not names:
         return
-    figure, axes = pyplot.subplots(1, 2, figsize=(14, 0.4 * len(rows) + 2), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 0.4 * len(names) + 2), sharey=True)
     for axis, way in zip(axes, ("forward", "backward"), strict=True):
-        for shift, who in enumerate(("genrank", "meta_triton", "flex_attention")):
-            at = [i + 0.27 * (shift - 1) for i, r in enumerate(rows) if f"{way}_tflops" in r.get(who, {})]
-            rates = [r[who][f"{way}_tflops"] for r in rows if f"{way}_tflops" in r.get(who, {})]
-            axis.barh(at, rates, height=0.25, label=who)
+        for shift, (section, who) in enumerate(sections.items()):
+            rows = timed(results, section)
+            at = [i + 0.27 * (shift - 1) for i, name in enumerate(names) if name in rows]
+            axis.barh(at, [rows[name][f"{way}_tflops"] for name in names if name in rows], height=0.25, label=who)
         axis.axvline(ceilings(results)["matmul_tflops"], color="black", linestyle=":", label="matrix product")
         axis.set_title(f"{way}, TFLOPS over visible pairs")
-        axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
-        axis.invert_yaxis()
+        axis.set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()  # The axes share it.
     axes[1].legend()
     figure.tight_layout()
     figure.savefig(PLOT, dpi=110)
+    pyplot.close(figure)

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from io import StringIO
-from typing import Any
 
 import torch
 import triton
 
-from benchmarks.gpu.peers import META, meta_module, meta_runs
+from benchmarks.gpu.peers import META, meta_kernels, meta_runs
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import Shape, shapes
 from benchmarks.kernels_cases import hstu
-from benchmarks.kernels_compile import attention_launches, idmap_launches, jagged_launches, norm_launches
+from benchmarks.kernels_compile import (
+    attention_launches,
+    idmap_launches,
+    jagged_launches,
+    norm_launches,
+    projection_launches,
+)
 from kernels.launch import Launch
 
 
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:
-    """What will be launched, and whether the autotuner will try all its configurations (or the first one alone)."""
+    """What will be launched, and whether the autotuner will try all its configurations (or the first one alone).
+
+    With the seed and the table sizes of the checks: whether an integer is a multiple of 16 is part of what is compiled."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    for dim in (128, 256):
-        for launch in attention_launches(bf16, 4, dim, dim, "plain", device):
-            yield launch, True
+    for kind in ("plain", "tma"):
+        for dim in (128, 256):
+            for launch in attention_launches(bf16, 4, dim, dim, kind, device, seed=0):
+                yield launch, True
     for dtype, dims, kind in (
         *((bf16, (64, 64), "plain"), (bf16, (48, 128), "bias"), (fp16, (48, 128), "bias"), (fp32, (48, 128), "bias")),
         *((bf16, (64, 64), "delta"), (fp16, (64, 64), "delta"), (fp32, (64, 64), "delta")),
     ):
-        for launch in attention_launches(dtype, 2, *dims, kind, device):
+        for launch in attention_launches(dtype, 2, *dims, kind, device, seed=0):
             yield launch, False
+    for dim, outer in ((512, 2048), (1024, 4096)):
+        for launch in projection_launches(bf16, dim, outer, 1, device):
+            yield launch, True
     for dim in (512, 1024):
         for gate in (0, 1, 2):
             for launch in norm_launches(bf16, dim, 4, gate, 0.0, device):
@@ -69,24 +78,26 @@ def warm(session: Session, part: int, parts: int) -> None:
 def compile_for_launch(launch: Launch, config: triton.Config) -> None:
     """Into Triton's cache, by the path that a launch takes, without running."""
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.pre_hook is not None:
+        named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        config.pre_hook({**named, **launch.constants, **config.kwargs})
     launch.kernel.warmup(*launch.arguments, grid=(1,), **launch.constants, **config.kwargs, **options)
 
 
 def warm_meta(session: Session, part: int, parts: int) -> None:
     """A part of Meta's configurations each, by running them on a tiny batch."""
-    with redirect_stdout(StringIO()):
-        meta = meta_module()
-    kernels: list[Any] = [meta._hstu_attn_fwd, meta._hstu_attn_bwd]
-    for kernel in kernels:
+    for kernel in meta_kernels():
         kernel.configs = kernel.configs[part::parts] or kernel.configs[:1]
-    variants = {(s.heads, s.dim, bool(s.targets), s.window): s for s in shapes(False) if s.targets is not None}
+    variants = {(s.dim, bool(s.targets), s.window): s for s in shapes(False) if s.targets is not None}
     for shape in variants.values():
         batch = hstu([64] * 16, min(shape.targets or 0, 32)).to(session.device)
         q, k, v, above = (
             torch.randn(batch.tokens, shape.heads, shape.dim, device=session.device, dtype=torch.bfloat16)
             for _ in range(4)
         )
-        tiny = Shape("tiny", lambda b=batch: b, shape.heads, shape.dim, 64, min(shape.targets or 0, 32), shape.window)
+        tiny = Shape(
+            shape.name, lambda b=batch: b, shape.heads, shape.dim, 64, min(shape.targets or 0, 32), shape.window
+        )
         for run in meta_runs(tiny, batch, q, k, v, above).values():
             if session.left() <= 0:
                 return

@@ -1,4 +1,4 @@
-"""Kernels run in Triton's interpreter here: a machine with a GPU proves them with benchmarks/gpu.py instead."""
+"""Kernels run in Triton's interpreter here: a machine with a GPU proves them with benchmarks/gpu instead."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from kernels.attention import (
     row_scale,
 )
 from kernels.interval import Problem
+from kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch
 
@@ -122,7 +124,7 @@ def test_long_samples_of_every_mask(mask: str) -> None:
     check_error(Case(batch, torch.float32, (16, 16), 1, "none", "length"), torch.float32, BLOCKS[-1])
 
 
-@pytest.mark.parametrize(("dims", "heads", "divisor"), [((64, 32), 2, "length"), ((256, 16), 1, "visible")])
+@pytest.mark.parametrize(("dims", "heads", "divisor"), [((64, 32), 2, "length"), ((128, 16), 1, "visible")])
 def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The configurations for TMA read the same tiles, of heads that lie side by side in one row."""
     monkeypatch.setenv("GENRANK_TMA", "1")
@@ -131,10 +133,19 @@ def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, mo
     check_error(case, torch.float32, attention_triton.config(64, 32, 4, 1, tma=True))
 
 
+def test_the_autotuner_keys_on_the_batchs_own_length() -> None:
+    """Short batches never inherit the choice made for long ones: the longest sample decides, where the host knows it."""
+    problem = Case(make_batch([100, 20, 3, 1], "causal"), torch.float32, (16, 16), 1, "none", "length").problem
+    assert attention_triton.bucket_of(problem, -1) == 32
+    assert attention_triton.bucket_of(problem, 100) == 128
+    for tuned in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
+        assert "bucket" in getattr(attention_triton, tuned).tuner.keys
+
+
 @pytest.mark.parametrize("dims", [(256, 256), (128, 256), (200, 16)])
 def test_wide_heads(dims: tuple[int, int]) -> None:
     """Beyond 128 columns dK and dV take a pass each."""
-    batch = make_batch([40, 0, 1, 70], "random", seed=3)
+    batch = make_batch([20, 0, 1, 40], "random", seed=3)
     check_error(Case(batch, torch.float16, dims, 1, "position time", "visible"), torch.float16, BLOCKS[0])
 
 
@@ -151,6 +162,19 @@ def test_backward_is_deterministic() -> None:
     case = Case(make_batch([50, 13], "mtgr", seed=2), torch.float16, (16, 16), 2, "position time", "length")
     for a, b in zip(case.kernels(BLOCKS[0]), case.kernels(BLOCKS[0]), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bias", ["none", "position", "time"])
+def test_the_autotuner_clears_nothing_but_sums(bias: str) -> None:
+    """Between trials it sets the sums to zero: an argument that stood in for an absent one would be lost with it."""
+    case = Case(make_batch([9, 4], "causal"), torch.float32, (16, 16), 1, bias, "length")
+    with recording() as launches:
+        attention_triton.backward(case.upstream, *case.inputs, case.problem, case.scale, case.bias, case.alpha)
+    for launch in launches:
+        named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        for name in launch.tuned.sums:
+            others = [x for key, x in named.items() if key not in launch.tuned.sums and isinstance(x, Tensor)]
+            assert all(named[name].data_ptr() != x.data_ptr() for x in others), name
 
 
 def test_table_gradients_survive_tiny_and_infinite_upstreams() -> None:
@@ -185,8 +209,15 @@ def test_dropout_is_one_mask_in_forward_and_backward() -> None:
     assert abs(share - 0.6) < 4 * math.sqrt(0.24 / int((clean != 0).sum()))
     assert torch.equal(weights(5, BLOCKS[2]) != 0, kept), "the mask depends on the blocks"
     assert not torch.equal(weights(6, BLOCKS[0]) != 0, kept)
-    dv = attention_triton.backward(case.upstream, *case.inputs, *rest, 5, chosen=BLOCKS[1])[2]
-    torch.testing.assert_close(dv[:, 0], dropped.t() @ case.upstream[:, 0], rtol=1e-4, atol=1e-5)
+    leaves = [x.double().requires_grad_() for x in case.inputs]
+    ends = batch.offsets.tolist()
+    keep = [(kept[a:b, a:b] / 0.6)[None] for a, b in itertools.pairwise(ends)]
+    out = reference_attention(*leaves, *case.problem, case.scale.double(), RelativeBias(), case.alpha, keep)
+    want = torch.autograd.grad(out, leaves, case.upstream.double())
+    for got, exact in zip(
+        attention_triton.backward(case.upstream, *case.inputs, *rest, 5, chosen=BLOCKS[1]), want, strict=True
+    ):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
 
 
 def attention_dense(case: Case) -> Tensor:
@@ -228,3 +259,21 @@ def test_strided_heads_and_autograd_through_the_op(monkeypatch: pytest.MonkeyPat
     blocked = run()
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
     torch.testing.assert_close(run(), blocked, rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_values_are_named_on_request_and_harmless_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does not check by default is clamped to its sample: no other sample's tokens are read."""
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    batch = make_batch([6, 4], "causal")
+    q, k, v = (torch.randn(10, 1, 16) for _ in range(3))
+    begin, end = batch.begin - 7, torch.where(torch.arange(10) % 6 == 5, 100, batch.end).int()
+    k[6:] = v[6:] = torch.inf
+    out = interval_attention(q, k, v, batch.offsets, begin, end, max_length=6)
+    clamped = interval_attention(q, k, v, batch.offsets, begin.clamp(min=0), torch.minimum(end, torch.tensor(6)).int())
+    assert out[:6].isfinite().all() and torch.equal(out[:6], clamped[:6])
+    monkeypatch.setenv("GENRANK_KERNELS_CHECK", "1")
+    with pytest.raises(ValueError, match=r"token 0 sees keys \[-7, 1\) of its sample, which has 6"):
+        interval_attention(q, k, v, batch.offsets, begin, end)
+    with pytest.raises(ValueError, match=r"q_positions\[1\] is 6, but its sample has 6 keys"):
+        rows = (torch.tensor([0, 6], dtype=torch.int32), batch.begin[:2], batch.end[:2])
+        delta_attention(q[:2], k, v, torch.tensor([0, 2, 2]), batch.offsets, *rows)

@@ -38,6 +38,8 @@ def test_concat_and_split(parts: int, samples: int, index: torch.dtype, data: st
             assert torch.equal(offsets, torch.stack([o for _, o in given_parts]).sum(0).to(index))
             assert torch.equal(values, torch.cat([values[:0], *want]))
             back = jagged_split(values, offsets, [o for _, o in given_parts])
+            told = jagged_split(values, offsets, [o for _, o in given_parts], [len(v) for v, _ in given_parts])
+            assert all(torch.equal(a, b) for a, b in zip(back, told, strict=True))
             assert all(torch.equal(a, b) for a, (b, _) in zip(back, given_parts, strict=True))
             weights = [torch.randn_like(part) for part in back]
             loss = sum(((part * w).sum() for part, w in zip(back, weights, strict=True)), torch.zeros(()))
@@ -96,6 +98,9 @@ def test_registered_as_pytorch_wants() -> None:
     groups = torch.tensor([0, 1, 1], dtype=torch.int32)
     weight, bias = torch.randn(2, 16, 16, requires_grad=True), torch.randn(2, 16, requires_grad=True)
     torch.library.opcheck(torch.ops.genrank.grouped_linear, (parts[0], groups, weight, bias))
+    plain = [t.detach() for t in (torch.randn(3, 16), parts[0], weight, bias)]
+    backward = (plain[0], plain[1], groups, plain[2], plain[3])
+    torch.library.opcheck(torch.ops.genrank.grouped_linear_backward, backward)
     encode = (
         parts[0],
         torch.randn(5, 16, requires_grad=True),
@@ -115,5 +120,7 @@ def test_bad_input_is_named() -> None:
         jagged_concat([part, (torch.randn(3, 4), torch.tensor([0, 3]))])
     with pytest.raises(ValueError, match=r"parts must be \[tokens, 4\]"):
         jagged_concat([part, (torch.randn(3, 5), torch.tensor([0, 1, 3]))])
+    with pytest.raises(ValueError, match="1 part_offsets and 2 part_tokens"):
+        jagged_split(part[0], part[1], [part[1]], [1, 2])
     with pytest.raises(ValueError, match="6 tokens together, values has 3"):
         jagged_split(part[0], part[1], [part[1], part[1]])
