@@ -151,12 +151,20 @@ def attention_cases() -> Iterator[Case]:
 
 
 def norm_launches(
-    dtype: torch.dtype, dim: int, groups: int, gate: int, dropout: float, device: str = "cpu"
+    dtype: torch.dtype,
+    dim: int,
+    groups: int,
+    gate: int,
+    dropout: float,
+    device: str = "cpu",
+    seed: int = 7,
+    tokens: int = 64,
 ) -> list[Launch]:
-    attn, u = (torch.zeros(64, dim, dtype=dtype, device=device) for _ in range(2))
-    weight, bias = (torch.zeros(groups, dim, device=device) for _ in range(2))
-    group_ids = torch.zeros(64, dtype=torch.int32, device=device) if groups > 1 else None
-    rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, 7)
+    with torch.device(device):
+        attn, u = (torch.zeros(tokens, dim, dtype=dtype) for _ in range(2))
+        weight, bias = (torch.zeros(groups, dim) for _ in range(2))
+        group_ids = torch.zeros(tokens, dtype=torch.int32) if groups > 1 else None
+    rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, seed)
     with recording() as launches:
         norm_triton.norm_gate_op(*rest)
         norm_triton.norm_gate_backward_op(attn, *rest)

@@ -1,8 +1,8 @@
 """The one place where Triton kernels start: picks a configuration, or records what would have run, for the compiler.
 
 The first call at a new shape tries every configuration and keeps the fastest, which takes seconds.
-`GENRANK_AUTOTUNE=0` takes
-the first instead: for short runs and for debugging.
+`TRITON_CACHE_AUTOTUNING=1` keeps the choices for later processes; `GENRANK_AUTOTUNE=0` takes the first configuration
+instead: for short runs and for debugging.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from kernels.launch import Launch
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:
     """What will be launched, and whether the autotuner will try all its configurations (or the first one alone).
 
-    With the seed and the table sizes of the checks: whether an integer is a multiple of 16 is part of what is compiled."""
+    With the seed, the table sizes and the magnitudes of the run: whether an integer is a multiple of 16 is part of what is
+    compiled."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     for kind in ("plain", "tma"):
         for dim in (128, 256):
@@ -40,12 +41,12 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for launch in projection_launches(bf16, dim, outer, 1, device):
             yield launch, True
     for dim in (512, 1024):
-        for gate in (0, 1, 2):
-            for launch in norm_launches(bf16, dim, 4, gate, 0.0, device):
+        for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0)):
+            for launch in norm_launches(bf16, dim, groups, gate, 0.0, device, seed=0, tokens=2**14):
                 yield launch, True
     for dtype in (bf16, fp16, fp32):
         for gate in (0, 1, 2):
-            for launch in norm_launches(dtype, 192, 4, gate, 0.0, device):
+            for launch in norm_launches(dtype, 192, 4, gate, 0.0, device, seed=0, tokens=4097):
                 yield launch, False
         for launch in jagged_launches(dtype, device):
             yield launch, False

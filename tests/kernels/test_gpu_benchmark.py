@@ -4,6 +4,7 @@ fail there.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.gpu import told
+from benchmarks.gpu import fast, told, warm
 from benchmarks.gpu.session import Session
+from benchmarks.gpu.shapes import shapes
 from benchmarks.gpu.told import PAGE, page, targets_met, wrong
+from benchmarks.kernels_cases import make_batch
+from kernels.attention import interval_attention
+from kernels.launch import Launch, recording
+from kernels.norm import norm_gate
+from kernels.projection import norm_linear_silu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +69,44 @@ def test_a_row_that_ends_its_process_is_left_behind(tmp_path: Path) -> None:
     assert [subprocess.run(command, cwd=ROOT).returncode for _ in range(2)] == [7, 0]
     crash, after = Session("cpu", 0.0, tmp_path / "rows").rows()
     assert crash["error"] == "did not finish" and after["right"]
+
+
+def specialisation(launch: Launch) -> tuple[Any, ...]:
+    """What decides whether two launches share a compiled kernel: types, ones and multiples of 16 among integers."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, int):
+            return value == 1, value % 16 == 0
+        return value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+
+    return launch.kernel.__name__, *map(kind, launch.arguments), *sorted(launch.constants.items())
+
+
+def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that warming missed would compile while the clock of the rented machine runs."""
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    warmed = {specialisation(launch) for launch, tuned in warm.launches("cpu") if tuned}
+    session, bf16 = Session("cpu", 0.0, Path("unused")), torch.bfloat16
+    with recording() as launches:
+        for shape in {(s.heads, s.dim): s for s in shapes(False)}.values():
+            small = dataclasses.replace(shape, make=lambda: make_batch([40, 64], "mtgr"))
+            for tma in ("", "1"):
+                monkeypatch.setenv("GENRANK_TMA", tma)
+                problem = fast.Problem(session, small)
+                q, k, v = (x.to(bf16) for x in problem.qkv)
+                where = (problem.batch.offsets, problem.batch.begin, problem.batch.end)
+                out = interval_attention(q, k, v, *where, max_length=shape.longest)
+                torch.autograd.grad(out, problem.qkv, problem.upstream.to(bf16))
+        x, norm = torch.zeros(5280, 512, dtype=bf16, requires_grad=True), torch.zeros(1, 512, requires_grad=True)
+        matrix = torch.zeros(512, 64, dtype=bf16, requires_grad=True)
+        out = norm_linear_silu(x, norm, norm, matrix, matrix[0])
+        torch.autograd.grad(out, [x, norm, matrix], out.detach())
+        table, groups = torch.zeros(4, 512, requires_grad=True), torch.zeros(5280, dtype=torch.int32)
+        for order in ("norm_gate", "gate_norm"):
+            out = norm_gate(x, x.detach(), table, table, order=order, group_ids=groups)
+            torch.autograd.grad(out, [x, table], out.detach())
+    missed = [launch.kernel.__name__ for launch in launches if specialisation(launch) not in warmed]
+    assert not missed and len(launches) > 20
 
 
 def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
