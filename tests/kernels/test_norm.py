@@ -78,7 +78,8 @@ def test_kernel_equals_reference(
 ) -> None:
     got, want = kernel_and_reference(order, draw(tokens, dim, groups, dtype), grouped)
     for a, b in zip(got, want, strict=True):
-        bound = 8 * torch.finfo(dtype).eps * max(1.0, float(b.abs().max()))
+        # Gradients of weight and bias are sums over the tokens, whose roundings add up as a random walk.
+        bound = 8 * torch.finfo(dtype).eps * max(1.0, float(b.abs().max()), tokens**0.5)
         assert (a - b).abs().max() <= bound
 
 
