@@ -47,6 +47,8 @@ SHORTEST = 3
 """Shorter runs of days are read from their partials: fewer rows, but not fewer files."""
 PERIOD = 8
 """Days from one snapshot of a history to the next."""
+CHUNK = 1 << 20
+"""Rows of partials that a task holds before it merges what may be merged."""
 USES = "uses.json"
 """Names the uses of the schema built last, with their sources; blocks of others are leftovers."""
 WRITTEN = "blocks"
@@ -86,6 +88,10 @@ class Reading:
     days: tuple[int, ...] = ()
     follows: bool = False
     """Whether days before `days` are dealt with: what changed on the first of them is told by the one before it."""
+    runs: tuple[range, ...] = ()
+    """Runs of days of which rows available before `settled` may be merged."""
+    settled: int = 0
+    """Start of the first day built, epoch ms."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,7 @@ class Shelf:
         self.schema, self.root, self.first, self.last = schema, out / "blocks", first, last
         self.partials = {name: {ref.day: ref for ref in refs} for name, refs in partials.items()}
         self.keys, self.make = keys, make
+        self._start = start_of(first, schema.offset_ms)
         self.missing: dict[Use, list[Recipe]] = {}
         self.readings = {use: self._reading(use) for use in uses(schema)}
 
@@ -210,8 +217,9 @@ class Shelf:
         present = self.partials[use.source]
         back = whole_days(use.key_set.windows(self.schema)[use.source])
         days = {day for day in range(self.first - back, self.last + 1) if day in present}
+        runs = cross_features.ranges_of_tiles(use.key_set, self.schema, log, self.first, self.last)
         blocks = []
-        for run in cross_features.ranges_of_tiles(use.key_set, self.schema, log, self.first, self.last):
+        for run in runs:
             if len(days.intersection(run)) < SHORTEST:
                 continue
             for of in blocks_over(run):
@@ -226,7 +234,7 @@ class Shelf:
                     days.difference_update(of)
                 if ref:
                     blocks.append(ref)
-        return Reading(tuple(blocks), tuple(sorted(days)))
+        return Reading(tuple(blocks), tuple(sorted(days)), runs=tuple(runs), settled=self._start)
 
     def _recipe(self, use: Use, days: range) -> Recipe | None:
         """From the largest blocks that are stored."""
@@ -250,15 +258,17 @@ class Shelf:
         days = tuple(day for day in sorted(present) if since <= day <= self.last)
         if use.sequence.scope == "realtime":
             return Reading((), days)
+        # Nothing of the last day was available before it.
+        days = tuple(day for day in days if day < self.last)
         due = self.first - self.first % PERIOD
         stored = self._newest(use, since, due)
         if self.make and sum(day < due for day in days) >= PERIOD and (stored is None or stored.day != due - 1):
             fresh = tuple(day for day in days if day < due and (stored is None or day > stored.day))
             self.missing[use] = [Recipe(since, due - 1, stored=stored, days=fresh)]
-            return Reading((), tuple(day for day in days if day >= due), follows=True)
+            return Reading((), tuple(day for day in days if day >= due), follows=True, settled=self._start)
         if stored is None:
-            return Reading((), days)
-        return Reading((stored,), tuple(day for day in days if day > stored.day), follows=True)
+            return Reading((), days, settled=self._start)
+        return Reading((stored,), tuple(day for day in days if day > stored.day), follows=True, settled=self._start)
 
     # ------------------------------------------------------------------ what is there
 
@@ -363,60 +373,96 @@ class Reader:
     ) -> dict[Use, pa.Table]:
         """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those.
 
-        A partial is read once, for all key sets.
+        A partial is read once, for all key sets. Where there is much to read, what may be merged is merged on the way, so that a
+        task holds a few days in full, however many it reads.
         """
-        found = {}
+        found: dict[Use, list[pa.Table]] = {
+            use: _blocks(reading.blocks, bucket, "key", asked and asked[use.key_set]) for use, reading in wanted.items()
+        }
         for source in dict.fromkeys(use.source for use in wanted):
             log = self.schema.event_log(source)
             own = {use: reading for use, reading in wanted.items() if use.source == source}
-            sets = [use.key_set for use in own if use.key_set]
-            columns = [name for key_set in sets for name in cross_features.partial_columns(key_set, log)]
-            days = {day for reading in own.values() for day in reading.days}
-            rows = self.load(source, days, bucket, list(dict.fromkeys(columns)), users)
-            for use, reading in own.items():
-                assert use.key_set
-                table = rows
-                if len(reading.days) < len(days):
-                    table = rows.filter(pc.is_in(rows.column("_day"), value_set=pa.array(reading.days, pa.int32())))
-                tables = [cross_features.events_at_keys(use.key_set, log, table)]
-                if reading.blocks:
-                    zeros = pa.array(np.zeros(tables[0].num_rows, np.int64))
-                    tables = [tables[0].append_column("merged", zeros), *_blocks(reading.blocks, bucket)]
-                if asked is not None:
-                    keys = asked[use.key_set]
-                    tables = [table.filter(pc.is_in(table.column("key"), value_set=keys)) for table in tables]
-                found[use] = pa.concat_tables(tables)
-        return found
+            columns = [name for use in own for name in cross_features.partial_columns(use.key_set, log)]
+            days = sorted({day for reading in own.values() for day in reading.days})
+            for rows, much in self._chunks(source, days, bucket, list(dict.fromkeys(columns)), users):
+                for use, reading in own.items():
+                    keys = asked and asked[use.key_set]
+                    found[use] += self._at_keys(use.key_set, log, reading, rows, keys, much)
+        return {use: pa.concat_tables(tables) for use, tables in found.items()}
+
+    def _chunks(
+        self, source: str, days: list[int], bucket: int, columns: list[str], users: pa.Array | None
+    ) -> Iterator[tuple[pa.Table, bool]]:
+        """Whole days, about CHUNK rows at a time, and whether there is more than one chunk's worth; one chunk at least."""
+        pending, much = [self.load(source, (), bucket, columns, users)], False
+        for day in days:
+            pending.append(self.load(source, (day,), bucket, columns, users))
+            if sum(table.num_rows for table in pending) >= CHUNK:
+                much = True
+                yield pa.concat_tables(pending).combine_chunks(), much
+                pending = []
+        if pending:
+            yield pa.concat_tables(pending).combine_chunks(), much
+
+    def _at_keys(
+        self, key_set: KeySet, log: EventLog, reading: Reading, rows: pa.Table, asked: pa.Array | None, merge: bool
+    ) -> Iterator[pa.Table]:
+        day = rows.column("_day").to_numpy()
+        run_of = np.zeros(len(day), np.int64)
+        for number, run in enumerate(reading.runs if merge else (), 1):
+            run_of[(day >= run.start) & (day < run.stop)] = number
+        run_of[~np.isin(day, reading.days)] = -1
+        for number in np.unique(run_of[run_of >= 0]) if len(day) else (0,):
+            mine = run_of == number
+            table = rows if mine.all() else rows.filter(pa.array(mine))
+            table = cross_features.events_at_keys(key_set, log, table)
+            if asked is not None:
+                table = table.filter(pc.is_in(table.column("key"), value_set=asked))
+            if reading.runs or reading.blocks:
+                table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
+            if number:
+                moment = start_of(reading.runs[number - 1][-1], self.schema.offset_ms)
+                table = cross_features.tile(key_set, log, table, moment, reading.settled)
+            yield table
 
     def rows(self, use: Use, reading: Reading, bucket: int, users: pa.Array | None = None) -> pa.Table:
-        """Rows of one entry of a sequence; with `users`, only theirs."""
-        assert use.sequence
-        entry = use.sequence.events[use.kind]
+        """Rows of one entry of a sequence; with `users`, only theirs. A history's are cut to its length day by day."""
+        sequence = use.sequence
+        assert sequence
+        entry = sequence.events[use.kind]
+        columns = sequences.columns_of(sequence, entry)
+
+        def fresh(days: Collection[int], first: int) -> pa.Table:
+            table = self.load(use.source, days, bucket, columns, users)
+            return sequences.rows_of(self.schema, sequence, use.kind, table, np.array(sorted(days), np.int64), first)
+
         days = sorted(reading.days)
-        first = days[0] if days else 0
-        if isinstance(entry, Changes) and days and reading.follows:
-            days = [ref.day for ref in self.partials[use.source] if ref.day < first][-1:] + days
-        table = self.load(use.source, days, bucket, sequences.columns_of(use.sequence, entry), users)
-        fresh = sequences.rows_of(self.schema, use.sequence, use.kind, table, np.array(days, np.int64), first)
-        blocks = _blocks(reading.blocks, bucket)
-        if users is not None:
-            blocks = [block.filter(pc.is_in(block.column("u"), value_set=users)) for block in blocks]
-        return pa.concat_tables([*blocks, fresh])
+        if isinstance(entry, Changes):
+            before = [ref.day for ref in self.partials[use.source] if days and reading.follows and ref.day < days[0]]
+            tables = [fresh([*before[-1:], *days], days[0] if days else 0)]
+        elif sequence.scope == "realtime":
+            tables = [fresh(days, 0)]
+        else:
+            tables = [fresh((), 0)]
+            for day in days:
+                tables.append(sequences.newest(fresh((day,), 0), sequence.max_length, reading.settled))
+        return pa.concat_tables([*_blocks(reading.blocks, bucket, "u", users), *tables])
 
 
-def _blocks(refs: Iterable[PartialRef], bucket: int) -> list[pa.Table]:
-    paths = [os.path.join(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]
+def _blocks(refs: Iterable[PartialRef], bucket: int, column: str, among: pa.Array | None) -> list[pa.Table]:
+    """The bucket's rows of blocks; with `among`, those whose `column` is among its values."""
     tables = []
-    for path in paths:
+    for path in [os.path.join(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]:
         with pa.OSFile(path) as file:
-            tables.append(pa.ipc.open_file(file).read_all())
+            table = pa.ipc.open_file(file).read_all()
+        tables.append(table if among is None else table.filter(pc.is_in(table.column(column), value_set=among)))
     return tables
 
 
 def _write(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Many small files: opening a Parquet file takes longer than reading one of these.
-    with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(table.combine_chunks())
     sync(path)
 
@@ -464,6 +510,7 @@ class Maker:
         for at in range(0, len(recipe.days), PERIOD):
             days = recipe.days[at : at + PERIOD]
             # Only the first days of all have nothing before them.
-            rows = self.reader.rows(use, Reading((), days, follows=bool(at or blocks)), bucket)
-            state = sequences.newest(pa.concat_tables([state, rows]), use.sequence.max_length, oldest, settled)
-        return state
+            reading = Reading((), days, follows=bool(at or blocks), settled=settled)
+            state = pa.concat_tables([state, self.reader.rows(use, reading, bucket)])
+            state = sequences.newest(state, use.sequence.max_length, settled)
+        return state.filter(pc.greater_equal(state.column("available"), oldest))

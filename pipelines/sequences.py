@@ -89,20 +89,24 @@ def rows_of(schema: Schema, sequence: Sequence, kind: int, table: pa.Table, days
     return pa.table(own)
 
 
-def newest(rows: pa.Table, most: int, oldest: int, settled: int) -> pa.Table:
-    """Of rows as `rows_of` gives them, what samples of windows from `settled` on may hold: of each user the newest `most` that were
-    available in `[oldest, settled)`, by the sequence's own order, and whatever came later.
+def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
+    """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
+    available before `settled`, by the sequence's own order, and whatever came later.
     """
-    seen = numpy(rows, "available")
-    rows = rows.filter(pa.array(seen >= oldest)).combine_chunks()
-    user, seen, ts, id_ = (numpy(rows, name) for name in ("u", "available", "ts", "id"))
-    codes = Keys(user)
-    order = order_by(Axis.over(codes.count, seen).pack(codes.codes, seen), ts, id_)
-    user, old = user[order], seen[order] < settled
-    # Old rows of a user come before later ones: count backwards from the last old one.
-    ends = np.flatnonzero(np.append((user[1:] != user[:-1]) | (old[1:] != old[:-1]), True)) if len(user) else order
+    users = Keys(numpy(rows, "u"))
+    old = numpy(rows, "available") < settled
+    many = np.bincount(users.codes[old], minlength=users.count) > most
+    at = np.flatnonzero(old & many[users.codes])
+    if not len(at):
+        return rows
+    user, seen, ts, id_ = users.codes[at], *(numpy(rows, name)[at] for name in ("available", "ts", "id"))
+    order = order_by(Axis.over(users.count, seen).pack(user, seen), ts, id_)
+    user = user[order]
+    ends = np.flatnonzero(np.append(user[1:] != user[:-1], True))
     rank = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(user))
-    return rows.take(pa.array(order[~old | (rank < most)]))
+    kept = np.ones(rows.num_rows, np.bool_)
+    kept[at[order[rank >= most]]] = False
+    return rows.filter(pa.array(kept))
 
 
 def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
