@@ -1,7 +1,7 @@
 """Does day 60 cost what day 6 cost? Days of equal traffic arrive one after another, and each is built when it has arrived.
 
     python -m benchmarks.incremental --out benchmarks/results/incremental.json
-    python -m benchmarks.incremental --days 33 --rows 20_000          # smaller
+    python -m benchmarks.incremental --days 35 --rows 20_000          # smaller
     python -m benchmarks.incremental --history 2000                   # histories that go on growing
 
 Windows of 1 hour to 30 days over five key sets, and a history of 60 days that is full after five (10 events a user and day, 50 kept):
@@ -134,7 +134,7 @@ def measure(days: int, rows: int, history: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--days", type=int, default=65)
-    parser.add_argument("--rows", type=int, default=30_000, help="exposures a day")
+    parser.add_argument("--rows", type=int, default=60_000, help="exposures a day")
     parser.add_argument("--history", type=int, default=50, help="events a history keeps")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()

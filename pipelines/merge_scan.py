@@ -109,16 +109,18 @@ class Scan:
         order: Int = np.argsort(Axis.over(self._keys.count, times).pack(codes, times), kind="stable")
         return Queries(codes[order], times[order], order)
 
-    def _alive(self, window: int, chosen: Bool | None) -> Int:
-        """Rows that are ever visible within `window`: one that arrives after it has left would be subtracted, never added."""
-        on_time = self._available - self._ts < window
-        return np.flatnonzero(on_time if chosen is None else on_time & chosen)
+    def _alive(self, queries: Queries, window: int, chosen: Bool | None) -> Int:
+        """Rows that any of the queries may see: not those that left before the first, come after the last, or arrive when they have
+        left already (those would be subtracted, never added)."""
+        first, last = queries.times.min(initial=np.iinfo(np.int64).max), queries.times.max(initial=0)
+        alive = (self._available - self._ts < window) & (self._available < last) & (self._ts > first - window)
+        return np.flatnonzero(alive if chosen is None else alive & chosen)
 
     def sum(
         self, queries: Queries, window: int, values: Int | None = None, chosen: Bool | None = None
     ) -> tuple[Int, Int]:
         """(number of visible events, sum of their `values`), int64 each, per query in the caller's order."""
-        rows = self._alive(window, chosen)
+        rows = self._alive(queries, window, chosen)
         base = None
         if self._merged is not None:
             whole = self._merged[rows] > 0
@@ -147,9 +149,8 @@ class Scan:
         return queries.scatter(count), queries.scatter(total)
 
     def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Int | None) -> tuple[Int, Int]:
-        """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
+        """What merged rows that any query sees add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
-        rows = rows[self._ts[rows] > queries.times.max(initial=0) - window]
         found = []
         for amounts in (self._merged, values):
             of_key = np.zeros(self._keys.count + 1, np.int64)
@@ -161,7 +162,7 @@ class Scan:
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""
-        rows = self._alive(window, chosen)
+        rows = self._alive(queries, window, chosen)
         if not len(rows):
             return np.full(len(queries.keys), -1, np.int64)
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
@@ -180,7 +181,7 @@ class Scan:
 
     def distinct(self, queries: Queries, window: int, values: Int, chosen: Bool | None = None) -> Int:
         """Number of different `values` among visible events: per (key, value) the union of its events' intervals counts once."""
-        rows = self._alive(window, chosen)
+        rows = self._alive(queries, window, chosen)
         codes, enter = self._codes[rows], self._available[rows]
         leave = self._ts[rows] + window
         pairs = Keys(mix(codes, values[rows])).codes

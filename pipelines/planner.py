@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipelines import cross_features, sequences
 from pipelines.blocks import leftovers
@@ -149,8 +150,15 @@ class Plan:
     def partition(self, source: EventLog | Snapshot, day: int) -> Partition:
         """One day of a source, its files checked."""
         if (source.name, day) not in self._partitions:
-            self._partitions[source.name, day] = read_partition(source, day, self.present[source.name][day])
+            path = self.present[source.name][day]
+            self._partitions[source.name, day] = read_partition(source, day, path, self._footers)
         return self._partitions[source.name, day]
+
+    @cached_property
+    def _footers(self) -> dict[str, Any]:
+        """What the footers of input files told, kept beside the partials."""
+        path = self.out / "partials" / "footers.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
     def contents(self) -> dict[str, dict[int, list[Partition]]]:
@@ -202,6 +210,9 @@ class Plan:
     def _keep_census(self) -> None:
         if self._census and self.out.is_dir():
             write_atomically(self.out / "partials" / "census.json", json.dumps(self._census))
+            here = {file.path for partition in self._partitions.values() for file in partition.files}
+            footers = {path: told for path, told in self._footers.items() if path in here}
+            write_atomically(self.out / "partials" / "footers.json", json.dumps(footers))
 
     @cached_property
     def buckets(self) -> int:

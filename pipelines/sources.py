@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +75,11 @@ def days_present(source: EventLog | Snapshot, root: Path | str, landed: Path) ->
     return {day_number(dt): path for dt, path in files.days_present(source, Path(root)).items()}
 
 
-def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partition:
+def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dict[str, Any]) -> Partition:
     """The partition's files, each checked against the declared columns.
+
+    Args:
+        known: what footers told before, so that those of a long past needn't be read for every build; added to.
 
     Raises:
         UserError: no file, an unreadable one, a missing column, or a column of another type.
@@ -85,7 +89,23 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path) -> Partiti
         raise UserError(
             f"source {source.name!r}: {path} holds no Parquet file; {dt_of(day)} is empty or still being written"
         )
-    return Partition(source.name, day, tuple(_read_footer(source, path) for path in paths))
+    time = [source.time, source.time_unit] if isinstance(source, EventLog) else None
+    declared = digest([source.columns, source.rename, time])
+    return Partition(source.name, day, tuple(_file(source, declared, path, known) for path in paths))
+
+
+def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[str, Any]) -> SourceFile:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"source {source.name!r}: {path} can't be read ({error}); replace the file") from error
+    as_it_is = [stat.st_size, stat.st_mtime_ns, declared]
+    told = known.get(str(path))
+    if told is None or told[:3] != as_it_is:
+        read = _read_footer(source, path)
+        told = known[str(path)] = [*as_it_is, read.rows, list(read.row_groups), read.first, read.last]
+    rows, groups, first, last = told[3:]
+    return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, rows, tuple(groups), first, last)
 
 
 def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:

@@ -36,6 +36,6 @@ def plain_gate() -> Iterator[None]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks small enough that a few days make several sizes of them."""
-    for name, days in (("LARGEST", 4), ("SHORTEST", 2), ("PERIOD", 3)):
-        monkeypatch.setattr(blocks, name, days)
+    """Blocks small enough that a few days make several sizes of them, and little memory to read the rest in."""
+    for name, value in (("LARGEST", 4), ("SHORTEST", 2), ("PERIOD", 3), ("CHUNK", 30)):
+        monkeypatch.setattr(blocks, name, value)
