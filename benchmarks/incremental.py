@@ -3,11 +3,15 @@
     python -m benchmarks.incremental --out benchmarks/results/incremental.json
     python -m benchmarks.incremental --days 35 --rows 20_000          # smaller
     python -m benchmarks.incremental --history 2000                   # histories that go on growing
+    python -m benchmarks.incremental --memory                         # a user with 10,000 times the median's events
 
 Windows of 1 hour to 30 days over five key sets, and a history of 60 days that is full after five (10 events a user and day, 50 kept):
 what grows is the past alone. Each build runs in this process, after one that warms it up, and is told by the processor time of the
 process and by the bytes it asked the system for (`rchar`), which don't depend on what else the machine does. A milestone is the median and the mean over the days
 around it; around days 30 and 60 these are eight, a whole period of the histories' snapshots.
+
+`--memory` builds eleven days of 220,000 exposures, one task at a time, once spread over all users and once with 200,000 of them one
+user's (10,000 times the median's 20), each in a process of its own, and tells the process's largest resident set.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -71,12 +77,12 @@ def schema(history: int) -> Any:
     )
 
 
-def write_day(folder: Path, day: int, rows: int) -> None:
-    """`rows` exposures and half as many clicks of `rows / 20` users."""
+def write_day(folder: Path, day: int, rows: int, hot: int = 0) -> None:
+    """`rows` exposures and half as many clicks, 20 and 10 a user; `hot` of the exposures, and half as many clicks, are one user's."""
     from pipelines.days import dt_of
 
     rng = np.random.default_rng(day)
-    users, items = rows // 20, rows // 10
+    users, items = (rows - hot) // 20, rows // 10
     for source, n in (("exposures", rows), ("clicks", rows // 2)):
         item = np.minimum((rng.pareto(1.1, n) * items / 20).astype(np.int64), items - 1)
         table = {
@@ -86,6 +92,7 @@ def write_day(folder: Path, day: int, rows: int) -> None:
             "ts": np.sort(day * DAY + rng.integers(0, DAY, n)),
             "dwell": rng.integers(0, 100, n).astype(np.int32),
         }
+        table["user_id"][rng.permutation(n)[: hot * n // rows]] = 0
         target = folder / source / f"dt={dt_of(day)}"
         target.mkdir(parents=True)
         pq.write_table(pa.table(table), target / "part-0.parquet")
@@ -98,8 +105,8 @@ def spent() -> tuple[float, int]:
     return used.ru_utime + used.ru_stime, read
 
 
-def measure(days: int, rows: int, history: int) -> list[dict[str, Any]]:
-    """What each day's build took."""
+def measure(days: int, rows: int, history: int, hot: int = 0) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What each day's build took, and how many MB lie on the disk after the last."""
     from pipelines.build import BuildConfig, build
     from pipelines.days import dt_of
     from pipelines.local_engine import LocalEngine
@@ -108,10 +115,10 @@ def measure(days: int, rows: int, history: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_day(root / "warm", FIRST, rows)
+        write_day(root / "warm", FIRST, rows, hot)
         build(BuildConfig(declared, root / "warm", root / "warm-out", dt_of(FIRST), dt_of(FIRST)), engine)
         for number in range(days):
-            write_day(root / "data", FIRST + number, rows)
+            write_day(root / "data", FIRST + number, rows, hot)
             dt = dt_of(FIRST + number)
             begin, (cpu, read) = time.perf_counter(), spent()
             result = build(BuildConfig(declared, root / "data", root / "out", dt, dt), engine)
@@ -128,7 +135,23 @@ def measure(days: int, rows: int, history: int) -> list[dict[str, Any]]:
                 }
             )
             print(json.dumps(found[-1]), flush=True)
-    return found
+        sizes = {
+            name: round(
+                sum(path.stat().st_size for path in (root / "out" / name).rglob("*") if path.is_file()) / 1e6, 1
+            )
+            for name in ("partials", "blocks", "samples")
+        }
+    return found, sizes
+
+
+def peak_mib(rows: int, hot: int) -> float:
+    """Largest resident set of a process that builds eleven days."""
+    code = (
+        "import resource; from benchmarks.incremental import measure; "
+        f"measure(11, {rows}, 50, {hot}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return round(float(done.stdout.splitlines()[-1]), 1)
 
 
 def main() -> None:
@@ -137,8 +160,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60_000, help="exposures a day")
     parser.add_argument("--history", type=int, default=50, help="events a history keeps")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", action="store_true", help="measure memory under one huge user instead")
     asked = parser.parse_args()
-    days = measure(asked.days, asked.rows, asked.history)
+    if asked.memory:
+        told = {"spread_mib": peak_mib(220_000, 0), "one_user_mib": peak_mib(220_000, 200_000)}
+        print(told)
+        if asked.out:
+            asked.out.write_text(json.dumps(told, indent=1))
+        return
+    days, sizes = measure(asked.days, asked.rows, asked.history)
+    print(f"MB on disk: {sizes}")
     milestones = {}
     for day, around in AROUND.items():
         if asked.days >= around.stop:
@@ -155,6 +186,7 @@ def main() -> None:
         "rows": asked.rows,
         "history": asked.history,
         "milestones": milestones,
+        "mb_on_disk": sizes,
         "days": days,
     }
     if asked.out:

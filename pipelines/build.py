@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import events
+from pipelines import events, samples
 from pipelines.blocks import Reader, Shelf
 from pipelines.days import day_number, dt_of, moment_text, start_of
 from pipelines.engine import Engine, open_engine
@@ -259,7 +259,13 @@ class _Build:
             self.plan.as_of,
             self.run_id,
             str(self.staging / "samples"),
+            hot={},
         )
+        exposures = self.partials[self.schema.candidates.source]
+        if sum(exposures[day].rows for day in days if day in exposures) > samples.HOT_ROWS:
+            counted = self.engine.collect(self.engine.map("count keys", range(self.plan.buckets), assembler.count))
+            if samples.COUNTED in counted:
+                assembler = replace(assembler, hot=samples.hot_keys(counted[samples.COUNTED], self.plan.buckets))
         title = dt_of(days[0]) if len(days) == 1 else f"{dt_of(days[0])} .. {dt_of(days[-1])}"
         routed = self.engine.map(f"route {title}", range(self.plan.buckets), assembler.route)
         answered = self.engine.exchange(f"cross features {title}", [routed], 2 * self.plan.buckets, assembler.meet)

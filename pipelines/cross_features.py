@@ -200,6 +200,31 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     return pa.concat_tables([out, late])
 
 
+# ---------------------------------------------------------------------- keys too big for one slot
+
+
+def slices(first: int, last: int, number: int) -> Int:
+    """Bounds (number + 1, epoch ms) of equal slices of [first, last)."""
+    return first + np.arange(number + 1) * (last - first) // number
+
+
+def slice_of_events(key_set: KeySet, schema: Schema, log: EventLog, rows: pa.Table, begin: int, end: int) -> pa.Table:
+    """Of events of one key (with `merged`), what queries at [begin, end) may see: those that come or go within the slice as they
+    are; of the others those merged that lie inside the same windows."""
+    ts, seen = numpy(rows, "ts"), numpy(rows, "available")
+    single = (seen >= begin) & (seen < end)
+    inside = np.zeros(len(ts), np.int64)
+    for window in {parse_duration(f.window) for f in key_set.features if log in cross_sources(schema, f)}:
+        single |= (seen < end) & (begin - window < ts) & (ts < end - window)
+        inside += ts >= end - window
+    parts = [rows.filter(pa.array(single))]
+    inside[single | (seen >= end)] = 0
+    for number in np.unique(inside[inside > 0]):
+        at = inside == number
+        parts.append(tile(key_set, log, rows.filter(pa.array(at)), int(ts[at].max()), begin))
+    return pa.concat_tables(parts)
+
+
 def _greatest(values: Int, codes: Int, groups: int) -> Int:
     out = np.full(groups, np.iinfo(np.int64).min)
     np.maximum.at(out, codes, values)

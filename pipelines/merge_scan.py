@@ -149,8 +149,12 @@ class Scan:
         return queries.scatter(count), queries.scatter(total)
 
     def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Int | None) -> tuple[Int, Int]:
-        """What merged rows that any query sees add: the same to every query of a key, so that nothing need be sorted."""
+        """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
+        first = np.full(self._keys.count + 1, np.iinfo(np.int64).max)
+        at = np.flatnonzero(np.diff(queries.keys, prepend=-2))
+        first[queries.keys[at]] = queries.times[at]
+        rows = rows[self._ts[rows] > first[self._codes[rows]] - window]
         found = []
         for amounts in (self._merged, values):
             of_key = np.zeros(self._keys.count + 1, np.int64)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
 from schemas.schema import CANDIDATES, USER
 
 WRITTEN = "samples"
+COUNTED = "keys"
+HOT_ROWS = 1 << 20
+"""Exposures of one key that a task should hold at most."""
 ROW_GROUP = 4096
 
 
@@ -66,6 +70,8 @@ class Assembler:
     as_of: int
     build_id: str
     staging: str
+    hot: dict[str, dict[int, int]]
+    """Tag of a key set -> key with more exposures than a task should hold -> slices of time it is cut in."""
 
     @cached_property
     def key_sets(self) -> list[KeySet]:
@@ -73,10 +79,36 @@ class Assembler:
 
     # ------------------------------------------------------------------ cross features of keys without the user
 
+    def count(self, bucket: int) -> Iterator[Piece]:
+        """Map step: how many of a bucket's exposures the most frequent keys have."""
+        for key_set, queries in self._queries(bucket):
+            # Queries at the day's start lie in no slice.
+            if all(feature.as_of == "exposure" for feature in key_set.features):
+                found = queries.column("key").combine_chunks().value_counts()
+                rows = found.field("counts").to_numpy()
+                many = found.filter(pa.array(rows * 8 * self.buckets >= HOT_ROWS))
+                tag = pa.array([key_set.tag] * len(many), pa.string())
+                yield Piece(
+                    0, COUNTED, pa.table({"tag": tag, "key": many.field("values"), "rows": many.field("counts")})
+                )
+
     def route(self, bucket: int) -> Iterator[Piece]:
         """Map step: a bucket's exposures and events, to the slots of their keys."""
-        own = self.schema.candidates.source
         yield Piece(bucket, "bucket", pa.table({"bucket": [bucket]}))
+        for key_set, queries in self._queries(bucket):
+            keys, ts = numpy(queries, "key").copy(), numpy(queries, "ts")
+            for key, bounds in self._slices(key_set):
+                at = np.flatnonzero(keys == key)
+                keys[at] = mix(keys[at], np.searchsorted(bounds, ts[at], "right") - 1)
+            queries = queries.set_column(queries.column_names.index("key"), "key", pa.array(keys))
+            yield from self._to_keys(queries, f"?{key_set.tag}")
+        for use, events in self.reader.events(self._uses(with_user=False), bucket).items():
+            assert use.key_set
+            tag = f"{use.source}?{use.key_set.tag}"
+            yield from self._to_keys(self._sliced(use, events), tag)
+
+    def _queries(self, bucket: int) -> Iterator[tuple[KeySet, pa.Table]]:
+        own = self.schema.candidates.source
         for key_set in self.key_sets:
             if key_set.with_user(self.schema):
                 continue
@@ -85,19 +117,40 @@ class Assembler:
                 continue
             keys, _ = cross_features.hashed_keys(key_set, shown)
             day = shown.column("_day").to_numpy().astype(np.int64)
-            queries = pa.table(
-                {
-                    "key": pa.array(keys),
-                    "ts": shown.column("ts"),
-                    "start": pa.array(self._starts(day)),
-                    "position": pa.array(np.arange(shown.num_rows, dtype=np.int64)),
-                    "bucket": pa.array(np.full(shown.num_rows, bucket, np.int32)),
-                }
-            )
-            yield from self._to_keys(queries, keys, f"?{key_set.tag}")
-        for use, events in self.reader.events(self._uses(with_user=False), bucket).items():
-            assert use.key_set
-            yield from self._to_keys(events, numpy(events, "key"), f"{use.source}?{use.key_set.tag}")
+            queries = {
+                "key": pa.array(keys),
+                "ts": shown.column("ts"),
+                "start": pa.array(self._starts(day)),
+                "position": pa.array(np.arange(shown.num_rows, dtype=np.int64)),
+                "bucket": pa.array(np.full(shown.num_rows, bucket, np.int32)),
+            }
+            yield key_set, pa.table(queries)
+
+    def _slices(self, key_set: KeySet) -> Iterator[tuple[int, Int]]:
+        """Each hot key and the bounds of its slices: a slice is a key of its own, in a slot of its own."""
+        offset = self.schema.offset_ms
+        first, last = start_of(self.days[0], offset), start_of(self.days[-1] + 1, offset)
+        for key, number in self.hot.get(key_set.tag, {}).items():
+            yield key, cross_features.slices(first, last, number)
+
+    def _sliced(self, use: Use, events: pa.Table) -> pa.Table:
+        """Events with those of hot keys dealt out to the keys' slices."""
+        assert use.key_set
+        if use.key_set.tag not in self.hot:
+            return events
+        log = self.schema.event_log(use.source)
+        if "merged" not in events.column_names:
+            events = events.append_column("merged", pa.array(np.zeros(events.num_rows, np.int64)))
+        keys = numpy(events, "key")
+        hot = np.isin(keys, list(self.hot[use.key_set.tag]))
+        parts = [events.filter(pa.array(~hot))]
+        for key, bounds in self._slices(use.key_set):
+            own = events.filter(pa.array(keys == key))
+            for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
+                part = cross_features.slice_of_events(use.key_set, self.schema, log, own, begin, end)
+                name = mix(np.full(part.num_rows, key), np.full(part.num_rows, number))
+                parts.append(part.set_column(part.column_names.index("key"), "key", pa.array(name)))
+        return pa.concat_tables(parts)
 
     def _uses(self, with_user: bool) -> dict[Use, Reading]:
         """What is read for key sets with the user among their keys, or for the others."""
@@ -107,8 +160,8 @@ class Assembler:
             if use.key_set and use.key_set.with_user(self.schema) == with_user
         }
 
-    def _to_keys(self, rows: pa.Table, keys: Int, tag: str) -> Iterator[Piece]:
-        for piece in scatter(rows, slot_of(keys, self.buckets), tag):
+    def _to_keys(self, rows: pa.Table, tag: str) -> Iterator[Piece]:
+        for piece in scatter(rows, slot_of(numpy(rows, "key"), self.buckets), tag):
             yield piece._replace(slot=self.buckets + piece.slot)
 
     def meet(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
@@ -428,6 +481,15 @@ class Assembler:
     def _starts(self, days: Int) -> Int:
         starts: Int = days * 86_400_000 - self.schema.offset_ms
         return starts
+
+
+def hot_keys(counted: pa.Table, slots: int) -> dict[str, dict[int, int]]:
+    """What `Assembler.hot` says, from the pieces of `Assembler.count`."""
+    found: dict[str, dict[int, int]] = {}
+    for row in counted.group_by(["tag", "key"]).aggregate([("rows", "sum")]).to_pylist():
+        if row["rows_sum"] > HOT_ROWS:
+            found.setdefault(row["tag"], {})[row["key"]] = min(slots, -(-row["rows_sum"] // HOT_ROWS))
+    return found
 
 
 def _split(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from pipelines import blocks, build
+from pipelines import blocks, build, samples
 from pipelines.quality import INVARIANTS
 
 
@@ -39,3 +39,4 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks small enough that a few days make several sizes of them, and little memory to read the rest in."""
     for name, value in (("LARGEST", 4), ("SHORTEST", 2), ("PERIOD", 3), ("CHUNK", 30)):
         monkeypatch.setattr(blocks, name, value)
+    monkeypatch.setattr(samples, "HOT_ROWS", 4)

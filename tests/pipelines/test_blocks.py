@@ -37,6 +37,14 @@ def long_schema() -> Schema:
         else feature
         for feature in base.candidates.features
     ]
+    # Keys that all exposures share, with every way of merging events.
+    everyone = {"keys": (), "window": "9d", "source": "clicks"}
+    features += [
+        CrossFeature(name="all_users", op="distinct", value="user", **everyone),
+        CrossFeature(name="all_dwell", op="sum", value="dwell", where="dwell > 2", **everyone),
+        CrossFeature(name="all_newest", op="last", value="dwell", **everyone),
+        CrossFeature(name="all_rate", op="rate", per="exposures", prior=0.5, strength=3, **everyone),
+    ]
     sequences = [s.replace(lookback="8d", max_length=5) if s.scope == "history" else s for s in base.sequences]
     return base.replace(candidates=base.candidates.replace(features=tuple(features)), sequences=tuple(sequences))
 
