@@ -124,7 +124,8 @@ class Use:
         if self.key_set:
             assert isinstance(source, EventLog)
             columns = [column.name for column in cross_features.event_columns(self.key_set, source)]
-            meaning += [self.key_set.keys, self.key_set.distinct, columns, source.arrival is not None]
+            newest = sorted(cross_features.newest_ops(self.key_set, source))
+            meaning += [self.key_set.keys, self.key_set.distinct, columns, newest, source.arrival is not None]
             return f"{self.source}-by-{'-'.join(self.key_set.keys) or 'all'}-{digest(meaning)[:8]}"
         assert self.sequence
         features = [

@@ -144,6 +144,11 @@ def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, 
     return runs
 
 
+def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
+    """Which ops of the key set ask a tile of the log for its newest events."""
+    return {f.op for f in key_set.features if f.source == log.name} & {"last", "recency"}
+
+
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
     """Rows of `events_at_keys`, or of tiles, merged: what was available before `settled` becomes a row per key, condition, presence
     of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
@@ -170,11 +175,11 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
             parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
     codes, groups = group.codes, group.count
-    ops = {feature.op for feature in key_set.features if feature.source == log.name}
+    ops = newest_ops(key_set, log)
     ts = np.full(groups, moment)
     id_ = np.zeros(groups, np.int64)
     newest = np.empty(groups, np.int64)
-    if ops & {"last", "recency"}:
+    if ops:
         ts = _greatest(numpy(rows, "ts"), codes, groups)
         at = np.flatnonzero(numpy(rows, "ts") == ts[codes])
         if "last" in ops:

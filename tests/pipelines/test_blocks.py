@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.blocks import blocks_over
+from pipelines import samples
+from pipelines.blocks import blocks_over, uses
 from pipelines.build import BuildConfig, build
+from pipelines.engine import Piece, Step
+from pipelines.local_engine import LocalEngine
 from pipelines.planner import clean, status
 from schemas import CrossFeature, Schema
 from schemas.manifest import sample_files
@@ -164,3 +169,52 @@ def test_runs_of_days_are_made_up_of_aligned_blocks(start: int, days: int) -> No
     assert [day for block in found for day in block] == list(range(start, start + days))
     assert all(len(block) in (1, 2, 4, 8, 16, 32) and block.start % len(block) == 0 for block in found)
     assert len(found) <= 10 + days // 32
+
+
+def test_blocks_hold_what_a_schema_asks_and_no_other_schemas_are_read() -> None:
+    """A new feature on old keys needs other tiles where they lack what it asks, a new window doesn't."""
+    count = CrossFeature(name="a", op="count", source="clicks", keys=("item_id",), window="7d")
+
+    def tiles(*cross: CrossFeature) -> set[str]:
+        base = full_schema()
+        plain = [f for f in base.candidates.features if not isinstance(f, CrossFeature)]
+        schema = base.replace(candidates=base.candidates.replace(features=(*plain, *cross)))
+        return {use.name(schema) for use in uses(schema) if use.key_set}
+
+    assert tiles(count) == tiles(count, count.replace(name="b", window="30d"))
+    others: list[dict[str, str]] = [
+        {"op": "recency"},
+        {"op": "last", "value": "dwell"},
+        {"op": "sum", "value": "dwell"},
+    ]
+    for more in (*others, {"where": "dwell > 3"}):
+        assert tiles(count).isdisjoint(tiles(count, count.replace(name="b", **more)))
+    assert tiles(count) < tiles(count, count.replace(name="b", op="distinct", value="user"))
+
+
+class Watching(LocalEngine):
+    """Notes how many exposures the largest slot of cross features gets."""
+
+    largest = 0
+
+    def exchange(self, title: str, frames: Sequence[list[Piece]], slots: int, step: Step) -> list[Piece]:
+        if title.startswith("cross features"):
+            rows: dict[tuple[int, str], int] = {}
+            for piece in (piece for frame in frames for piece in frame if piece.tag.startswith("?")):
+                rows[piece.slot, piece.tag] = rows.get((piece.slot, piece.tag), 0) + piece.rows.num_rows
+            self.largest = max(rows.values())
+        return super().exchange(title, frames, slots, step)
+
+
+def test_a_key_that_all_exposures_share_is_cut_in_slices_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = write_world(tmp_path / "data", seed=54, users=9, items=2, days=2, per_day=1200)
+    whole, sliced = Watching(), Watching()
+    config = BuildConfig(long_schema(), tmp_path / "data", tmp_path / "whole", days[1], days[1], buckets=6)
+    found = build(config, whole).candidates
+    monkeypatch.setattr(samples, "HOT_ROWS", found // 5)
+    build(replace(config, out=tmp_path / "sliced"), sliced)
+    assert whole.largest == found
+    assert sliced.largest < 0.7 * found
+    same_days(tmp_path, days[1:], "whole", "sliced")
