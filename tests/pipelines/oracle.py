@@ -211,11 +211,14 @@ class Oracle:
     def sample(self, dt: str, user: Any, exposures: list[Row]) -> Row:
         schema, start, end = self.schema, self.start(dt), self.start(dt) + DAY
         out: Row = {"window_start": start, "window_end": end, "user": self.profile(dt, user)}
+        out["cut through ties"] = set()
         for sequence in schema.sequences:
             events = self.sequence(sequence, user)
             if sequence.scope == "history":
                 oldest = start - parse_duration(sequence.lookback)
-                events = [e for e in events if oldest <= e["available"] < start][-sequence.max_length :]
+                events = [e for e in events if oldest <= e["available"] < start]
+                dropped, events = events[: -sequence.max_length], events[-sequence.max_length :]
+                out["cut through ties"] |= {sequence.name} if dropped and tied(dropped[-1], events[0]) else set()
             else:
                 events = [e for e in events if start <= e["available"] < end]
             out[sequence.name] = events
@@ -381,6 +384,11 @@ class Oracle:
             for o in self.logs[self.schema.candidates.source]
             if self.matches(label, o, event) and o["ts"] <= event["ts"]
         ]
+
+
+def tied(event: Row, other: Row) -> bool:
+    """Whether only a hash tells which of two events of a sequence comes first."""
+    return order(event)[:3] == order(other)[:3]
 
 
 def order(event: Row) -> tuple[Any, ...]:
