@@ -388,7 +388,8 @@ class Reader:
             for rows, much in self._chunks(source, days, bucket, list(dict.fromkeys(columns)), users):
                 for use, reading in own.items():
                     keys = asked and asked[use.key_set]
-                    found[use] += self._at_keys(use.key_set, log, reading, rows, keys, much)
+                    everything = len(reading.days) == len(days)
+                    found[use] += self._at_keys(use.key_set, log, reading, rows, keys, much, everything)
         return {use: pa.concat_tables(tables) for use, tables in found.items()}
 
     def _chunks(
@@ -406,14 +407,24 @@ class Reader:
             yield pa.concat_tables(pending).combine_chunks(), much
 
     def _at_keys(
-        self, key_set: KeySet, log: EventLog, reading: Reading, rows: pa.Table, asked: pa.Array | None, merge: bool
+        self,
+        key_set: KeySet,
+        log: EventLog,
+        reading: Reading,
+        rows: pa.Table,
+        asked: pa.Array | None,
+        merge: bool,
+        everything: bool,
     ) -> Iterator[pa.Table]:
-        day = rows.column("_day").to_numpy()
-        run_of = np.zeros(len(day), np.int64)
-        for number, run in enumerate(reading.runs if merge else (), 1):
-            run_of[(day >= run.start) & (day < run.stop)] = number
-        run_of[~np.isin(day, reading.days)] = -1
-        for number in np.unique(run_of[run_of >= 0]) if len(day) else (0,):
+        """Rows of a chunk at the keys, with `merge` those of each run merged; `everything` says that all days are wanted."""
+        run_of = np.zeros(rows.num_rows, np.int64)
+        if merge or not everything:
+            day = rows.column("_day").to_numpy()
+            for number, run in enumerate(reading.runs if merge else (), 1):
+                run_of[(day >= run.start) & (day < run.stop)] = number
+            run_of[~np.isin(day, reading.days)] = -1
+        # Rows that aren't merged always: a table of none tells the columns.
+        for number in sorted({0, *np.unique(run_of[run_of > 0]).tolist()}):
             mine = run_of == number
             table = rows if mine.all() else rows.filter(pa.array(mine))
             table = cross_features.events_at_keys(key_set, log, table)
