@@ -1,4 +1,4 @@
-"""Past days compacted: what a build reads in place of the partials of a whole look-back, so that day 60 costs what day 6 costs.
+"""Past days compacted: what a build reads in place of the partials of a whole look-back, so that a day hardly costs more for all that lies behind it.
 
 Two kinds of blocks, both `OUT/blocks/<use>/dt=<last day>/<key>/bucket-NNNNN.arrow` and their `block.json`:
 
