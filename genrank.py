@@ -340,7 +340,14 @@ def train(
     sparse_state: Annotated[
         Literal["device", "host"], typer.Option(help="Where the tables' optimizer state is kept (backend torch).")
     ] = "device",
+    weight_decay: Annotated[float, typer.Option(help="AdamW's, of matrices.")] = 0.01,
     warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = 50,
+    decay: Annotated[Literal["cosine", "linear", "none"], typer.Option(help="Of --lr, after warm-up.")] = "cosine",
+    final_lr: Annotated[float, typer.Option(help="Where the decay ends, as a share of --lr.")] = 0.1,
+    clip_norm: Annotated[float, typer.Option(help="Of the dense gradient; 0: off.")] = 1.0,
+    spike_factor: Annotated[
+        float, typer.Option(help="Skip a batch whose loss is so many times the running mean; 0: never.")
+    ] = 4.0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 on a GPU.")] = "auto",
     backend: Annotated[Literal["auto", "torchrec", "torch"], typer.Option(help="Of the embedding tables.")] = "auto",
@@ -355,6 +362,8 @@ def train(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same weights, to the bit.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: each epoch.")] = 0,
+    keep_checkpoints: Annotated[int, typer.Option(help="Older ones are removed; the best one stays.")] = 2,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of log.jsonl.")] = 10,
     from_checkpoint: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on from this run on other days (T+1).")
     ] = None,
@@ -388,7 +397,12 @@ def train(
         lr=lr,
         sparse_lr=sparse_lr,
         sparse_state=sparse_state,
+        weight_decay=weight_decay,
         warmup_steps=warmup_steps,
+        decay=decay,
+        final_lr=final_lr,
+        clip_norm=clip_norm,
+        spike_factor=spike_factor,
         eval_dates=tuple(parse_dates(eval_dates, "--eval-dates")) if eval_dates else (),
         eval_every=eval_every,
         patience=patience,
@@ -402,6 +416,8 @@ def train(
         deterministic=deterministic,
         seed=seed,
         checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        log_every=log_every,
         from_checkpoint=from_checkpoint,
         reset_tables=tuple(reset_table or ()),
         profile=profile,

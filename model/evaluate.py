@@ -74,6 +74,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
         UserError: no such run or day, damaged files, days without a candidate.
     """
     ranks = join_ranks(config.device)
+    if ranks.size > 1:
+        raise UserError("genrank evaluate runs in one process; start it without torchrun")
     loaded = load_model(config.run, step=config.checkpoint, device=ranks.device)
     schema = loaded.schema
     samples = samples_folder(config.samples)

@@ -9,6 +9,7 @@ from typing import Any
 
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate
+from model.ranks import join_ranks
 from model.run_folder import read_json, write_json
 from model.trainer import train
 from schemas.errors import UserError
@@ -30,6 +31,10 @@ def progressive(config: TrainConfig, *, bootstrap: int = 0) -> list[dict[str, ob
     if config.eval_dates or config.epochs > 1:
         raise UserError(
             "--progressive learns each day once and judges on the next: leave out --eval-dates and --epochs"
+        )
+    if join_ranks(config.device).size > 1:
+        raise UserError(
+            "--progressive evaluates each day in one process; start it without torchrun, or train day by day with it"
         )
     rows: list[dict[str, object]] = []
     previous: Path | None = config.from_checkpoint

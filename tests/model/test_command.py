@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import random
 import shutil
@@ -184,3 +186,26 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     dense = next((tmp_path / "din" / "checkpoints").rglob("dense.pt"))
     dense.write_bytes(dense.read_bytes()[:-9])
     assert "missing or damaged" in refused("evaluate", "--run", tmp_path / "din", "--samples", samples, "--dates", DAY)
+
+
+def test_every_field_of_a_run_has_a_flag_with_the_same_default(monkeypatch, schema_file: Path, samples: Path) -> None:
+    import genrank
+    import model.trainer
+    from model.config import TrainConfig
+
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(model.trainer, "train", seen.append)
+    monkeypatch.setattr(
+        sys, "argv",
+        ["genrank", "train", "--schema", str(schema_file), "--samples", str(samples), "--dates", DAY, "--out", "run"],
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        genrank.main()
+    (config,) = seen
+    for field in dataclasses.fields(TrainConfig):
+        if field.default is not dataclasses.MISSING:
+            assert getattr(config, field.name) == field.default, field.name
+    renamed = {"settings": "set_", "compile": "compile_", "reset_tables": "reset_table"}
+    flags = inspect.signature(genrank.train).parameters.keys()
+    missing = [f.name for f in dataclasses.fields(TrainConfig) if renamed.get(f.name, f.name) not in flags]
+    assert not missing, f"no flag for {missing}"
