@@ -13,8 +13,8 @@ most that all of them had resident at one moment (pages they share count once fo
 Each run is a line of `--log` as soon as it ends; `--resume` goes on where the log ends, instead of starting a new one. The medians
 of all of the log go to `--out`.
 
-The polars script computes cross features by as-of joins on running counts, which is the fastest form we know by hand; it skips
-deduplication, quarantine, statistics and the gate. The SQL computes the cross features by range joins, a join per key set, as one
+The polars script counts clicks on one sorted axis per key set, which is the fastest form we know by hand (as-of joins on running
+counts took 1.6 times its processor time); it skips deduplication, quarantine, statistics and the gate. The SQL computes the cross features by range joins, a join per key set, as one
 would write them first, and nothing else: no history, no label. All must agree on the sum of every cross feature, and all but the
 SQL on labels, visible realtime events and history lengths too.
 """
@@ -193,30 +193,28 @@ def run_polars(peer: str, data: Path, out: Path) -> Told:
     shown = pl.read_parquet(data / f"exposures/{_last(data)}/*.parquet").filter(pl.col("ts") >= start)
     shown = shown.sort("user_id", "ts").with_row_index("row")
     for keys in KEYS:
-        by = list(keys)
-        running = clicks.select(*by, "ts").sort("ts").with_columns(pl.int_range(1, pl.len() + 1).over(by).alias("n"))
-        running = running.unique([*by, "ts"], keep="last", maintain_order=True).set_sorted("ts")
-        asked = shown.select("row", *by, "ts").sort("ts")
-
-        def upto(
-            moment: pl.Expr, by: list[str] = by, running: pl.DataFrame = running, asked: pl.DataFrame = asked
-        ) -> pl.DataFrame:
-            return asked.with_columns(moment.alias("ts")).join_asof(running, on="ts", by=by, check_sortedness=False)
-
-        before = upto(pl.col("ts") - 1).select("row", pl.col("n").fill_null(0))
-        for window, ms in WINDOWS.items():
-            left = upto(pl.col("ts") - ms).select("row", pl.col("n").fill_null(0).alias("left"))
-            count = before.join(left, on="row").select(
-                "row", (pl.col("n") - pl.col("left")).cast(pl.Float32).alias(f"c_{'_'.join(keys)}_{window}")
-            )
-            shown = shown.join(count, on="row")
-    follow = clicks.select("user_id", "item_id", "ts", pl.col("ts").alias("click_ts")).sort("ts")
-    shown = shown.sort("ts").join_asof(
-        follow, on="ts", by=["user_id", "item_id"], strategy="forward", check_sortedness=False
-    )
-    shown = shown.with_columns(
-        (pl.col("click_ts") - pl.col("ts") <= 600_000).fill_null(False).cast(pl.Int32).alias("click")
-    )
+        # Exposures and clicks on one axis: a click counts for what is asked after it. At t - window, clicks of that very moment have left.
+        asked = [shown.select(*keys, "ts", kind=pl.lit(0, pl.Int8), row="row", window=pl.lit(-1, pl.Int8))]
+        for i, ms in enumerate(WINDOWS.values()):
+            left = pl.col("ts") - ms
+            asked.append(shown.select(*keys, left, kind=pl.lit(2, pl.Int8), row="row", window=pl.lit(i, pl.Int8)))
+        happened = clicks.select(
+            *keys, "ts", kind=pl.lit(1, pl.Int8), row=pl.lit(None, pl.UInt32), window=pl.lit(None, pl.Int8)
+        )
+        axis = pl.concat([happened, *asked]).sort(*keys, "ts", "kind")
+        axis = axis.with_columns(n=(pl.col("kind") == 1).cast(pl.Int64).cum_sum()).filter(pl.col("kind") != 1)
+        answers = axis.select("row", "window", "n").sort("window", "row")
+        before, *gone = (answers["n"].slice(i * shown.height, shown.height) for i in range(1 + len(WINDOWS)))
+        shown = shown.with_columns(
+            (before - n).cast(pl.Float32).alias(f"c_{'_'.join(keys)}_{window}")
+            for window, n in zip(WINDOWS, gone, strict=True)
+        )
+    pairs = ["user_id", "item_id"]
+    follow = clicks.select(*pairs, "ts", pl.col("ts").alias("click_ts")).filter(pl.col("ts") >= start).sort("ts")
+    may = shown.select("row", *pairs, "ts").join(follow, on=pairs, how="semi").sort("ts")
+    hit = may.join_asof(follow, on="ts", by=pairs, strategy="forward", check_sortedness=False)
+    hit = hit.filter(pl.col("click_ts") - pl.col("ts") <= 600_000)
+    shown = shown.with_columns(pl.col("row").is_in(hit["row"].implode()).cast(pl.Int32).alias("click"))
     old = clicks.filter(pl.col("ts") < start).sort("user_id", "ts").group_by("user_id", maintain_order=True)
     history = old.agg(pl.col("item_id", "category", "ts").tail(200).name.prefix("h_"))
     today = clicks.filter(pl.col("ts") >= start).sort("user_id", "ts")
@@ -226,7 +224,7 @@ def run_polars(peer: str, data: Path, out: Path) -> Told:
     sees = seen.join_asof(order, on="ts", by="user_id", check_sortedness=False).select(
         "row", pl.col("sees").fill_null(0).cast(pl.Int32)
     )
-    shown = shown.join(sees, on="row").sort("user_id", "ts").drop("row", "click_ts")
+    shown = shown.join(sees, on="row").sort("user_id", "ts").drop("row")
     samples = shown.group_by("user_id", maintain_order=True).agg(pl.all())
     samples = samples.join(history, on="user_id", how="left")
     samples = samples.join(
