@@ -439,8 +439,8 @@ def read_log(path: Path) -> dict[Key, Told]:
 def _expected(done: dict[Key, Told], rows: int, hot: int, peer: str) -> float:
     """Seconds a run may take: as the slowest of its kind; of an unknown kind, in proportion to another size."""
     same = [run["wall_s"] for (r, h, _, p), run in done.items() if (r, h, p) == (rows, hot, peer)]
-    others = [run["wall_s"] * max(1.0, rows / r) for (r, _, _, p), run in done.items() if p == peer]
-    return 1.2 * max(same or others, default=0.0) + 5
+    others = [run["wall_s"] * rows / r for (r, _, _, p), run in done.items() if p == peer]
+    return 1.2 * max(same or others, default=0.0) + 15
 
 
 def _agree(done: dict[Key, Told]) -> None:
