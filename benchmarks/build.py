@@ -11,7 +11,8 @@ processor time of the process and all its descendants, which is what to compare 
 most that all of them had resident at one moment (pages they share count once for each).
 
 Each run is a line of `--log` as soon as it ends; `--resume` goes on where the log ends, instead of starting a new one. The medians
-of all of the log go to `--out`.
+of all of the log go to `--out`. Both lie in `--work` unless told otherwise; those committed were written with
+`--log benchmarks/results/builder.jsonl --out benchmarks/results/builder.json`.
 
 The polars script counts clicks on one sorted axis per key set, which is the fastest form we know by hand (as-of joins on running
 counts took 1.6 times its processor time); it skips deduplication, quarantine, statistics and the gate. The SQL computes the cross features by range joins, a join per key set, as one
@@ -48,7 +49,6 @@ LAST = 20_605
 WINDOWS = {"1h": 3_600_000, "1d": DAY, "7d": 7 * DAY}
 KEYS = (("user_id",), ("item_id",), ("user_id", "item_id"), ("user_id", "category"))
 CROSS = [f"c_{'_'.join(keys)}_{window}" for keys in KEYS for window in WINDOWS]
-RESULTS = Path(__file__).parent / "results"
 
 Told = dict[str, Any]
 """Figures of a run, by name."""
@@ -365,13 +365,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["local", "spark", "polars"])
     parser.add_argument("--hot", type=int, nargs="+", default=[0], help="one user has so many times the median's rows")
-    parser.add_argument("--log", type=Path, default=RESULTS / "build.jsonl", help="a line per run")
+    work = Path(tempfile.gettempdir()) / "genrank-benchmark"
+    parser.add_argument("--log", type=Path, default=work / "builder.jsonl", help="a line per run")
     parser.add_argument("--resume", action="store_true", help="go on where the log ends")
     parser.add_argument(
         "--limit", type=float, default=float("inf"), help="begin no run that may end after so many seconds"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "build.json", help="medians of all of the log")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "genrank-benchmark")
+    parser.add_argument("--out", type=Path, default=work / "builder.json", help="medians of all of the log")
+    parser.add_argument("--work", type=Path, default=work, help="folder for logs and outputs")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
