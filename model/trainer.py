@@ -680,9 +680,8 @@ def token_count(batch: Batch) -> int:
 
 def without_weight(batch: Batch) -> Batch:
     """The same batch with nothing to learn from, and no samples to count."""
-    return dataclasses.replace(
-        batch, sample_id=[], weights={task: torch.zeros_like(w) for task, w in batch.weights.items()}
-    )
+    weights = {task: torch.zeros_like(weight) for task, weight in batch.weights.items()}
+    return dataclasses.replace(batch, sample_id=[], weights=weights, filler=True)
 
 
 def _model_name(model: dict[str, object]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,15 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tokenization import memory
+from tokenization.memory import CACHE_LINE
+
 Ints = npt.NDArray[np.int64]
 MANY = 1 << 14
 """Rows from which on a gather waits for memory more than for anything else."""
-CACHE_LINE = 64
-"""Bytes."""
-BLOCK_BYTES = 1 << 24
-"""Gathered values lie in blocks of 16 MiB: what one batch that is kept can keep alive."""
-KEPT_BLOCKS = 16
-"""Returned blocks that wait to be used again."""
 
 
 class Runs(NamedTuple):
@@ -139,6 +134,8 @@ class Batch:
     """[R] int32: how many were available strictly before this one was."""
     realtime_available: Tensor
     """[R] int64 epoch ms."""
+    filler: bool = False
+    """Whether it only stands in for one, on a rank that has no batch left: nothing of it is looked up, counted or learned."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -189,6 +186,7 @@ class Batch:
             candidate_sees=fn(self.candidate_sees),
             realtime_sees=fn(self.realtime_sees),
             realtime_available=fn(self.realtime_available),
+            filler=self.filler,
         )
 
 
@@ -203,53 +201,13 @@ def pick(values: Tensor, rows: Rows) -> Tensor:
     if len(values) < 4 * len(rows):
         # Reading one value of each cache line in order brings the rest along; gathering then takes half the time.
         values[:: CACHE_LINE // values.element_size()].sum()
-    return torch.index_select(values, 0, rows, out=_memory.empty(len(rows), values.dtype))
+    return torch.index_select(values, 0, rows, out=memory.empty(len(rows), values.dtype))
 
 
 def cut(values: Tensor, sizes: list[int]) -> Sequence[Tensor]:
     """Consecutive views of so many values each."""
     parts: Sequence[Tensor] = torch.split_with_sizes(values, sizes)
     return parts
-
-
-class _Memory:
-    """Memory for gathered values, carved from blocks that come back when the last tensor on them is gone.
-
-    What comes fresh from the system costs a fault for every page: more time than the gather itself.
-    """
-
-    def __init__(self) -> None:
-        self.own = threading.local()
-        """`unused`: the rest of the thread's current block."""
-        self.returned: list[np.ndarray] = []
-
-    def empty(self, n: int, dtype: torch.dtype) -> Tensor:
-        """[n] of a type, uninitialised."""
-        size = n * dtype.itemsize
-        block = getattr(self.own, "unused", None)
-        if block is None or len(block) < size:
-            block = self._block(size)
-        self.own.unused = block[-(-size // CACHE_LINE) * CACHE_LINE :]
-        return block[:size].view(dtype)
-
-    def _block(self, size: int) -> Tensor:
-        if size > BLOCK_BYTES:
-            return torch.empty(size, dtype=torch.uint8)
-        try:
-            memory = self.returned.pop()
-        except IndexError:
-            memory = np.empty(BLOCK_BYTES, np.uint8)
-        lent = memory.view()  # what the tensors refer to
-        weakref.finalize(lent, self._give_back, self.returned, memory).atexit = False
-        return torch.from_numpy(lent)
-
-    @staticmethod
-    def _give_back(returned: list[np.ndarray], memory: np.ndarray) -> None:
-        if len(returned) < KEPT_BLOCKS:
-            returned.append(memory)
-
-
-_memory = _Memory()
 
 
 def runs(begin: Tensor, end: Tensor) -> tuple[Tensor, Runs | slice]:
@@ -287,7 +245,7 @@ def _ranges_in_numpy(begin: Ints, end: Ints) -> tuple[Tensor, Tensor]:
     lengths = end - begin
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    index = _memory.empty(int(offsets[-1]), torch.int64)
+    index = memory.empty(int(offsets[-1]), torch.int64)
     if len(index):
         some = lengths > 0
         starts, first, last = offsets[:-1][some], begin[some], end[some]

@@ -169,18 +169,25 @@ class Embeddings(nn.Module):
                 if block.last > block.first:
                     wanted[block.merged].append(each.rows[block.first : block.last].t().reshape(-1))
                 wanted[block.merged] += [each.ragged[lookup.feature].values for lookup in block.pooled]
-        rows = {merged: torch.cat(pieces) for merged, pieces in wanted.items()}
+        rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
         return _Begun(batch, encoded, given, wanted, self.tables.dispatch(rows))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Group -> [N, width(group)] float32, N the group's rows in the batch."""
+        """Group -> [N, width(group)] float32, N the group's rows in the batch.
+
+        A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
+        """
         begun = self._begun.popleft() if self._begun and self._begun[0].batch is batch else self._begin(batch)
         encoded = begun.encoded
         for merged, rows in begun.given:
             self.tables.reset(merged, rows)
         vectors = begun.finish()
+        if batch.filler:
+            sizes = {merged: sum(map(len, pieces)) for merged, pieces in begun.pieces.items()}
+            vectors = {name: torch.cat([v, v.new_zeros(sizes[name], v.shape[1])]) for name, v in vectors.items()}
         found = {
-            merged: iter(torch.split(vectors[merged], [len(piece) for piece in pieces]))
+            # Splitting costs backward a copy of all gradients; one piece is whole already.
+            merged: iter(torch.split(vectors[merged], list(map(len, pieces))) if len(pieces) > 1 else [vectors[merged]])
             for merged, pieces in begun.pieces.items()
         }
         out: dict[str, Tensor] = {}
@@ -208,15 +215,16 @@ class Embeddings(nn.Module):
                 else encoded[lookup.group].rows[at]
                 for lookup, at in self.plan.readers_of(name)
             ]
-            ids = torch.cat(where)
+            ids = torch.cat(where)[: 0 if batch.filler else None]
             if self.training:
-                rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(batch) else 0, self.group)
+                rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)
                 if len(given):
                     renewed.append((merged.name, given + start))
             else:
                 rows = vocabulary.rows_of(ids)
-            for target, part in zip(where, torch.split(rows + start, [len(each) for each in where]), strict=True):
-                target.copy_(part)
+            if len(rows):
+                for target, part in zip(where, torch.split(rows + start, list(map(len, where))), strict=True):
+                    target.copy_(part)
         return renewed
 
     def _columns(self, group: str) -> Iterator[tuple[str, slice]]:

@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
 from schemas.table import Normal, Uniform
 from schemas.vocabulary import hash_string
+from tokenization import memory
 from tokenization.features import mix
 from tokenization.plan import MergedTable, Plan
 
@@ -140,7 +141,10 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchor: Tensor, rows: Tensor, table: TorchTable, tables: TorchTables) -> Tensor:
         ctx.rows, ctx.table, ctx.tables = rows, table, tables  # type: ignore[attr-defined]
-        return table.weight.index_select(0, rows)
+        if rows.device.type != "cpu":
+            return table.weight.index_select(0, rows)
+        vectors = memory.empty(len(rows) * table.table.dim, torch.float32).view(len(rows), table.table.dim)
+        return torch.index_select(table.weight, 0, rows, out=vectors)
 
     @staticmethod
     @once_differentiable
@@ -148,10 +152,11 @@ class _Lookup(torch.autograd.Function):
         rows, table, tables = ctx.rows, ctx.table, ctx.tables  # type: ignore[attr-defined]
         table.gathered.append((rows, grad))
         if not tables.held:
-            rows = torch.cat([rows for rows, _ in table.gathered])
-            grads = torch.cat([grad for _, grad in table.gathered])
+            if len(table.gathered) > 1:
+                rows = torch.cat([rows for rows, _ in table.gathered])
+                grad = torch.cat([grad for _, grad in table.gathered])
             table.gathered.clear()
-            table.update(rows, grads, tables.lr)
+            table.update(rows, grad, tables.lr)
         return None, None, None, None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,14 +44,29 @@ class TorchrecTables:
     Sparse gradients are averaged over ranks, as DistributedDataParallel averages dense ones: a rank's loss is the mean over its
     own samples.
 
+    Rows are deduplicated in two stages. Before the all-to-all, a row that repeats in a rank's batch is asked for once; its vector
+    and its summed gradient cross the wire once. After it, a row that several ranks ask for is looked up once by the rank that
+    owns it, and its gradients reach the optimizer as one sum. torchrec has the first stage for itself, for CUDA only
+    (`use_index_dedup`).
+
     Args:
         sharding: `auto` lets the planner choose; `row_wise` and `table_wise` ask for one.
+        dedup: the stages; fewer than both are there to be compared with.
 
     Raises:
         UserError: a table that learns by rowwise Adam.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, lr: float, seed: int, sharding: Sharding = "auto") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        lr: float,
+        seed: int,
+        sharding: Sharding = "auto",
+        *,
+        dedup: Literal[0, 1, 2] = 2,
+    ) -> None:
         for table in plan.tables:
             if table.optimizer.kind != "rowwise_adagrad":
                 names = ", ".join(member.name for member in table.members)
@@ -64,7 +79,12 @@ class TorchrecTables:
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         self.plan = plan
         self.seed = seed
+        # A single rank's kernels see every repetition anyway, and sum its gradients themselves.
+        self.dedup = dedup if dist.get_world_size() > 1 else 0
         self.module = _shard(_Collections(plan, lr), plan, device, sharding)
+        if self.dedup == 2:
+            for collection in self.module.module.of.values():
+                collection._lookups = [_OnceEach(lookup) for lookup in collection._lookups]
         self._shards = {table.name: list(self._local(table)) for table in plan.tables}
         for table in plan.tables:
             for shard in self._shards[table.name]:
@@ -89,8 +109,7 @@ class TorchrecTables:
     def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows.
 
-        With several ranks, rows are deduplicated before they travel: an id that repeats in a batch crosses the wire once, its
-        vector and its summed gradient too.
+        Every rank takes part in every lookup, with no rows if it has none to look up.
         """
         return self.dispatch(rows)()
 
@@ -103,13 +122,13 @@ class TorchrecTables:
             return lambda: found
         for name, at in rows.items():
             _check_range(self.plan.by_name[name], at)
-        if dist.get_world_size() == 1:
-            return lambda: self.module(rows)
+        if not self.dedup:
+            return self.module.module.dispatch(rows)
         distinct, inverse = {}, {}
         for name, at in rows.items():
             distinct[name], inverse[name] = torch.unique(at, return_inverse=True)
         finish = self.module.module.dispatch(distinct)
-        return lambda: {name: vectors[inverse[name]] for name, vectors in finish().items()}
+        return lambda: {name: vectors.index_select(0, inverse[name]) for name, vectors in finish().items()}
 
     def hold(self, held: bool) -> None:
         """Refused: fbgemm's kernels apply every backward at once."""
@@ -146,6 +165,29 @@ class TorchrecTables:
             for config, weight, (second, *_) in zip(kernel.config.embedding_tables, weights, states, strict=True):
                 if config.name == table.name and len(weight):
                     yield Shard(config.local_metadata.shard_offsets[0], weight, {"second": second.view(-1)})
+
+
+class _OnceEach(nn.Module):
+    """A rank's lookup in its shards, with each row that was asked for looked up once."""
+
+    def __init__(self, lookup: nn.Module) -> None:
+        super().__init__()
+        self.lookup = lookup
+
+    def forward(self, asked: KeyedJaggedTensor) -> Tensor:
+        """What ranks asked for, table by table and rank by rank, to the rows' vectors in that order, flattened."""
+        rows, keys = asked.values(), asked.keys()
+        if not len(rows):
+            empty: Tensor = self.lookup(asked)
+            return empty
+        # Equal rows of different tables stay apart: MAX_ROWS keeps a table's below 2^31.
+        counts = asked.lengths().view(len(keys), -1).sum(1)
+        table = torch.arange(len(keys), device=rows.device).repeat_interleave(counts, output_size=len(rows))
+        distinct, inverse = torch.unique((table << 31) + rows, return_inverse=True)
+        lengths = torch.bincount(distinct >> 31, minlength=len(keys))
+        once = KeyedJaggedTensor(keys=keys, values=distinct & (2**31 - 1), lengths=lengths)
+        vectors: Tensor = self.lookup(once).view(len(distinct), -1)
+        return vectors.index_select(0, inverse).view(-1)
 
 
 class _Collections(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -20,17 +22,23 @@ from tokenization.embedding import Embeddings
 from tokenization.plan import make_plan
 from tokenization.reader import SampleReader
 
-CASES = ("row_wise", "table_wise", "restored")
+CASES = ("row_wise", "table_wise", "restored", "dedup none", "dedup before", "filler")
 HERE = Path(__file__).parent
 DAYS = ["2026-01-01", "2026-01-02"]
 SCHEMA = with_items(s.Dynamic(capacity=60, admit_after=2))
 
 
 def train(embeddings: Embeddings, batches: list[Batch]) -> None:
-    """One step per batch; the loss is the mean over its samples."""
+    """One step per batch; the loss is the mean over its samples, 0 for a filler batch."""
     for batch in batches:
         out = embeddings(batch)
-        sum((m.square().sum() + m.sum() for m in out.values()), torch.zeros(())).div(len(batch)).backward()
+        loss = sum((m.square().sum() + m.sum() for m in out.values()), torch.zeros(())).div(len(batch))
+        loss.mul(0 if batch.filler else 1).backward()
+
+
+def with_fillers(rank: int, batches: list[Batch]) -> list[Batch]:
+    """Rank 1 runs out of batches two steps before rank 0 does."""
+    return [dataclasses.replace(b, filler=rank == 1 and i >= len(batches) - 2) for i, b in enumerate(batches)]
 
 
 def batches_of(root: Path, rank: int, world_size: int) -> list[Batch]:
@@ -43,18 +51,25 @@ def batches_of(root: Path, rank: int, world_size: int) -> list[Batch]:
 
 def worker(root: Path, out: Path, rank: int) -> None:
     """What each of two processes does, case by case: starting twice would cost more than all of it."""
+    from tokenization import torchrec_tables
+
+    TorchrecTables: Any = torchrec_tables.TorchrecTables
     store = torch.distributed.FileStore(str(out / "store"), 2)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     batches = batches_of(root, rank, 2)
     for case in CASES:
         torch.manual_seed(0)
         sharding: Any = "table_wise" if case == "table_wise" else "row_wise"
+        stages: Any = {"dedup none": 0, "dedup before": 1}.get(case, 2)
+        torchrec_tables.TorchrecTables = functools.partial(TorchrecTables, dedup=stages)
         embeddings = Embeddings(make_plan(SCHEMA), boundaries=BOUNDARIES, sharding=sharding, lr=0.1)
         assert embeddings.backend == "torchrec"
         if case == "restored":
             load_tables(embeddings, out / "start")
-        train(embeddings, batches)
+        train(embeddings, with_fillers(rank, batches) if case == "filler" else batches)
         save_tables(embeddings, out / case)
+        step, entries = embeddings.vocabularies["item"].state()
+        torch.save({"step": step, **vars(entries)}, out / f"{case}-{rank}.vocabulary")
         rows = {t.name: sum(len(x.weight) for x in embeddings.tables.shards(t.name)) for t in embeddings.plan.tables}
         (out / f"{case}-{rank}.json").write_text(json.dumps(rows))
     torch.distributed.destroy_process_group()
@@ -108,8 +123,7 @@ def joined(root: Path) -> list[list[Batch]]:
 
 def train_alone(root: Path, start: Path | None = None) -> Embeddings:
     """One process doing the work of two: each step the samples of both ranks."""
-    torch.manual_seed(0)
-    embeddings = Embeddings(make_plan(SCHEMA), backend="torch", boundaries=BOUNDARIES, lr=0.1)
+    embeddings = fresh()
     if start:
         load_tables(embeddings, start)
     train(embeddings, [merge(pair) for pair in joined(root)])
@@ -161,3 +175,33 @@ def test_two_processes_equal_one(root: Path, two: Path, sharding: str) -> None:
 
 def test_a_checkpoint_of_one_process_goes_on_in_two_and_back(root: Path, two: Path) -> None:
     assert_equal(restored(two / "restored"), train_alone(root, two / "start"))
+
+
+@pytest.mark.parametrize("stages", ["none", "before"])
+def test_dedup_in_two_stages_learns_what_none_does(two: Path, stages: str) -> None:
+    assert_equal(restored(two / "row_wise"), restored(two / f"dedup {stages}"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_rank_keeps_the_same_vocabulary(two: Path, case: str) -> None:
+    ranks = [torch.load(two / f"{case}-{rank}.vocabulary") for rank in range(2)]
+    assert ranks[0]["step"] == ranks[1]["step"] > 0 and len(ranks[0]["ids"]) > 0
+    for name in ("ids", "rows", "counts", "steps", "times"):
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+
+
+def test_a_filler_batch_counts_for_nothing(root: Path, two: Path) -> None:
+    """The last two steps are learned from rank 0's samples only; their loss is averaged over both ranks."""
+    embeddings = fresh()
+    steps = joined(root)
+    train(embeddings, [merge(pair) for pair in steps[:-2]])
+    for batch, _ in steps[-2:]:
+        out = embeddings(batch)
+        sum((m.square().sum() + m.sum() for m in out.values()), torch.zeros(())).div(2 * len(batch)).backward()
+    assert_equal(restored(two / "filler"), embeddings)
+
+
+def fresh() -> Embeddings:
+    """As each of the two processes starts."""
+    torch.manual_seed(0)
+    return Embeddings(make_plan(SCHEMA), backend="torch", boundaries=BOUNDARIES, lr=0.1)
