@@ -152,6 +152,10 @@ def demo(
 def explain(
     schema: SchemaFlag,
     ranks: Annotated[int, typer.Option(min=1, help="Show the tables' bytes on each of so many ranks.")] = 1,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare the tables with the ids of these samples.")
+    ] = None,
+    dates: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Days of --samples. Default: all.")] = None,
 ) -> None:
     """Print the merged-table plan: rows, bytes, what merged with what and why not; tokens and FLOPs a sample."""
     from rich.console import Console
@@ -160,7 +164,15 @@ def explain(
     from tokenization.explain import render
     from tokenization.plan import make_plan
 
-    Console().print(render(make_plan(load_schema(schema)).explain(world_size=ranks)))
+    declared, observed = load_schema(schema), None
+    if samples is not None:
+        from model.config import samples_folder
+        from schemas.manifest import sample_days
+        from tokenization.observed import observe_ids
+
+        folder = samples_folder(samples)
+        observed = observe_ids(folder, declared, parse_dates(dates) if dates else sample_days(folder))
+    Console().print(render(make_plan(declared).explain(world_size=ranks, observed=observed)))
 
 
 app.add_typer(schema_app, rich_help_panel="Start here")

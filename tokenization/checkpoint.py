@@ -54,7 +54,8 @@ class Restored:
 
 
 def save_tables(embeddings: Embeddings, folder: Path) -> None:
-    """Writes every table, its optimizer's state and its dynamic vocabulary. Every rank calls it with the same folder.
+    """Writes every table, its optimizer's state and its dynamic vocabulary; of a dynamic table the rows that ids have had. Every rank
+    calls it with the same folder.
 
     The folder is complete once `tables.json` is in it.
     """
@@ -62,10 +63,12 @@ def save_tables(embeddings: Embeddings, folder: Path) -> None:
     rank, world = _ranks()
     state: dict[str, Tensor] = {}
     for name in sorted(embeddings.plan.logical):
+        vocabulary = embeddings.vocabularies.get(name)
+        used = vocabulary.next_row if vocabulary else embeddings.plan.logical[name][0].rows
         for first, shard in _own_rows(embeddings, name):
             for what, rows in _contents(shard).items():
-                for at in range(0, len(rows), CHUNK_ROWS):
-                    state[f"{name}/{what}/{first + at}"] = rows[at : at + CHUNK_ROWS]
+                for at in range(0, min(len(rows), used - first), CHUNK_ROWS):
+                    state[f"{name}/{what}/{first + at}"] = rows[at : min(at + CHUNK_ROWS, used - first)]
         if rank == 0 and name in embeddings.vocabularies:
             _, entries = embeddings.vocabularies[name].state()
             state |= {f"{name}/entries/{field.name}": getattr(entries, field.name) for field in fields(Entries)}

@@ -50,7 +50,7 @@ class Entries:
 
 
 class DynamicVocabulary:
-    """id -> row of one dynamic logical table.
+    """id -> row of one dynamic logical table, which grows as ids appear, up to its capacity.
 
     An id gets a row at its `admit_after`-th sighting; until then, and when there is no row to be had, it reads the unknown row.
     When the table is full, rows seen longest ago (`evict="age"`) or least often (`evict="frequency"`) make room, never those of
@@ -66,15 +66,16 @@ class DynamicVocabulary:
         self.step = 0
         self.map = IdMap(1024, self.device)
         self.entries = Entries.empty(0, self.device)
-        rows = self.vocabulary.capacity + SPECIAL_ROWS
-        self.owner = torch.full((rows,), -1, dtype=torch.int64, device=self.device)
-        """Entry of each logical row, -1 if it's free."""
-        self.free = torch.arange(SPECIAL_ROWS, rows, device=self.device)
-        """Logical rows without an owner, ascending; the lowest is given first."""
+        self.owner = torch.full((SPECIAL_ROWS,), -1, dtype=torch.int64, device=self.device)
+        """Entry of each logical row, -1 if it's free; it doubles as rows are given out."""
+        self.next_row = SPECIAL_ROWS
+        """Rows from here on have never been given."""
+        self.free = torch.empty(0, dtype=torch.int64, device=self.device)
+        """Rows below that are without an owner, ascending; the lowest is given first."""
 
     def __len__(self) -> int:
         """Ids that have a row."""
-        return self.vocabulary.capacity - len(self.free)
+        return self.next_row - SPECIAL_ROWS - len(self.free)
 
     # ------------------------------------------------------------------ the two questions a lookup asks
 
@@ -117,13 +118,28 @@ class DynamicVocabulary:
         known.counts[at] += counts
         known.steps[at], known.times[at] = self.step, now
         waiting = at[(known.rows[at] < 0) & (known.counts[at] >= self.vocabulary.admit_after)]
-        if len(waiting) > len(self.free):
-            self._evict(len(waiting) - len(self.free))
-        given, self.free = self.free[: len(waiting)], self.free[len(waiting) :]
+        room = self.vocabulary.capacity - len(self)
+        if len(waiting) > room:
+            self._evict(len(waiting) - room)
+        given = self._give(len(waiting))
         known.rows[waiting[: len(given)]] = given
         self.owner[given] = waiting[: len(given)]
         self._forget_pending()
         return given
+
+    def _give(self, wanted: int) -> Tensor:
+        """At most so many rows, ascending."""
+        again, self.free = self.free[:wanted], self.free[wanted:]
+        end = min(self.next_row + wanted - len(again), self.vocabulary.capacity + SPECIAL_ROWS)
+        fresh = torch.arange(self.next_row, end, device=self.device)
+        self._use_rows(end)
+        return torch.cat([again, fresh])
+
+    def _use_rows(self, end: int) -> None:
+        have = len(self.owner)
+        if end > have:
+            self.owner = torch.cat([self.owner, self.owner.new_full((max(end, 2 * have) - have,), -1)])
+        self.next_row = end
 
     # ------------------------------------------------------------------ making room
 
@@ -190,8 +206,9 @@ class DynamicVocabulary:
         self.entries = entries.take(at.argsort())
         owned = (self.entries.rows >= 0).nonzero().squeeze(1)
         self.owner.fill_(-1)
+        self._use_rows(int(self.entries.rows.max()) + 1 if len(owned) else SPECIAL_ROWS)
         self.owner[self.entries.rows[owned]] = owned
-        self.free = SPECIAL_ROWS + (self.owner[SPECIAL_ROWS:] < 0).nonzero().squeeze(1)
+        self.free = SPECIAL_ROWS + (self.owner[SPECIAL_ROWS : self.next_row] < 0).nonzero().squeeze(1)
 
 
 def all_sightings(ids: Tensor, counts: Tensor, now: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:

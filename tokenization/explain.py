@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from schemas.columns import offered
 from schemas.feature import Categorical, MultiValued
 from schemas.schema import CANDIDATES, USER, Schema
 from schemas.tables import transform_of
-from schemas.vocabulary import Dynamic, Hashed
+from schemas.vocabulary import Dynamic, Hashed, Identity
 from tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
+
+if TYPE_CHECKING:
+    from tokenization.observed import ObservedIds
 
 COLUMNS = ["table", "logical tables", "rows", "dim", "bytes", "optimizer bytes", "why"]
 KEY_PARTS = ("dim", "vocabulary", "optimizer", "initialiser")
+FEW_IDS = 20
+"""Distinct ids below which nothing is said of what two features have in common."""
 CROWDED = 0.5
 """Ids per row above which a hashed table is reported: at one id per two rows every fifth id shares its row."""
 
@@ -25,14 +33,14 @@ def explain(
     world_size: int = 1,
     d_model: int = 64,
     blocks: int = 2,
-    observed: Mapping[str, int] | None = None,
+    observed: Mapping[str, ObservedIds] | None = None,
 ) -> dict[str, Any]:
     """What `genrank schema explain` and the report show, as plain data.
 
     Args:
         world_size: ranks that the tables are sharded over row-wise.
         d_model, blocks: width and depth of the encoder that the FLOPs are counted for.
-        observed: `<group>.<feature>` -> distinct ids seen, from the builder's statistics: for lints of capacities.
+        observed: `<group>.<feature>` -> the ids that samples hold (`tokenization.observed.observe_ids`): for lints of sizes.
     """
     tables = plan.tables
     weights, states = sum(t.weight_bytes for t in tables), sum(t.optimizer_bytes for t in tables)
@@ -104,7 +112,7 @@ def render(told: Mapping[str, Any]) -> Any:
     return Group(*parts)
 
 
-def lints(plan: Plan, observed: Mapping[str, int]) -> list[str]:
+def lints(plan: Plan, observed: Mapping[str, ObservedIds]) -> list[str]:
     """What is legal and probably not meant: one line each, with the remedy."""
     found = []
     kinds = _id_columns(plan.schema)
@@ -115,8 +123,23 @@ def lints(plan: Plan, observed: Mapping[str, int]) -> list[str]:
                 f"table {name} is read by string and by integer columns ({', '.join(table.features)}): "
                 "strings are hashed, so the same id gets two rows; give one of them a table of its own"
             )
-        seen = max((observed[key] for key in table.features if key in observed), default=0)
+        read = {key: observed[key] for key in table.features if key in observed and len(observed[key])}
+        seen = len(functools.reduce(np.union1d, [each.ids for each in read.values()], np.zeros(0, np.int64)))
         vocabulary = table.vocabulary
+        for (one, a), (two, b) in itertools.combinations(read.items(), 2):
+            if min(len(a), len(b)) >= FEW_IDS and not len(np.intersect1d(a.ids, b.ids)):
+                found.append(
+                    f"table {name} is read by {one} (ids {a.range}) and {two} (ids {b.range}), which have none in common: "
+                    "give one of them a table of its own, unless they are to meet later"
+                )
+        if isinstance(vocabulary, Identity):
+            for key, each in read.items():
+                beyond = int(((each.ids < 0) | (each.ids >= vocabulary.size)).sum())
+                if beyond:
+                    found.append(
+                        f"table {name} has rows for 0..{vocabulary.size - 1:,} and {key} holds {each.range}: {beyond:,} of "
+                        f"{len(each):,} ids read the unknown row; raise the size, or use Hashed or Dynamic"
+                    )
         if isinstance(vocabulary, Dynamic) and seen > vocabulary.capacity:
             found.append(
                 f"table {name} has capacity for {vocabulary.capacity:,} ids and {seen:,} were seen: rows will be evicted "

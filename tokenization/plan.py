@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from schemas.errors import UserError
 from schemas.feature import Feature, MultiValued, Sql
 from schemas.schema import USER, Schema
 from schemas.table import Initializer, SparseOptimizer
 from schemas.tables import TYPE, LogicalTable, logical_tables, table_name
+
+if TYPE_CHECKING:
+    from tokenization.observed import ObservedIds
 
 MAX_ROWS = 2**31 - 1
 """Rows of one merged table at most: fbgemm's and Triton's row arithmetic stays in range."""
@@ -124,7 +128,12 @@ class Plan:
         ]
 
     def explain(
-        self, *, world_size: int = 1, d_model: int = 64, blocks: int = 2, observed: Mapping[str, int] | None = None
+        self,
+        *,
+        world_size: int = 1,
+        d_model: int = 64,
+        blocks: int = 2,
+        observed: Mapping[str, ObservedIds] | None = None,
     ) -> dict[str, object]:
         """The plan as plain data for people: see `tokenization.explain.explain`, whose `render` shows it in a terminal."""
         from tokenization.explain import explain

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
 from schemas.table import Normal, Uniform
-from schemas.vocabulary import hash_string
+from schemas.vocabulary import SPECIAL_ROWS, hash_string
 from tokenization import memory
 from tokenization.features import mix
 from tokenization.plan import MergedTable, Plan
@@ -81,20 +82,25 @@ class TorchTables:
 
 
 class TorchTable:
-    """One merged table: float32 weights [rows, dim] and the optimizer's state."""
+    """One merged table: float32 weights [rows, dim] and the optimizer's state.
+
+    A dynamic table's rows are initialised when an id gets them; on a CPU they take no memory before.
+    """
 
     def __init__(self, table: MergedTable, device: torch.device, seed: int, state: StatePlace = "device") -> None:
         self.table = table
         self.apart = state == "host"
-        place = {"device": "cpu", "pin_memory": device.type == "cuda"} if self.apart else {"device": device}
-        self.weight = torch.empty((table.rows, table.dim), device=device)
-        for chunk in torch.split(torch.arange(table.rows, device=device), INIT_CHUNK):
-            self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
+        place, pinned = (torch.device("cpu"), device.type == "cuda") if self.apart else (device, False)
+        self.weight = _zeros((table.rows, table.dim), device)
+        for start, member in zip(table.starts, table.members, strict=True):
+            rows = torch.arange(start, start + (SPECIAL_ROWS if table.dynamic else member.rows), device=device)
+            for chunk in torch.split(rows, INIT_CHUNK):
+                self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
         self.steps = 0
-        self.second = torch.zeros(table.rows, **place)
+        self.second = _zeros((table.rows,), place, pinned)
         """[rows]: sum (Adagrad) or running mean (Adam) of each row's mean squared gradient."""
         adam = table.optimizer.kind == "rowwise_adam"
-        self.first = torch.zeros((table.rows, table.dim) if adam else (0, table.dim), **place)
+        self.first = _zeros((table.rows, table.dim) if adam else (0, table.dim), place, pinned)
         """[rows, dim]: Adam's first moment."""
         self.gathered: list[tuple[Tensor, Tensor]] = []
 
@@ -158,6 +164,13 @@ class _Lookup(torch.autograd.Function):
             table.gathered.clear()
             table.update(rows, grad, tables.lr)
         return None, None, None, None
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, pinned: bool = False) -> Tensor:
+    """float32; on a CPU numpy's, which take memory page by page as they're written to, where torch writes them all at once."""
+    if device.type != "cpu" or pinned:
+        return torch.zeros(shape, device=device, pin_memory=pinned)
+    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:

@@ -34,13 +34,14 @@ def make(schema: s.Schema, **options: Any) -> Embeddings:
 
 
 def rows(embeddings: Embeddings) -> dict[str, torch.Tensor]:
-    """`<logical table>/<what>` -> all rows."""
+    """`<logical table>/<what>` -> all rows; of a dynamic table those that ids have had."""
     out = {}
     for name, (table, merged) in embeddings.plan.logical.items():
         shard = embeddings.tables.shards(merged.name)[0]
         start = embeddings.plan.start_of(name)
-        out[f"{name}/weight"] = shard.weight[start : start + table.rows].clone()
-        out[f"{name}/second"] = shard.state["second"][start : start + table.rows].clone()
+        end = start + (embeddings.vocabularies[name].next_row if table.dynamic else table.rows)
+        out[f"{name}/weight"] = shard.weight[start:end].clone()
+        out[f"{name}/second"] = shard.state["second"][start:end].clone()
     return out
 
 

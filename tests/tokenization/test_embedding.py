@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 import schemas as s
 from schemas.errors import UserError
 from tokenization.batch import Batch
+from tokenization.checkpoint import load_tables, save_tables
 from tokenization.embedding import Embeddings, pool
 from tokenization.plan import make_plan
 from tokenization.reader import SampleReader
@@ -137,6 +140,7 @@ def test_an_evicted_row_is_reset_with_its_optimizer_state(batches: list[Batch], 
         ids_before = vocabulary.entries.ids.clone()
         out = embeddings(batch)
         now, start = vocabulary.owner, plan.start_of("item")
+        before = torch.nn.functional.pad(before, (0, len(now) - len(before)), value=-1)
         changed = [
             row
             for row in (now >= 0).nonzero().flatten().tolist()
@@ -148,6 +152,27 @@ def test_an_evicted_row_is_reset_with_its_optimizer_state(batches: list[Batch], 
         assert not shard.state["second"][rows].any()
         sum((matrix.sum() for matrix in out.values()), torch.zeros(())).backward()
     assert reset > 10, "the stream evicted too little to show anything"
+
+
+def test_a_dynamic_table_takes_memory_as_ids_appear(batches: list[Batch], tmp_path: Path) -> None:
+    """Declared for 100 million ids (6.3 GiB with its optimizer state), it costs what the ids seen cost, on disk too."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan = make_plan(with_items(s.Dynamic(capacity=100_000_000)))
+    embeddings = Embeddings(plan, backend="torch", boundaries=BOUNDARIES)
+    sizes = []
+    for batch in batches:
+        sum((matrix.sum() for matrix in embeddings(batch).values()), torch.zeros(())).backward()
+        sizes.append(len(embeddings.vocabularies["item"]))
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= len(embeddings.vocabularies["item"].owner)
+    save_tables(embeddings, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2 << 20
+    restored = Embeddings(plan, backend="torch", boundaries=BOUNDARIES, seed=3)
+    load_tables(restored, tmp_path)
+    own, start = embeddings.vocabularies["item"].next_row, plan.start_of("item")
+    one, two = (e.tables.shards(plan.logical["item"][1].name)[0] for e in (embeddings, restored))
+    assert torch.equal(one.weight[start : start + own], two.weight[start : start + own])
+    assert torch.equal(one.state["second"][start : start + own], two.state["second"][start : start + own])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
 def test_evaluation_changes_no_vocabulary(batches: list[Batch]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from random_samples import demo_schema
+from random_samples import demo_schema, random_table, write_random_samples
 from rich.console import Console
 from strategies import schemas
 
@@ -15,7 +17,9 @@ import schemas as s
 from schemas.errors import UserError
 from schemas.schema import Schema
 from schemas.tables import logical_tables
+from schemas.vocabulary import MISSING_ID
 from tokenization.explain import lints, render
+from tokenization.observed import ObservedIds, observe_ids
 from tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row
 
 some = settings(
@@ -109,6 +113,39 @@ def test_refusals_say_what_differs() -> None:
     assert "dim 8 and 16" in told["d8", "d16"]
 
 
+def ids(values: range) -> ObservedIds:
+    return ObservedIds(np.array(values, np.int64))
+
+
+def test_lints_ids_that_dont_belong_together() -> None:
+    plan = make_plan(demo_schema())
+    shared = {"history.item_id": ids(range(100, 150)), "realtime.item_id": ids(range(120, 170))}
+    assert lints(plan, shared) == []
+    told = lints(plan, {**shared, "candidates.last_item": ids(range(9_000, 9_100))})
+    assert len(told) == 2 and told[0].startswith(
+        "table item is read by history.item_id (ids 100..149) and candidates.last_item (ids 9,000..9,099), which have none in common"
+    )
+    assert lints(plan, {"user.tags": ids(range(40, 55))}) == [
+        "table user.tags has rows for 0..49 and user.tags holds 40..54: 5 of 15 ids read the unknown row; "
+        "raise the size, or use Hashed or Dynamic"
+    ]
+
+
+def test_observes_every_id_of_the_samples(tmp_path: Path) -> None:
+    schema = demo_schema()
+    write_random_samples(tmp_path, schema, ["2026-01-01", "2026-01-02"], users=12)
+    found = observe_ids(tmp_path, schema, ["2026-01-01", "2026-01-02"])
+    rows = [row for dt in ("2026-01-01", "2026-01-02") for row in random_table(schema, dt, 12).to_pylist()]
+    wanted = {
+        "history.item_id": {i for row in rows for i in row["history"]["item_id"]},
+        "user.tags": {i for row in rows for i in row["user"]["tags"]},
+        "user.city": {row["user"]["city"] for row in rows},
+    }
+    for name, values in wanted.items():
+        assert found[name].ids.tolist() == sorted(values - {MISSING_ID}), name
+    assert set(found) == {*wanted, "realtime.item_id", "candidates.item_id", "candidates.last_item"}
+
+
 def test_lints() -> None:
     schema = demo_schema(
         user=s.UserGroup(features=(s.Categorical(name="user_id", vocabulary=s.Dynamic(capacity=100), dim=8),)),
@@ -119,7 +156,8 @@ def test_lints() -> None:
             )
         ),
     )
-    told = lints(make_plan(schema), {"user.user_id": 101, "candidates.item_id": 80})
+    observed = {"user.user_id": ids(range(101)), "candidates.item_id": ids(range(80))}
+    told = lints(make_plan(schema), observed)
     assert any("user.user_id has capacity for 100 ids and 101 were seen" in each for each in told)
     assert any("candidates.item_id hashes 80 ids into 100 rows: 55%" in each for each in told)
     assert any(each.startswith("ids of item_id live in 3 tables") for each in told)
