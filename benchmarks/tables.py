@@ -1,9 +1,11 @@
-"""Merged tables against a table per feature, and the dynamic vocabulary against an exact LFU.
+"""Merged tables against a table per feature, lookups deduplicated in no, one or two stages, and the dynamic vocabulary against an
+exact LFU.
 
     python -m benchmarks.tables merged [--features 60] [--tokens 256 4096] [--repeats 7] [--device cpu]
+    python -m benchmarks.tables dedup [--ranks 2] [--lookups 65536] [--repeats 7]
     python -m benchmarks.tables churn [--ids 10000000] [--capacity 1000000] [--batch 65536]
 
-Writes benchmarks/results/tables_merged.json and tables_churn.json; benchmarks/tokenization.md says what they mean.
+Writes benchmarks/results/tables_<what>.json; benchmarks/tokenization.md says what they mean.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -140,6 +145,84 @@ def step(model: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> None:
     model(batch)["candidates"].square().mean().backward()
 
 
+# ---------------------------------------------------------------------- deduplicated or not
+
+
+def dedup(ranks: int, lookups: int, repeats: int) -> dict[str, Any]:
+    """What two processes or more send each other, look up and take for a step, by the stages of deduplication."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_dedup_rank, (ranks, lookups, repeats, folder), ranks)  # type: ignore[no-untyped-call]
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+    stages: dict[str, Any] = {}
+    for name in found[0]:
+        each = [rank[name] for rank in found]
+        stages[name] = {
+            "sent_mib": sum(one["sent"] for one in each) / 2**20,
+            "rows_looked_up": sum(one["rows"] for one in each),
+            "step_ms": max(one["step_ms"] for one in each),
+            "largest_difference": max(one["difference"] for one in each),
+        }
+    return MACHINE | {"ranks": ranks, "lookups_a_rank_and_table": lookups, "repeats": repeats, "stages": stages}
+
+
+def _dedup_rank(rank: int, ranks: int, lookups: int, repeats: int, folder: str) -> None:
+    from tokenization.torchrec_tables import TorchrecTables
+
+    store = dist.FileStore(f"{folder}/store", ranks)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    plan = make_plan(wide_schema(60))
+    rng = np.random.default_rng(rank)
+    ids = {t.name: torch.from_numpy(rng.zipf(1.2, lookups) % t.rows) for t in plan.tables}
+    result: dict[str, Any] = {}
+    learned: dict[int, list[Tensor]] = {}
+    for stages, name in enumerate(("none", "before the all-to-all", "before and after")):
+        tables = TorchrecTables(plan, torch.device("cpu"), 0.05, 0, "row_wise", dedup=stages)  # type: ignore[arg-type]
+
+        def step(tables: TorchrecTables = tables) -> None:
+            sum((v.square().mean() for v in tables.lookup(ids).values()), torch.zeros(())).backward()
+
+        with counted(tables) as count:
+            step()
+        times = []
+        for _ in range(repeats):
+            dist.barrier()
+            began = time.perf_counter()
+            step()
+            times.append(1e3 * (time.perf_counter() - began))
+        learned[stages] = [x for t in plan.tables for s in tables.shards(t.name) for x in (s.weight, s.state["second"])]
+        apart = [float((a - b).abs().max()) for a, b in zip(learned[0], learned[stages], strict=True)]
+        result[name] = count | {"step_ms": statistics.median(times), "difference": max(apart)}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+@contextmanager
+def counted(tables: Any) -> Iterator[dict[str, int]]:
+    """Bytes that this rank sends to others by all-to-all, and rows that its kernels look up."""
+    count = {"sent": 0, "rows": 0}
+    real = dist.all_to_all_single
+
+    def all_to_all(
+        output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, **rest: Any
+    ) -> Any:
+        sizes = input_split_sizes or [len(input) // dist.get_world_size()] * dist.get_world_size()
+        away = sum(sizes) - sizes[dist.get_rank()]
+        count["sent"] += away * input[:1].numel() * input.element_size()
+        return real(output, input, output_split_sizes, input_split_sizes, **rest)
+
+    def see(module: nn.Module, given: Any) -> None:
+        count["rows"] += len(given[0].values())
+
+    hooks = [kernel.register_forward_pre_hook(see) for kernel in tables._kernels()]
+    dist.all_to_all_single = all_to_all
+    try:
+        yield count
+    finally:
+        dist.all_to_all_single = real
+        for hook in hooks:
+            hook.remove()
+
+
 # ---------------------------------------------------------------------- dynamic rows
 
 
@@ -220,11 +303,13 @@ def _rss() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["merged", "churn"])
+    parser.add_argument("what", choices=["merged", "dedup", "churn"])
     parser.add_argument("--features", type=int, default=60)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 4_096])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--lookups", type=int, default=65_536)
     parser.add_argument("--ids", type=int, default=10_000_000)
     parser.add_argument("--capacity", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=65_536)
@@ -235,6 +320,8 @@ def main() -> None:
             "features": given.features, "repeats": given.repeats, "device": given.device, "torch": torch.__version__,
             "tables": {"merged": len(DIMS), "per feature": given.features}, "by_tokens": sizes,
         }  # fmt: skip
+    elif given.what == "dedup":
+        result = dedup(given.ranks, given.lookups, given.repeats)
     else:
         result = churn(given.ids, given.capacity, given.batch)
     (RESULTS / f"tables_{given.what}.json").write_text(json.dumps(result, indent=2) + "\n")

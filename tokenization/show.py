@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 COLORS = {USER_GROUP: "#b07aa1", HISTORY: "#4e79a7", REALTIME: "#59a14f", CANDIDATE: "#f28e2b"}
 NAMES = {USER_GROUP: "user", HISTORY: "history", REALTIME: "realtime", CANDIDATE: "candidates"}
+HEADS = {
+    USER_GROUP: [],
+    HISTORY: ["event"],
+    REALTIME: ["event", "available", "sees"],
+    CANDIDATE: ["request", "item", "labels", "sees"],
+}
+"""What is told of each token before its features; `sees` counts realtime events."""
 TERMINAL_CELLS = 64
 """Width of the visibility picture in a terminal: larger samples are drawn coarser."""
 
@@ -226,9 +233,7 @@ def print_sample(sample: Sample, console: Console, rows: int = 12) -> None:
         if tokens_per_row(sample.schema, name) == 0:
             continue
         table = Table(title=f"{name} ({len(group.ts)})", title_justify="left", title_style=f"bold {COLORS[kind]}")
-        heads = {USER_GROUP: [], HISTORY: ["event"], REALTIME: ["event", "available", "sees"]}.get(
-            kind, ["request", "item", "labels", "sees"]
-        )
+        heads = HEADS[kind]
         features = reader.features(name)
         shown = max(1, (console.width - 12 * (len(heads) + 1)) // 14)
         for column in ["time", *heads, *features[:shown]]:
@@ -244,8 +249,15 @@ def print_sample(sample: Sample, console: Console, rows: int = 12) -> None:
         console.print(table)
         if len(features) > shown:
             console.print(Text(f"  and {len(features) - shown} more: {', '.join(features[shown:])}", style="dim"))
-    console.print(Text("who sees whom: a row is a token, coloured where it sees", style="bold"))
-    console.print(_picture(sample) if console.color_system else _letters(sample))
+    cell = -(-len(sample.group) // TERMINAL_CELLS)
+    each = "a row is a token" if cell == 1 else f"a row is {cell} tokens"
+    if console.color_system:
+        console.print(Text(f"who sees whom: {each}, coloured where it sees", style="bold"))
+        console.print(_picture(sample))
+    else:
+        letters = ", ".join(f"{name[0]} {name}" for name in NAMES.values())
+        console.print(Text(f"who sees whom: {each}, a letter what it sees there ({letters})", style="bold"))
+        console.print(_letters(sample))
 
 
 def _head_values(sample: Sample, reader: Reader, name: str, kind: int, row: int) -> list[Any]:
@@ -347,7 +359,8 @@ def _draw_values(sample: Sample, axes: Axes) -> None:
         if tokens_per_row(sample.schema, name) == 0:
             continue
         group = sample.batch.groups[name]
-        lines.append((f"{name}: {len(group.ts)}", COLORS[kind]))
+        told = f"  (time  {' | '.join(HEADS[kind])}  features)" if HEADS[kind] else ""
+        lines.append((f"{name}: {len(group.ts)}{told}", COLORS[kind]))
         features = reader.features(name)
         for row in _ends(len(group.ts), 9 if kind == CANDIDATE else 7):
             if row is None:
@@ -355,7 +368,8 @@ def _draw_values(sample: Sample, axes: Axes) -> None:
                 continue
             own = [str(each) for each in _head_values(sample, reader, name, kind, row)]
             values = [f"{f} {text}" for f in features if (text := reader.value(name, f, row)) != "·"]
-            text = f"   {reader.time(int(group.ts[row]))}  {' | '.join(own)}  {', '.join(values)}"
+            head = [reader.time(int(group.ts[row])), *([" | ".join(own)] if own else []), ", ".join(values)]
+            text = f"   {'  '.join(head)}"
             lines.append((text if len(text) <= 118 else text[:117] + "…", "#222222"))
     for at, (text, color) in enumerate(lines):
         axes.text(
