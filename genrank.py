@@ -347,6 +347,9 @@ def train(
     view: Annotated[
         Literal["user_day", "request", "session"] | None, typer.Option(help="Default: the schema's.")
     ] = None,
+    by_length: Annotated[
+        bool, typer.Option("--by-length", help="Batches of similar lengths: for models that pad.")
+    ] = False,
     lr: Annotated[float, typer.Option(help="AdamW, dense parameters.")] = 2e-3,
     sparse_lr: Annotated[float, typer.Option(help="Embedding tables.")] = 0.05,
     sparse_state: Annotated[
@@ -406,6 +409,7 @@ def train(
         token_budget=token_budget,
         accumulate=accumulate,
         view=view,
+        by_length=by_length,
         lr=lr,
         sparse_lr=sparse_lr,
         sparse_state=sparse_state,

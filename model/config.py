@@ -39,6 +39,8 @@ class TrainConfig:
     """Batches per optimizer step."""
     view: Literal["user_day", "request", "session"] | None = None
     """What a training sample is; None: the schema's `training.view`."""
+    by_length: bool = False
+    """Batches of similar lengths, sorted within the shuffle buffer: for models that pad."""
     # -------------------------------------------------- optimizers
     lr: float = 2e-3
     """AdamW, dense parameters."""

@@ -581,6 +581,7 @@ def make_reader(
         view=config.view,
         token_budget=config.token_budget,
         shuffle=shuffle,
+        by_length=config.by_length and shuffle,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.size,
