@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from schemas.base import parse_duration
@@ -43,8 +45,8 @@ class View:
     """[V]: the sample's candidates are order[begin:end]."""
     realtime: Ints
     """[V]: how many of the row's realtime events the sample has."""
-    part: list[str] | None
-    """[V]: what follows the stored id in the sample's."""
+    part: pa.Array | None
+    """[V] strings: what follows the stored id in the sample's."""
     tokens: Ints
     """[V]: tokens of the sample."""
 
@@ -87,11 +89,13 @@ class View:
                 offsets, own = runs(begin, end)
                 events = own if name == self.realtime_name else events
                 groups[name] = group.take(own, offsets)
-        ids: list[str] = block.sample_id.take(row.numpy()).to_pylist()
+        ids = block.sample_id.take(row.numpy())
+        if self.part is not None:
+            ids = pc.binary_join_element_wise(ids, self.part.take(samples), "/")
         labels = {name: pick(values, ranked) for name, values in block.labels.items()}
         return Batch(
             groups=groups,
-            sample_id=[f"{i}/{self.part[v]}" for i, v in zip(ids, samples, strict=True)] if self.part else ids,
+            sample_id=ids.to_pylist(),
             user=pick(block.user, users),
             window_start=pick(block.window_start, users),
             request=pick(block.request, ranked),
@@ -141,7 +145,7 @@ def view_of(block: Block, schema: Schema, name: str) -> View:
     candidates = block.groups[CANDIDATES]
     realtime = schema.realtime.name if schema.realtime else None
     owner = torch.repeat_interleave(candidates.lengths, output_size=len(candidates.ts)).numpy()
-    part: list[str] | None = None
+    part: pa.Array | None = None
     if name == "user_day":
         offsets = candidates.offsets.numpy()
         row, order, begin, end = np.arange(len(block)), np.arange(len(owner)), offsets[:-1], offsets[1:]
@@ -157,7 +161,7 @@ def view_of(block: Block, schema: Schema, name: str) -> View:
         sees = block.candidate_sees.numpy()[order].astype(np.int64)
         seen = np.maximum.reduceat(sees, begin) if len(begin) else np.zeros(0, np.int64)
         keys = request if name == "request" else ts
-        part = [str(key) for key in keys[order[begin]].tolist()]
+        part = pc.cast(pa.array(keys[order[begin]]), block.sample_id.type)
     tokens = (end - begin) + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
     for history in schema.histories:
         tokens = tokens + _lengths(block, history.name)[row] * tokens_per_row(schema, history.name)
