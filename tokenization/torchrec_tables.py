@@ -123,7 +123,8 @@ class TorchrecTables:
         for name, at in rows.items():
             _check_range(self.plan.by_name[name], at)
         if not self.dedup:
-            return self.module.module.dispatch(rows)
+            whole: Callable[[], dict[str, Tensor]] = self.module.module.dispatch(rows)
+            return whole
         distinct, inverse = {}, {}
         for name, at in rows.items():
             distinct[name], inverse[name] = torch.unique(at, return_inverse=True)

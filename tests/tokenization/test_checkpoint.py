@@ -89,7 +89,7 @@ def test_killed_at_any_step_a_run_goes_on_as_if_it_had_not_been(
     for done, batch in enumerate(batches):
         save_tables(whole, tmp_path / str(done))
         step(whole, batch)
-    assert len(batches) > 4
+    assert len(batches) > 2
     for done in range(len(batches)):
         resumed = make(schema, seed=5)
         resumed.soft.load_state_dict(whole.soft.state_dict())
