@@ -2,8 +2,8 @@
 
 Two kinds of blocks, both `OUT/blocks/<use>/dt=<last day>/<key>/bucket-NNNNN.arrow` and their `block.json`:
 
-- **Tiles** of a log at the keys of a set of cross features (`cross_features.tile`): one day, or 2, 4 ... 32 aligned days merged
-  from two halves, so that a window of any length is a handful of blocks.
+- **Tiles** of a log at the keys of a set of cross features (`cross_features.tile`): one day, or 4 or 16 aligned days merged
+  from four parts, so that a window of any length is a handful of blocks.
 - **Snapshots** of one entry of a history: the newest rows of each user as of the start of every `PERIOD`th day
   (`sequences.newest`), made from the snapshot before it, where that still holds, and the days since.
 
@@ -40,8 +40,8 @@ from schemas import Changes, EventLog, Schema, Sequence
 from schemas.files import sync, write_atomically
 
 BLOCK = "block.json"
-LARGEST = 32
-"""Days of the largest tile."""
+LARGEST = 16
+"""Days of the largest tile, a power of 4: with twos there would be fewer files to read, and twice as many to make and keep."""
 SHORTEST = 3
 """Shorter runs of days are read from their partials: fewer rows, but not fewer files."""
 PERIOD = 8
@@ -149,12 +149,12 @@ def uses(schema: Schema) -> list[Use]:
 
 
 def blocks_over(days: range) -> Iterator[range]:
-    """The largest aligned runs of 1, 2, 4 ... `LARGEST` days that make up `days`, in order."""
+    """The largest aligned runs of 1, 4 ... `LARGEST` days that make up `days`, in order."""
     at = days.start
     while at < days.stop:
         size = LARGEST
         while at % size or at + size > days.stop:
-            size //= 2
+            size //= 4
         yield range(at, at + size)
         at += size
 
@@ -245,8 +245,9 @@ class Shelf:
             return Recipe(days[0], days[-1], stored=ref)
         if len(days) == 1:
             return Recipe(days[0], days[0], days=(days[0],))
-        halves = (days[: len(days) // 2], days[len(days) // 2 :])
-        return Recipe(days[0], days[-1], parts=tuple(part for half in halves if (part := self._recipe(use, half))))
+        quarter = len(days) // 4
+        quarters = [days[at : at + quarter] for at in range(0, len(days), quarter)]
+        return Recipe(days[0], days[-1], parts=tuple(part for of in quarters if (part := self._recipe(use, of))))
 
     def _snapshot(self, use: Use) -> Reading:
         assert use.sequence

@@ -98,7 +98,7 @@ def test_one_by_one_equals_at_once_and_any_day_again(tmp_path: Path) -> None:
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "once", days[0], days[-1], buckets=2))
     same_days(tmp_path, days, "out", "once")
     found = made(tmp_path / "out")
-    assert {len(block["covers"]) for block in found if "-by-" in str(block["use"])} >= {1, 2, 4}  # type: ignore[arg-type]
+    assert {len(block["covers"]) for block in found if "-by-" in str(block["use"])} >= {1, 4}  # type: ignore[arg-type]
     assert any("history" in str(block["use"]) for block in found)
     before = len(found)
     for dt in (days[13], days[9]):
@@ -167,8 +167,8 @@ def test_a_late_row_behind_a_block_is_seen(small_blocks: None, tmp_path: Path) -
 def test_runs_of_days_are_made_up_of_aligned_blocks(start: int, days: int) -> None:
     found = list(blocks_over(range(start, start + days)))
     assert [day for block in found for day in block] == list(range(start, start + days))
-    assert all(len(block) in (1, 2, 4, 8, 16, 32) and block.start % len(block) == 0 for block in found)
-    assert len(found) <= 10 + days // 32
+    assert all(len(block) in (1, 4, 16) and block.start % len(block) == 0 for block in found)
+    assert len(found) <= 12 + days // 16
 
 
 def test_blocks_hold_what_a_schema_asks_and_no_other_schemas_are_read() -> None:
