@@ -2,10 +2,11 @@
 
     python -m benchmarks.incremental --out benchmarks/results/incremental.json
     python -m benchmarks.incremental --days 35 --rows 20_000          # smaller
+    python -m benchmarks.incremental --longest 7d                     # windows that day 6 fills, too
     python -m benchmarks.incremental --history 2000                   # histories that go on growing
     python -m benchmarks.incremental --memory                         # a user with 10,000 times the median's events
 
-Windows of 1 hour to 30 days over five key sets, and a history of 60 days that is full after five (10 events a user and day, 50 kept):
+Windows of 1 hour to 30 days (`--longest`) over five key sets, and a history of 60 days that is full after five (10 events a user and day, 50 kept):
 what grows is the past alone. Each build runs in this process, after one that warms it up, and is told by the processor time of the
 process and by the bytes it asked the system for (`rchar`), which don't depend on what else the machine does. A milestone is the median and the mean over the days
 around it; around days 30 and 60 these are eight, a whole period of the histories' snapshots.
@@ -35,16 +36,17 @@ import pyarrow.parquet as pq
 
 DAY = 86_400_000
 FIRST = 20_454
+WINDOWS = ("1h", "1d", "7d", "30d")
 AROUND = {6: range(5, 8), 12: range(10, 15), 30: range(27, 35), 60: range(57, 65)}
 
 
-def schema(history: int) -> Any:
-    """Seventeen cross features, two sequences, a label."""
+def schema(history: int, longest: str) -> Any:
+    """Cross features of windows up to `longest` (seventeen for 30d, fourteen for 7d), two sequences, a label."""
     from schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
 
     columns = {"user_id": "int64", "item_id": "int64", "category": "int64", "ts": "int64", "dwell": "int32"}
     side = tuple(Categorical(name=name, vocabulary=Hashed(size=1 << 20), dim=16) for name in ("item_id", "category"))
-    windows = ("1h", "1d", "7d", "30d")
+    windows = WINDOWS[: WINDOWS.index(longest) + 1]
 
     def cross(name: str, op: str, keys: tuple[str, ...], window: str, **more: Any) -> CrossFeature:
         return CrossFeature(name=f"{name}_{window}", op=op, source="clicks", keys=keys, window=window, **more)
@@ -53,12 +55,12 @@ def schema(history: int) -> Any:
     features = [
         *(cross("user_clicks", "count", user, window) for window in windows),
         *(cross("item_clicks", "count", item, window) for window in windows),
-        *(cross("item_ctr", "rate", item, window, per="exposures", prior=0.1, strength=10) for window in ("7d", "30d")),
-        *(cross("user_category", "count", ("user_id", "category"), window) for window in ("7d", "30d")),
-        *(cross("user_item", "recency", ("user_id", "item_id"), window) for window in ("7d", "30d")),
-        cross("user_categories", "distinct", user, "30d", value="category"),
-        cross("item_dwell", "mean", item, "30d", value="dwell"),
-        cross("long_clicks", "count", item, "30d", where="dwell > 50"),
+        *(cross("item_ctr", "rate", item, window, per="exposures", prior=0.1, strength=10) for window in windows[2:]),
+        *(cross("user_category", "count", ("user_id", "category"), window) for window in windows[2:]),
+        *(cross("user_item", "recency", ("user_id", "item_id"), window) for window in windows[2:]),
+        cross("user_categories", "distinct", user, longest, value="category"),
+        cross("item_dwell", "mean", item, longest, value="dwell"),
+        cross("long_clicks", "count", item, longest, where="dwell > 50"),
     ]
     return Schema(
         name="incremental",
@@ -105,13 +107,15 @@ def spent() -> tuple[float, int]:
     return used.ru_utime + used.ru_stime, read
 
 
-def measure(days: int, rows: int, history: int, hot: int = 0) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(
+    days: int, rows: int, history: int, longest: str, hot: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What each day's build took, and how many MB lie on the disk after the last."""
     from pipelines.build import BuildConfig, build
     from pipelines.days import dt_of
     from pipelines.local_engine import LocalEngine
 
-    declared, engine = schema(history), LocalEngine(threads=1)
+    declared, engine = schema(history, longest), LocalEngine(threads=1)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -148,7 +152,7 @@ def peak_mib(rows: int, hot: int) -> float:
     """Largest resident set of a process that builds eleven days."""
     code = (
         "import resource; from benchmarks.incremental import measure; "
-        f"measure(11, {rows}, 50, {hot}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        f"measure(11, {rows}, 50, '30d', {hot}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return round(float(done.stdout.splitlines()[-1]), 1)
@@ -159,6 +163,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=65)
     parser.add_argument("--rows", type=int, default=60_000, help="exposures a day")
     parser.add_argument("--history", type=int, default=50, help="events a history keeps")
+    parser.add_argument("--longest", choices=WINDOWS[2:], default="30d", help="the longest window")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", action="store_true", help="measure memory under one huge user instead")
     asked = parser.parse_args()
@@ -168,7 +173,7 @@ def main() -> None:
         if asked.out:
             asked.out.write_text(json.dumps(told, indent=1))
         return
-    days, sizes = measure(asked.days, asked.rows, asked.history)
+    days, sizes = measure(asked.days, asked.rows, asked.history, asked.longest)
     print(f"MB on disk: {sizes}")
     milestones = {}
     for day, around in AROUND.items():
@@ -185,6 +190,7 @@ def main() -> None:
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
         "rows": asked.rows,
         "history": asked.history,
+        "longest": asked.longest,
         "milestones": milestones,
         "mb_on_disk": sizes,
         "days": days,
