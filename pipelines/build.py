@@ -2,7 +2,7 @@
 
     sources --read--> partials (normalised, deduplicated, bucketed by user)
             --compact--> blocks (what past days come to)
-    --route--> cross features meet their events at the key
+            --route--> cross features meet their events at the key
             --assemble--> samples of a bucket, day by day
             --gate--> publish
 
