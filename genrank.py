@@ -377,6 +377,9 @@ def train(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same weights, to the bit.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: each epoch.")] = 0,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Minutes after which a checkpoint is due besides; 0: never.")
+    ] = 10.0,
     keep_checkpoints: Annotated[int, typer.Option(help="Older ones are removed; the best one stays.")] = 2,
     log_every: Annotated[int, typer.Option(help="Steps between lines of log.jsonl.")] = 10,
     from_checkpoint: Annotated[
@@ -432,6 +435,7 @@ def train(
         deterministic=deterministic,
         seed=seed,
         checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
         keep_checkpoints=keep_checkpoints,
         log_every=log_every,
         from_checkpoint=from_checkpoint,

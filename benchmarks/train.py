@@ -95,11 +95,11 @@ def step_cost(trainer: Trainer, name: str, ranks: Ranks, repeats: int, peak: flo
     """A training step: forward, backward, both optimizers."""
     assert isinstance(trainer.model, Ranker)
     batches = [batch for batch, _ in zip(cycle(trainer), range(repeats + 1), strict=False)]
-    trainer._step(batches[:1])
+    trainer.learner.step(batches[:1], trainer.position)
     trainer.model.work.flops(trainer.model.encoder.config)
     seconds, tokens, samples, candidates = [], 0, 0, 0
     for batch in batches[1:]:
-        seconds.append(timed(lambda batch=batch: trainer._step([batch]), ranks))  # type: ignore[misc]
+        seconds.append(timed(lambda batch=batch: trainer.learner.step([batch], trainer.position), ranks))  # type: ignore[misc]
         tokens, samples, candidates = tokens + token_count(batch), samples + len(batch), candidates + len(batch.item)
     rate = trainer.model.work.flops(trainer.model.encoder.config) / sum(seconds)
     return {
@@ -121,10 +121,13 @@ def aggregation_cost(trainer: Trainer, batch: Batch, candidates: int, ranks: Ran
 
     def separately() -> None:
         for part in apart:
-            trainer._step([part])
+            trainer.learner.step([part], trainer.position)
 
-    trainer._step([together])
-    seconds = [(timed(lambda: trainer._step([together]), ranks), timed(separately, ranks)) for _ in range(repeats)]
+    trainer.learner.step([together], trainer.position)
+    seconds = [
+        (timed(lambda: trainer.learner.step([together], trainer.position), ranks), timed(separately, ranks))
+        for _ in range(repeats)
+    ]
     return {
         "candidates": candidates,
         "tokens_user_day": token_count(together),
@@ -242,7 +245,7 @@ def make_trainer(name: str, schema: Schema, samples: Path, ranks: Ranks, budget:
 def cycle(trainer: Trainer) -> Iterator[Batch]:
     """The reader's batches, again and again."""
     while True:
-        yield from trainer._batches()
+        yield from trainer.feed.batches(trainer.feed.reader_state["epoch"])
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ class TrainConfig:
     # -------------------------------------------------- safety
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: at the end of each epoch."""
+    checkpoint_minutes: float = 10.0
+    """Minutes of wall clock after which a checkpoint is due besides; 0: never."""
     keep_checkpoints: int = 2
     from_checkpoint: Path | None = None
     """A run's or checkpoint's folder to go on from, on other days (T+1)."""
@@ -122,6 +124,8 @@ FREE_TO_CHANGE = {
     "recompute",
     "log_every",
     "profile",
+    "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "epochs",
     "max_steps",

@@ -18,11 +18,11 @@ from model.checkpoint import find_checkpoint, load_dense, load_weights, read_man
 from model.config import EvaluateConfig, samples_folder
 from model.label_check import require_two_classes
 from model.metrics import Predictions
+from model.predict import candidate_users, predict
 from model.ranker import build_model, model_config
 from model.ranks import join_ranks
 from model.retriever import NEXT_ITEM, Retriever, evaluate_retriever
 from model.run_folder import read_json, write_json
-from model.trainer import candidate_users, predict
 from schemas.errors import UserError
 from schemas.manifest import sample_files
 from schemas.schema import Schema

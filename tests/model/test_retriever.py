@@ -14,10 +14,11 @@ import torch
 import schemas as s
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
+from model.learner import Learner
 from model.ranker import model_config
 from model.report import print_metrics, write_report
 from model.retriever import ItemFrequency, Retriever, item_feature
-from model.trainer import Trainer, train
+from model.trainer import train
 from schemas import UserError
 
 ITEMS = 40
@@ -148,17 +149,17 @@ def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch
         config(walk, tmp_path / name, epochs=2, checkpoint_every=2, deterministic=True) for name in ("whole", "cut")
     ]
     train(runs[0])
-    step = Trainer._step
+    step = Learner.step
 
-    def mortal(self, batches):
-        if self.position.step == 3:
+    def mortal(self, batches, at):
+        if at.step == 3:
             raise KeyboardInterrupt
-        return step(self, batches)
+        return step(self, batches, at)
 
-    monkeypatch.setattr(Trainer, "_step", mortal)
+    monkeypatch.setattr(Learner, "step", mortal)
     with pytest.raises(KeyboardInterrupt):
         train(runs[1])
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Learner, "step", step)
     train(runs[1])
     whole, cut = (load_model(run.out).model for run in runs)
     for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values(), strict=True):

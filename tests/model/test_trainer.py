@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ import model.checkpoint
 from model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from model.config import EvaluateConfig, TrainConfig
 from model.evaluate import evaluate, load_model
+from model.learner import Learner, decay_factor, warmup
 from model.progressive import progressive
-from model.trainer import Trainer, decay_factor, train, warmup
+from model.trainer import train
 from schemas import Categorical, Dynamic, Label, UserError
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -63,17 +65,17 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     )
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    step = Trainer._step
+    step = Learner.step
 
-    def mortal(self, batches):
-        if self.position.step == kill_at:
+    def mortal(self, batches, at):
+        if at.step == kill_at:
             raise Killed
-        return step(self, batches)
+        return step(self, batches, at)
 
-    monkeypatch.setattr(Trainer, "_step", mortal)
+    monkeypatch.setattr(Learner, "step", mortal)
     with pytest.raises(Killed):
         train(config)
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Learner, "step", step)
     done = train(config)
     assert done.steps > kill_at
     assert steps(config.out) == steps(whole.out)
@@ -84,18 +86,50 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     torch.use_deterministic_algorithms(False)
 
 
+def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
+    config: TrainConfig, monkeypatch, tmp_path
+) -> None:
+    import model.resume
+
+    minutes = itertools.count()
+    monkeypatch.setattr(model.resume, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+    config = dataclasses.replace(config, epochs=1, token_budget=300, deterministic=True, checkpoint_minutes=3)
+    whole = dataclasses.replace(config, checkpoint_minutes=0, out=tmp_path / "whole")
+    train(whole)
+    step = Learner.step
+
+    def mortal(self, batches, at):
+        if at.step == 8:
+            raise Killed
+        return step(self, batches, at)
+
+    monkeypatch.setattr(Learner, "step", mortal)
+    with pytest.raises(Killed):
+        train(config)
+    # Asked for after the third minute's step, written after the next one; then again.
+    assert steps_of(config.out) == [4, 8] and steps_of(whole.out)[0] > 8
+    shutil.rmtree(config.out / "checkpoints" / "step-8")
+    monkeypatch.setattr(Learner, "step", step)
+    train(config)
+    resumed, expected = weights(config.out), weights(whole.out)
+    for name in expected:
+        assert torch.equal(resumed[name], expected[name]), name
+    assert steps(config.out) == steps(whole.out)
+    torch.use_deterministic_algorithms(False)
+
+
 def test_another_number_of_processes_resumes_between_epochs_only(config: TrainConfig, monkeypatch) -> None:
     """As if two processes had written the checkpoint; tests/model/test_two_ranks.py has the processes."""
-    import model.trainer
+    import model.resume
 
-    load = model.trainer.load_dense
+    load = model.resume.load_dense
 
     def of_two(folder: Path) -> dict:
         state = load(folder)
         return {**state, "readers": state["readers"] * 2}
 
     train(dataclasses.replace(config, max_steps=1))
-    monkeypatch.setattr(model.trainer, "load_dense", of_two)
+    monkeypatch.setattr(model.resume, "load_dense", of_two)
     with pytest.raises(UserError, match=r"middle of an epoch by 2 processes and 1 resume it; .* --from-checkpoint"):
         train(dataclasses.replace(config, max_steps=3))
 
@@ -206,9 +240,9 @@ def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: 
 
 
 def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig, monkeypatch) -> None:
-    import model.trainer
+    import model.learner
 
-    monkeypatch.setattr(model.trainer, "SPIKE_WARMUP", 3)
+    monkeypatch.setattr(model.learner, "SPIKE_WARMUP", 3)
     from model.encoders import Encoder
 
     forward, calls = Encoder.forward, []

@@ -43,6 +43,26 @@ for name, ahead in (("sequential", False), ("ahead", True)):
     assert not dispatched
     train(many_steps(folder / "many", folder / name, lookups_ahead=ahead))
 assert len(dispatched) > 8, len(dispatched)
+
+# By the clock: rank 0's asks every third minute, rank 1's never does. Then as if killed after the first of these checkpoints.
+import itertools
+import shutil
+from types import SimpleNamespace
+import torch.distributed as dist
+import model.resume
+minutes = itertools.count() if dist.get_rank() == 0 else itertools.repeat(0)
+model.resume.time = SimpleNamespace(monotonic=lambda: 60 * next(minutes))
+clocked = many_steps(folder / "many", folder / "clocked", checkpoint_every=0, checkpoint_minutes=3, keep_checkpoints=99)
+train(clocked)
+first, *others = model.resume.steps_of(clocked.out)
+dist.barrier()
+if dist.get_rank() == 0:
+    assert first == 4 and len(others) > 3, (first, others)
+    (clocked.out / "summary.json").unlink()
+    for step in others:
+        shutil.rmtree(clocked.out / "checkpoints" / f"step-{{step}}")
+dist.barrier()
+train(clocked)
 """
 
 
@@ -60,8 +80,8 @@ def run_of(samples: Path, out: Path, **changes: Any) -> TrainConfig:
 def many_steps(samples: Path, out: Path, **changes: Any) -> TrainConfig:
     """A dynamic table too small for its ids, checkpoints and evaluations on the way."""
     return run_of(
-        samples, out, schema=evicting(), token_budget=100, checkpoint_every=4, eval_every=7, eval_dates=(NEXT,), epochs=2,
-        view="user_day", **changes,
+        samples, out, schema=evicting(), token_budget=100, eval_every=7, eval_dates=(NEXT,), epochs=2, view="user_day",
+        **{"checkpoint_every": 4, **changes},
     )  # fmt: skip
 
 
@@ -158,16 +178,17 @@ def test_a_run_of_two_processes_goes_on_with_one(runs: Path) -> None:
     same(runs / "after", expected)
 
 
-def test_lookups_that_begin_ahead_change_nothing(runs: Path) -> None:
-    """To the bit: rows that got a new owner or an update on the way included."""
-    sequential, ahead = numbers(runs / "sequential"), numbers(runs / "ahead")
+@pytest.mark.parametrize("name", ["ahead", "clocked"])
+def test_lookups_ahead_and_checkpoints_by_the_clock_change_nothing(runs: Path, name: str) -> None:
+    """To the bit: rows that got a new owner or an update on the way included. The clocked run was resumed, too."""
+    sequential, ahead = numbers(runs / "sequential"), numbers(runs / name)
     assert sequential.keys() == ahead.keys()
-    for name, value in sequential.items():
-        assert torch.equal(ahead[name], value), name
-    losses = [[row["loss"] for row in rows(runs / name) if "loss" in row] for name in ("sequential", "ahead")]
+    for key, value in sequential.items():
+        assert torch.equal(ahead[key], value), key
+    losses = [[row["loss"] for row in rows(runs / run) if "loss" in row] for run in ("sequential", name)]
     assert losses[0] == losses[1] and len(losses[0]) > 12
     vocabularies = [
-        load_model(runs / n).model.embeddings.vocabularies["candidates.rare"] for n in ("sequential", "ahead")
+        load_model(runs / run).model.embeddings.vocabularies["candidates.rare"] for run in ("sequential", name)
     ]
     assert len(vocabularies[0]) > 50, "nothing was evicted"
     for a, b in zip(*(dataclasses.astuple(v.state()[1]) for v in vocabularies), strict=True):

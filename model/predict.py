@@ -1,0 +1,39 @@
+"""A model's predictions on stored samples: what evaluation on the way and `genrank evaluate` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.feed import in_step
+from model.losses import predictions
+from model.ranks import Ranks
+from schemas.schema import Schema
+from tokenization.batch import Batch
+from tokenization.reader import SampleReader
+
+
+def predict(
+    model: nn.Module, reader: SampleReader, schema: Schema, ranks: Ranks, *, bf16: bool = False
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Each batch of this rank's reader and, per task, its candidates' predictions [C] float32. Ranks look rows up together: one
+    that has no batch left computes with another's until all are done, and keeps nothing of it."""
+    keep_rate = 1.0 if schema.candidates.keep_correction else schema.candidates.negative_keep_rate
+    training = model.training
+    model.eval()
+    try:
+        for batch, own in in_step((batch for batch in reader if len(batch.item)), ranks):
+            batch = batch.to(ranks.device)
+            with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+                logits = model(batch)
+            if own:
+                yield batch, predictions(logits, schema.labels, keep_rate)
+    finally:
+        model.train(training)
+
+
+def candidate_users(batch: Batch) -> Tensor:
+    """[C] int64: the user of each candidate."""
+    return torch.repeat_interleave(batch.user, batch.candidates.lengths, output_size=len(batch.item))
