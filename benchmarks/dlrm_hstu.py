@@ -117,6 +117,8 @@ def encoders(repeats: int, histories: Tensor) -> dict[str, object]:
         timestamps=torch.zeros(len(x), dtype=torch.int64),
         candidate_rows=(place >= first_candidate).nonzero().squeeze(1),
         max_length=length,
+        lengths=lengths,
+        history_lengths=lengths - CANDIDATES,
     )
     targets = torch.full((len(lengths),), CANDIDATES)
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, get_type_hints
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -45,17 +44,19 @@ class Work:
     """Tokens and visible pairs of training batches since the last `flops`; the count stays on the device until asked for."""
 
     def __init__(self) -> None:
-        self.tokens, self.pairs = 0, torch.zeros((), dtype=torch.int64)
+        self.tokens = 0
+        self.pairs: Tensor | None = None
 
     def add(self, tokens: Tokens) -> None:
         """Count one batch."""
+        pairs = visible_pairs(tokens)
         self.tokens += len(tokens.x)
-        self.pairs = self.pairs.to(tokens.x.device) + visible_pairs(tokens)
+        self.pairs = pairs if self.pairs is None else self.pairs + pairs
 
     def flops(self, config: EncoderConfig) -> int:
         """Floating point operations of forward and backward (twice the forward) for what was counted; begins anew."""
-        total = 3 * config.flops(self.tokens, int(self.pairs))
-        self.tokens, self.pairs = 0, torch.zeros((), dtype=torch.int64)
+        total = 3 * config.flops(self.tokens, 0 if self.pairs is None else int(self.pairs))
+        self.tokens, self.pairs = 0, None
         return total
 
 

@@ -79,11 +79,18 @@ class Group:
     """[N] int64 epoch ms: the row's own time; `window_start` for users."""
     features: dict[str, Tensor | Ragged] = field(default_factory=dict)
     """Stored leaves by feature name: [N] int64 ids and times, float32 numbers, or ragged ids. Sequences have `type` too."""
+    host_offsets: Tensor | None = None
+    """`offsets` as they were on the host, of a group that `Batch.to` took to a device."""
 
     @property
     def lengths(self) -> Tensor:
         """[B] int64: rows of each sample."""
         return self.offsets.diff()
+
+    @property
+    def host_lengths(self) -> Tensor:
+        """[B] int64: the same on the host, without waiting for the device that `Batch.to` took the group to."""
+        return (self.offsets.cpu() if self.host_offsets is None else self.host_offsets).diff()
 
     def split(self, ends: Sequence[int]) -> list[Group]:
         """The groups of samples ends[i]:ends[i+1], which share this one's memory."""
@@ -168,7 +175,8 @@ class Batch:
                 name: Ragged(fn(leaf.values), fn(leaf.offsets)) if isinstance(leaf, Ragged) else fn(leaf)
                 for name, leaf in g.features.items()
             }
-            return Group(fn(g.offsets), fn(g.ts), leaves)
+            host = g.offsets if g.host_offsets is None and g.offsets.device.type == "cpu" else g.host_offsets
+            return Group(fn(g.offsets), fn(g.ts), leaves, host)
 
         def each(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: fn(tensor) for name, tensor in tensors.items()}

@@ -263,7 +263,9 @@ class SoftBuckets(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, numbers] float32 with NaN for missing -> [N, sum of dims]."""
-        out = [self._kind(kind, [n for _, n in m], x[:, [at for at, _ in m]]) for kind, m in self.kinds.items()]
+        # Stacked, not indexed by a list, which would be a copy to the device that waits.
+        of_kind = {kind: torch.stack([x[:, at] for at, _ in members], 1) for kind, members in self.kinds.items()}
+        out = [self._kind(kind, [n for _, n in members], of_kind[kind]) for kind, members in self.kinds.items()]
         return torch.cat(out, 1) if out else x
 
     def _kind(self, kind: AutoDis, names: list[str], x: Tensor) -> Tensor:

@@ -185,8 +185,8 @@ class GroupEncoder(nn.Module):
         elif self.group == CANDIDATES:
             since = newest_visible(batch, self.histories, self.realtime)
         else:
-            since = group.ts.roll(1)
-            since[group.offsets[:-1][group.lengths > 0]] = MISSING_ID
+            # The event before; none before a sample's first, which is the next sample's (or past the end) where it has no event.
+            since = nn.functional.pad(group.ts, (1, 0)).index_fill_(0, group.offsets[:-1], MISSING_ID)[:-1]
         missing = since == MISSING_ID
         seconds = (group.ts - since.masked_fill(missing, 0)).double() / 1000
         return seconds.masked_fill(missing, torch.nan).float()

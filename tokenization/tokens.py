@@ -13,6 +13,7 @@ from kernels.jagged import Permute, interleave
 from schemas.schema import CANDIDATES, USER, Schema
 from tokenization.batch import Batch, Group, pick
 from tokenization.embedding import Embeddings
+from tokenization.jagged_tokens import Tokens
 from tokenization.plan import tokens_per_row
 from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
 from tokenization.visibility import HISTORY as HISTORY_GROUP
@@ -22,28 +23,6 @@ from tokenization.visibility import Layout, Rule, mtgr
 
 TIME_BUCKETS = 64
 """Log-2 buckets of time on each side of the window's start, two per octave of seconds: up to 2^32 s."""
-
-
-@dataclass
-class Tokens:
-    """Jagged tokens of a batch: T tokens, sample after sample, each in the order U | S... | R | C."""
-
-    x: Tensor
-    """[T, d_model]."""
-    offsets: Tensor
-    """[B+1] int32."""
-    group_ids: Tensor
-    """[T] int32: 0 user, 1 history (of any sequence), 2 realtime, 3 candidate."""
-    begin: Tensor
-    """[T] int32: first visible token, local to the sample."""
-    end: Tensor
-    """[T] int32: one past the last visible token; a token also sees itself."""
-    timestamps: Tensor
-    """[T] int64 epoch ms: the token's own; `window_start` for user tokens."""
-    candidate_rows: Tensor
-    """[C] int64: which rows of `x` are the candidates, in the batch's candidate order."""
-    max_length: int
-    """Tokens of the longest sample."""
 
 
 class Tokenizer(nn.Module):
@@ -97,7 +76,9 @@ class Tokenizer(nn.Module):
             end=end,
             timestamps=place.timestamps,
             candidate_rows=place.candidate_rows,
-            max_length=int(place.offsets.diff().max()) if len(batch) else 0,
+            max_length=int(place.lengths.max()) if len(batch) else 0,
+            lengths=place.lengths,
+            history_lengths=place.history_lengths,
         )
 
     def _position(self, group: Group, name: str, k: int) -> Tensor:
@@ -127,11 +108,21 @@ class Arrangement:
     """[T] int64 epoch ms."""
     candidate_rows: Tensor
     """[C] int64."""
+    lengths: Tensor
+    """[B] int64 on the host: tokens of each sample."""
+    history_lengths: Tensor
+    """[B] int64 on the host: history tokens of each."""
 
 
 def arrange(schema: Schema, batch: Batch) -> Arrangement:
-    """The places of a batch's tokens: sample after sample, each in the order U | S... | R | C."""
-    times, kinds, sees, counts, present = [], [], [], [], []
+    """The places of a batch's tokens: sample after sample, each in the order U | S... | R | C.
+
+    Never waits for the device: how many tokens there are, the host knows from shapes and `Group.host_lengths`.
+    """
+    times, kinds, sees = [], [], []
+    none = torch.zeros_like(batch.window_start)
+    per_group, users, known = [], none, none
+    lengths = histories = torch.zeros(len(batch), dtype=torch.int64)
     for name, kind in group_kinds(schema).items():
         group, k = batch.groups[name], tokens_per_row(schema, name)
         if k == 0:
@@ -140,16 +131,19 @@ def arrange(schema: Schema, batch: Batch) -> Arrangement:
         times.append(ts)
         kinds.append(torch.full((len(ts),), kind, dtype=torch.int32, device=ts.device))
         sees.append(_realtime_seen(schema, batch, name, kind, k))
-        counts.append(group.lengths * k)
-        present.append(kind)
-    per_group = torch.stack(counts)
-    order, inverse, offsets = interleave(list(nn.functional.pad(per_group.cumsum(1), (1, 0))))
-    lengths, total = per_group.sum(0), len(order)
-    users = per_group[[i for i, kind in enumerate(present) if kind == USER_GROUP]].sum(0)
-    known = per_group[[i for i, kind in enumerate(present) if kind <= HISTORY_GROUP]].sum(0)
+        tokens = group.lengths * k
+        per_group.append(tokens)
+        users = users + tokens if kind == USER_GROUP else users
+        known = known + tokens if kind <= HISTORY_GROUP else known
+        on_host = group.host_lengths * k
+        lengths = lengths + on_host
+        histories = histories + on_host if kind == HISTORY_GROUP else histories
+    parts = list(nn.functional.pad(torch.stack(per_group).cumsum(1), (1, 0)))
+    order, inverse, offsets = interleave(parts, list(map(len, times)))
+    total, of_sample = len(order), offsets.diff()
 
     def spread(per_sample: Tensor) -> Tensor:
-        return torch.repeat_interleave(per_sample, lengths, output_size=total)
+        return torch.repeat_interleave(per_sample, of_sample, output_size=total)
 
     position = torch.arange(total, device=order.device) - spread(offsets[:-1])
     return Arrangement(
@@ -162,6 +156,8 @@ def arrange(schema: Schema, batch: Batch) -> Arrangement:
         timestamps=pick(torch.cat(times), order),
         # Candidates are the last group: their tokens, in order, lie at the end of `inverse`.
         candidate_rows=inverse[total - len(batch.item) :],
+        lengths=lengths,
+        history_lengths=histories,
     )
 
 

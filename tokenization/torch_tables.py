@@ -93,9 +93,10 @@ class TorchTable:
         place, pinned = (torch.device("cpu"), device.type == "cuda") if self.apart else (device, False)
         self.weight = _zeros((table.rows, table.dim), device)
         for start, member in zip(table.starts, table.members, strict=True):
-            rows = torch.arange(start, start + (SPECIAL_ROWS if table.dynamic else member.rows), device=device)
-            for chunk in torch.split(rows, INIT_CHUNK):
-                self.weight[chunk[0] : chunk[-1] + 1] = initial_rows(table, chunk, seed)
+            stop = start + (SPECIAL_ROWS if table.dynamic else member.rows)
+            for first in range(start, stop, INIT_CHUNK):
+                last = min(first + INIT_CHUNK, stop)
+                self.weight[first:last] = initial_rows(table, torch.arange(first, last, device=device), seed)
         self.steps = 0
         self.second = _zeros((table.rows,), place, pinned)
         """[rows]: sum (Adagrad) or running mean (Adam) of each row's mean squared gradient."""

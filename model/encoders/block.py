@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import RelativeBias, interval_attention
 from kernels.norm import Order, group_layer_norm, norm_gate
-
-if TYPE_CHECKING:
-    from tokenization.tokens import Tokens
+from tokenization.jagged_tokens import Tokens
 
 NormKind = Literal["layer", "rms", "gln", "none"]
 

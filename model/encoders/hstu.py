@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kernels.norm import Order
 from model.encoders.block import Encoder, EncoderConfig, NormKind
-
-if TYPE_CHECKING:
-    from tokenization.tokens import Tokens
+from tokenization.jagged_tokens import Tokens
 
 HISTORY_GROUP = 1
 
@@ -82,23 +80,26 @@ def stochastic_length(
         tokens: any `Tokens`; history is group 1, contiguous in each sample.
         keep: how the subsequence is drawn; `weighted` draws event i with weight 1 - age_i / sum(ages).
         event_tokens: history tokens per event, kept or dropped together.
-        generator: of the draw; PyTorch's default where None.
+        generator: of the draw, for tokens on a CPU; PyTorch's default where None.
     Returns: tokens with fewer rows; offsets, intervals and candidate rows say the same things about the rows that are left.
+
+    Which histories are shortened is drawn on the host, so that it knows how many tokens are left without asking the device.
     """
     device = tokens.x.device
-    count = len(tokens.x)
-    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
-    samples = len(lengths)
-    sample = torch.repeat_interleave(torch.arange(samples, device=device), lengths, output_size=count)
-    is_history = tokens.group_ids == HISTORY_GROUP
-    rows = is_history.nonzero().squeeze(1)
-    of = sample[rows]
-    n = torch.bincount(of, minlength=samples)
+    samples = len(tokens.lengths)
     target = int(longest ** (alpha / 2))
-    chance = (longest**alpha / n.clamp(min=1).double().square()).clamp(max=1)
-    shorten = (n > target) & (torch.rand(samples, device=device, generator=generator, dtype=torch.float64) >= chance)
+    chance = (longest**alpha / tokens.history_lengths.clamp(min=1).double().square()).clamp(max=1)
+    drawn = torch.rand(samples, generator=generator, dtype=torch.float64)
+    shorten = (tokens.history_lengths > target) & (drawn >= chance)
+    budget = target // event_tokens * event_tokens
+    left = torch.where(shorten, budget, tokens.history_lengths)
 
-    # One key an event; the `target` largest of a sample stay.
+    # One key an event; the `budget` largest of a shortened sample stay.
+    n = tokens.history_lengths.to(device, non_blocking=True)
+    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
+    sample = torch.repeat_interleave(torch.arange(samples, device=device), lengths, output_size=len(tokens.x))
+    rows = _places(tokens.group_ids == HISTORY_GROUP, int(tokens.history_lengths.sum()))
+    of = sample[rows]
     first = torch.cumsum(n, 0) - n
     place = torch.arange(len(rows), device=device) - first[of]
     event = place // event_tokens
@@ -116,10 +117,9 @@ def stochastic_length(
     order = order[torch.argsort(of[order], stable=True)]
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(rows), device=device) - first[of[order]]
-    budget = target // event_tokens * event_tokens
-    kept = torch.ones(count, dtype=torch.bool, device=device)
-    kept[rows] = ~shorten[of] | (rank < budget)
-    return _select(tokens, kept, sample)
+    kept = torch.ones(len(tokens.x), dtype=torch.bool, device=device)
+    kept[rows] = ~shorten.to(device, non_blocking=True)[of] | (rank < budget)
+    return _select(tokens, kept, sample, left)
 
 
 def _newest(timestamps: Tensor, of: Tensor, samples: int) -> Tensor:
@@ -127,26 +127,36 @@ def _newest(timestamps: Tensor, of: Tensor, samples: int) -> Tensor:
     return newest.scatter_reduce(0, of, timestamps, "amax")
 
 
-def _select(tokens: Tokens, kept: Tensor, sample: Tensor) -> Tokens:
+def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tensor) -> Tokens:
     """The kept rows; an interval's bounds become the number of kept tokens before them."""
+    lengths = tokens.lengths - tokens.history_lengths + history_lengths
+    rows = _places(kept, int(lengths.sum()))
     before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
     torch.cumsum(kept, 0, out=before[1:])
     offsets = tokens.offsets.long()
     start = offsets[:-1][sample]
 
     def renumber(bound: Tensor) -> Tensor:
-        return (before[start + bound] - before[start])[kept].to(torch.int32)
+        return (before[start + bound] - before[start])[rows].to(torch.int32)
 
     return dataclasses.replace(
         tokens,
-        x=tokens.x[kept],
+        x=tokens.x.index_select(0, rows),
         offsets=before[offsets].to(tokens.offsets.dtype),
-        group_ids=tokens.group_ids[kept],
+        group_ids=tokens.group_ids[rows],
         begin=renumber(tokens.begin),
         end=renumber(tokens.end),
-        timestamps=tokens.timestamps[kept],
+        timestamps=tokens.timestamps[rows],
         candidate_rows=before[tokens.candidate_rows],
+        max_length=int(lengths.max()) if len(lengths) else 0,
+        lengths=lengths,
+        history_lengths=history_lengths,
     )
+
+
+def _places(chosen: Tensor, count: int) -> Tensor:
+    """[count] int64: where `chosen` ([T] bool) holds, as often as the caller knows: `nonzero` would ask the device."""
+    return torch.searchsorted(chosen.cumsum(0), torch.arange(1, count + 1, device=chosen.device))
 
 
 PRESETS = {

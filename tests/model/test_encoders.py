@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,26 +17,13 @@ from torch import Tensor
 
 from model.encoders import PRESETS, Hstu, HstuConfig, Mtgr, MtgrConfig
 from model.encoders.hstu import stochastic_length
-
-
-@dataclass
-class Tokens:
-    """The fields of `tokenization.tokens.Tokens` that encoders read."""
-
-    x: Tensor
-    offsets: Tensor
-    group_ids: Tensor
-    begin: Tensor
-    end: Tensor
-    timestamps: Tensor
-    candidate_rows: Tensor
-    max_length: int
+from tokenization.jagged_tokens import Tokens
 
 
 def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Tokens:
     """Samples U | S | R | C under MTGR's dynamic mask, some groups empty."""
     g = torch.Generator().manual_seed(seed)
-    offsets, groups, begin, end, stamps = [0], [], [], [], []
+    offsets, groups, begin, end, stamps, histories = [0], [], [], [], [], []
     for _ in range(samples):
         u, s, r, c = (int(torch.randint(low, most, (), generator=g)) for low in (1, 0, 0, 1))
         static = u + s
@@ -48,6 +34,7 @@ def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Toke
         stamps += sorted(torch.randint(0, 10**7, (static + r,), generator=g).tolist())
         stamps += torch.randint(10**7, 2 * 10**7, (c,), generator=g).tolist()
         offsets.append(len(groups))
+        histories.append(s)
     group_ids = torch.tensor(groups, dtype=torch.int32)
     return Tokens(
         x=torch.randn(len(groups), dim, generator=g, dtype=torch.float64),
@@ -58,6 +45,8 @@ def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Toke
         timestamps=torch.tensor(stamps) + 1_700_000_000_000,
         candidate_rows=(group_ids == 3).nonzero().squeeze(1),
         max_length=max(b - a for a, b in itertools.pairwise(offsets)),
+        lengths=torch.tensor(offsets).diff(),
+        history_lengths=torch.tensor(histories),
     )
 
 
@@ -213,6 +202,16 @@ def test_a_score_does_not_depend_on_the_candidates_beside_it(divisor) -> None:
     torch.testing.assert_close(encoder(fewer)[-1], alone, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["mtgr", "hstu"])
+def test_compiled_it_is_one_graph(name: str) -> None:
+    """No graph break: nothing in an encoder is decided by values."""
+    encoder = Mtgr(VARIANTS["mtgr"]) if name == "mtgr" else Hstu(VARIANTS["hstu"])
+    tokens = draw_tokens(1, encoder.config.dim)
+    torch._dynamo.reset()
+    whole = torch.compile(encoder.double(), backend="eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(whole(tokens), encoder(tokens))
+
+
 def test_flops_count_what_the_equations_multiply() -> None:
     c = VARIANTS["hstu, public code"]
     tokens, pairs = 10, 30
@@ -248,6 +247,8 @@ def history(lengths: list[int], dim: int = 2) -> Tokens:
         timestamps=torch.arange(len(groups)) * 1000,
         candidate_rows=(group_ids == 3).nonzero().squeeze(1),
         max_length=max(lengths) + 3,
+        lengths=torch.tensor(lengths) + 3,
+        history_lengths=torch.tensor(lengths),
     )
 
 
@@ -258,6 +259,8 @@ def test_stochastic_length_follows_its_sampling_rule(keep: str) -> None:
     tokens = history([5, target, 40, 64] * 400)
     short = stochastic_length(tokens, alpha, longest, keep=keep, generator=torch.Generator().manual_seed(0))
     kept = (short.offsets.diff() - 3).view(-1, 4)
+    assert torch.equal(short.lengths, short.offsets.diff()) and short.max_length == short.lengths.max()
+    assert torch.equal(short.history_lengths, short.lengths - 3)
     assert (kept[:, 0] == 5).all() and (kept[:, 1] == target).all()
     for column, n in ((2, 40), (3, 64)):
         assert set(kept[:, column].tolist()) == {target, n}

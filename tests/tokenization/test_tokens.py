@@ -89,6 +89,8 @@ def test_order_groups_and_times(case: tuple[s.Schema, Batch, Tokenizer, Tokens])
     every = [expected(schema, batch, b) for b in range(len(batch))]
     assert tokens.offsets.diff().tolist() == list(map(len, every))
     assert tokens.max_length == max(map(len, every))
+    assert tokens.lengths.tolist() == list(map(len, every))
+    assert tokens.history_lengths.tolist() == [sum(kind == 1 for kind, _, _ in sample) for sample in every]
     assert tokens.group_ids.tolist() == [kind for sample in every for kind, _, _ in sample]
     assert tokens.timestamps.tolist() == [ts for sample in every for _, ts, _ in sample]
     flat = [(kind, index) for sample in every for kind, _, index in sample]

@@ -1,0 +1,197 @@
+"""A training step of the dense half never waits for the device: on one without data, whatever reads anything back fails.
+
+PyTorch's meta device stands in for the GPU: shapes and autograd, no values, so that `.item()`, `.tolist()`, `nonzero` and `.cpu()`
+raise. What a meta device would let through is looked for: copies from the host that wait, and lists that become such copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kernels import attention_triton, norm_triton
+from kernels.attention import RelativeBias
+from kernels.interval import Problem
+from kernels.launch import recording
+from model.config import samples_folder
+from model.losses import loss_sums, total_loss, weight_sums
+from model.ranker import Ranker, build_model, model_config
+from tokenization.batch import Batch
+from tokenization.embedding import Embeddings
+from tokenization.plan import make_plan
+from tokenization.reader import SampleReader
+
+META = torch.device("meta")
+aten = torch.ops.aten
+
+
+def devices(values: Any) -> set[str]:
+    return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
+
+
+class Copies(TorchDispatchMode):
+    """Fails on copies that wait, and on indices that only the other side has."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket
+        if name in (aten._to_copy, aten.copy_) and len(devices((args, out))) > 1:
+            waits = not (kwargs.get("non_blocking") or (name is aten.copy_ and len(args) > 2 and args[2]))
+            assert not waits, f"{func}: a copy between host and device that waits"
+        elif name in (aten.index, aten.index_put, aten.index_put_):
+            assert devices(args) <= {"meta"} or "meta" not in devices(args), f"{func}: an index from the host"
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool and i.is_meta]
+            assert not masks or (name is not aten.index and not args[2].dim()), (
+                f"{func}: a mask, which has to be counted"
+            )
+        return out
+
+
+class Lists(TorchFunctionMode):
+    """Fails on Python lists on their way to the device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            device = kwargs.get("device")
+            assert device is None or torch.device(device).type != "meta", f"{func.__name__}: a list to the device"
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            assert not any(isinstance(i, list) for i in index), "an index by a list is a copy to the device"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    with Lists(), Copies():
+        yield
+
+
+@pytest.fixture(scope="module")
+def batch(schema, samples) -> Batch:
+    reader = SampleReader(samples_folder(samples), schema, ["2026-01-01"], token_budget=1500, shuffle=False, prefetch=0)
+    return next(iter(reader))
+
+
+OPTIONS = {
+    "mtgr": ("mtgr-tiny", {}),
+    "mtgr with attention's dropout": ("mtgr-tiny", {"attention_dropout": "0.1", "divisor": "length"}),
+    "mtgr, mmoe": ("mtgr-tiny", {"head.kind": "mmoe"}),
+    "hstu": ("hstu-tiny", {}),
+    "hstu, public code": ("hstu-tiny", {"concat_ua": "true", "window": "20", "full_tail": "3"}),
+    "hstu, shortened": ("hstu-tiny", {"stochastic_length": "1.5", "max_history": "30"}),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the lookup of the embeddings: tokens, encoder, heads, loss, backward, clipping, AdamW."""
+    from random_samples import BOUNDARIES
+
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    tasks = [label.name for label in schema.labels]
+    model = build_model(*model_config(*OPTIONS[option]), embeddings, tasks).to(META)
+    assert isinstance(model, Ranker)
+    rows = {name: len(group.ts) for name, group in batch.groups.items()}
+    matrices = {
+        n: torch.zeros(rows[n], embeddings.width(n), device=META, requires_grad=True) for n in embeddings.groups
+    }
+    monkeypatch.setattr(embeddings, "forward", lambda batch: matrices)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with nothing_waits():
+        sent = batch.to(META)
+        for _ in range(2):
+            logits = model(sent)
+            sums = loss_sums(logits, sent.labels, sent.weights, schema.labels)
+            total_loss(sums, weight_sums(sent.weights, schema.labels), schema.labels).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            assert all(p.grad is not None for p in model.heads.parameters())
+            optimizer.zero_grad()
+    assert all(m.grad is not None for m in matrices.values() if m.shape[1]), "the step has no backward"
+    assert [logits[t].shape for t in tasks] == [batch.item.shape] * len(tasks)
+
+
+def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features, lookups and in backward the tables' own optimizer, too. Not so with dynamic vocabularies: which ids are new is known
+    on the device only, and `tokenization.dynamic` waits to be told."""
+    from random_samples import BOUNDARIES
+
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    plan = make_plan(schema)
+    embeddings = Embeddings(plan, backend="torch", device=META, boundaries=BOUNDARIES)
+    assert not embeddings.vocabularies
+    model = build_model(*model_config("mtgr-tiny"), embeddings, ["click"]).to(META)
+    with nothing_waits(), recording() as launches:
+        model(batch.to(META))["click"].sum().backward()
+    updates = [launch for launch in launches if launch.kernel.__name__ == "rowwise_kernel"]
+    assert len(updates) == len(plan.tables) > 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_launching_attention(bias: bool) -> None:
+    """What the step's attention op does between the kernels, which PyTorch's fake implementation leaves out."""
+    lengths = torch.tensor([3, 0, 200])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(META)
+    begin, end = (torch.zeros(203, dtype=torch.int32, device=META) for _ in range(2))
+    q, k, v, grad = (torch.zeros(203, 2, 16, device=META) for _ in range(4))
+    tables = (torch.zeros(9, 2, device=META), torch.zeros(5, 2, device=META)) if bias else (None, None)
+    stamps = torch.zeros(203, dtype=torch.int64, device=META) if bias else None
+    where = (Problem(offsets, offsets, None, begin, end), torch.ones(203, device=META), RelativeBias(*tables, stamps))
+    with nothing_waits(), recording() as launches:
+        attention_triton.forward(q, k, v, *where, 0.25, longest=200)
+        attention_triton.backward(grad, q, k, v, *where, 0.25, longest=200)
+    assert len(launches) == 3
+
+
+def test_launching_norms() -> None:
+    x, groups = torch.zeros(7, 16, device=META), torch.zeros(7, dtype=torch.int32, device=META)
+    tables = [torch.zeros(4, 16, device=META) for _ in range(2)]
+    rest = (groups, norm_triton.GATE_NORM, 1e-6, 0.0, 0)
+    with nothing_waits(), recording() as launches:
+        norm_triton.norm_gate_op._init_fn(x, x, *tables, *rest)
+        norm_triton.norm_gate_backward_op._init_fn(x, x, x, *tables, *rest)
+    assert len(launches) == 2
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, i: x.sum().item(),
+        lambda x, i: x.tolist(),
+        lambda x, i: bool((x > 0).any()),
+        lambda x, i: (x > 0).nonzero(),
+        lambda x, i: x[x > 0],
+        lambda x, i: torch.repeat_interleave(x, i),
+        lambda x, i: torch.unique(i),
+        lambda x, i: x[[0, 1]],
+        lambda x, i: x[torch.tensor([0, 1])],
+        lambda x, i: torch.tensor([1.0], device=META),
+        lambda x, i: torch.ones(3).to(META),
+        lambda x, i: x.cpu(),
+    ],
+    ids=["item", "tolist", "bool", "nonzero", "mask", "repeat", "unique", "list", "index", "tensor", "to", "cpu"],
+)
+def test_what_waits_is_found(read: Any) -> None:
+    x, i = torch.ones(4, device=META), torch.ones(4, dtype=torch.int64, device=META)
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), nothing_waits():
+        read(x, i)
+
+
+def test_lengths_stay_on_the_host(batch: Batch) -> None:
+    sent = batch.to(META)
+    for name, group in sent.groups.items():
+        assert group.ts.is_meta and torch.equal(group.host_lengths, batch.groups[name].lengths)
+    whole = dataclasses.replace(batch.groups["user"], host_offsets=None)
+    assert torch.equal(whole.host_lengths, whole.lengths)
