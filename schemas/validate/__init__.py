@@ -1,0 +1,81 @@
+"""Every mistake of a declaration at once, each in one line: where it is, what is wrong, and the remedy.
+
+`Schema` runs this when it is made, so a schema that exists can be built. What is merely unwise is `lint.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from schemas.base import parse_duration
+from schemas.group import CANDIDATES, USER
+from schemas.validate.features import feature_mistakes
+from schemas.validate.groups import candidate_mistakes, sequence_mistakes
+from schemas.validate.labels import label_mistakes
+from schemas.validate.sources import source_mistakes
+from schemas.validate.tables import table_mistakes
+from schemas.validate.words import twice
+
+if TYPE_CHECKING:
+    from schemas.schema import Schema
+
+SAMPLE_COLUMNS = ("sample_id", "user_id", "window_start", "window_end", USER, CANDIDATES, "labels", "mask", "dt")
+"""Top-level names of a sample: no sequence may take them."""
+
+
+def mistakes(schema: Schema) -> list[str]:
+    """Every mistake, in the order of declaration; empty for a schema that can be built."""
+    found = [
+        *_names(schema),
+        *source_mistakes(schema),
+        *candidate_mistakes(schema),
+        *sequence_mistakes(schema),
+        *feature_mistakes(schema),
+        *table_mistakes(schema),
+        *label_mistakes(schema),
+        *_training(schema),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _names(schema: Schema) -> Iterator[str]:
+    for what, names in (
+        ("sources", [source.name for source in schema.sources]),
+        ("sequences", [sequence.name for sequence in schema.sequences]),
+        ("labels", [label.name for label in schema.labels]),
+    ):
+        for name in twice(names):
+            yield f"{name}: two {what} have this name; rename one"
+    for group, features in schema.groups():
+        reserved = _reserved(schema, group)
+        for name in twice(feature.name for feature in features):
+            yield f"{group}.{name}: two features of the group have this name; rename one (its `column` may stay)"
+        for feature in features:
+            if feature.name in reserved:
+                yield (
+                    f"{group}.{feature.name}: the sample keeps a column {feature.name!r} of its own in {group}; give the feature "
+                    f'another name and column="{feature.name}"'
+                )
+    for sequence in schema.sequences:
+        if sequence.name in SAMPLE_COLUMNS:
+            yield f"sequence {sequence.name}: samples have a column of that name; call it history or realtime"
+    leaves = {label.name for label in schema.labels}
+    for label in schema.labels:
+        for leaf in (f"{label.name}_weight", *([f"{label.name}_oracle"] if label.oracle else [])):
+            if leaf in leaves:
+                yield f"label {leaf}: samples keep {leaf!r} beside label {label.name!r}; rename it"
+
+
+def _reserved(schema: Schema, group: str) -> tuple[str, ...]:
+    if group == CANDIDATES:
+        return ("ts", "request", "item")
+    return () if group == USER else ("ts", "type", "available")
+
+
+def _training(schema: Schema) -> Iterator[str]:
+    if schema.training.view == "session" and parse_duration(schema.training.session_gap) == 0:
+        yield 'training: session_gap 0 makes every exposure a session; write for example session_gap="30m", or view="request"'
+    hours, minutes = (int(part) for part in schema.utc_offset[1:].split(":"))
+    if hours > 14 or minutes > 59:
+        yield f'utc_offset {schema.utc_offset!r} is no offset of any place; write for example "+08:00"'
