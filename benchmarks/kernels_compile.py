@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 import triton
-from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -337,6 +336,8 @@ def compile_at(at: int) -> Row:
 
 def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
     """Rows as they are made; none is begun after `seconds`. Workers are forked: launches hold live kernels."""
+    from tqdm import tqdm  # Not above: the GPU benchmark needs torch and triton only.
+
     _work[:] = work
     deadline = time.monotonic() + seconds
     bar = tqdm(total=len(work), unit="kernel", disable=not sys.stderr.isatty())

@@ -33,7 +33,7 @@ def mlp(width: int, hidden: Sequence[int], out: int, dropout: float = 0.0) -> nn
 
 
 class Heads(nn.Module):
-    """[C, dim] -> {task: logit [C]}.
+    """[C, dim] -> {task: logit [C]}; in float32 under autocast, too: bfloat16's logits would tie candidates.
 
     Args:
         dim: width of the candidates' vectors.
@@ -55,6 +55,12 @@ class Heads(nn.Module):
         self.towers = nn.ModuleDict({task: mlp(width, config.hidden, 1, config.dropout) for task in tasks})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if torch.amp.is_autocast_available(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._logits(x)
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> dict[str, Tensor]:
         if self.kind == "mlp":
             return {task: tower(x).squeeze(-1) for task, tower in self.towers.items()}
         experts = torch.stack([expert(x) for expert in self.experts], 1)  # [C, experts, expert_dim]

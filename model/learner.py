@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.losses import Weighted, loss_sums, total_loss, weight_sums
+from model.optimizer import adamw
 from model.parallel import spread, unsynchronised
 from model.ranks import Ranks
 from model.resume import Position
@@ -43,7 +44,7 @@ class Learner:
             self.tasks = [Task(NEXT_ITEM, 1.0)]
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
         self.wrapped = spread(model, ranks, config.dense_parallel)
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = adamw(model, config.lr, config.weight_decay)
 
     def step(self, batches: list[Batch], at: Position) -> tuple[float, dict[str, float]]:
         """One optimizer step; returns the mean loss and each task's.
@@ -57,7 +58,7 @@ class Learner:
         self._set_learning_rate(at)
         torch.manual_seed(_mix(self.config.seed, at.step, self.ranks.rank))
         normalisers = self.ranks.sum(torch.stack([self._weights(b) for b in batches]).sum(0))
-        seen = torch.zeros_like(normalisers)
+        learned, weighed = [0.0] * len(self.tasks), [0.0] * len(self.tasks)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._gather_gradients():
@@ -65,15 +66,16 @@ class Learner:
                 # DDP and the sharded tables average over ranks; the normaliser is already global.
                 loss = total_loss(sums, normalisers, self.tasks) * self.ranks.size
                 each = torch.stack([s.detach().double() for s in sums.values()])
-                if self._is_sane(each, batch, at):
+                found, weights = self._read(each, batch)
+                weighed = [a + b for a, b in zip(weighed, weights, strict=True)]
+                if self._is_sane(found, weights, batch, at):
                     loss.backward()
-                    seen += each
+                    learned = [a + b for a, b in zip(learned, found, strict=True)]
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        means = (self.ranks.sum(seen) / normalisers.clamp(min=1e-12)).tolist()
-        tasks = {task.name: mean for task, mean in zip(self.tasks, means, strict=True)}
+        tasks = {task.name: mean for task, mean in zip(self.tasks, _means(learned, weighed), strict=True)}
         return sum(task.weight * tasks[task.name] for task in self.tasks), tasks
 
     @property
@@ -112,13 +114,17 @@ class Learner:
 
     # ------------------------------------------------------------------ the guard
 
-    def _is_sane(self, sums: Tensor, batch: Batch, at: Position) -> bool:
+    def _read(self, sums: Tensor, batch: Batch) -> tuple[list[float], list[float]]:
+        """Each task's loss sum and weight over all ranks. The one moment of a step at which the host waits for the device: whether
+        to learn from the batch is decided before backward begins, and what the step reports is known then."""
+        weights = self._weights(batch)
+        total_sums, total_weights = self.ranks.sum(torch.stack([sums.to(weights.device), weights])).tolist()
+        return total_sums, total_weights
+
+    def _is_sane(self, sums: list[float], weights: list[float], batch: Batch, at: Position) -> bool:
         """Whether to learn from a batch, decided before anything is updated and by all ranks alike."""
         config = self.config
-        weights = self._weights(batch)
-        total_sums, total_weights = self.ranks.sum(torch.stack([sums.to(weights.device), weights]))
-        means = total_sums / total_weights.clamp(min=1e-12)
-        loss = sum(task.weight * mean for task, mean in zip(self.tasks, means.tolist(), strict=True))
+        loss = sum(task.weight * mean for task, mean in zip(self.tasks, _means(sums, weights), strict=True))
         if not math.isfinite(loss):
             where = self._name_batch(batch, "nan", loss, at)
             raise UserError(
@@ -149,12 +155,8 @@ class Learner:
         return f"the batch of {len(ids)} samples from {ids[0]} to {ids[-1]} (all named in log.jsonl)"
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the dense parameters; norms, biases and other vectors don't decay."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+def _means(sums: list[float], weights: list[float]) -> list[float]:
+    return [total / max(weight, 1e-12) for total, weight in zip(sums, weights, strict=True)]
 
 
 def warmup(config: TrainConfig, total: int) -> int:

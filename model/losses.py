@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.errors import UserError
-from schemas.label import Label
+if TYPE_CHECKING:
+    from schemas.label import Label
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,21 @@ def in_order(labels: Sequence[Label]) -> list[Label]:
         step: Label | None = label
         while step is not None and step not in ordered:
             if step in chain:
-                raise UserError(f"label {label.name}: its conditions go in a circle; drop one `given`")
+                raise _wrong(f"label {label.name}: its conditions go in a circle; drop one `given`")
             chain.append(step)
             if step.given is None:
                 break
             if step.given not in by_name or by_name[step.given].kind != "binary" or step.kind != "binary":
-                raise UserError(f"label {step.name}: given={step.given!r} must join two binary labels of the schema")
+                raise _wrong(f"label {step.name}: given={step.given!r} must join two binary labels of the schema")
             step = by_name[step.given]
         ordered += reversed(chain)
     return ordered
+
+
+def _wrong(message: str) -> Exception:
+    from schemas.errors import UserError  # Not above: `schemas` needs pydantic and pyarrow, a loss doesn't.
+
+    return UserError(message)
 
 
 def probabilities(

@@ -22,6 +22,8 @@ class Ranks:
     rank: int
     size: int
     device: torch.device
+    host: dist.ProcessGroup | None = None
+    """What hosts tell one another by, past their GPUs, which would finish all their work first; None: as everything else."""
 
     @property
     def chief(self) -> bool:
@@ -36,12 +38,20 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def sum_numbers(self, values: list[int]) -> list[int]:
+        """The same of numbers that the host has; no device is waited for."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values)
+        dist.all_reduce(total, group=self.host)
+        return [int(value) for value in total.tolist()]
+
     def gather(self, value: object) -> list[object]:
         """Every rank's value, by rank."""
         if self.size == 1:
             return [value]
         values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host)
         return values
 
     def any_of(self, value: T | None) -> T | None:
@@ -72,4 +82,5 @@ def join_ranks(device: str = "auto") -> Ranks:
         torch.cuda.set_device(own)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    return Ranks(rank, size, own)
+    host = dist.new_group(backend="gloo") if size > 1 and kind == "cuda" else None
+    return Ranks(rank, size, own, host)

@@ -108,10 +108,11 @@ class Trainer:
         stop = False
         with Progress(config.model, at.total_steps, self.ranks.chief) as progress, self._profiler() as profiler:
             while at.epoch < config.epochs and not stop:
+                began = time.perf_counter()
                 for batches in self.feed.steps(at.epoch):
-                    began = time.perf_counter()
                     loss, tasks = self.learner.step(batches, at)
                     at.step += 1
+                    # Reading included: on a GPU it goes on while the device is still computing this step.
                     at.seconds += time.perf_counter() - began
                     self._account(batches, loss, tasks, progress)
                     profiler.step()
@@ -122,6 +123,7 @@ class Trainer:
                     if stop or at.step == config.max_steps:
                         stop = True
                         break
+                    began = time.perf_counter()
                 else:
                     self._require_a_step()
                     at.epoch += 1
@@ -150,8 +152,8 @@ class Trainer:
         at = self.position
         own = [batch for batch in batches if batch.sample_id]
         counts = [sum(map(len, own)), sum(len(batch.item) for batch in own), sum(map(token_count, own))]
-        told = torch.tensor([*counts, int(self.checkpoints.overdue())], device=self.ranks.device)
-        samples, candidates, tokens, overdue = self.ranks.sum(told).tolist()
+        told = [*counts, int(self.checkpoints.overdue())]
+        samples, candidates, tokens, overdue = self.ranks.sum_numbers(told)
         if overdue:
             self.checkpoints.save_after(at.step + 1)
         at.samples += samples

@@ -94,6 +94,7 @@ def page(results: dict[str, Any]) -> str:
     lines += ["", f"| {heads} |", "|---|---|---|---|---|---|---|---|---|"]
     for row in of_section(results, "attention"):
         lines.append(attention_line(results, row, ceiling["matmul_tflops"]))
+    lines += step_lines(results)
     lines += ["", "| by TMA | forward ms | TFLOPS | backward ms | TFLOPS |", "|---|---|---|---|---|"]
     for row in of_section(results, "tma"):
         cells = [row.get(f"{way}_{what}", "-") for way in ("forward", "backward") for what in ("ms", "tflops")]
@@ -129,6 +130,29 @@ def attention_line(results: dict[str, Any], row: dict[str, Any], matmul: float) 
         else:
             cells.append(peer.get("error") or peer.get("left_out") or "-")
     return "| " + " | ".join([name, *cells]) + " |"
+
+
+PARTS = ("attention", "matrix products", "norm and gate", "pointwise", "optimizer and clipping", "idle")
+
+
+def step_lines(results: dict[str, Any]) -> list[str]:
+    """A training step and its peers; then where its time goes."""
+    rates = "ms | tokens/s | candidates/s | MFU | peak GB | dense, compiled | FlexAttention, compiled"
+    lines = ["", f"| training step | {rates} |", "|---|---|---|---|---|---|---|---|"]
+    split = ["", f"| share of the step | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 1) + "|"]
+    for row in of_section(results, "step"):
+        if "step_ms" not in row:
+            lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | | |")
+            continue
+        cells = [row.get(key, "-") for key in ("step_ms", "tokens_per_s", "candidates_per_s", "mfu", "peak_gb")]
+        for peer in ("step dense", "step flex"):
+            there = next((other for other in of_section(results, peer) if other["name"] == row["name"]), {})
+            ratio = f"{there['step_ms'] / row['step_ms']:.2f}x" if "step_ms" in there else None
+            cells.append(ratio or there.get("error") or there.get("left_out") or "-")
+        lines.append("| " + " | ".join(map(str, [row["name"], *cells])) + " |")
+        if "parts" in row:
+            split.append("| " + " | ".join([row["name"], *(f"{row['parts'][part]:.0%}" for part in PARTS)]) + " |")
+    return lines + split if len(split) > 3 else lines
 
 
 def plot(results: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
+from benchmarks.gpu import step
 from benchmarks.gpu.peers import META, meta_kernels, meta_runs
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import Shape, shapes
@@ -52,6 +53,7 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
             yield launch, False
     for launch in idmap_launches(fp32, device):
         yield launch, False
+    yield from step.launches(device)
 
 
 def warm(session: Session, part: int, parts: int) -> None:

@@ -8,7 +8,6 @@ from model.encoders import hstu, mtgr
 from model.encoders.block import Encoder, EncoderConfig
 from model.encoders.hstu import Hstu, HstuConfig
 from model.encoders.mtgr import Mtgr, MtgrConfig
-from schemas.errors import UserError
 from tokenization import visibility
 
 PRESETS: dict[str, EncoderConfig] = {**mtgr.PRESETS, **hstu.PRESETS}
@@ -33,6 +32,8 @@ def visibility_rule(config: EncoderConfig) -> visibility.Rule:
     window, tail = (config.window, config.full_tail) if isinstance(config, HstuConfig) else (0, 0)
     if config.visibility == "dynamic":
         if window:
+            from schemas.errors import UserError  # Not above: `schemas` needs pydantic and pyarrow, an encoder doesn't.
+
             raise UserError(f"--set window={window}: the dynamic mask has no window; take visibility=targets or causal")
         return visibility.mtgr
     return partial(visibility.hstu, contextual=config.visibility == "targets", window=window, full_tail=tail)

@@ -125,3 +125,12 @@ def test_mmoe_is_its_gated_sum() -> None:
         mixed = sum(gate[:, i : i + 1] * heads.experts[i](x) for i in range(3))
         torch.testing.assert_close(got[task], heads.towers[task](mixed).squeeze(-1))
     assert set(Heads(6, ["a", "b"])(x)) == {"a", "b"}
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    """In bfloat16 candidates would tie, which no ranking metric forgives."""
+    heads, x = Heads(8, ("click",)), torch.randn(4000, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = heads(x)["click"]
+    assert torch.equal(logits, heads(x)["click"])
+    assert logits.to(torch.bfloat16).unique().numel() < logits.unique().numel()

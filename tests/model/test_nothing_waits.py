@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ from kernels import attention_triton, norm_triton
 from kernels.attention import RelativeBias
 from kernels.interval import Problem
 from kernels.launch import recording
-from model.config import samples_folder
+from model.config import TrainConfig, samples_folder
+from model.learner import Learner
 from model.losses import loss_sums, total_loss, weight_sums
 from model.ranker import Ranker, build_model, model_config
+from model.ranks import Ranks
+from model.resume import Position
 from tokenization.batch import Batch
 from tokenization.embedding import Embeddings
 from tokenization.plan import make_plan
@@ -137,6 +141,30 @@ def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pyte
         model(batch.to(META))["click"].sum().backward()
     updates = [launch for launch in launches if launch.kernel.__name__ == "rowwise_kernel"]
     assert len(updates) == len(plan.tables) > 1
+
+
+def test_the_learner_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To learn whether to learn from it; nowhere else in the step of `genrank train`."""
+    from random_samples import BOUNDARIES
+
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # The meta device has none.
+    embeddings = Embeddings(make_plan(schema), backend="torch", device=META, boundaries=BOUNDARIES)
+    tasks = [label.name for label in schema.labels]
+    model = build_model(*model_config("mtgr-tiny"), embeddings, tasks).to(META)
+    config = TrainConfig(schema=schema, samples=tmp_path, dates=("2026-01-01",), out=tmp_path, clip_norm=1.0)
+    learner = Learner(model, embeddings, config, Ranks(0, 1, META), None)
+    reads: list[Tensor] = []
+
+    def read(sums: Tensor, batch: Batch) -> tuple[list[float], list[float]]:
+        reads.append(sums)
+        return [5.0, 6.0], [10.0, 0.0]
+
+    monkeypatch.setattr(learner, "_read", read)
+    with nothing_waits(), recording():
+        sent = batch.to(META)
+        _, each = learner.step([sent, sent], Position())
+    assert len(reads) == 2 and each == {"click": 0.5, "watch": 12 / 1e-12}
 
 
 @pytest.mark.parametrize("bias", [False, True])
