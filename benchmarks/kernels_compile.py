@@ -125,22 +125,14 @@ EVERY = (80, 90, 100)
 
 
 def attention_cases() -> Iterator[Case]:
-    """Plain attention for every dtype and generation; the features and odd head dims in bfloat16, and on Hopper only
-    where another case compiles the same code for the other generations."""
+    """Plain attention for every dtype; the features and odd head dims in bfloat16, and biases in all where they are
+    tightest."""
     plain = [((d, d), "plain", name, EVERY) for d in (128, 64, 256) for name in DTYPES]
-    features = [((128, 128), kind, "bf16", EVERY) for kind in ("bias", "dropout")]
-    features += [
-        ((128, 128), "delta", "bf16", (90,)),
-        ((64, 64), "bias", "bf16", (90,)),
-        ((64, 64), "dropout", "bf16", (90,)),
-    ]
-    features += [
-        ((256, 256), "bias", "bf16", (90,)),
-        ((128, 128), "bias", "fp32", (90,)),
-        ((128, 128), "bias", "fp16", (90,)),
-    ]
-    odd = [((32, 128), "plain", "bf16", (90,)), ((48, 48), "plain", "bf16", (90,)), ((16, 16), "plain", "bf16", (90,))]
-    tma = [((d, d), "tma", "bf16", (90,)) for d in (128, 64, 256)]
+    features = [((128, 128), kind, "bf16", EVERY) for kind in ("bias", "dropout", "delta")]
+    features += [((64, 64), kind, "bf16", EVERY) for kind in ("bias", "dropout")]
+    features += [((256, 256), "bias", "bf16", EVERY), *(((128, 128), "bias", name, EVERY) for name in ("fp32", "fp16"))]
+    odd = [(dims, "plain", "bf16", EVERY) for dims in ((32, 128), (48, 48), (16, 16))]
+    tma = [((d, d), "tma", "bf16", (90, 100)) for d in (128, 64, 256)]
     for dims, kind, name, archs in (*plain, *features, *odd, *tma):
 
         def record(d: tuple[int, int] = dims, k: str = kind, n: str = name) -> list[Launch]:
@@ -213,7 +205,6 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
 
 def other_cases() -> Iterator[Case]:
     for name, dtype in DTYPES.items():
-        archs = EVERY if name == "bf16" else (90,)
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
 
             def record(
@@ -221,15 +212,15 @@ def other_cases() -> Iterator[Case]:
             ) -> list[Launch]:
                 return norm_launches(dtype, *rest)
 
-            yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, archs, record)
+            yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
         for dim, outer, groups in ((512, 2048, 1), (512, 2048, 4)):
 
             def project(dtype: torch.dtype = dtype, rest: tuple[int, int, int] = (dim, outer, groups)) -> list[Launch]:
                 return projection_launches(dtype, *rest)
 
-            yield Case(f"projection {dim} to {outer} groups {groups}", name, archs, project)
-        yield Case("jagged", name, archs, lambda dtype=dtype: jagged_launches(dtype))
-        yield Case("idmap", name, archs, lambda dtype=dtype: idmap_launches(dtype))
+            yield Case(f"projection {dim} to {outer} groups {groups}", name, EVERY, project)
+        yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
+        yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
 
 
 @dataclass(frozen=True)
@@ -253,11 +244,12 @@ class Job:
             self.config.pre_hook(values)
         for at, name in enumerate(kernel.arg_names):
             value = values[name]
-            if name in constants or value is None or (type(value) is int and value == 1):
+            varies = kernel.params[at].do_not_specialize
+            if name in constants or value is None or (type(value) is int and value == 1 and not varies):
                 signature[name], constexprs[(at,)] = "constexpr", value
                 continue
             signature[name] = type_name(value)
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and not varies):
                 attrs[(at,)] = [["tt.divisibility", 16]]
         return ASTSource(kernel, signature, constexprs, attrs)
 

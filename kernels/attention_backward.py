@@ -10,32 +10,39 @@ import triton
 import triton.language as tl
 
 from kernels.attention_tiles import (
-    add_bias,
+    clear_rows,
     dropout_scale,
+    extent,
+    half_scores,
     load_rows,
     load_tile,
-    own_tiles,
+    masked_tile,
+    masked_tiles,
+    own_place,
+    position_row,
+    sample_rows,
     silu_and_slope,
-    split_stamp,
+    store_rows,
     time_bucket,
+    unit_of,
     walk_of_keys,
 )
+from kernels.launch import VARYING
 
 # --- dQ and the bias tables -------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def add_to_tables(
-    slope, counted, distance, elapsed, position_sum, time_sum, head, heads, reach, time_rows, fixed_point,
-    GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr,
-):  # fmt: skip
+    slope, counted, distance, elapsed, head, bias, sums, GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr
+):
     """Add slope (the gradient of the scores) to the table rows of its pairs, as integers of `1 / fixed_point`."""
+    _, _, _, _, reach, time_rows, heads = bias
+    position_sum, time_sum, fixed_point = sums
     slope = tl.where(counted, slope, 0.0)
     if GRAD_POSITION:
-        row = tl.minimum(tl.maximum(distance, -reach), reach) + reach
-        tl.atomic_add(
-            position_sum + row * heads + head, (slope * fixed_point).to(tl.int64), mask=counted, sem="relaxed"
-        )
+        at = position_sum + position_row(distance, reach) * heads + head
+        tl.atomic_add(at, (slope * fixed_point).to(tl.int64), mask=counted, sem="relaxed")
     if GRAD_TIME:
         bucket = time_bucket(elapsed, time_rows)
         # A tile meets few buckets, most tiles one or two: sum in registers, then one addition a bucket.
@@ -48,9 +55,8 @@ def add_to_tables(
 
 @triton.jit
 def backward_q_tile(
-    acc, q, above, k_desc, v_desc, data_row, k_column, v_column, scale, first, begin, end, valid, own_position, coarse, fine, base_stamp, query, head, heads,
-    k_base, v_base, k_stride, v_stride, keys, position_table, time_table, stamps, positions, position_sum, time_sum,
-    fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
+    acc, q, above, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha, bias,
+    sums, drop,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr, DROPOUT: tl.constexpr, FAST: tl.constexpr,
@@ -58,48 +64,30 @@ def backward_q_tile(
 ):  # fmt: skip
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
-    k = load_tile(
-        k_base, k_desc, data_row + first, k_column, key, k_stride, tl.arange(0, WIDTH), real, MASKED, TMA, WIDTH, DIM
-    )
-    v = load_tile(
-        v_base, v_desc, data_row + first, v_column, key, v_stride, tl.arange(0, VALUE_WIDTH), real,
-        MASKED, TMA, VALUE_WIDTH, VALUE_DIM,
-    )  # fmt: skip
-    half = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (0.5 * alpha)
-    distance = own_position[:, None]
-    elapsed = coarse[:, None]
-    if HAS_POSITION:
-        if HAS_POSITIONS:
-            distance = distance - tl.load(positions + key, mask=real, other=0)[None, :]
-        else:
-            distance = distance - key[None, :]
-    if HAS_TIME:
-        key_coarse, key_fine = split_stamp(tl.load(stamps + key, mask=real, other=0), base_stamp)
-        elapsed = (coarse[:, None] - key_coarse[None, :]) * 4096.0 + (fine[:, None] - key_fine[None, :])
-    half = add_bias(
-        half, distance, elapsed, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
+    k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
+    v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
+    half, distance, elapsed = half_scores(
+        q, k, place, key, real, head, alpha, bias, False, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
     visible = valid[:, None]
     if MASKED:
-        visible = (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
+        visible = (key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None])
     _, slope = silu_and_slope(half, visible, MASKED, FAST)
     product = tl.dot(above, tl.trans(v), input_precision=PRECISION)
     slope = tl.fma(product, slope, product)
     if DROPOUT:
-        slope *= dropout_scale(query[:, None], key[None, :], head, seed, threshold, inverse_keep)
+        slope *= dropout_scale(query[:, None], key[None, :], head, drop)
     if GRAD_POSITION or GRAD_TIME:
-        add_to_tables(
-            slope * (0.5 * scale)[:, None], visible, distance, elapsed, position_sum, time_sum, head, heads, reach, time_rows,
-            fixed_point, GRAD_POSITION, GRAD_TIME,
-        )  # fmt: skip
+        of_scores = slope * (0.5 * scale)[:, None]
+        add_to_tables(of_scores, visible, distance, elapsed, head, bias, sums, GRAD_POSITION, GRAD_TIME)
     return tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_q_kernel(
     q_data, k_data, v_data, k_desc, v_desc, above_data, dq_data, offsets, begin_data, end_data, scale_data,
     unit_sample, unit_row, position_table, time_table, stamps, positions, position_sum, time_sum, fixed_point_data,
-    alpha, reach, time_rows, seed, threshold, inverse_keep, heads,
+    alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dq_token, dq_head, bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -109,81 +97,60 @@ def backward_q_kernel(
     """dq = alpha * scale * (ds k), ds = (above v^T) * silu'(scores) * visible, and the sums of ds over the bias
     tables.
     """
-    pid = tl.program_id(0) // heads
-    head = tl.program_id(0) % heads
-    parts: tl.constexpr = UNIT_ROWS // BLOCK_M
-    sample = tl.load(unit_sample + pid // parts)
+    sample, first_row, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_M)
     if sample < 0:
+        dq = sample_rows(dq_data, 0, dq_token, head, dq_head)
+        clear_rows(dq, first_row, dq_token, tokens, BLOCK_M, WIDTH, DIM)
         return
-    start = tl.load(offsets + sample).to(tl.int64)
-    keys = (tl.load(offsets + sample + 1).to(tl.int64) - start).to(tl.int32)
-    row = tl.load(unit_row + pid // parts) + (pid % parts) * BLOCK_M + tl.arange(0, BLOCK_M)
+    start, keys = extent(offsets, sample)
+    if first_row >= keys:
+        return
+    row = first_row + tl.arange(0, BLOCK_M)
     valid = row < keys
-    if tl.max(valid.to(tl.int32), 0) == 0:
-        return
     begin = tl.maximum(tl.load(begin_data + start + row, mask=valid, other=0), 0)
     end = tl.minimum(tl.load(end_data + start + row, mask=valid, other=0), keys)
-    own_position = row
-    base_stamp = row * 0
-    coarse = row.to(tl.float32)
-    fine = coarse
-    if HAS_POSITIONS:
-        own_position = tl.load(positions + start + row, mask=valid, other=0)
-    if HAS_TIME:
-        base_stamp = tl.load(stamps + start + tl.max(tl.where(valid, row, 0), 0))
-        coarse, fine = split_stamp(tl.load(stamps + start + row, mask=valid, other=0), base_stamp)
     scale = tl.load(scale_data + start + row, mask=valid, other=0.0)
     fixed_point = 1.0
     if GRAD_POSITION or GRAD_TIME:
         fixed_point = tl.load(fixed_point_data)
-    query = (start + row).to(tl.int32)
-    k_base = k_data + start * k_token + head * k_head
-    v_base = v_data + start * v_token + head * v_head
-    data_row = start.to(tl.int32)
-    k_column = head * k_head
-    v_column = head * v_head
     stamps += start
     positions += start
-    dim = tl.arange(0, WIDTH)
-    value_dim = tl.arange(0, VALUE_WIDTH)
-    q_base = q_data + start * q_token + head * q_head
-    above_base = above_data + start * above_token + head * above_head
+    place = own_place(row, valid, positions, stamps, HAS_POSITIONS, HAS_TIME)
+    bias = (position_table, time_table, positions, stamps, reach, time_rows, heads)
+    sums = (position_sum, time_sum, fixed_point)
+    drop = (seed, threshold, inverse_keep)
+    query = (start + row).to(tl.int32)
+    data_row = start.to(tl.int32)
+    k_source = (sample_rows(k_data, start, k_token, head, k_head), k_token, k_desc, data_row, head * k_head)
+    v_source = (sample_rows(v_data, start, v_token, head, v_head), v_token, v_desc, data_row, head * v_head)
     acc = tl.zeros([BLOCK_M, WIDTH], dtype=tl.float32)
-    q = load_rows(q_base, row, q_token, dim, valid, True, WIDTH, DIM)
-    above = load_rows(above_base, row, above_token, value_dim, valid, True, VALUE_WIDTH, VALUE_DIM)
+    q_rows = sample_rows(q_data, start, q_token, head, q_head)
+    q = load_rows(q_rows, first_row, q_token, valid, True, BLOCK_M, WIDTH, DIM)
+    above_rows = sample_rows(above_data, start, above_token, head, above_head)
+    above = load_rows(above_rows, first_row, above_token, valid, True, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
 
     low, high, full_low, full_high = walk_of_keys(begin, end, valid, BLOCK_N)
     for first in range(full_low, full_high, BLOCK_N):
         acc = backward_q_tile(
-            acc, q, above, k_desc, v_desc, data_row, k_column, v_column, scale, first, begin, end, valid, own_position, coarse, fine, base_stamp, query, head, heads,
-            k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
-            time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
-            False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
+            acc, q, above, scale, first, keys, begin, end, valid, place, query, head, k_source, v_source, alpha, bias,
+            sums, drop, False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
     # Masked tiles hold more beside the accumulators: they are half as wide.
     EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
-    left = (full_low - low) // EDGE
-    right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
     alone = valid & ((row < begin) | (row >= end))
-    own_first, own_count = own_tiles(row, alone, EDGE)
-    for edge in range(left + right + own_count):
-        first = tl.where(edge < left, low + edge * EDGE, full_high + (edge - left) * EDGE)
-        to_self = edge >= left + right
-        first = tl.where(to_self, own_first + (edge - left - right) * EDGE, first)
-        sees_from = tl.where(to_self, row, begin)
-        sees_to = tl.where(to_self, tl.where(alone, row + 1, row), end)
+    tiles = masked_tiles(low, high, full_low, full_high, row, alone, EDGE)
+    for at in range(tiles[2]):
+        first, sees_from, sees_to = masked_tile(at, tiles, low, full_high, row, alone, begin, end, EDGE)
         acc = backward_q_tile(
-            acc, q, above, k_desc, v_desc, data_row, k_column, v_column, scale, first, sees_from, sees_to, valid, own_position, coarse, fine, base_stamp, query, head, heads,
-            k_base, v_base, k_token, v_token, keys, position_table, time_table, stamps, positions, position_sum,
-            time_sum, fixed_point, alpha, reach, time_rows, seed, threshold, inverse_keep,
-            True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
+            acc, q, above, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha,
+            bias, sums, drop, True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
 
     acc *= (0.5 * alpha) * scale[:, None]
-    at = dq_data + (start + row)[:, None] * dq_token + head * dq_head + dim[None, :]
-    tl.store(at, acc.to(dq_data.dtype.element_ty), mask=valid[:, None] & (dim < DIM)[None, :])
+    dq = sample_rows(dq_data, start, dq_token, head, dq_head)
+    store_rows(dq, first_row, dq_token, valid, acc, BLOCK_M, WIDTH, DIM)
 
 
 # --- dK and dV --------------------------------------------------------------------------------------------------------
@@ -226,9 +193,8 @@ def walk_of_queries(summary, chunks, first_key, last_key, far, CHUNK_ROWS: tl.co
 
 @triton.jit
 def backward_kv_tile(
-    dk, dv, k, v, q_desc, above_desc, data_row, q_column, above_column, first, to_self, key, real, key_position, coarse, fine, base_stamp, start, rows, head, heads,
-    q_base, above_base, q_stride, above_stride, begin_data, end_data, scale_data,
-    position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
+    dk, dv, k, v, first, rows, to_self, key, place, start, head, q_source, above_source, begin_data, end_data, scale_data,
+    alpha, bias, drop,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ROOM: tl.constexpr,
@@ -236,26 +202,10 @@ def backward_kv_tile(
 ):  # fmt: skip
     row = first + tl.arange(0, BLOCK_M)
     valid = row < rows
-    q = load_tile(
-        q_base, q_desc, data_row + first, q_column, row, q_stride, tl.arange(0, WIDTH), valid, MASKED, TMA, WIDTH, DIM
-    )
-    above = load_tile(
-        above_base, above_desc, data_row + first, above_column, row, above_stride, tl.arange(0, VALUE_WIDTH), valid,
-        MASKED, TMA, VALUE_WIDTH, VALUE_DIM,
-    )  # fmt: skip
-    half = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (0.5 * alpha)
-    distance = key_position[:, None]
-    elapsed = coarse[:, None]
-    if HAS_POSITION:
-        if HAS_POSITIONS:
-            distance = tl.load(positions + row, mask=valid, other=0)[None, :] - distance
-        else:
-            distance = row[None, :] - distance
-    if HAS_TIME:
-        row_coarse, row_fine = split_stamp(tl.load(stamps + row, mask=valid, other=0), base_stamp)
-        elapsed = (row_coarse[None, :] - coarse[:, None]) * 4096.0 + (row_fine[None, :] - fine[:, None])
-    half = add_bias(
-        half, distance, elapsed, position_table, time_table, head, heads, reach, time_rows, HAS_POSITION, HAS_TIME
+    q = load_tile(q_source, first, valid, MASKED, TMA, BLOCK_M, WIDTH, DIM)
+    above = load_tile(above_source, first, valid, MASKED, TMA, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
+    half, _, _ = half_scores(
+        k, q, place, row, valid, head, alpha, bias, True, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
     visible = False
     if MASKED:
@@ -269,7 +219,7 @@ def backward_kv_tile(
     if ROOM != 0.0:
         scale = tl.load(scale_data + row, mask=valid, other=0.0) * ROOM
     if DROPOUT:
-        kept = dropout_scale((start + row).to(tl.int32)[None, :], key[:, None], head, seed, threshold, inverse_keep)
+        kept = dropout_scale((start + row).to(tl.int32)[None, :], key[:, None], head, drop)
     if WANT_V:
         if ROOM != 0.0:
             weight *= scale[None, :]
@@ -290,11 +240,11 @@ def backward_kv_tile(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_kv_kernel(
     q_data, k_data, v_data, q_desc, above_desc, above_data, dk_data, dv_data, offsets, begin_data, end_data, scale_data,
     unit_sample, unit_row, summary, chunk_first, position_table, time_table, stamps, positions,
-    alpha, reach, time_rows, seed, threshold, inverse_keep, heads,
+    alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dk_token, dk_head, dv_token, dv_head,
     bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -304,15 +254,16 @@ def backward_kv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """dv = (weights * scale)^T above and dk = alpha * (ds * scale)^T q, for BLOCK_N keys of one sample and head."""
-    pid = tl.program_id(0) // heads
-    head = tl.program_id(0) % heads
-    parts: tl.constexpr = UNIT_ROWS // BLOCK_N
-    sample = tl.load(unit_sample + pid // parts)
+    sample, first_key, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_N)
     if sample < 0:
+        if WANT_K:
+            rows_k = sample_rows(dk_data, 0, dk_token, head, dk_head)
+            clear_rows(rows_k, first_key, dk_token, tokens, BLOCK_N, WIDTH, DIM)
+        if WANT_V:
+            rows_v = sample_rows(dv_data, 0, dv_token, head, dv_head)
+            clear_rows(rows_v, first_key, dv_token, tokens, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
         return
-    start = tl.load(offsets + sample).to(tl.int64)
-    rows = (tl.load(offsets + sample + 1).to(tl.int64) - start).to(tl.int32)
-    first_key = tl.load(unit_row + pid // parts) + (pid % parts) * BLOCK_N
+    start, rows = extent(offsets, sample)
     if first_key >= rows:
         return
     key = first_key + tl.arange(0, BLOCK_N)
@@ -322,31 +273,22 @@ def backward_kv_kernel(
     scale_data += start
     stamps += start
     positions += start
-    key_position = key
-    base_stamp = key * 0
-    coarse = key.to(tl.float32)
-    fine = coarse
-    if HAS_POSITIONS:
-        key_position = tl.load(positions + key, mask=real, other=0)
-    if HAS_TIME:
-        base_stamp = tl.load(stamps + first_key)
-        coarse, fine = split_stamp(tl.load(stamps + key, mask=real, other=0), base_stamp)
-    dim = tl.arange(0, WIDTH)
-    value_dim = tl.arange(0, VALUE_WIDTH)
-    q_base = q_data + start * q_token + head * q_head
-    above_base = above_data + start * above_token + head * above_head
-    k_base = k_data + start * k_token + head * k_head
-    v_base = v_data + start * v_token + head * v_head
+    place = own_place(key, real, positions, stamps, HAS_POSITIONS, HAS_TIME)
+    bias = (position_table, time_table, positions, stamps, reach, time_rows, heads)
+    drop = (seed, threshold, inverse_keep)
     data_row = start.to(tl.int32)
-    q_column = head * q_head
-    above_column = head * above_head
-    k = load_rows(k_base, key, k_token, dim, real, True, WIDTH, DIM)
+    q_source = (sample_rows(q_data, start, q_token, head, q_head), q_token, q_desc, data_row, head * q_head)
+    above_rows = sample_rows(above_data, start, above_token, head, above_head)
+    above_source = (above_rows, above_token, above_desc, data_row, head * above_head)
+    k_rows = sample_rows(k_data, start, k_token, head, k_head)
+    k = load_rows(k_rows, first_key, k_token, real, True, BLOCK_N, WIDTH, DIM)
     dk = 0.0
     dv = 0.0
     v = k
     if WANT_K:
         dk = tl.zeros([BLOCK_N, WIDTH], dtype=tl.float32)
-        v = load_rows(v_base, key, v_token, value_dim, real, True, VALUE_WIDTH, VALUE_DIM)
+        v_rows = sample_rows(v_data, start, v_token, head, v_head)
+        v = load_rows(v_rows, first_key, v_token, real, True, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
     if WANT_V:
         dv = tl.zeros([BLOCK_N, VALUE_WIDTH], dtype=tl.float32)
 
@@ -362,9 +304,8 @@ def backward_kv_kernel(
     full_high = full_low + (tl.maximum(full_high - full_low, 0) // BLOCK_M) * BLOCK_M
     for first in range(full_low, full_high, BLOCK_M):
         dk, dv = backward_kv_tile(
-            dk, dv, k, v, q_desc, above_desc, data_row, q_column, above_column, first, False, key, real, key_position, coarse, fine, base_stamp, start, rows, head, heads,
-            q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
-            position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
+            dk, dv, k, v, first, rows, False, key, place, start, head, q_source, above_source, begin_data, end_data,
+            scale_data, alpha, bias, drop,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION, ROOM, WANT_K, WANT_V, TMA,
         )  # fmt: skip
@@ -392,9 +333,8 @@ def backward_kv_kernel(
         # Between a window and a full-attention tail lie rows that see nothing of this block.
         if tl.max(needed.to(tl.int32), 0) > 0:
             dk, dv = backward_kv_tile(
-                dk, dv, k, v, q_desc, above_desc, data_row, q_column, above_column, first, to_self, key, real, key_position, coarse, fine, base_stamp, start, stop, head, heads,
-                q_base, above_base, q_token, above_token, begin_data, end_data, scale_data,
-                position_table, time_table, stamps, positions, alpha, reach, time_rows, seed, threshold, inverse_keep,
+                dk, dv, k, v, first, stop, to_self, key, place, start, head, q_source, above_source, begin_data, end_data,
+                scale_data, alpha, bias, drop,
                 True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
                 PRECISION, ROOM, WANT_K, WANT_V, TMA,
             )  # fmt: skip
@@ -402,10 +342,8 @@ def backward_kv_kernel(
     # One divisor for the whole sample multiplies its sums once; one of each query's own has multiplied every pair.
     share = 1.0 / ROOM if ROOM != 0.0 else tl.load(scale_data)
     if WANT_K:
-        at = dk_data + (start + key)[:, None] * dk_token + head * dk_head + dim[None, :]
-        dk *= 0.5 * alpha * share
-        tl.store(at, dk.to(dk_data.dtype.element_ty), mask=real[:, None] & (dim < DIM)[None, :])
+        dk_rows = sample_rows(dk_data, start, dk_token, head, dk_head)
+        store_rows(dk_rows, first_key, dk_token, real, dk * (0.5 * alpha * share), BLOCK_N, WIDTH, DIM)
     if WANT_V:
-        at = dv_data + (start + key)[:, None] * dv_token + head * dv_head + value_dim[None, :]
-        dv *= share
-        tl.store(at, dv.to(dv_data.dtype.element_ty), mask=real[:, None] & (value_dim < VALUE_DIM)[None, :])
+        dv_rows = sample_rows(dv_data, start, dv_token, head, dv_head)
+        store_rows(dv_rows, first_key, dv_token, real, dv * share, BLOCK_N, VALUE_WIDTH, VALUE_DIM)

@@ -92,10 +92,10 @@ def units(offsets: Tensor, tokens: int, work: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.arange(-(-tokens // UNIT) + batch, device=offsets.device)
     sample = torch.searchsorted(upto, index, right=True)
     if not batch:
-        return sample.to(torch.int32), index.to(torch.int32)
+        return torch.full_like(index, -1, dtype=torch.int32), (index * UNIT).to(torch.int32)
     there = sample < batch
     sample = sample.clamp(max=batch - 1)
-    row = (index - (upto - count)[sample]) * UNIT
+    row = torch.where(there, (index - (upto - count)[sample]) * UNIT, offsets[-1] + (index - upto[-1]) * UNIT)
     first = offsets[sample] + row
     last = torch.minimum(first + UNIT, offsets[sample + 1])
     cost = torch.where(there, work[last.clamp(0, tokens)] - work[first.clamp(0, tokens)], -1)

@@ -1,4 +1,5 @@
-"""What the attention kernels' tiles are made of: SiLU and its slope, biases, dropout, loads, and the walk over keys."""
+"""What the attention kernels are made of: SiLU and its slope, scores with their bias, dropout, loads, and the walk over
+keys."""
 
 from __future__ import annotations
 
@@ -40,29 +41,6 @@ def silu_and_slope(half, visible, MASKED: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def add_bias(
-    half,
-    distance,
-    elapsed,
-    position_table,
-    time_table,
-    head,
-    heads,
-    reach,
-    time_rows,
-    HAS_POSITION: tl.constexpr,
-    HAS_TIME: tl.constexpr,
-):
-    """half + (position_table[clamp(distance) + reach, head] + time_table[bucket(elapsed), head]) / 2"""
-    if HAS_POSITION:
-        row = tl.minimum(tl.maximum(distance, -reach), reach) + reach
-        half += 0.5 * tl.load(position_table + row * heads + head).to(tl.float32)
-    if HAS_TIME:
-        half += 0.5 * tl.load(time_table + time_bucket(elapsed, time_rows) * heads + head).to(tl.float32)
-    return half
-
-
-@triton.jit
 def time_bucket(elapsed, time_rows):
     """Row of the time table, as `kernels.attention.time_row`."""
     size = tl.maximum(tl.abs(elapsed).to(tl.float32), 1.0)
@@ -79,16 +57,76 @@ def split_stamp(stamp, base):
 
 
 @triton.jit
-def dropout_scale(query, key, head, seed, threshold, inverse_keep):
+def own_place(own, valid, positions, stamps, HAS_POSITIONS: tl.constexpr, HAS_TIME: tl.constexpr):
+    """Where a block's own tokens stand, for `half_scores`: (positions, coarse and fine time, and the time that these are
+    relative to)."""
+    position = own
+    base_stamp = own * 0
+    coarse = own.to(tl.float32)
+    fine = coarse
+    if HAS_POSITIONS:
+        position = tl.load(positions + own, mask=valid, other=0)
+    if HAS_TIME:
+        base_stamp = tl.load(stamps + tl.max(tl.where(valid, own, 0), 0))
+        coarse, fine = split_stamp(tl.load(stamps + own, mask=valid, other=0), base_stamp)
+    return position, coarse, fine, base_stamp
+
+
+@triton.jit
+def half_scores(
+    rows, columns, place, column, real, head, alpha, bias,
+    TRANSPOSED: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Half of `alpha rows columns^T + bias`, and where the bias depends on them the distance and the time between the tokens
+    of each pair. Rows are queries, at `place`, and columns keys; TRANSPOSED, the other way round."""
+    position_table, time_table, positions, stamps, reach, time_rows, heads = bias
+    position, coarse, fine, base_stamp = place
+    half = tl.dot(rows, tl.trans(columns), input_precision=PRECISION) * (0.5 * alpha)
+    distance = position[:, None]
+    elapsed = coarse[:, None]
+    if HAS_POSITION:
+        other = column
+        if HAS_POSITIONS:
+            other = tl.load(positions + column, mask=real, other=0)
+        distance = other[None, :] - distance if TRANSPOSED else distance - other[None, :]
+        half += 0.5 * tl.load(position_table + position_row(distance, reach) * heads + head).to(tl.float32)
+    if HAS_TIME:
+        other_coarse, other_fine = split_stamp(tl.load(stamps + column, mask=real, other=0), base_stamp)
+        elapsed = (coarse[:, None] - other_coarse[None, :]) * 4096.0 + (fine[:, None] - other_fine[None, :])
+        half += 0.5 * tl.load(time_table + time_bucket(elapsed, time_rows) * heads + head).to(tl.float32)
+    return half, distance, elapsed
+
+
+@triton.jit
+def position_row(distance, reach):
+    """Row of the position table, as `kernels.attention.position_row`."""
+    return tl.minimum(tl.maximum(distance, -reach), reach) + reach
+
+
+@triton.jit
+def dropout_scale(query, key, head, drop):
     """0 or 1/(1-p) per pair, by counter (Philox, Salmon et al. 2011): the same in forward and both backward passes."""
+    seed, threshold, inverse_keep = drop
     zero = query * 0 + key * 0
     random, _, _, _ = tl.philox(seed, key + zero, query + zero, head + zero, zero, n_rounds=7)
     return tl.where((random >> 8).to(tl.int32) >= threshold, inverse_keep, 0.0)
 
 
 @triton.jit
-def load_rows(base, row, stride, dim, valid, MASK_ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """[rows, WIDTH] of one head; columns beyond DIM, and rows that are not valid, are 0."""
+def sample_rows(data, start, token, head, head_step):
+    """The first row of a sample, of one head, in 64 bits: a batch may be larger than 2^31 elements. Within a sample 32 bits
+    do (`kernels.attention_triton.check_reach`), which leaves more registers."""
+    return data + start * token + head.to(tl.int64) * head_step
+
+
+@triton.jit
+def load_rows(
+    base, first, stride, valid, MASK_ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr
+):
+    """[BLOCK, WIDTH] of one head, from row `first` on; columns beyond DIM, and rows that are not valid, are 0."""
+    dim = tl.arange(0, WIDTH)
+    row = first + tl.arange(0, BLOCK)
     at = base + row[:, None] * stride + dim[None, :]
     if MASK_ROWS:
         if WIDTH == DIM:
@@ -101,28 +139,71 @@ def load_rows(base, row, stride, dim, valid, MASK_ROWS: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def load_tile(
-    base, descriptor, data_row, data_column, row, stride, dim, valid,
-    MASKED: tl.constexpr, TMA: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
+    source, first, valid,
+    MASKED: tl.constexpr, TMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """[rows, WIDTH] of one head of the sample that `base` points to; by the tensor memory accelerator (TMA) where every
-    row of the tile belongs to the sample, that is in unmasked tiles: one thread then asks for the whole tile, and the
-    product waits for it at a barrier instead of a fence. (data_row, data_column) is where the tile lies in the whole
-    tensor, seen as a matrix with a row for each token."""
+    """[BLOCK, WIDTH] of one head of a sample, from row `first` on; by the tensor memory accelerator (TMA) where every row of
+    the tile belongs to the sample, that is in unmasked tiles: one thread then asks for the whole tile, and the product waits
+    for it at a barrier instead of a fence. source: (the sample's first row, stride of rows; for TMA the descriptor of the
+    whole tensor, seen as a matrix with a row for each token, and where the sample's head begins in it: row, column)."""
+    base, stride, descriptor, data_row, data_column = source
     if TMA and not MASKED:
-        return descriptor.load([data_row, data_column])
-    return load_rows(base, row, stride, dim, valid, MASKED, WIDTH, DIM)
+        return descriptor.load([data_row + first, data_column])
+    return load_rows(base, first, stride, valid, MASKED, BLOCK, WIDTH, DIM)
 
 
 @triton.jit
-def own_tiles(own, alone, BLOCK: tl.constexpr):
-    """Of rows that are alone (outside their own interval): the first tile that holds one's own key, and how many to
-    the last.
-    """
+def store_rows(base, first, stride, valid, values, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    dim = tl.arange(0, WIDTH)
+    at = base + (first + tl.arange(0, BLOCK)).to(tl.int64)[:, None] * stride + dim[None, :]
+    tl.store(at, values.to(base.dtype.element_ty), mask=valid[:, None] & (dim < DIM)[None, :])
+
+
+@triton.jit
+def clear_rows(base, first, stride, tokens, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """Zeros for rows that belong to no sample, as a batch that was padded to a fixed size has them."""
+    zeros = tl.zeros([BLOCK, WIDTH], dtype=tl.float32)
+    store_rows(base, first, stride, first + tl.arange(0, BLOCK) < tokens, zeros, BLOCK, WIDTH, DIM)
+
+
+@triton.jit
+def unit_of(unit_sample, unit_row, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """What this program does: (sample, its first row, head). Without a sample (-1), the row is one of the whole batch."""
+    block = tl.program_id(0) // heads
+    parts: tl.constexpr = UNIT_ROWS // BLOCK
+    first = tl.load(unit_row + block // parts) + (block % parts) * BLOCK
+    return tl.load(unit_sample + block // parts), first, tl.program_id(0) % heads
+
+
+@triton.jit
+def extent(offsets, sample):
+    """First token of a sample (int64), and how many it has (int32)."""
+    start = tl.load(offsets + sample).to(tl.int64)
+    return start, (tl.load(offsets + sample + 1).to(tl.int64) - start).to(tl.int32)
+
+
+@triton.jit
+def masked_tiles(low, high, full_low, full_high, own, alone, EDGE: tl.constexpr):
+    """Of a query block: the masked tiles (left of its run of full ones, in all, the first key of those that follow) that
+    `masked_tile` tells one by one: the two edges of the run, and then, for rows that are alone (outside their own
+    interval), the tiles that hold their own keys."""
     far = 2147483647
-    low = tl.min(tl.where(alone, own, far), 0) // BLOCK
-    high = tl.max(tl.where(alone, own, -1), 0) // BLOCK
-    count = tl.where(tl.max(alone.to(tl.int32), 0) > 0, high - low + 1, 0)
-    return low * BLOCK, count
+    left = (full_low - low) // EDGE
+    right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
+    own_low = tl.min(tl.where(alone, own, far), 0) // EDGE
+    own_high = tl.max(tl.where(alone, own, -1), 0) // EDGE
+    own_count = tl.where(tl.max(alone.to(tl.int32), 0) > 0, own_high - own_low + 1, 0)
+    return left, left + right, left + right + own_count, own_low * EDGE
+
+
+@triton.jit
+def masked_tile(at, tiles, low, full_high, own, alone, begin, end, EDGE: tl.constexpr):
+    """Of the masked tile number `at`: its first key, and the keys [from, to) that each row sees of it."""
+    left, edges, _, own_first = tiles
+    first = tl.where(at < left, low + at * EDGE, full_high + (at - left) * EDGE)
+    to_self = at >= edges
+    first = tl.where(to_self, own_first + (at - edges) * EDGE, first)
+    return first, tl.where(to_self, own, begin), tl.where(to_self, tl.where(alone, own + 1, own), end)
 
 
 @triton.jit

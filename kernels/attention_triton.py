@@ -177,6 +177,7 @@ def forward(
     longest: tokens of the longest sample, -1 if not known; chosen: overrides the autotuner.
     """
     q, k, v = (unit_stride(x) for x in (q, k, v))
+    check_reach(longest, q, k, v)
     out = v.new_empty(q.shape[0], q.shape[1], v.shape[2])
     if not len(q):
         return out
@@ -188,7 +189,7 @@ def forward(
         per_unit(len(plan.q_sample), q.shape[1], "BLOCK_M"),
         [
             *(q, k, v, *described, out, *where, plan.q_sample, plan.q_row, *pointers(bias, scale)),
-            *(*scalars(bias, alpha, dropout, seed, q), *strides(q, k, v, out), bucket_of(problem, longest)),
+            *(*scalars(bias, alpha, dropout, seed, q), len(q), *strides(q, k, v, out), bucket_of(problem, longest)),
         ],
         constants(q, v, bias, dropout, described) | {"SELF": problem.q_positions is None},
         chosen,
@@ -213,6 +214,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v and of whichever tables `bias` has. same_scale: all queries of a sample share one scale."""
     grad, q, k, v = (unit_stride(x) for x in (grad, q, k, v))
+    check_reach(longest, grad, q, k, v)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     tables = [t for t in (bias.position_table, bias.time_table) if t is not None]
     if not len(q):
@@ -233,7 +235,7 @@ def backward(
         per_unit(len(plan.q_sample), q.shape[1], "BLOCK_M"),
         [
             *(q, k, v, *described, grad, dq, *where, plan.q_sample, plan.q_row, *biases),
-            *(position_sum, time_sum, fixed_point, *numbers, *strides(q, k, v, grad, dq), bucket),
+            *(position_sum, time_sum, fixed_point, *numbers, len(q), *strides(q, k, v, grad, dq), bucket),
         ],
         constants(q, v, bias, dropout, described)
         | {"GRAD_POSITION": bias.position_table is not None, "GRAD_TIME": bias.time_table is not None},
@@ -246,7 +248,7 @@ def backward(
             [
                 *(q, k, v, *described, grad, dk, dv, *where),
                 *(plan.k_sample, plan.k_row, plan.summary, plan.chunk_first, *biases),
-                *(*numbers, *strides(q, k, v, grad, dk, dv), bucket),
+                *(*numbers, len(k), *strides(q, k, v, grad, dk, dv), bucket),
             ],
             constants(q, v, bias, dropout, described)
             | {"ROOM": 0.0 if same_scale else HEADROOM, "CHUNK_ROWS": CHUNK}
@@ -267,6 +269,16 @@ def bucket_of(problem: Problem, longest: int) -> int:
     return 1 << length.bit_length()
 
 
+def check_reach(longest: int, *tensors: Tensor) -> None:
+    """Raises ValueError where a sample reaches over 2^31 elements of a tensor: its rows are addressed in 32 bits."""
+    far = max(x.stride(0) for x in tensors)
+    if longest * far >= 2**31:
+        raise ValueError(
+            f"a sample of {longest} tokens whose rows lie {far} elements apart reaches beyond 2^31 elements; "
+            "pass contiguous tensors, fewer heads at once, or shorter samples"
+        )
+
+
 def descriptors(*streamed: Tensor) -> tuple[TensorDescriptor | None, ...]:
     """Of the tensors that a kernel streams, for TMA; None where it cannot be used. Only `GENRANK_TMA=1` asks for it: no
     device has shown yet that it pays."""
@@ -280,9 +292,10 @@ def descriptors(*streamed: Tensor) -> tuple[TensorDescriptor | None, ...]:
         tokens, heads, dim = x.shape
         token, head = x.stride()[:2]
         steps = (x.data_ptr(), token * x.element_size(), head * x.element_size())
-        if dim < 16 or dim != triton.next_power_of_2(dim) or any(step % 16 for step in steps) or token < dim:
+        across = (heads - 1) * head + dim
+        if dim < 16 or dim != triton.next_power_of_2(dim) or any(step % 16 for step in steps) or token < across:
             return none
-        made.append(TensorDescriptor(x, [tokens, (heads - 1) * head + dim], [token, 1], [32, dim]))
+        made.append(TensorDescriptor(x, [tokens, across], [token, 1], [32, dim]))
     return tuple(made)
 
 
@@ -338,7 +351,7 @@ def fixed_point_for(grad: Tensor, v: Tensor, scale: Tensor, dropout: float, plan
     |ds| <= |grad| |v| max|silu'| / n / (1 - dropout), and there are `plan.pairs` of them. NaN where a gradient is not
     finite.
     """
-    largest_grad = (grad.float().norm(dim=2).amax(1) * scale).amax()
-    bound = largest_grad * v.float().norm(dim=2).amax() * (1.1 / (1.0 - dropout))
+    grad_norm, v_norm = (torch.linalg.vector_norm(x, dim=2, dtype=torch.float32) for x in (grad, v))
+    bound = (grad_norm.amax(1) * scale).amax() * v_norm.amax() * (1.1 / (1.0 - dropout))
     exponent = (61.0 - torch.log2(bound.double() * plan.pairs)).floor().clamp(max=100.0)
     return torch.where(bound.isfinite(), torch.exp2(exponent), torch.nan).float()

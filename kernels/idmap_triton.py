@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Tuned
+from kernels.launch import VARYING, Tuned
 
 EMPTY_KEY = tl.constexpr(-(2**63))
 TOMBSTONE_KEY = tl.constexpr(-(2**63) + 1)
@@ -22,7 +22,7 @@ def hashed(x):
     return (x ^ (x >> 31)).to(tl.int64, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def find_kernel(keys, ids, found, count, mask, BLOCK: tl.constexpr):
     """The slot of each id, -1 where there is none. A probe ends at an EMPTY slot, of which the map always has some."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +39,7 @@ def find_kernel(keys, ids, found, count, mask, BLOCK: tl.constexpr):
     tl.store(found + at, result, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def place_kernel(keys, rows, ids, new_rows, taken, count, mask, BLOCK: tl.constexpr):
     """Store distinct ids that the map does not hold; `taken` counts the EMPTY slots used."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -63,7 +63,7 @@ def place_kernel(keys, rows, ids, new_rows, taken, count, mask, BLOCK: tl.conste
     tl.atomic_add(taken, tl.sum(fresh, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def enter_kernel(keys, first, counts, ids, slots, count, mask, BLOCK: tl.constexpr):
     """Give each id a slot of its own kind; of each slot, the first place where its id stands, and how many do.
 
@@ -95,7 +95,7 @@ def enter_kernel(keys, first, counts, ids, slots, count, mask, BLOCK: tl.constex
     tl.atomic_add(counts + slot, 1, mask=real, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def rowwise_kernel(
     table, mean, state, rows, order, grads, count, dim, lr, eps, beta1, beta2, correction1, correction2, weight_decay,
     ADAM: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr,

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from kernels.attention_plan import UNIT, units
 from kernels.attention_tiles import time_bucket
-from kernels.launch import Tuned
+from kernels.launch import VARYING, Tuned
 
 # --- concat and split -------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def move_rows_kernel(
     part, whole, part_offsets, whole_offsets, before, tokens, dim, batch, steps, part_stride, whole_stride,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -284,7 +284,7 @@ linear_op.register_autograd(_differentiate_linear, setup_context=_save_linear)
 # --- position and time encoding ---------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def encode_kernel(
     x_data, out_data, position_table, positions, time_table, elapsed, tokens, dim, scale, position_rows, time_rows, x_stride,
     HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ import triton
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on CPU. Decided, as Triton does, when the kernels are imported."""
+
+VARYING = ("seed", "tokens", "count")
+"""Arguments that differ from batch to batch: Triton must not compile a kernel again for those that are 1 or a multiple of
+16, which would be in the middle of training."""
 
 Grid = tuple[int, ...]
 
@@ -93,6 +97,18 @@ class Tuned:
         if _recorded is not None:
             _recorded.append(Launch(self.kernel, arguments, constants, self))
             return
+        # Triton launches on the current device, which need not be that of the tensors.
+        device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._run(grid, arguments, constants, chosen)
+
+    def _run(
+        self,
+        grid: Callable[[dict[str, Any]], Grid],
+        arguments: list[Any],
+        constants: dict[str, Any],
+        chosen: triton.Config | None,
+    ) -> None:
         if chosen is None and INTERPRET:
             chosen = self.configs[-1]
         if chosen is None and os.environ.get("GENRANK_AUTOTUNE") == "0":

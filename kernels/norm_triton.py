@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Tuned
+from kernels.launch import VARYING, Tuned
 
 PLAIN, NORM_GATE, GATE_NORM = 0, 1, 2
 STRIPS = 528
@@ -38,7 +38,7 @@ def kept(row, column, seed, threshold, inverse_keep):
     return tl.where((random >> 8).to(tl.int32) >= threshold, inverse_keep, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def norm_forward_kernel(
     attn_data, u_data, weight_data, bias_data, group_data, out_data,
     tokens, dim, eps, seed, threshold, inverse_keep, attn_stride, u_stride,
@@ -67,7 +67,7 @@ def norm_forward_kernel(
     tl.store(out_data + far * dim + column[None, :], out.to(out_data.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def norm_backward_kernel(
     grad_data, attn_data, u_data, weight_data, bias_data, group_data, dattn_data, du_data, dweight_data, dbias_data,
     tokens, dim, eps, seed, threshold, inverse_keep, grad_stride, attn_stride, u_stride, strip,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kernels.attention_tiles import silu, silu_and_slope
 from kernels.jagged_triton import precision
-from kernels.launch import INTERPRET, Tuned
+from kernels.launch import INTERPRET, VARYING, Tuned
 from kernels.norm_triton import PLAIN, norm_gate_backward_op, norm_gate_op, unit_stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def moments_kernel(
     x_data, mean_data, inverse_std_data, tokens, dim, eps, x_stride, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -32,7 +32,7 @@ def moments_kernel(
     tl.store(inverse_std_data + row, 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / dim + eps), mask=row < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def project_kernel(
     x_data, mean_data, inverse_std_data, norm_weight, norm_bias, group_data, weight_data, bias_data, y_data, z_data,
     tokens, dim, outer, activated, x_stride, weight_stride,

@@ -21,7 +21,7 @@ from benchmarks.gpu.shapes import shapes
 from benchmarks.gpu.told import PAGE, page, targets_met, wrong
 from benchmarks.kernels_cases import make_batch
 from kernels.attention import interval_attention
-from kernels.launch import Launch, recording
+from kernels.launch import VARYING, Launch, recording
 from kernels.norm import norm_gate
 from kernels.projection import norm_linear_silu
 
@@ -79,7 +79,9 @@ def specialisation(launch: Launch) -> tuple[Any, ...]:
             return value == 1, value % 16 == 0
         return value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
 
-    return launch.kernel.__name__, *map(kind, launch.arguments), *sorted(launch.constants.items())
+    named = zip(launch.kernel.arg_names, launch.arguments, strict=False)
+    kinds = [type(value).__name__ if name in VARYING else kind(value) for name, value in named]
+    return launch.kernel.__name__, *kinds, *sorted(launch.constants.items())
 
 
 def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
