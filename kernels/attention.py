@@ -321,7 +321,8 @@ def _forward(
 
         check_if_asked(problem, len(k))
         return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
-    return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
+    with torch.autocast(q.device.type, enabled=False):  # It would round some products and not others.
+        return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
 @torch.library.custom_op("genrank::interval_attention_backward", mutates_args=())
@@ -354,7 +355,8 @@ def _backward(
 
         rest = (problem, scale, bias, alpha, dropout, seed, same_scale, max_length)
         return attention_triton.backward(grad, q, k, v, *rest)
-    return attention_blocked.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
+    with torch.autocast(q.device.type, enabled=False):
+        return attention_blocked.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
 @_forward.register_fake

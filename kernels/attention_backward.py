@@ -65,7 +65,6 @@ def backward_q_tile(
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
-    v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
     half, distance, elapsed = half_scores(
         q, k, place, key, real, head, alpha, bias, False, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
@@ -73,6 +72,7 @@ def backward_q_tile(
     if MASKED:
         visible = (key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None])
     _, slope = silu_and_slope(half, visible, MASKED, FAST)
+    v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
     product = tl.dot(above, tl.trans(v), input_precision=PRECISION)
     slope = tl.fma(product, slope, product)
     if DROPOUT:

@@ -93,7 +93,7 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     width, dtype = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].dtype
     kernel = "kv" if "dk_data" in arguments else "dq" if "dq_data" in arguments else "forward"
     biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
-    biased_dq = biased and kernel == "dq" and width > 128
+    biased_dq = biased and kernel == "dq" and width > (128 if arch < 100 else 64)
     wide_dk = kernel == "kv" and arguments["WANT_K"] and width > 128 and arch >= 100
     least = (dtype.itemsize == 4 and width >= 128) or biased_dq or (wide_dk and dtype == torch.float16)
     if (rows == 16) != least:
@@ -101,6 +101,12 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     if (rows, keys, warps) == (32, 32, 8) and not (biased and (kernel != "kv" or width > 64)):
         return False
     if kernel == "kv" and (rows, keys, warps) == (32, 32, 4) and arguments["WIDTH"] < arguments["VALUE_WIDTH"]:
+        return False
+    if kernel == "forward" and (
+        (arch >= 90 and width <= 64 and biased and (rows, keys, warps) == (32, 32, 4))
+        or (arch >= 100 and width <= 64 and rows * keys == 128 * 128)
+        or (arch < 90 and not arguments["SELF"] and (rows, keys, warps) in ((128, 64, 8), (64, 64, 4)))
+    ):
         return False
     if arguments["DROPOUT"] and rows * keys > 32 * 32 * warps:
         return False
@@ -152,7 +158,7 @@ def register_limit(
     return 150 if kernel == "dq" and half else 160
 
 
-forward_tuned = Tuned(forward_kernel, FORWARD_CONFIGS, TUNED_FOR, fits)
+forward_tuned = Tuned(forward_kernel, FORWARD_CONFIGS, [*TUNED_FOR, "SELF"], fits)
 backward_q_tuned = Tuned(backward_q_kernel, BACKWARD_Q_CONFIGS, TUNED_FOR, fits, sums=["position_sum", "time_sum"])
 backward_kv_tuned = Tuned(backward_kv_kernel, BACKWARD_KV_CONFIGS, [*TUNED_FOR, "WANT_K", "WANT_V", "ROOM"], fits)
 

@@ -215,8 +215,10 @@ def rowwise(
     """Adam where `mean` is given, Adagrad where not."""
     if not len(rows):
         return
-    if not table.is_contiguous() or (mean is not None and not mean.is_contiguous()):
-        raise ValueError("table and mean must be contiguous: they are updated in place")
+    if not all(t.is_contiguous() for t in (table, state, mean) if t is not None):
+        raise ValueError("table and the optimizer's state must be contiguous: they are updated in place")
+    if grads.shape != (len(rows), table.shape[1]):
+        raise ValueError(f"grads must be [{len(rows)}, {table.shape[1]}], got {list(grads.shape)}")
     ordered, order = torch.sort(rows, stable=True)
     corrections = (1 - betas[0] ** step, 1 - betas[1] ** step) if mean is not None else (1.0, 1.0)
     rowwise_tuned(

@@ -32,6 +32,8 @@ def planned(problem: Problem, key: Hashable, make: Callable[[], Made]) -> Made:
     """`make()`, made once for this `key` while the same tensors live unchanged: all layers, forward and backward,
     share it.
     """
+    # What a CUDA graph captures must make its own plan: replayed, it makes it again from what the tensors then hold.
+    key = (key, problem.begin.is_cuda and torch.cuda.is_current_stream_capturing())
     tensors = [t for t in problem if t is not None]
     versions = [-1 if t.is_inference() else t._version for t in tensors]
     known = _plans.get(problem.begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
     """Put the token groups of each sample one after the other: sample b becomes part 0's tokens of b, part 1's, ...
 
     Args: parts: [(values [T_i, D], offsets [B+1])], offsets int32 or int64, one B and one D for all.
-    Returns: (values [sum T_i, D], offsets [B+1] of the first part's dtype). Differentiable in all values.
+    Returns: (values [sum T_i, D] of the dtype that all promote to, offsets [B+1] of the first part's dtype). Differentiable
+        in all values.
     Raises: ValueError without parts or when B or D differ.
     """
     if not parts:
@@ -26,7 +28,9 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
     if backend_for(parts[0][0]) == "triton":
         from kernels import jagged_triton
 
-        whole = jagged_triton.concat_op([values for values, _ in parts], [offsets for _, offsets in parts])
+        # Under autocast some parts are bfloat16, others not.
+        dtype = reduce(torch.promote_types, (values.dtype for values, _ in parts))
+        whole = jagged_triton.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
         return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
     order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
     return Permute.apply(torch.cat([values for values, _ in parts]), order, inverse), offsets
@@ -114,7 +118,8 @@ def check_parts(offsets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def grouped_linear(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A projection of its own for each token group: y_t = x_t @ weight[g_t] + bias[g_t].
 
-    Args: x: [T, Din]; group_ids: int32 [T] in [0, G); weight: [G, Din, Dout]; bias: [G, Dout].
+    Args: x: [T, Din]; group_ids: int32 [T] in [0, G); weight: [G, Din, Dout]; bias: [G, Dout]; one dtype for x, weight and
+        bias.
     Returns: [T, Dout]. Differentiable in x, weight and bias.
     """
     if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[1]:
@@ -123,6 +128,8 @@ def grouped_linear(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor | 
         raise TypeError(f"group_ids must be int32 [{len(x)}], got {group_ids.dtype} {list(group_ids.shape)}")
     if bias is not None and bias.shape != weight[:, 0].shape:
         raise ValueError(f"bias must be {list(weight[:, 0].shape)}, got {list(bias.shape)}")
+    if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
+        raise TypeError(f"x and weight must share one dtype, also with bias; got {x.dtype} and {weight.dtype}")
     if backend_for(x) == "triton":
         from kernels import jagged_triton
 
@@ -151,7 +158,7 @@ def position_time_encoding(
         x: [T, D]; position_table: [P, D] with positions int32 [T], each token's own;
         time_table: [buckets, D] with elapsed int64 [T]: time from the token to a moment of the caller's choice, such as
             the sample's window start, never one after the token was scored. Buckets are those of `RelativeBias`.
-    Returns: [T, D]. Differentiable in x and both tables.
+    Returns: [T, D], dtype of x. Differentiable in x and both tables.
     """
     if position_table is not None and (
         positions is None or positions.shape != x.shape[:1] or position_table.shape[1] != x.shape[1]
@@ -170,4 +177,4 @@ def position_time_encoding(
         out = out + F.embedding(positions.long().clamp(0, len(position_table) - 1), position_table)
     if time_table is not None and elapsed is not None:
         out = out + F.embedding(time_row(elapsed, len(time_table)), time_table)
-    return out
+    return out.to(x.dtype)

@@ -55,6 +55,8 @@ move_tuned = Tuned(
 
 
 def move(parts: list[Tensor], whole: Tensor, offsets: list[Tensor], split: bool) -> None:
+    """Rows beyond a part's last offset, if any, count as one more sample: they never land on another's place."""
+    offsets = [torch.cat([o, o.new_full((1,), len(part))]) for o, part in zip(offsets, parts, strict=True)]
     lengths = torch.stack([o.diff() for o in offsets])
     before = lengths.cumsum(0) - lengths
     whole_offsets = torch.stack(offsets).sum(0)

@@ -139,7 +139,10 @@ forward_tuned = Tuned(
     norm_forward_kernel, [config(8, 4), config(4, 4), config(1, 4), config(4, 8), config(2, 8)], KEY, fits
 )
 backward_tuned = Tuned(
-    norm_backward_kernel, [config(8, 4), config(4, 4), config(4, 8), config(2, 8), config(1, 16)], KEY, fits
+    norm_backward_kernel,
+    [config(8, 4), config(4, 4), config(4, 8), config(2, 8), config(1, 16)],
+    [*KEY, "GROUP_WIDTH"],
+    fits,
 )
 
 

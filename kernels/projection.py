@@ -30,7 +30,7 @@ def norm_linear_silu(
         x: [T, D]; norm_weight, norm_bias: [G, D] with group_ids int32 [T] in [0, G) (`group_layer_norm`), or [1, D];
         weight: [D, E] and bias: [E], dtype of x.
     Returns: [T, E]. Differentiable in x and all four parameters.
-    Raises: ValueError for shapes that disagree.
+    Raises: ValueError for shapes that disagree, TypeError for weight or bias of another dtype.
     """
     if group_ids is None:
         check(x, None, norm_weight.flatten(), norm_bias.flatten())
@@ -39,6 +39,8 @@ def norm_linear_silu(
     if weight.dim() != 2 or weight.shape[0] != x.shape[1] or (bias is not None and bias.shape != weight.shape[1:]):
         shapes = f"{list(weight.shape)} and {None if bias is None else list(bias.shape)}"
         raise ValueError(f"weight and bias must be [{x.shape[1]}, E] and [E], got {shapes}")
+    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+        raise TypeError(f"weight and bias must be {x.dtype} like x, got {weight.dtype}")
     activated = weight.shape[1] if activated is None else activated
     if not 0 <= activated <= weight.shape[1]:
         raise ValueError(f"activated must be in 0..{weight.shape[1]}, got {activated}")
