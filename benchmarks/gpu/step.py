@@ -34,7 +34,8 @@ TINY = MtgrConfig(dim=16, layers=1, heads=1, qk_dim=16, v_dim=16)
 STEPS = 20
 """Of training that are compared with the reference's."""
 LARGEST_DIFFERENCE = 1e-3
-"""Of any of their losses, relative: what 20 steps of AdamW make of float32's rounding stays well below."""
+"""Of any of their losses, or of a gradient of the first step (as the norm of its difference), relative: what float32's rounding
+makes of them stays well below."""
 
 
 class Task(NamedTuple):
@@ -130,6 +131,11 @@ class Step:
         self.tokens.x.grad = None
         return loss.detach()
 
+    def gradients(self) -> list[Tensor]:
+        """Of the tokens' vectors and of every parameter, in float64."""
+        leaves = [self.tokens.x, *self.model.parameters()]
+        return [gradient.double() for gradient in torch.autograd.grad(self.loss(), leaves)]
+
     def loss(self) -> Tensor:
         tokens = dataclasses.replace(self.tokens, begin=self.tokens.begin.clone(), end=self.tokens.end.clone())
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
@@ -146,26 +152,32 @@ class Step:
 
 
 def check_losses(session: Session) -> dict[str, Any]:
-    """Training in float32 goes the way that it goes with the reference ops."""
+    """Training in float32 goes the way that it goes with the reference ops, and begins with their gradients: that of the history's
+    vectors comes through attention alone."""
     case = Case("", PRESETS["mtgr-small"], 32, 100, 20, 40)
     case, steps = (cases(True)[0], 2) if session.rehearse else (case, STEPS)
-    losses = []
+    gradients, losses = [], []
     for which in ("triton", "reference"):
         with implementation(which):
             step = Step(case, session.device, half=False)
+            gradients.append(step.gradients())
             losses.append(torch.stack([step() for _ in range(steps)]).double())
-    return compared(*losses)
+    return compared(losses, gradients)
 
 
-def compared(mine: Tensor, wanted: Tensor) -> dict[str, Any]:
-    """Losses of the same steps; both must fall."""
+def compared(losses: list[Tensor], gradients: list[list[Tensor]]) -> dict[str, Any]:
+    """Ours and the reference's; both losses must fall."""
+    mine, wanted = losses
     difference = float(((mine - wanted).abs() / wanted).max())
+    norms = [(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(*gradients, strict=True)]
+    of_gradients = float(torch.stack(norms).max())
     return {
         "steps": len(mine),
         "first_loss": round(float(wanted[0]), 4),
         "last_loss": round(float(wanted[-1]), 4),
         "largest_difference": difference,
-        "right": difference <= LARGEST_DIFFERENCE and bool(mine[-1] < mine[0]),
+        "gradients_difference": of_gradients,
+        "right": max(difference, of_gradients) <= LARGEST_DIFFERENCE and bool(mine[-1] < mine[0]),
     }
 
 

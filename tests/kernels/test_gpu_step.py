@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels.attention
 from benchmarks.gpu import step, told
 from benchmarks.gpu.session import Session
 from kernels.launch import Launch, recording
@@ -27,7 +28,7 @@ def test_it_runs_and_equals_its_dense_peer(tmp_path: Path, monkeypatch: pytest.M
     rows = {(row["section"], row["name"]): row for row in session.rows()}
     assert not any("error" in row or "left_out" in row for row in rows.values()), rows
     losses = rows["right", "a step's losses"]
-    assert losses["right"] and losses["largest_difference"] < 1e-5
+    assert losses["right"] and losses["largest_difference"] < 1e-5 and losses["gradients_difference"] < 1e-4
     assert rows["right", "a step waits for nothing"]["right"]
     ours, dense, flex = (rows[kind, "mtgr K=8"]["first_loss"] for kind in ("step", "step dense", "step flex"))
     assert dense == pytest.approx(ours, rel=1e-5), "the peer computes something else"
@@ -35,11 +36,24 @@ def test_it_runs_and_equals_its_dense_peer(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_losses_that_differ_or_do_not_fall_are_wrong() -> None:
-    falls = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64)
-    assert step.compared(falls, falls * 1.0001)["right"]
-    assert not step.compared(falls, falls * torch.tensor([1, 1.01, 1]))["right"]
-    assert not step.compared(falls.flip(0), falls.flip(0))["right"]
-    assert not step.compared(falls * torch.nan, falls)["right"]
+    falls, same = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64), [[torch.ones(3)], [torch.ones(3)]]
+    assert step.compared([falls, falls * 1.0001], same)["right"]
+    assert not step.compared([falls, falls * torch.tensor([1, 1.01, 1])], same)["right"]
+    assert not step.compared([falls.flip(0), falls.flip(0)], same)["right"]
+    assert not step.compared([falls * torch.nan, falls], same)["right"]
+    assert not step.compared([falls, falls], [[torch.ones(3)], [torch.tensor([1, 1, 1.01])]])["right"]
+
+
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose scores are a twentieth too small."""
+    monkeypatch.setenv("GENRANK_KERNELS", "reference")
+    case, true = step.cases(True)[0], kernels.attention.reference_attention
+    wanted = step.Step(case, "cpu", half=False).gradients()
+    monkeypatch.setattr(kernels.attention, "reference_attention", lambda q, *rest: true(0.95 * q, *rest))
+    wrong = step.Step(case, "cpu", half=False).gradients()
+    falls = torch.tensor([0.7, 0.6])
+    assert step.compared([falls, falls], [wanted, wanted])["right"]
+    assert not step.compared([falls, falls], [wrong, wanted])["right"]
 
 
 def specialisation(launch: Launch) -> tuple[Any, ...]:
