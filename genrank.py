@@ -28,6 +28,8 @@ app = typer.Typer(
 DEMO_USERS, DEMO_DAYS = 2_000, 10
 """One more day of logs is simulated than is built, so that the last day's purchases have had their day."""
 DEMO_MODELS = ("mtgr-tiny", "din")
+DEMO_TOKENS = "2048"
+"""Of a batch: a week of so small a marketplace is some 90 steps at the default, too few to learn from."""
 
 SchemaFlag = Annotated[
     str, typer.Option("--schema", metavar="FILE.py:NAME", help="The feature schema.", show_default=False)
@@ -145,6 +147,8 @@ def demo(
                 folder,
                 "--model",
                 model,
+                "--token-budget",
+                DEMO_TOKENS,
             ]
         )
         steps.append(["evaluate", "--run", folder, "--samples", str(built), "--dates", last])
