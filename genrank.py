@@ -262,7 +262,7 @@ def build(
         )
     )
     if result.unchanged:
-        _say(f"up to date: {', '.join(result.unchanged)}")
+        _say(f"up to date: {len(result.unchanged)} days, {result.unchanged[0]} to {result.unchanged[-1]}")
     _say(
         f"published {len(result.days)} days to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
     )
@@ -465,7 +465,22 @@ def train(
         from model.trainer import train as run_training
 
         run_training(config)
+        if os.environ.get("RANK", "0") == "0":  # Of several ranks the first tells.
+            _say(_trained(out))
     _say(f"wrote {out}")
+
+
+def _trained(run: Path) -> str:
+    """What a run took in, by its summary and the last line of its log."""
+    import json
+
+    from model.run_folder import read_json
+
+    done, lines = read_json(run / "summary.json"), (run / "log.jsonl").read_text().splitlines()
+    losses = [loss for line in lines if (loss := json.loads(line).get("loss")) is not None]
+    told = f"{done['steps']:,} steps over {done['samples']:,} samples in {done['seconds']:,.0f} s"
+    speed = f" ({done['samples_per_s']:,.0f} samples/s, {done['tokens_per_s']:,.0f} tokens/s, {done['device']})"
+    return told + speed + (f"; training loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "")
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
-"""A progress bar with throughput, and the same figures for the log."""
+"""A progress bar with throughput (off a terminal, a line now and then), and the same figures for the log."""
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -9,11 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+TOLD_EVERY_S = 30.0
+"""Off a terminal: seconds between lines, so that a scheduler's log shows a long training's way and a short one's not at all."""
+
 
 class Progress:
-    """Counts steps, samples and tokens; draws a bar on a terminal's stderr."""
+    """Counts steps, samples and tokens; tells them on stderr: a bar on a terminal, else a line every 30 seconds."""
 
     def __init__(self, title: str, total_steps: int, show: bool) -> None:
+        terminal = Console(stderr=True).is_terminal
+        self._title, self._total, self._lines = title, total_steps, show and not terminal
+        self._told = time.perf_counter()
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -21,7 +28,7 @@ class Progress:
             TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not (show and Console(stderr=True).is_terminal),
+            disable=not (show and terminal),
             transient=True,
             refresh_per_second=4,
         )
@@ -38,6 +45,10 @@ class Progress:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, told=told)
+        if self._lines and time.perf_counter() - self._told >= TOLD_EVERY_S:
+            self._told = time.perf_counter()
+            total = f" of {self._total:,}" if self._total else ""
+            print(f"{self._title}: step {step:,}{total}, {told}", file=sys.stderr, flush=True)
 
     def rates(self, flops: int, peak: float) -> dict[str, float]:
         """Samples, tokens and (given how many there were) floating point operations per second since the last call, and these as a

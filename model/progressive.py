@@ -64,8 +64,9 @@ def progressive(config: TrainConfig, *, bootstrap: int = 0) -> list[dict[str, ob
 def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line a day: the next day's GAUC per task beside the oracle's and popularity's, and how many ids have a row."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
+
+    from schemas.terminal import print_whole
 
     columns = [
         (task, name)
@@ -86,4 +87,4 @@ def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
         gauc = [row["tasks"][task][name][metric]["value"] for task, name in columns]
         shown = ["-" if value is None else f"{value:.4f}" for value in gauc]
         table.add_row(row["trained"][5:], row["evaluated"][5:], *shown, f"{sum(row['ids'].values()):,}")
-    Console().print(table)
+    print_whole(table)

@@ -68,6 +68,11 @@ class Run:
         """
         if not folder.is_dir():
             raise UserError(f"--run {folder}: no such folder; give the --out folder of `genrank train`")
+        if (folder / "progressive.json").is_file():
+            days = sorted(day.parent.name for day in folder.glob("*/summary.json"))
+            raise UserError(
+                f"--run {folder}: it holds a run a day (--progressive); give one, such as {folder / days[-1]}"
+            )
         for name, remedy in (("summary.json", "genrank train"), ("metrics.json", "genrank evaluate")):
             if not (folder / name).is_file():
                 raise UserError(f"--run {folder}: it has no {name}; run `{remedy}` on it first")
@@ -131,6 +136,8 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from schemas.terminal import print_whole
+
     tasks = metrics["tasks"]
     assert isinstance(tasks, dict)
     console = Console(highlight=False)
@@ -157,7 +164,7 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
             label = name if key == "model" else REFERENCES.get(key, key)
             cells = (label, first["value"], first["interval"], *(cell["value"] for cell in rest))
             table.add_row(*cells, style="bold" if key == "model" else "")
-        console.print(table)
+        print_whole(table, console)
 
 
 def _metrics_of(estimates: Mapping[str, Estimate]) -> list[str]:

@@ -145,11 +145,14 @@ class _Build:
         exposures = self.plan.present[self.schema.candidates.source]
         for day in range(self.first, self.last + 1):
             if day not in exposures:
+                where = f"source {self.schema.candidates.source!r} has no day {dt_of(day)} under {self.config.data}"
+                if exposures and min(exposures) < day < max(exposures):
+                    raise UserError(
+                        f"{where}, though it has days before and after; let it land, or, if nobody was shown anything, write a "
+                        "Parquet file without rows there"
+                    )
                 have = f"it has {dt_of(min(exposures))} .. {dt_of(max(exposures))}" if exposures else "it has none"
-                raise UserError(
-                    f"source {self.schema.candidates.source!r} has no day {dt_of(day)} under {self.config.data}; {have}."
-                    " Choose --from and --to among them"
-                )
+                raise UserError(f"{where}; {have}. Choose --from and --to among them")
         if self.plan.as_of < start_of(self.last + 1, self.schema.offset_ms):
             raise UserError(
                 f"--as-of {moment_text(self.plan.as_of)} lies before the end of --to {self.config.last}; choose a later one"

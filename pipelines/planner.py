@@ -369,6 +369,8 @@ def print_status(days: Sequence[DayStatus]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from schemas.terminal import print_whole
+
     colours = {"up to date": "green", "stale": "yellow", "missing": "red", "no inputs": "magenta"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("day", "state", "samples", "candidates", "quarantined", "schema"):
@@ -382,9 +384,23 @@ def print_status(days: Sequence[DayStatus]) -> None:
         if day.reason:
             reasons.setdefault(day.reason, []).append(day.dt)
     console = Console(highlight=False)
-    console.print(table)
+    print_whole(table, console)
     for reason, dts in reasons.items():
-        console.print(f"{', '.join(dts)}: {reason}")
+        console.print(f"{_spans(dts)}: {reason}", soft_wrap=True)
+    if todo := [day.dt for day in days if day.state in ("stale", "missing")]:
+        told = f"{len(todo)} of {len(days)} days to build: genrank build --from {todo[0]} --to {todo[-1]}"
+        console.print(f"{told} (it leaves what is up to date)", soft_wrap=True)
+
+
+def _spans(dts: Sequence[str]) -> str:
+    """`2026-01-01 to 2026-01-04, 2026-01-06`."""
+    spans: list[list[str]] = []
+    for dt in dts:
+        if spans and day_number(dt) == day_number(spans[-1][-1]) + 1:
+            spans[-1][1:] = [dt]
+        else:
+            spans.append([dt])
+    return ", ".join(" to ".join(span) for span in spans)
 
 
 # ---------------------------------------------------------------------- genrank clean

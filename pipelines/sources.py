@@ -87,7 +87,7 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dic
     paths = files.files_of(path)
     if not paths:
         raise UserError(
-            f"source {source.name!r}: {path} holds no Parquet file; {dt_of(day)} is empty or still being written"
+            f"source {source.name!r}: {path} holds no Parquet file: {dt_of(day)} is still being written, or, if nothing happened, write a file without rows there"
         )
     time = [source.time, source.time_unit] if isinstance(source, EventLog) else None
     declared = digest([source.columns, source.rename, time])

@@ -316,6 +316,10 @@ def merge(rows: Sequence[dict[str, Any]]) -> dict[str, Summary]:
 HEADINGS = ("leaf", "values", "missing", "mean", "median", "90%", "PSI")
 """The mean of a binary label is its rate; of an id, that column tells how many different ones there are."""
 JOINS = ("join", "rows", "found", "PSI")
+LEGEND = (
+    f"PSI (population stability index): below {UNSTEADY} steady, from {SHIFTED} shifted (yellow between, red above). In a log's first days "
+    "histories and window statistics still fill, so theirs are large. Times are in epoch ms, recencies in seconds."
+)
 
 
 def _cells(summary: Summary, psi: float | None) -> list[str]:
@@ -379,6 +383,7 @@ def print_statistics(days: Sequence[DayStatistics], console: Console | None = No
         return
     day = days[-1]
     console.print(f"[bold]{day.dt}[/], {day.comparison}")
+    console.print(LEGEND)
     for headings, names, cells in zip((HEADINGS, JOINS), _by_kind(day), (_cells, _join_cells), strict=True):
         if names:
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
@@ -404,7 +409,8 @@ def write_statistics(days: Sequence[DayStatistics], path: Path) -> None:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>genrank: statistics of the samples</title>',
         "<style>body{font:14px system-ui;margin:2rem}table{border-collapse:collapse;margin:0 0 2rem}"
         "td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}</style>",
-        "<h1>Statistics of the samples</h1><h2>Drift (PSI, each day against the days before it)</h2><table><tr><th>leaf</th>",
+        f"<h1>Statistics of the samples</h1><p>{html.escape(LEGEND)}</p>",
+        "<h2>Drift (PSI, each day against the days before it)</h2><table><tr><th>leaf</th>",
         *(f'<th title="{html.escape(day.comparison)}">{day.dt}</th>' for day in days),
         "</tr>",
     ]

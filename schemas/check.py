@@ -185,6 +185,7 @@ def _reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fi
 
 def _footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
     rows: dict[str, int] = {}
+    told: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
     for day, folder in days.items():
         files = files_of(folder)
         if not files:
@@ -197,7 +198,10 @@ def _footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Fin
                 yield Finding("error", source.name, f"{file} can't be read as Parquet ({str(error).splitlines()[0]})")
                 continue
             rows[day] += metadata.num_rows
-            yield from _types(source, file, metadata.schema.to_arrow_schema())
+            for finding in _types(source, file, metadata.schema.to_arrow_schema()):
+                if finding.where not in told:
+                    told.add(finding.where)
+                    yield finding
     usual = median(rows.values())
     for day, count in rows.items():
         if count < usual / 10:
@@ -212,9 +216,11 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
             told = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
             yield Finding("error", where, told)
         elif not readable(schema.field(physical).type, declared):
-            yield Finding(
-                "error", where, f"{schema.field(physical).type} in {file}, declared {declared}; declare what it is"
-            )
+            held = str(schema.field(physical).type).removeprefix("large_")
+            remedy = "declare what it is"
+            if isinstance(source, EventLog) and column in (source.time, source.arrival) and held.startswith("string"):
+                remedy = "write the times as Parquet timestamps, or as integers since 1970, and declare that"
+            yield Finding("error", where, f"{held} in {file}, declared {declared}; {remedy}")
 
 
 # ---------------------------------------------------------------------- a sample of rows
@@ -329,7 +335,7 @@ def _times(schema: Schema, source: EventLog, sample: _Sample) -> Iterator[Findin
     if not _plausible(middle):
         rough = middle / factor
         unit = next((u for u, f in (("s", 1000), ("ms", 1), ("us", 0.001)) if _plausible(rough * f)), None)
-        told = f'; they look like time_unit="{unit}"' if unit else ""
+        told = f'; they look like time_unit="{unit}"' if unit else "; set time_unit to what they are"
         yield Finding(
             "error", where, f"read as {source.time_unit}, times of {sample.day} lie around {_year(middle)}{told}"
         )
@@ -346,7 +352,7 @@ def _times(schema: Schema, source: EventLog, sample: _Sample) -> Iterator[Findin
 
 
 def _plausible(ms: float) -> bool:
-    return 946_684_800_000 <= ms <= 4_102_444_800_000  # 2000 to 2100
+    return 315_532_800_000 <= ms <= 4_102_444_800_000  # 1980 to 2100: MovieLens is of 1997
 
 
 def _year(ms: float) -> str:

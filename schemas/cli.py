@@ -92,7 +92,11 @@ def diff(
         found = [change for change in changes if change.cost == cost]
         if found:
             typer.echo(
-                {"rebuild": "rebuild samples", "retrain": "retrain from the checkpoint", "nothing": "nothing"}[cost]
+                {
+                    "rebuild": "rebuild samples: `genrank build` the days you train and evaluate on, then train --from-checkpoint",
+                    "retrain": "retrain from the checkpoint: train --from-checkpoint on the samples as they are",
+                    "nothing": "nothing",
+                }[cost]
             )
         for change in found:
             typer.echo(f"  {change.where}: {change.what}\n      {change.consequence}")

@@ -20,23 +20,25 @@ def readable(error: ValidationError, data: object = None) -> list[str]:
         data: what was validated, so that list elements are told by name instead of number.
     """
     title = "" if data is not None else f"{error.title}: "
-    return list(dict.fromkeys(f"{title}{_line(e, data)}" for e in error.errors(include_url=False)))
+    return list(dict.fromkeys(f"{title}{_line(e, data, error.title)}" for e in error.errors(include_url=False)))
 
 
-def _line(error: ErrorDetails, data: object) -> str:
+def _line(error: ErrorDetails, data: object, title: str) -> str:
     at, field = _place(error["loc"], data)
-    message = _message(error, field)
+    message = _message(error, field, title)
     if error["type"] in ("extra_forbidden", "missing"):
         return f"{at}: {message}" if at else message
     return f"{' '.join(filter(None, (at, field)))}: {message}" if at or field else message
 
 
-def _message(error: ErrorDetails, field: str) -> str:
+def _message(error: ErrorDetails, field: str, title: str) -> str:
     context, given = error.get("ctx", {}), error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            fields = _fields(error)
-            return f"unknown field {field!r}{nearest(field, fields)}"
+            fields = _fields(error, title)
+            if len(error["loc"]) > 1 or _close(field, sorted(fields)):
+                return f"unknown field {field!r}{nearest(field, fields)}"
+            return f"unknown field {field!r}; there is {', '.join(sorted(fields - _EVERYWHERE))}"
         case "missing":
             return f"field {field!r} is missing"
         case "literal_error":
@@ -90,10 +92,12 @@ def _place(loc: tuple[int | str, ...], data: object) -> tuple[str, str]:
     return ".".join(filter(None, words)).replace(".'", " '").replace("'.", "' ").replace(".[", "["), field
 
 
-def _fields(error: ErrorDetails) -> set[str]:
-    """Fields of the declarations that the error can be about."""
+def _fields(error: ErrorDetails, title: str) -> set[str]:
+    """Fields of the declarations that the error can be about: of the one validated (`title`), where it lies in that itself."""
     tags = [step for step in error["loc"][:-1] if isinstance(step, str) and step in _KINDS]
     owners = _KINDS[tags[-1]] if tags else list(_declarations(Declaration))
+    if len(error["loc"]) == 1:
+        owners = [owner for owner in owners if owner.__name__ == title] or owners
     return {name for owner in owners for name in owner.model_fields}
 
 
@@ -117,6 +121,8 @@ def _kinds() -> dict[str, list[type[BaseModel]]]:
 
 
 _KINDS = _kinds()
+_EVERYWHERE = {"kind", "description", "owner"}
+"""Fields that nobody looks for in a list of them."""
 _UNION_MEMBERS = ("tuple[str, ...]", "tuple[int, ...]")
 """How pydantic calls the members of unions without a tag."""
 

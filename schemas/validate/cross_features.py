@@ -30,7 +30,7 @@ def cross_feature_mistakes(schema: Schema, group: str, at: str, feature: CrossFe
     logs = event_logs(schema)
     window = parse_duration(feature.window)
     if window > LONGEST_WINDOW_MS:
-        yield f"{at}: window {feature.window} is longer than the 90d of events that are kept; shorten it"
+        yield f"{at}: window {feature.window} is longer than the 90d of events that a day reads, the most there is; shorten it"
     if window == 0:
         yield f'{at}: window is 0, so no event is counted; write for example window="7d"'
     if feature.per is not None and feature.op != "rate":

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from schemas.schema import Schema
 
 
+_TWICE = (
+    'for a condition on the exposure\'s own row declare its files a second time, outcomes = {name}.replace(name="outcomes"), and '
+    'write source="outcomes", where="...", window="1ms"'
+)
+"""How an exposure's own columns answer it through a condition: as events that happen in its millisecond."""
+
+
 def label_mistakes(schema: Schema) -> Iterator[str]:
     """Of every label."""
     labels = {label.name: label for label in schema.labels}
@@ -42,12 +49,15 @@ def label_mistakes(schema: Schema) -> Iterator[str]:
 def _column_label(at: str, label: Label, exposures: EventLog) -> Iterator[str]:
     column = label.column or ""
     if column not in exposures.columns:
-        yield f"{at}: column {column!r} is not in {exposures.name}{nearest(column, exposures.columns)}"
+        if column.isidentifier():
+            yield f"{at}: column {column!r} is not in {exposures.name}{nearest(column, exposures.columns)}"
+        else:
+            yield f"{at}: column {column!r} is not a column but a condition; {_TWICE.format(name=exposures.name)}"
     elif exposures.columns[column] not in NUMBERS:
         yield f"{at}: column {column!r} is of type {exposures.columns[column]}; a label is a number or a bool"
     for field in ("where", "value"):
         if getattr(label, field) is not None:
-            yield f"{at}: {field} reads events of a source; with column= drop it"
+            yield f"{at}: {field} reads events of a source, not a column; drop it, or {_TWICE.format(name=exposures.name)}"
     if label.attribution != "every":
         yield f"{at}: attribution chooses among exposures of one event; with column= drop it"
 
@@ -59,7 +69,7 @@ def _event_label(schema: Schema, at: str, label: Label, exposures: EventLog) -> 
         yield f"{at}: source {unknown_log(schema, source)}"
         return
     if source == exposures.name:
-        yield f"{at}: source is the exposures themselves; use column= for what an exposure says of its own outcome"
+        yield f"{at}: source is the exposures themselves; use column= for a 0/1 column of theirs, or {_TWICE.format(name=exposures.name)}"
     if parse_duration(label.window) == 0:
         yield f'{at}: window is 0, so no event of {source} can follow in time; write for example window="1d"'
     if not label.on:

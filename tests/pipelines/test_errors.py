@@ -109,3 +109,12 @@ def test_without_java_spark_is_refused_and_local_is_the_default(monkeypatch: pyt
     assert default_engine() == ("local", "no Java 17 found")
     with pytest.raises(UserError, match="needs Java 17 and there is no java; install Java 17"):
         open_engine("spark")
+
+
+def test_a_day_missing_between_others(tmp_path: Path) -> None:
+    days = write_world(tmp_path / "data", seed=61, days=3)
+    shutil.rmtree(tmp_path / "data" / "exposures" / f"dt={days[1]}")
+    with pytest.raises(
+        UserError, match="has days before and after; let it land, or, if nobody was shown anything, write a Parquet"
+    ):
+        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[2]))

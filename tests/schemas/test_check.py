@@ -232,6 +232,14 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], str]] = {
         changed("exposures", ts=lambda a: pa.array([v // 1000 for v in a.to_pylist()])),
         'error: exposures.ts: read as ms, times of 2026-01-03 lie around 1970; they look like time_unit="s"',
     ),
+    "seconds of long ago": (
+        changed("exposures", ts=lambda a: pa.array([v - 10_000 * 86_400_000 for v in a.to_pylist()])),
+        "error: exposures.ts: 100.0% of 2026-01-03 lies outside its day and lateness 3d",
+    ),
+    "times as text": (
+        changed("exposures", ts=lambda a: a.cast(pa.string())),
+        "write the times as Parquet timestamps, or as integers since 1970, and declare that",
+    ),
     "another day's times": (
         changed("exposures", ts=lambda a: pa.array([v - 10 * 86_400_000 for v in a.to_pylist()])),
         "error: exposures.ts: 100.0% of 2026-01-03 lies outside its day and lateness 3d",

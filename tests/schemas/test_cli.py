@@ -52,7 +52,7 @@ def test_diff_groups_changes_by_cost_and_can_refuse(shop: Path, tmp_path: Path) 
     (tmp_path / "more.json").write_text(to_json(more))
     told = run("diff", shop, tmp_path / "more.json").splitlines()
     assert told == [
-        "rebuild samples",
+        "rebuild samples: `genrank build` the days you train and evaluate on, then train --from-checkpoint",
         "  candidates.list_price: added",
         "      candidates.list_price of every day; its inputs start fresh, every other weight carries over",
     ]

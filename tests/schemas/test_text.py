@@ -199,6 +199,10 @@ PYTHON_MISTAKES = {
         "from schemas import Numeric\n\nNumeric(name='x', colum='y')",
         ":3: Numeric: unknown field 'colum'; did you mean 'column'?",
     ),
+    "another declaration's field": (
+        "from schemas import CrossFeature\nCrossFeature(name='x', column='y', op='mean', source='clicks', window='1d')",
+        ":2: CrossFeature: unknown field 'column'; there is as_of, keys, name, op, per, prior, source, strength, table, transform, value, ",
+    ),
     "a missing field": (
         "from schemas import Table\nTable(name='t', dim=8)",
         ":2: Table: field 'vocabulary' is missing",

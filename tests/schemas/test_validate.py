@@ -49,6 +49,10 @@ def sql(expression: str, type: str = "float32", **fields: Any) -> Schema:
     return candidates(Sql(name="x", expression=expression, type=type, **fields))
 
 
+TWICE = (
+    'for a condition on the exposure\'s own row declare its files a second time, outcomes = exposures.replace(name="outcomes"), and '
+    'write source="outcomes", where="...", window="1ms"'
+)
 MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     # ------------------------------------------------------------------ sources
     "two sources of one name": (
@@ -400,7 +404,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a window longer than is kept": (
         lambda: cross(window="91d"),
-        "candidates.x: window 91d is longer than the 90d of events that are kept; shorten it",
+        "candidates.x: window 91d is longer than the 90d of events that a day reads, the most there is; shorten it",
     ),
     "a window of nothing": (
         lambda: cross(window="0s"),
@@ -652,7 +656,11 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a column label with where": (
         lambda: label(column="play_ms", where="play_ms > 3"),
-        "label x: where reads events of a source; with column= drop it",
+        "label x: where reads events of a source, not a column; drop it, or " + TWICE,
+    ),
+    "a condition for a label's column": (
+        lambda: label(column="play_ms > 3"),
+        "label x: column 'play_ms > 3' is not a column but a condition; " + TWICE,
     ),
     "a label of an unknown source": (
         lambda: label(source="purchase", window="1d"),
@@ -660,7 +668,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a label of the exposures": (
         lambda: label(source="exposures", window="1d"),
-        "label x: source is the exposures themselves; use column= for what an exposure says of its own outcome",
+        "label x: source is the exposures themselves; use column= for a 0/1 column of theirs, or " + TWICE,
     ),
     "a label without time": (
         lambda: label(source="purchases"),

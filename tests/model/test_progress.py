@@ -1,0 +1,25 @@
+"""What a training tells where there is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from model import progress
+from model.progress import Progress
+
+
+def steps(show: bool = True) -> None:
+    with Progress("mtgr-tiny", 1200, show) as bar:
+        for step in range(1, 4):
+            bar.update(step, epoch=0, loss=0.5, samples=10, tokens=1000)
+
+
+def test_a_log_hears_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    steps()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
+    steps()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and lines[-1].startswith("mtgr-tiny: step 3 of 1,200, epoch 0 loss 0.5000 ")
+    steps(show=False)
+    assert capsys.readouterr().err == ""
