@@ -65,6 +65,8 @@ def backward_q_tile(
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
+    if k.dtype == tl.float32:  # Its products take operands from registers: asked for later, v would spill.
+        v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
     half, distance, elapsed = half_scores(
         q, k, place, key, real, head, alpha, bias, False, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
@@ -72,7 +74,8 @@ def backward_q_tile(
     if MASKED:
         visible = (key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None])
     _, slope = silu_and_slope(half, visible, MASKED, FAST)
-    v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
+    if k.dtype != tl.float32:
+        v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
     product = tl.dot(above, tl.trans(v), input_precision=PRECISION)
     slope = tl.fma(product, slope, product)
     if DROPOUT:
@@ -94,9 +97,7 @@ def backward_q_kernel(
     GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr, DROPOUT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, UNIT_ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """dq = alpha * scale * (ds k), ds = (above v^T) * silu'(scores) * visible, and the sums of ds over the bias
-    tables.
-    """
+    """dq = alpha * scale * (ds k), ds = (above v^T) * silu'(scores) * visible; the sums of ds over the bias tables."""
     sample, first_row, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_M)
     if sample < 0:
         dq = sample_rows(dq_data, 0, dq_token, head, dq_head)
@@ -136,7 +137,6 @@ def backward_q_kernel(
             sums, drop, False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
-    # Masked tiles hold more beside the accumulators: they are half as wide.
     EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
     alone = valid & ((row < begin) | (row >= end))
     tiles = masked_tiles(low, high, full_low, full_high, row, alone, EDGE)

@@ -93,20 +93,16 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     width, dtype = max(arguments["WIDTH"], arguments["VALUE_WIDTH"]), arguments["k_data"].dtype
     kernel = "kv" if "dk_data" in arguments else "dq" if "dq_data" in arguments else "forward"
     biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
-    biased_dq = biased and kernel == "dq" and width > (128 if arch < 100 else 64)
-    wide_dk = kernel == "kv" and arguments["WANT_K"] and width > 128 and arch >= 100
-    least = (dtype.itemsize == 4 and width >= 128) or biased_dq or (wide_dk and dtype == torch.float16)
-    if (rows == 16) != least:
+    if (rows == 16) != smallest_only(kernel, arguments, width, dtype, biased, arch):
         return False
-    if (rows, keys, warps) == (32, 32, 8) and not (biased and (kernel != "kv" or width > 64)):
-        return False
-    if kernel == "kv" and (rows, keys, warps) == (32, 32, 4) and arguments["WIDTH"] < arguments["VALUE_WIDTH"]:
-        return False
-    if kernel == "forward" and (
-        (arch >= 90 and width <= 64 and biased and (rows, keys, warps) == (32, 32, 4))
-        or (arch >= 100 and width <= 64 and rows * keys == 128 * 128)
-        or (arch < 90 and not arguments["SELF"] and (rows, keys, warps) in ((128, 64, 8), (64, 64, 4)))
+    narrow = kernel == "kv" and arguments["WIDTH"] < arguments["VALUE_WIDTH"]
+    if (rows, keys, warps) == (32, 32, 8) and not (
+        (narrow and arch < 90) or (biased and (kernel != "kv" or width > 64))
     ):
+        return False
+    if narrow and (rows, keys, warps) == (32, 32, 4):
+        return False
+    if spills(kernel, (rows, keys, warps), arguments, width, dtype, biased, arch):
         return False
     if arguments["DROPOUT"] and rows * keys > 32 * 32 * warps:
         return False
@@ -121,8 +117,49 @@ def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     deeper = any(c.kwargs == chosen.kwargs and c.num_stages > chosen.num_stages for c in listed)
     if deeper and shared + streamed <= most:
         return False  # The same blocks with one stage more fit, too.
+    wide_dk = kernel == "kv" and arguments["WANT_K"] and width > 128 and arch >= 100
     limit = register_limit(kernel, dtype, width, warps, arch, biased, arguments["DROPOUT"], wanted, wide_dk)
     return (sums + tiles) / (32 * warps) <= limit and shared <= most
+
+
+def smallest_only(
+    kernel: str, arguments: dict[str, Any], width: int, dtype: torch.dtype, biased: bool, arch: int
+) -> bool:
+    """Where blocks of 32 rows spill, whatever their count of registers says."""
+    if dtype.itemsize == 4:
+        return width >= 128
+    if kernel == "forward":
+        return biased and width > 128 and arch < 90
+    if kernel == "dq":
+        return biased and width > (128 if arch < 100 else 64)
+    return bool(arguments["WANT_K"]) and width > 128 and arch >= 100 and (biased or dtype == torch.float16)
+
+
+def spills(
+    kernel: str,
+    blocks: tuple[int, int, int],
+    arguments: dict[str, Any],
+    width: int,
+    dtype: torch.dtype,
+    biased: bool,
+    arch: int,
+) -> bool:
+    """Single configurations (rows, keys, warps) that spill where their neighbours do not."""
+    if kernel == "forward":
+        return (
+            (arch >= 90 and width <= 64 and biased and blocks == (32, 32, 4))
+            or (arch >= 100 and width <= 64 and blocks == (128, 128, 8))
+            or (arch < 90 and not arguments["SELF"] and blocks in ((128, 64, 8), (64, 64, 4)))
+            or (arch < 90 and width == 128 and dtype == torch.float16 and blocks == (64, 64, 4))
+        )
+    if kernel == "dq":
+        return blocks == (16, 32, 4) and biased and width > 128
+    return (
+        (biased and width > 128 and blocks == (16, 16, 8))
+        or (arch < 90 and width <= 16 and blocks == (64, 64, 4))
+        or (arch >= 100 and width <= 16 and blocks == (32, 32, 4))
+        or (arch >= 100 and 16 < width <= 64 and blocks == (32, 64, 4))
+    )
 
 
 def register_limit(

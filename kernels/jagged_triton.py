@@ -200,17 +200,17 @@ def gemm(m: int, n: int, k: int, warps: int, stages: int) -> triton.Config:
 
 
 GEMMS = [gemm(128, 128, 32, 8, 3), gemm(64, 128, 32, 4, 3), gemm(64, 64, 32, 4, 3), gemm(32, 32, 32, 4, 2)]
+# Sums over rows want wide steps.
+WEIGHT_GEMMS = [gemm(32, 128, 64, 4, 3), gemm(64, 64, 64, 4, 3), gemm(32, 32, 32, 4, 2)]
 
 
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """float32's three TF32 products a product want twice the registers."""
-    return chosen.kwargs["BLOCK_N"] <= 64 or arguments["x_data"].element_size() < 4
+    return chosen.kwargs["BLOCK_N"] <= (64 if arch < 100 else 32) or arguments["x_data"].element_size() < 4
 
 
 linear_tuned = Tuned(grouped_linear_kernel, GEMMS, ["inner", "outer"], fits)
-weight_tuned = Tuned(
-    grouped_weight_kernel, [gemm(32, 128, 64, 4, 3), gemm(64, 64, 64, 4, 3), gemm(32, 32, 32, 4, 2)], ["inner", "outer"]
-)
+weight_tuned = Tuned(grouped_weight_kernel, WEIGHT_GEMMS, ["inner", "outer"], fits)
 
 
 def by_group(group_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:

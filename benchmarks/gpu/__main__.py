@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--budget 450] [--only TEXT]    measure; writes benchmarks/results/gpu.json and gpu.md
     TRITON_INTERPRET=1 python -m benchmarks.gpu --rehearse   run every path once, tiny, in Triton's interpreter
 
-Needs torch and triton; with matplotlib it draws plots. Meta's kernel is measured when its repository lies in `peers/`:
+Needs torch, numpy and triton; with matplotlib it draws plots. Meta's kernel is measured when its repository lies in `peers/`:
 
     git clone https://github.com/facebookresearch/generative-recommenders peers/generative-recommenders
 

@@ -41,6 +41,29 @@ def test_rehearsal() -> None:
     assert PAGE.read_text() == before, "a rehearsal writes nothing"
 
 
+def test_torch_triton_and_numpy_are_all_it_imports() -> None:
+    """The image of a rented machine has little more: each section's imports, with everything else missing."""
+    code = """if True:
+        import importlib.metadata, sys
+        torchs = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock"}
+        torchs |= {"typing-extensions", "setuptools", "packaging", "genrank"}
+        packages = importlib.metadata.packages_distributions()
+        here = {name for name, owners in packages.items() if not {o.lower().replace("_", "-") for o in owners} & torchs}
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in here - {"benchmarks", "kernels", "model", "tokenization", "schemas"}:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.meta_path.insert(0, Missing())
+        assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
+        import benchmarks.gpu.__main__
+        from benchmarks.gpu import fast, peers, right, step, told, warm
+        from kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
+        print("imported")
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.stdout == "imported\n", done.stderr
+
+
 def test_a_row_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
     def fail() -> dict[str, Any]:
         raise RuntimeError("out of\nmemory")
