@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.build import BuildConfig, build
-from pipelines.planner import clean, status
+from pipelines.planner import DayStatus, clean, print_status, status
 from schemas.manifest import sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
@@ -78,3 +78,13 @@ def test_clean_keeps_what_a_manifest_points_to(tmp_path: Path) -> None:
     assert sample_days(tmp_path / "out" / "samples") == days
     assert repr([read_samples(tmp_path / "out", dt) for dt in days]) == repr(before)
     assert build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1])).days == []
+
+
+def test_status_says_which_build_mends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    states = ("stale", "stale", "up to date", "missing")
+    print_status(
+        [DayStatus(f"2026-01-0{i}", state, "a late row" * (state == "stale")) for i, state in enumerate(states, 1)]
+    )
+    told = capsys.readouterr().out
+    assert "2026-01-01 to 2026-01-02: a late row" in told
+    assert "3 of 4 days to build: genrank build --from 2026-01-01 --to 2026-01-04" in told
