@@ -92,6 +92,10 @@ def _fail(message: str, status: int = 1) -> None:
     sys.exit(status)
 
 
+def _days(count: int) -> str:
+    return f"{count} day" if count == 1 else f"{count} days"
+
+
 def _say(text: str) -> None:
     Console(soft_wrap=True, highlight=False).print(text)
 
@@ -262,9 +266,9 @@ def build(
         )
     )
     if result.unchanged:
-        _say(f"up to date: {len(result.unchanged)} days, {result.unchanged[0]} to {result.unchanged[-1]}")
+        _say(f"up to date: {_days(len(result.unchanged))}, {result.unchanged[0]} to {result.unchanged[-1]}")
     _say(
-        f"published {len(result.days)} days to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
+        f"published {_days(len(result.days))} to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
     )
 
 
