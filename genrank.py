@@ -69,11 +69,13 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            where = error.filename or "the output folder"
+            _fail(f"no space left on the disk of {where}; free some and run the command again")
+        if error.filename is None:
             raise
-        _fail(
-            f"no space left on the disk of {error.filename or 'the output folder'}; free some and run the command again"
-        )
+        path = error.filename2 or error.filename
+        _fail(f"{path}: {(error.strerror or str(error)).lower()}; check the path and its permissions")
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on", status=130)
 
@@ -241,6 +243,13 @@ def build(
         Literal["spark", "local"] | None, typer.Option(help="Default: spark where Java 17 is found, else local.")
     ] = None,
     as_of: AsOfFlag = None,
+    buckets: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Buckets of users that a day is built by, fixed by the first build. Default: by its exposures."
+        ),
+    ] = None,
+    days_per_job: Annotated[int, typer.Option(min=1, help="Days built together; memory grows with it.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Build again even what is up to date.")] = False,
 ) -> None:
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
@@ -249,27 +258,27 @@ def build(
     from pipelines.engine import default_engine
     from schemas import load_schema
 
-    parse_dates(f"{from_}:{to}", "--from/--to")
     chosen, reason = (engine, "") if engine else default_engine()
+    config = BuildConfig(
+        schema=load_schema(schema),
+        data=data,
+        out=out,
+        first=from_,
+        last=to,
+        engine=chosen,
+        as_of=as_of,
+        buckets=buckets,
+        days_per_job=days_per_job,
+        force=force,
+    )
     if reason:
         _say(f"engine: {chosen} ({reason})")
-    result = build_days(
-        BuildConfig(
-            schema=load_schema(schema),
-            data=data,
-            out=out,
-            first=from_,
-            last=to,
-            engine=chosen,
-            as_of=as_of,
-            force=force,
-        )
-    )
+    result = build_days(config)
     if result.unchanged:
         _say(f"up to date: {_days(len(result.unchanged))}, {result.unchanged[0]} to {result.unchanged[-1]}")
-    _say(
-        f"published {_days(len(result.days))} to {out / 'samples'}: {result.samples:,} samples, {result.candidates:,} candidates"
-    )
+    if result.days:
+        counted = f"{result.samples:,} samples, {result.candidates:,} candidates"
+        _say(f"published {_days(len(result.days))} to {out / 'samples'}: {counted}")
 
 
 @app.command(rich_help_panel="Data")
@@ -468,7 +477,10 @@ def train(
     else:
         from model.trainer import train as run_training
 
-        run_training(config)
+        done = run_training(config)
+        if done.was_complete:
+            _say(f"{out} is complete ({done.steps:,} steps): nothing to do; more --epochs go on from it")
+            return
         if os.environ.get("RANK", "0") == "0":  # Of several ranks the first tells.
             _say(_trained(out))
     _say(f"wrote {out}")
@@ -476,12 +488,11 @@ def train(
 
 def _trained(run: Path) -> str:
     """What a run took in, by its summary and the last line of its log."""
-    import json
+    from model.run_folder import read_json, read_log
 
-    from model.run_folder import read_json
-
-    done, lines = read_json(run / "summary.json"), (run / "log.jsonl").read_text().splitlines()
-    losses = [loss for line in lines if (loss := json.loads(line).get("loss")) is not None]
+    done = read_json(run / "summary.json")
+    # A skipped batch's loss is text: it may be no number.
+    losses = [loss for row in read_log(run) if isinstance(loss := row.get("loss"), float)]
     told = f"{done['steps']:,} steps over {done['samples']:,} samples in {done['seconds']:,.0f} s"
     speed = f" ({done['samples_per_s']:,.0f} samples/s, {done['tokens_per_s']:,.0f} tokens/s, {done['device']})"
     return told + speed + (f"; training loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "")

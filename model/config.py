@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,13 +98,21 @@ class TrainConfig:
     """Write a PyTorch profiler trace of steps 10 to 15 to RUN/profile."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "token_budget", "accumulate", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        counted = ("epochs", "token_budget", "accumulate", "log_every", "keep_checkpoints")
+        for field_ in dataclasses.fields(self):
+            value, low = getattr(self, field_.name), 1 if field_.name in counted else 0
+            if isinstance(value, int | float) and not low <= value < math.inf:
+                raise UserError(f"--{field_.name.replace('_', '-')} {value}: must be at least {low}")
+        if self.final_lr > 1:
+            raise UserError(f"--final-lr {self.final_lr}: it is a share of --lr; give one from 0 to 1")
         if not self.dates:
             raise UserError("--dates: give at least one training day")
         if self.patience and not self.eval_dates:
             raise UserError("--patience needs --eval-dates: early stopping watches their GAUC")
+        if self.eval_every and not self.eval_dates:
+            raise UserError("--eval-every needs --eval-dates: the days to evaluate on")
+        if self.reset_tables and not self.from_checkpoint:
+            raise UserError("--reset-table needs --from-checkpoint: without it every table starts anew")
         if overlap := sorted(set(self.dates) & set(self.eval_dates)):
             raise UserError(f"--eval-dates {overlap[0]} is a training day too; evaluate on days after training's")
 
@@ -149,6 +158,10 @@ class EvaluateConfig:
     token_budget: int = 16_384
     device: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 0:
+            raise UserError(f"--bootstrap {self.bootstrap}: give how many replicates, or 0 for no intervals")
 
 
 def samples_folder(path: Path) -> Path:

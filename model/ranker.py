@@ -117,7 +117,7 @@ def model_config(name: str, settings: Mapping[str, str] | None = None) -> tuple[
     """A preset, with fields changed: `{"divisor": "length", "layers": "4", "head.kind": "mmoe"}`.
 
     Raises:
-        UserError: no such model, no such field, or a value of the wrong type.
+        UserError: no such model, no such field, or a value of the wrong type or out of range.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1, 0.3)
@@ -140,6 +140,11 @@ def _replace(config: Config, settings: Mapping[str, str], prefix: str) -> Config
             changes[key] = TypeAdapter(hints[key]).validate_python(_value(text))
         except ValidationError as error:
             raise UserError(f"--set {prefix}{key}={text}: {error.errors()[0]['msg'].lower()}") from None
+        value = changes[key]
+        if key.endswith("dropout") and isinstance(value, float) and not 0 <= value < 1:
+            raise UserError(f"--set {prefix}{key}={text}: give the share that is dropped, from 0 to below 1")
+        if isinstance(value, int | float) and value < 0:
+            raise UserError(f"--set {prefix}{key}={text}: must not be negative")
     return dataclasses.replace(config, **changes)
 
 

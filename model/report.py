@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from model.config import samples_folder
-from model.run_folder import read_json, read_schema
+from model.run_folder import read_json, read_log, read_schema
 from schemas import Schema, UserError
 from schemas.files import write_atomically
 
@@ -80,7 +79,7 @@ class Run:
             folder,
             read_json(folder / "summary.json"),
             read_json(folder / "metrics.json"),
-            [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if line],
+            read_log(folder),
             read_schema(folder),
         )
 

@@ -12,6 +12,7 @@ from schemas.diff import diff, in_one_line
 from schemas.errors import UserError
 from schemas.files import write_atomically
 from schemas.schema import Schema
+from schemas.text import from_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -43,7 +44,7 @@ class RunFolder:
         own = config.as_json()
         fresh = not (path / "config.json").is_file()
         if not fresh:
-            other = json.loads((path / "config.json").read_text())
+            other = read_json(path / "config.json")
             changed = sorted(k for k in own if k not in FREE_TO_CHANGE and own[k] != other.get(k))
             if differences := diff(read_schema(path), config.schema):
                 changed.append(f"schema ({in_one_line(differences)})")
@@ -112,12 +113,30 @@ def read_schema(run: Path) -> Schema:
     """The schema a run was trained with.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or its schema.json is damaged.
     """
     path = run / "schema.json"
     if not path.is_file():
         raise UserError(f"{run}: no schema.json in it; give the --out folder of `genrank train`")
-    return Schema.model_validate_json(path.read_text())
+    return from_json(path.read_bytes(), where=str(path))
+
+
+def read_log(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's log.jsonl.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    path = run / "log.jsonl"
+    rows: list[dict[str, object]] = []
+    try:
+        for line in path.read_text().splitlines():
+            rows.append(json.loads(line))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; is {run} the --out folder of `genrank train`?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {len(rows) + 1} is not JSON ({error}); remove that line") from None
+    return rows
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -131,7 +150,7 @@ def read_json(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; is {path.parent} the --out folder of `genrank train`?") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); train the run again") from None
+        raise UserError(f"{path} is not JSON ({error}); write it again with the command that made it") from None
     assert isinstance(value, dict)
     return value
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import UserError
+from schemas.files import reading
 
 
 def read_columns(file: Path, columns: list[str]) -> pa.Table:
@@ -18,7 +16,7 @@ def read_columns(file: Path, columns: list[str]) -> pa.Table:
     Raises:
         UserError: it is corrupt.
     """
-    with _readable(file):
+    with reading(file):
         return pq.ParquetFile(file).read(columns=columns)
 
 
@@ -28,14 +26,5 @@ def read_footer(file: Path) -> pq.FileMetaData:
     Raises:
         UserError: it is corrupt.
     """
-    with _readable(file):
+    with reading(file):
         return pq.read_metadata(file)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} can't be read as Parquet ({reason}); build the day again") from None

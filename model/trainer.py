@@ -52,6 +52,8 @@ class TrainResult(NamedTuple):
     steps: int
     metrics: Metrics
     """Of the last evaluation; empty without `eval_dates`."""
+    was_complete: bool = False
+    """Nothing was left to do."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -66,7 +68,7 @@ def train(config: TrainConfig) -> TrainResult:
         if (config.out / "summary.json").is_file():
             summary = read_json(config.out / "summary.json")
             if summary["epochs"] == config.epochs and summary["max_steps"] == config.max_steps:
-                return TrainResult(config.out, int(str(summary["steps"])), {})
+                return TrainResult(config.out, int(str(summary["steps"])), {}, was_complete=True)
         return Trainer(config, ranks, run).run()
 
 

@@ -11,6 +11,7 @@ Every step is a pure function of what lies under the data root, the schema and `
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from pipelines import events, samples
 from pipelines.blocks import Reader, Shelf
-from pipelines.days import day_number, dt_of, moment_text, start_of
+from pipelines.days import day_number, dt_of, moment, moment_text, start_of
 from pipelines.engine import Engine, open_engine
 from pipelines.events import Normaliser, ReadUnit
 from pipelines.partials import Partial, PartialRef, PartialStore
@@ -67,6 +68,12 @@ class BuildConfig:
     days_per_job: int = 10
     """Days built together at most; memory grows with it."""
 
+    def __post_init__(self) -> None:
+        if day_number(self.last, "--to") < day_number(self.first, "--from"):
+            raise UserError(f"--from {self.first} lies after --to {self.last}; swap them")
+        if self.as_of is not None:
+            moment(self.as_of)
+
 
 @dataclass
 class BuildResult:
@@ -103,9 +110,7 @@ class _Build:
 
     def __init__(self, config: BuildConfig, engine: Engine[Any]) -> None:
         self.config, self.engine, self.schema = config, engine, config.schema
-        self.first, self.last = day_number(config.first, "--from"), day_number(config.last, "--to")
-        if self.last < self.first:
-            raise UserError(f"--from {config.first} lies after --to {config.last}; swap them")
+        self.first, self.last = day_number(config.first), day_number(config.last)
         for source in self.schema.sources:
             uri = uri_of(source, config.data)
             if source.catalog or uri:
@@ -123,7 +128,7 @@ class _Build:
         try:
             result = BuildResult()
             days = range(self.first, self.last + 1)
-            todo = [day for day in days if self.config.force or not self._up_to_date(day)]
+            todo = [day for day in days if self.config.force or self.plan.why_stale(day)]
             if todo:
                 self._make_partials()
             result.unchanged = [dt_of(day) for day in days if day not in todo]
@@ -131,7 +136,7 @@ class _Build:
                 self._make_samples(todo[at : at + self.config.days_per_job], result)
             return result
         except OSError as error:
-            if error.errno in (28, 122):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
                     f"--out {self.config.out}: no space left on the disk; free some, nothing was published"
                 ) from error
@@ -229,11 +234,6 @@ class _Build:
             os.rename(path, folder / f"{key}-{i:05d}.parquet")
 
     # ------------------------------------------------------------------ samples
-
-    def _up_to_date(self, day: int) -> bool:
-        if not (self.config.out / "samples" / f"dt={dt_of(day)}" / MANIFEST).is_file():
-            return False
-        return self.plan.why_stale(day) is None
 
     def _make_samples(self, days: Sequence[int], result: BuildResult) -> None:
         refs: dict[str, tuple[PartialRef, ...]] = {

@@ -16,10 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.days import dt_of
-from schemas.files import move, write_atomically
+from schemas.files import move, reading, write_atomically
 from schemas.manifest import Input
 
 PARTIAL = "partial.json"
@@ -63,9 +63,12 @@ class PartialStore:
         return self.root / source / f"dt={dt_of(day)}" / key
 
     def find(self, source: str, day: int, key: str) -> Partial | None:
-        """The partial, if it was committed."""
+        """The partial, if it was committed and its note can be read; it is made again otherwise."""
         path = self.folder(source, day, key) / PARTIAL
-        return Partial.model_validate_json(path.read_bytes()) if path.is_file() else None
+        try:
+            return Partial.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
 
     def ref(self, partial: Partial, day: int) -> PartialRef:
         """What tasks need of it."""
@@ -101,7 +104,9 @@ def load(
     for ref in refs:
         for at in sorted(ref.files) if bucket is None else [bucket]:
             if at in ref.files:
-                table = pq.ParquetFile(os.path.join(ref.folder, ref.files[at])).read(list(columns), use_threads=False)
+                path = os.path.join(ref.folder, ref.files[at])
+                with reading(path, f"remove {ref.folder} and build again"):
+                    table = pq.ParquetFile(path).read(list(columns), use_threads=False)
                 if users is not None:
                     table = table.filter(pc.is_in(table.column("u"), value_set=users))
                 tables.append(table.append_column("_day", pa.array([ref.day], pa.int32()).take(_zeros(table.num_rows))))

@@ -157,8 +157,7 @@ class Plan:
     @cached_property
     def _footers(self) -> dict[str, Any]:
         """What the footers of input files told, kept beside the partials."""
-        path = self.out / "partials" / "footers.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return _remembered(self.out / "partials" / "footers.json")
 
     @cached_property
     def contents(self) -> dict[str, dict[int, list[Partition]]]:
@@ -196,9 +195,8 @@ class Plan:
 
     def _rows_by_day(self, log: EventLog, partition: Partition) -> set[int]:
         """Days a partition holds rows of; what it took a read to learn is kept beside the partials."""
-        path = self.out / "partials" / "census.json"
         if self._census is None:
-            self._census = json.loads(path.read_text()) if path.is_file() else {}
+            self._census = _remembered(self.out / "partials" / "census.json")
         key = digest(
             [partition.input.hash, log.time, log.time_unit, log.lateness, self.schema.utc_offset, partition.day]
         )
@@ -219,7 +217,12 @@ class Plan:
         """Files of a partial: fixed by the first build of an output folder."""
         path = self.out / "partials" / "layout.json"
         if path.is_file():
-            fixed = int(path.read_text())
+            try:
+                fixed = int(path.read_text())
+            except ValueError:
+                raise UserError(
+                    f"{path} is damaged: it should hold the number of buckets; remove {path.parent}"
+                ) from None
             if self._asked_buckets not in (None, fixed):
                 raise UserError(
                     f"--buckets {self._asked_buckets}: {self.out} was begun with {fixed}; leave it out, or use another --out"
@@ -275,13 +278,12 @@ class Plan:
         return found
 
     def why_stale(self, day: int) -> str | None:
-        """Why the published samples of a day are not what a build would publish; None where they are.
-
-        Raises:
-            UserError: the day isn't published.
-        """
+        """Why the published samples of a day are not what a build would publish; None where they are."""
         folder = self.out / "samples" / f"dt={dt_of(day)}"
-        manifest = SampleManifest.read(folder)
+        try:
+            manifest = SampleManifest.read(folder)
+        except UserError:
+            return "its manifest is missing or damaged"
         if manifest.samples_fingerprint != self.schema.samples_fingerprint:
             return "the schema's samples changed (see genrank schema diff)"
         gone = [file.path for file in manifest.files if not (folder / file.path).is_file()]
@@ -306,6 +308,15 @@ class Plan:
         settled += max(parse_duration(label.window) for label in self.schema.labels)
         settled += max(parse_duration(s.lateness) for s in self.schema.sources if isinstance(s, EventLog)) + DAY_MS
         return as_of == self.as_of or min(as_of, self.as_of) > settled
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What a file beside the partials spares reading again; empty where it is missing or damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
 
 
 # ---------------------------------------------------------------------- genrank status
@@ -344,8 +355,12 @@ def status(schema: Schema, data: Path | str, out: Path, as_of: str | None = None
         if day not in published:
             found.append(DayStatus(dt_of(day), "missing"))
             continue
-        manifest = SampleManifest.read(out / "samples" / f"dt={dt_of(day)}")
         reason = plan.why_stale(day) if day in present else "its exposures are gone"
+        try:
+            manifest = SampleManifest.read(out / "samples" / f"dt={dt_of(day)}")
+        except UserError:
+            found.append(DayStatus(dt_of(day), "stale", reason or ""))
+            continue
         state = "no inputs" if day not in present else "stale" if reason else "up to date"
         quarantined = sum(n for reasons in manifest.counts.quarantined.values() for n in reasons.values())
         found.append(
@@ -419,9 +434,11 @@ def clean(out: Path, dry_run: bool = False) -> Cleaned:
     """Remove what no manifest points to: replaced builds, partials of no published day and blocks of such, leftovers of killed builds.
 
     Raises:
-        UserError: a build is writing to `out`.
+        UserError: there is no such folder, or a build is writing to it.
     """
     out = Path(out)
+    if not out.is_dir():
+        raise UserError(f"--out {out}: there is no such folder; give the --out folder of `genrank build`")
     with locked(out):
         removed = Cleaned(dry_run=dry_run)
         used: set[tuple[str, str, str]] = set()
@@ -439,7 +456,7 @@ def clean(out: Path, dry_run: bool = False) -> Cleaned:
         for path in removed.paths:
             removed.bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             if not dry_run:
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return removed
 
 

@@ -24,9 +24,12 @@ def locked(out: Path) -> Iterator[None]:
     one started don't inherit it, and what the file says is for people.
 
     Raises:
-        UserError: another build holds it, or the file system has no locks.
+        UserError: another build holds it, the folder can't be made, or its file system has no locks.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: can't make the folder ({error.strerror}); choose another") from None
     with open(out / ".lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.days import day_number, dt_of, start_of
 from schemas import EventLog, Snapshot, UserError, files
 from schemas.base import DAY_MS, parse_duration
+from schemas.files import reading
 from schemas.manifest import Input, InputFile
 
 
@@ -95,10 +96,8 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dic
 
 
 def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[str, Any]) -> SourceFile:
-    try:
+    with reading(path, "replace the file", at=f"source {source.name!r}: "):
         stat = path.stat()
-    except OSError as error:
-        raise UserError(f"source {source.name!r}: {path} can't be read ({error}); replace the file") from error
     as_it_is = [stat.st_size, stat.st_mtime_ns, declared]
     told = known.get(str(path))
     if told is None or told[:3] != as_it_is:
@@ -109,15 +108,10 @@ def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[st
 
 
 def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
-    try:
+    with reading(path, "replace the file", at=f"source {source.name!r}: "):
         stat = path.stat()
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(
-            f"source {source.name!r}: {path} can't be read as Parquet ({first_line}); replace the file"
-        ) from error
     for name, declared in source.columns.items():
         physical = source.physical(name)
         if physical not in schema.names:
@@ -190,7 +184,8 @@ def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, 
             counts[partition.day] = counts.get(partition.day, 0) + file.rows
             continue
         physical = source.physical(source.time)
-        times = pq.ParquetFile(file.path).read([physical]).column(0).combine_chunks()
+        with reading(file.path, "replace the file", at=f"source {source.name!r}: "):
+            times = pq.ParquetFile(file.path).read([physical]).column(0).combine_chunks()
         home, _ = home_days(to_ms(times, source.time_unit), partition.day, offset_ms, parse_duration(source.lateness))
         for day, rows in zip(*np.unique(home, return_counts=True), strict=True):
             counts[int(day)] = counts.get(int(day), 0) + int(rows)
@@ -200,9 +195,6 @@ def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, 
 def read_rows(source: EventLog | Snapshot, path: str, row_groups: Iterable[int]) -> pa.Table:
     """Rows of some row groups, under the schema's names and declared types."""
     physical = [source.physical(name) for name in source.columns]
-    try:
+    with reading(path, "replace the file", at=f"source {source.name!r}: "):
         table = pq.ParquetFile(path).read_row_groups(list(row_groups), columns=physical, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"source {source.name!r}: {path} can't be read ({first_line}); replace the file") from error
     return table.select(physical).rename_columns(list(source.columns))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pipelines.cross_features import key_sets
 from schemas import CrossFeature, Schema, UserError
 from schemas.contract import leaves
-from schemas.files import write_atomically
+from schemas.files import reading, write_atomically
 from schemas.manifest import sample_days
 from schemas.schema import USER
 from schemas.vocabulary import MISSING_ID
@@ -267,9 +267,11 @@ def statistics(out: Path, dates: Sequence[str] | None = None, reference_days: in
     """Statistics of published days, ascending; drift is against up to `reference_days` published days before each.
 
     Raises:
-        UserError: a day that isn't published, or has no statistics.
+        UserError: no published day, a day that isn't published, or one without statistics.
     """
     published = sample_days(Path(out) / "samples")
+    if not published:
+        raise UserError(f"--out {out}: no published day in it; give the --out folder of `genrank build`")
     wanted = list(dates) if dates is not None else published
     for dt in wanted:
         if dt not in published:
@@ -299,7 +301,8 @@ def read(out: Path, dt: str) -> list[dict[str, Any]]:
     """A day's stored rows."""
     if not path_of(out, dt).is_file():
         raise UserError(f"{path_of(out, dt)} is missing; build {dt} again (--force)")
-    rows: list[dict[str, Any]] = pq.read_table(path_of(out, dt)).to_pylist()
+    with reading(path_of(out, dt), f"build {dt} again (--force)"):
+        rows: list[dict[str, Any]] = pq.read_table(path_of(out, dt)).to_pylist()
     return rows
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,6 +64,23 @@ def readable(type_: pa.DataType, declared: str) -> bool:
     if declared == "timestamp":
         return bool(pa.types.is_timestamp(type_))
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+@contextmanager
+def reading(path: Path | str, remedy: str = "build the day again with --force", *, at: str = "") -> Iterator[None]:
+    """A file that Parquet can't read is bad input, not a bug.
+
+    Args:
+        at: what the message begins with, such as the source.
+
+    Raises:
+        UserError: it is missing, or damaged.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{at}{path} can't be read as Parquet ({why}); {remedy}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.contract import SCHEMA_KEY
 from schemas.diff import require_samples
 from schemas.errors import UserError
+from schemas.files import reading
+from schemas.readable import readable
 from schemas.schema import Schema
 from schemas.text import from_json
 
@@ -95,7 +96,8 @@ class SampleManifest(_Record):
         except FileNotFoundError:
             raise UserError(f"{day} holds no published samples (no {MANIFEST}); build the day first") from None
         except (ValidationError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not a manifest this version reads ({error}); build the day again") from error
+            why = "; ".join(readable(error)[:2]) if isinstance(error, ValidationError) else error
+            raise UserError(f"{path} is not a manifest this version reads ({why}); build the day again") from error
 
     def check(self, day: Path, schema: Schema) -> None:
         """UserError, with what changed, unless the samples in `day` serve the schema: every column it stores is among theirs and
@@ -110,10 +112,8 @@ def built_schema(file: Path) -> Schema:
     Raises:
         UserError: the file can't be read, or holds no schema that this version understands.
     """
-    try:
+    with reading(file):
         metadata = pq.read_schema(file).metadata or {}
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); build the day again") from error
     if SCHEMA_KEY not in metadata:
         raise UserError(f"{file} holds no schema, so it is no sample file of genrank; build the day again")
     return from_json(metadata[SCHEMA_KEY], where=f"{file}: the schema in its footer")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.contract import leaves
+from schemas.files import reading
 from schemas.schema import Schema
 from schemas.vocabulary import MISSING_ID
 from tokenization.reader import SampleReader
@@ -49,7 +50,8 @@ def observe_ids(
     wanted = [leaf for leaf in leaves(schema) if leaf.stored in ("id", "ids")]
     found = {f"{leaf.group}.{leaf.name}": np.zeros(0, np.int64) for leaf in wanted}
     for unit in units[::share]:
-        table = pq.ParquetFile(unit.path, memory_map=True).read_row_group(unit.number, columns=list(found))
+        with reading(unit.path):
+            table = pq.ParquetFile(unit.path, memory_map=True).read_row_group(unit.number, columns=list(found))
         for leaf in wanted:
             name = f"{leaf.group}.{leaf.name}"
             for chunk in table[leaf.group].chunks:

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from schemas.errors import UserError
+from schemas.files import reading
 from schemas.manifest import sample_files
 from schemas.schema import Schema
 from tokenization.batch import Batch, Ints
@@ -160,7 +160,7 @@ class SampleReader:
     def _read(self, window: list[RowGroup]) -> Block:
         tables = []
         for unit in window:
-            with _readable(unit.path):
+            with reading(unit.path):
                 file = pq.ParquetFile(unit.path, memory_map=True)
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
@@ -171,7 +171,7 @@ class SampleReader:
 
     def _row_groups(self, root: Path, dt: str) -> Iterator[RowGroup]:
         for path in sample_files(root, dt, self.schema):
-            with _readable(path):
+            with reading(path):
                 metadata = pq.read_metadata(path)
             self.columns.check_schema(metadata.schema.to_arrow_schema(), path)
             first_row = 0
@@ -250,17 +250,6 @@ class SampleReader:
         tokens_per_row = view.tokens.sum() / windows[0][0].rows
         rows = [sum(unit.rows for unit in window) for window in windows]
         return sum(int(np.ceil(n * tokens_per_row / self.token_budget)) for n in rows)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """A file that Parquet can't read is bad input, not a bug."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} can't be read as Parquet ({str(error).splitlines()[0]}); build the day again"
-        ) from None
 
 
 class _Failed(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -16,6 +17,7 @@ import torch
 from schemas.base import DAY_MS
 from schemas.contract import stored_as
 from schemas.errors import UserError
+from schemas.files import reading
 from schemas.manifest import sample_days, sample_files
 from schemas.schema import CANDIDATES, USER, Schema
 from schemas.tables import TYPE, event_names, logical_tables
@@ -65,15 +67,18 @@ def show(samples_root: Path | str, sample_id: str, *, schema: Schema, png: Path 
         png: the file to write; None prints instead.
 
     Raises:
-        UserError: no such sample.
+        UserError: no such sample, or a file of another kind.
     """
+    if png is not None and png.suffix != ".png":
+        raise UserError(f"--png {png}: end it in .png")
     sample = load_sample(samples_root, sample_id, schema)
     if png is None:
         from rich.console import Console
 
         print_sample(sample, Console())
     else:
-        draw_sample(sample, Path(png))
+        png.parent.mkdir(parents=True, exist_ok=True)
+        draw_sample(sample, png)
 
 
 def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> str:
@@ -87,7 +92,9 @@ def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> st
     columns += [f"labels.{label.name}" for label in schema.labels]
     best: tuple[int, str] | None = None
     for path in sample_files(samples_root, day, schema):
-        for rows in pq.ParquetFile(path).iter_batches(columns=columns):
+        with reading(path):
+            batches = list(pq.ParquetFile(path).iter_batches(columns=columns))
+        for rows in batches:
             candidates = pc.list_value_length(rows[CANDIDATES].field("ts")).to_numpy()
             score = 4 * ((candidates >= 5) & (candidates <= 40)).astype(int)
             for sequence in schema.sequences:
@@ -104,6 +111,24 @@ def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> st
     return best[1]
 
 
+def _find(path: Path, sample_id: str, columns: SampleColumns) -> pa.Table | None:
+    """The sample's row, if the file holds it."""
+    first_row = 0
+    with reading(path):
+        file = pq.ParquetFile(path)
+        for number in range(file.num_row_groups):
+            ids = file.read_row_group(number, columns=["sample_id"])["sample_id"]
+            at = pc.index(ids, sample_id).as_py()
+            if at >= 0:
+                columns.check_schema(file.schema_arrow, path)
+                table = file.read_row_group(number, columns=columns.names).slice(at, 1)
+                table = table.take([0])  # a slice's offsets don't begin at 0; a copy's do
+                columns.check(table, path, first_row + at)
+                return table
+            first_row += len(ids)
+    return None
+
+
 def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: Rule = mtgr) -> Sample:
     """A stored sample by its id.
 
@@ -115,18 +140,8 @@ def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: 
     columns = SampleColumns(schema)
     for day in named or days:
         for path in sample_files(samples_root, day, schema):
-            file = pq.ParquetFile(path)
-            first_row = 0
-            for number in range(file.num_row_groups):
-                ids = file.read_row_group(number, columns=["sample_id"])["sample_id"]
-                at = pc.index(ids, sample_id).as_py()
-                if at >= 0:
-                    columns.check_schema(file.schema_arrow, path)
-                    table = file.read_row_group(number, columns=columns.names).slice(at, 1)
-                    table = table.take([0])  # a slice's offsets don't begin at 0; a copy's do
-                    columns.check(table, path, first_row + at)
-                    return _lay_out(schema, view_of(columns.block(table), schema, "user_day").batch(np.arange(1)), rule)
-                first_row += len(ids)
+            if (table := _find(path, sample_id, columns)) is not None:
+                return _lay_out(schema, view_of(columns.block(table), schema, "user_day").batch(np.arange(1)), rule)
     where = f"days {days[0]} to {days[-1]}" if days else "no published day"
     raise UserError(f"{samples_root} has no sample {sample_id!r} ({where}); an id reads <user>:<day>:<chunk>")
 

@@ -178,11 +178,33 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     assert "of model din, not of mtgr-tiny" in train(from_checkpoint=tmp_path / "din")
     assert "no such model; did you mean" in train(model="mtgr-tin")
     assert "no such field" in train(set="layer=3")
+    assert "from 0 to below 1" in train(set="dropout=7")
+    assert "must not be negative" in train(set="layers=-1")
+    for flag in ("lr", "seed", "max-steps", "checkpoint-minutes", "warmup-steps"):
+        assert f"--{flag} -1" in train(**{flag: -1})
+    assert "--lr nan" in train(lr="nan")
+    assert "--final-lr 7.0: it is a share" in train(final_lr=7)
+    assert "--eval-every needs --eval-dates" in train(eval_every=3)
+    assert "--reset-table needs --from-checkpoint" in train(reset_table="item")
     assert "hold no candidate" in refused(
         "evaluate", "--run", tmp_path / "din", "--samples", tmp_path / "bare", "--dates", DAY
     )
     assert file.name in refused("evaluate", "--run", tmp_path / "din", "--samples", tmp_path / "broken", "--dates", DAY)
     assert "no complete checkpoint" in refused("evaluate", "--run", tmp_path, "--samples", samples, "--dates", DAY)
+    assert "is a directory" in refused(
+        "evaluate", "--run", tmp_path / "din", "--samples", samples, "--dates", DAY, "--out", tmp_path, "--bootstrap", 0
+    )
+    for name in ("config.json", "schema.json"):
+        shutil.copytree(tmp_path / "din", tmp_path / name)
+        (tmp_path / name / name).write_text("{")
+        monkeypatch.setattr(sys, "argv", ["genrank", *command(
+            "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", tmp_path / name, "--model", "din",
+            "--max-steps", 2, "--device", "cpu",
+        )[2:]])  # fmt: skip
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            genrank.main()
+        assert f"{name}" in (error := capsys.readouterr().err) and "not JSON" in error
     dense = next((tmp_path / "din" / "checkpoints").rglob("dense.pt"))
     dense.write_bytes(dense.read_bytes()[:-9])
     assert "missing or damaged" in refused("evaluate", "--run", tmp_path / "din", "--samples", samples, "--dates", DAY)
@@ -194,7 +216,8 @@ def test_every_field_of_a_run_has_a_flag_with_the_same_default(monkeypatch, sche
     from model.config import TrainConfig
 
     seen: list[TrainConfig] = []
-    monkeypatch.setattr(model.trainer, "train", seen.append)
+    nothing = model.trainer.TrainResult(Path("run"), 0, {}, was_complete=True)
+    monkeypatch.setattr(model.trainer, "train", lambda config: [seen.append(config), nothing][1])
     monkeypatch.setattr(
         sys, "argv",
         ["genrank", "train", "--schema", str(schema_file), "--samples", str(samples), "--dates", DAY, "--out", "run"],

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,10 +20,9 @@ from pipelines.engine import Piece, Step
 from pipelines.local_engine import LocalEngine
 from pipelines.planner import clean, status
 from schemas import CrossFeature, Schema
-from schemas.manifest import sample_files
 from tests.pipelines.oracle import DAY, Oracle
 from tests.pipelines.test_oracle import compare
-from tests.pipelines.worlds import full_schema, read_samples, write_world
+from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")
 
@@ -133,19 +130,7 @@ def test_a_late_row_behind_a_block_is_seen(small_blocks: None, tmp_path: Path) -
     schema = long_schema()
     days = write_world(tmp_path / "data", seed=53, users=3, items=3, days=11, per_day=30)
     one_by_one(schema, tmp_path, days)
-    # A click of the fourth day, in the sixth day's partition.
-    file = sorted((tmp_path / "data" / "clicks" / f"dt={days[5]}").glob("*.parquet"))[0]
-    table = pq.read_table(file)
-    start = pq.read_table(sample_files(tmp_path / "out" / "samples", days[3])[0]).column("window_start")[0].as_py()
-    late = {
-        "user": 1,
-        "at": (start + 1000) * 1000,
-        "arrived": None,
-        "item_id": "i0",
-        "dwell": 9.0,
-        "click_kind": "deep",
-    }
-    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([late], table.schema)]), file)
+    write_late_click(tmp_path, days[3], arrives=days[5])
     told = status(schema, tmp_path / "data", tmp_path / "out")
     stale = [day.dt for day in told if day.state == "stale"]
     assert stale and all(f"clicks {days[3]}" in day.reason for day in told if day.dt in days[4:])

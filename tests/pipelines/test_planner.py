@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.build import BuildConfig, build
 from pipelines.planner import DayStatus, clean, print_status, status
-from schemas.manifest import sample_days, sample_files
-from tests.pipelines.worlds import full_schema, read_samples, write_world
+from schemas.manifest import sample_days
+from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")
 
@@ -30,18 +28,7 @@ def test_status_names_missing_and_stale_days(tmp_path: Path) -> None:
     assert set(states(tmp_path).values()) == {"up to date"}
 
     # A click of the second day that arrives on the third: the second day on must be built again, the first needn't.
-    file = sorted((tmp_path / "data" / "clicks" / f"dt={days[2]}").glob("*.parquet"))[0]
-    table = pq.read_table(file)
-    second = pq.read_table(sample_files(tmp_path / "out" / "samples", days[1])[0]).column("window_start")[0].as_py()
-    late = {
-        "user": 1,
-        "at": (second + 1000) * 1000,
-        "arrived": None,
-        "item_id": "i0",
-        "dwell": 9.0,
-        "click_kind": "deep",
-    }
-    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([late], table.schema)]), file)
+    write_late_click(tmp_path, days[1], arrives=days[2])
     told = {day.dt: day for day in status(schema, tmp_path / "data", tmp_path / "out")}
     assert [told[dt].state for dt in days] == ["stale", "stale", "stale", "stale"]
     assert f"clicks {days[1]}" in told[days[1]].reason

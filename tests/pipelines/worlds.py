@@ -388,3 +388,19 @@ def write(table: pa.Table, folder: Path, parts: int = 1) -> None:
 def read_samples(out: Path, dt: str) -> list[dict[str, Any]]:
     """A published day's samples as Python values, in stored order."""
     return [row for file in sample_files(out / "samples", dt) for row in pq.read_table(file).to_pylist()]
+
+
+def write_late_click(root: Path, of: str, arrives: str) -> None:
+    """A click of user 1 early on day `of`, whose samples are built in `root/out`, that arrives in the partition of a later day."""
+    file = sorted((root / "data" / "clicks" / f"dt={arrives}").glob("*.parquet"))[0]
+    table = pq.read_table(file)
+    start = pq.read_table(sample_files(root / "out" / "samples", of)[0]).column("window_start")[0].as_py()
+    late = {
+        "user": 1,
+        "at": (start + 1000) * 1000,
+        "arrived": None,
+        "item_id": "i0",
+        "dwell": 9.0,
+        "click_kind": "deep",
+    }
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([late], table.schema)]), file)

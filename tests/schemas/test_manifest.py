@@ -65,5 +65,5 @@ def test_a_file_that_holds_no_schema_is_named(day: Path) -> None:
     with pytest.raises(UserError, match=r"part-00000\.parquet holds no schema"):
         built_schema(file)
     file.write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"part-00000\.parquet can't be read \("):
+    with pytest.raises(UserError, match=r"part-00000\.parquet can't be read as Parquet \("):
         built_schema(file)
