@@ -44,10 +44,13 @@ class Progress:
         self._tokens += tokens
         seconds = max(time.perf_counter() - self._since, 1e-9)
         told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
-        self._bar.update(self._task, completed=step, told=told)
+        # How many steps there will be is an estimate from the first rows.
+        if step > self._total:
+            self._total = 0
+        self._bar.update(self._task, completed=step, total=self._total or None, told=told)
         if self._lines and time.perf_counter() - self._told >= TOLD_EVERY_S:
             self._told = time.perf_counter()
-            total = f" of {self._total:,}" if self._total else ""
+            total = f" of about {self._total:,}" if self._total else ""
             print(f"{self._title}: step {step:,}{total}, {told}", file=sys.stderr, flush=True)
 
     def rates(self, flops: int, peak: float) -> dict[str, float]:

@@ -8,8 +8,8 @@ from model import progress
 from model.progress import Progress
 
 
-def steps(show: bool = True) -> None:
-    with Progress("mtgr-tiny", 1200, show) as bar:
+def steps(show: bool = True, total: int = 1200) -> None:
+    with Progress("mtgr-tiny", total, show) as bar:
         for step in range(1, 4):
             bar.update(step, epoch=0, loss=0.5, samples=10, tokens=1000)
 
@@ -20,6 +20,15 @@ def test_a_log_hears_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
     steps()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[-1].startswith("mtgr-tiny: step 3 of 1,200, epoch 0 loss 0.5000 ")
+    assert len(lines) == 3 and lines[-1].startswith("mtgr-tiny: step 3 of about 1,200, epoch 0 loss 0.5000 ")
     steps(show=False)
     assert capsys.readouterr().err == ""
+
+
+def test_an_estimate_that_was_too_low_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
+    steps(total=2)
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["mtgr-tiny: step 1 of about 2", "mtgr-tiny: step 2 of about 2", "mtgr-tiny: step 3"]
