@@ -120,7 +120,7 @@ def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
             raise UserError(
                 f"source {source.name!r}: {path} has no column {physical!r} ({hint}); fix the file, or the schema's columns and rename"
             )
-        if not files.readable(schema.field(physical).type, declared):
+        if not files.readable_as(schema.field(physical).type, declared):
             raise UserError(
                 f"source {source.name!r}: column {physical!r} of {path} is {schema.field(physical).type}, declared {declared};"
                 " fix the file or the schema"

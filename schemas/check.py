@@ -27,7 +27,7 @@ from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 from schemas.errors import UserError
 from schemas.expression import nearest
 from schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued, Numeric
-from schemas.files import days_present, files_of, readable
+from schemas.files import days_present, files_of, readable_as
 from schemas.schema import Schema
 from schemas.source import EventLog, Snapshot
 from schemas.tables import transform_of
@@ -215,7 +215,7 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
         if physical not in schema.names:
             told = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
             yield Finding("error", where, told)
-        elif not readable(schema.field(physical).type, declared):
+        elif not readable_as(schema.field(physical).type, declared):
             held = str(schema.field(physical).type).removeprefix("large_")
             remedy = "declare what it is"
             if isinstance(source, EventLog) and column in (source.time, source.arrival) and held.startswith("string"):
@@ -250,7 +250,7 @@ def _sample(source: EventLog | Snapshot, days: dict[str, Path], limit: int) -> _
 
 def _fits(schema: pa.Schema, source: EventLog | Snapshot, column: str) -> bool:
     physical = source.physical(column)
-    return physical in schema.names and readable(schema.field(physical).type, source.columns[column])
+    return physical in schema.names and readable_as(schema.field(physical).type, source.columns[column])
 
 
 def _as_declared(source: EventLog | Snapshot, table: pa.Table) -> pa.Table:

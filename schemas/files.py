@@ -46,13 +46,13 @@ def files_of(day: Path) -> list[Path]:
     )
 
 
-def readable(type_: pa.DataType, declared: str) -> bool:
+def readable_as(type_: pa.DataType, declared: str) -> bool:
     """Whether a physical type can be read as a declared one without changing its meaning."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     if declared.startswith("list<"):
         is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
-        return is_list and readable(type_.value_type, declared[5:-1])
+        return is_list and readable_as(type_.value_type, declared[5:-1])
     if pa.types.is_null(type_):
         return True
     if declared == "bool":
