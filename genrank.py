@@ -249,7 +249,9 @@ def build(
             min=1, help="Buckets of users that a day is built by, fixed by the first build. Default: by its exposures."
         ),
     ] = None,
-    days_per_job: Annotated[int, typer.Option(min=1, help="Days built together; memory grows with it.")] = 10,
+    days_per_job: Annotated[
+        int, typer.Option(min=1, help="Days built together; the disk that a build needs on the way grows with it.")
+    ] = 10,
     force: Annotated[bool, typer.Option("--force", help="Build again even what is up to date.")] = False,
 ) -> None:
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""

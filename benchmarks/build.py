@@ -114,7 +114,7 @@ def run_builder(peer: str, data: Path, out: Path) -> Told:
     from pipelines.build import BuildConfig, build
     from pipelines.days import dt_of
 
-    engine = _Held() if peer == "local" else _Spilled()
+    engine = _Local(out) if peer == "local" else _Spilled()
     try:
         result = build(BuildConfig(schema(), data, out, dt_of(LAST), dt_of(LAST), engine=peer), engine.inner)
         return {"samples": result.samples, "candidates": result.candidates, **engine.told()}
@@ -122,10 +122,10 @@ def run_builder(peer: str, data: Path, out: Path) -> Told:
         engine.inner.stop()
 
 
-class _Held:
-    """The local engine, and the most its pieces took between two steps."""
+class _Local:
+    """The local engine, and the most that lay in its files between two steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
         from pipelines.local_engine import LocalEngine
 
         class Counted(LocalEngine):
@@ -133,13 +133,13 @@ class _Held:
 
             def map(self, *args: Any) -> Any:
                 frame = super().map(*args)
-                self.most = max(self.most, sum(piece.rows.nbytes for piece in frame))
+                self.most = max(self.most, sum(piece.size for piece in frame))
                 return frame
 
-        self.inner = Counted()
+        self.inner = Counted(folder=out / "staging")
 
     def told(self) -> Told:
-        return {"held_mib": self.inner.most / 2**20}
+        return {"stored_mib": self.inner.most / 2**20}
 
 
 class _Spilled:

@@ -66,7 +66,7 @@ class BuildConfig:
     force: bool = False
     """Build again even what is up to date."""
     days_per_job: int = 10
-    """Days built together at most; memory grows with it."""
+    """Days built together at most; what waits on disk between two steps grows with it."""
 
     def __post_init__(self) -> None:
         if day_number(self.last, "--to") < day_number(self.first, "--from"):
@@ -97,7 +97,7 @@ def build(config: BuildConfig, engine: Engine[Any] | None = None) -> BuildResult
     """
     with locked(config.out):
         owned = engine is None
-        runner = engine or open_engine(config.engine)
+        runner = engine or open_engine(config.engine, config.out / "staging")
         try:
             return _Build(config, runner).run()
         finally:

@@ -98,8 +98,8 @@ def default_engine() -> tuple[str, str]:
     return "spark", ""
 
 
-def open_engine(name: str) -> Engine[object]:
-    """`spark` or `local`.
+def open_engine(name: str, folder: Path) -> Engine[object]:
+    """`spark` or `local`; in `folder` the local one keeps what is on its way between two steps.
 
     Raises:
         UserError: no such engine, or Spark without Java.
@@ -107,7 +107,7 @@ def open_engine(name: str) -> Engine[object]:
     if name == "local":
         from pipelines.local_engine import LocalEngine
 
-        return LocalEngine()
+        return LocalEngine(folder=folder)
     if name == "spark":
         from pipelines.spark_engine import SparkEngine
 

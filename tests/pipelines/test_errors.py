@@ -103,12 +103,14 @@ def test_buckets_are_fixed_by_the_first_build(tmp_path: Path) -> None:
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], buckets=3))
 
 
-def test_without_java_spark_is_refused_and_local_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_spark_is_refused_and_local_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setattr(spark_engine.shutil, "which", lambda _: None)
     assert default_engine() == ("local", "no Java 17 found")
     with pytest.raises(UserError, match="needs Java 17 and there is no java; install Java 17"):
-        open_engine("spark")
+        open_engine("spark", tmp_path)
 
 
 def test_a_day_missing_between_others(tmp_path: Path) -> None:
