@@ -300,9 +300,8 @@ def padded(encoder: nn.Module, case: Case, how: str, compiled: bool) -> Encode:
     def encode(tokens: Tokens) -> Tensor:
         shape = (case.samples, case.length)
         begin, end = tokens.begin.view(*shape, 1), tokens.end.view(*shape, 1)
-        if (
-            not masks
-        ):  # Once, not every step as ours is planned: making FlexAttention's each time may compile it each time.
+        # Once, not every step as ours is planned: making FlexAttention's each time may compile it each time.
+        if not masks:
             masks.append((begin, end) if how == "dense" else flex_mask(begin, end, compiled))
         groups = tokens.group_ids.long().view(shape)
         x = tokens.x.view(*shape, -1)
