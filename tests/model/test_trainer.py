@@ -245,7 +245,7 @@ def test_log_and_summary_say_what_steps_took(config: TrainConfig, monkeypatch) -
 
     monkeypatch.setattr(Learner, "step", compiling)
     monkeypatch.setattr(SampleReader, "__iter__", reading)
-    result = train(dataclasses.replace(config, epochs=1))
+    result = train(dataclasses.replace(config, epochs=1, token_budget=250))
     summary = json.loads((config.out / "summary.json").read_text())
     log = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
     assert log[0]["step_ms"] > 800 and log[1]["step_ms"] > 800
