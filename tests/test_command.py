@@ -12,15 +12,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import typer
 
-import genrank
-from schemas import UserError
+from genrank import command as genrank_command
+from genrank.schemas import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "genrank.py"), *arguments],
+        [sys.executable, "-m", "genrank", *arguments],
         capture_output=True,
         text=True,
         timeout=240,
@@ -77,13 +77,13 @@ def test_a_placeholder_that_spells_its_option_does_not_name_it() -> None:
     ],
 )
 def test_dates(text: str, days: list[str]) -> None:
-    assert genrank.parse_dates(text) == days
+    assert genrank_command.parse_dates(text) == days
 
 
 @pytest.mark.parametrize("text", ["2026-01-02:2026-01-01", "yesterday", ":2026-01-01", ""])
 def test_dates_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--dates"):
-        genrank.parse_dates(text)
+        genrank_command.parse_dates(text)
 
 
 @pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])

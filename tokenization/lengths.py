@@ -10,14 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.files import reading
-from schemas.schema import CANDIDATES
-from tokenization.batch import Ints
-from tokenization.blocks import SampleColumns, Shape, list_lengths, list_values
-from tokenization.views import slices_of
+from genrank.schemas.files import reading
+from genrank.schemas.schema import CANDIDATES
+from genrank.tokenization.batch import Ints
+from genrank.tokenization.blocks import SampleColumns, Shape, list_lengths, list_values
+from genrank.tokenization.views import slices_of
 
 if TYPE_CHECKING:
-    from tokenization.reader import RowGroup
+    from genrank.tokenization.reader import RowGroup
 
 Sizes = tuple[Ints, npt.NDArray[np.bool_]]
 """[V] tokens of each sample, and whether it has a candidate."""

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.checkpoint import load_optimizer_state, optimizer_state
-from model.config import TrainConfig
-from model.learner import Learner
-from model.trainer import train
+from genrank.model.checkpoint import load_optimizer_state, optimizer_state
+from genrank.model.config import TrainConfig
+from genrank.model.learner import Learner
+from genrank.model.trainer import train
 
 MODELS = ("mtgr-tiny", "hstu-tiny", "din", "dlrm", "dcn", "sasrec", "hstu-retrieval-tiny")
 COMPILED = ("mtgr-tiny", "hstu-tiny", "hstu-retrieval-tiny")

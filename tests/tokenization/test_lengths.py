@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_samples import demo_schema, publish, random_table
 
-from schemas.contract import arrow_schema
-from schemas.schema import Schema
-from tokenization.reader import SampleReader
+from genrank.schemas.contract import arrow_schema
+from genrank.schemas.schema import Schema
+from genrank.tokenization.reader import SampleReader
 
 DATES = ["2026-01-01", "2026-01-02"]
 PLAIN = demo_schema()
@@ -76,7 +76,7 @@ def test_steps_counted_are_steps_taken(
     world_size: int,
     accumulate: int,
 ) -> None:
-    from model.resume import steps_of_batches
+    from genrank.model.resume import steps_of_batches
 
     epochs = range(2)
     with tempfile.TemporaryDirectory() as folder:
