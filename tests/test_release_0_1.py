@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import read_manifest
-from model.config import EvaluateConfig, TrainConfig
-from model.evaluate import evaluate
-from model.trainer import train
-from schemas import load_schema
-from schemas.text import from_json
+from genrank.model.checkpoint import read_manifest
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.evaluate import evaluate
+from genrank.model.trainer import train
+from genrank.schemas import load_schema
+from genrank.schemas.text import from_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = ROOT / "tests" / "fixtures" / "release_0_1"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model import progress
-from model.progress import Progress
+from genrank.model import progress
+from genrank.model.progress import Progress
 
 
 def steps(show: bool = True, total: int = 1200) -> None:

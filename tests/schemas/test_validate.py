@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 
-from schemas import (
+from genrank.schemas import (
     AutoDis,
     Categorical,
     Changes,
@@ -36,7 +36,7 @@ from schemas import (
     TimePart,
     Training,
 )
-from schemas.errors import SchemaError, UserError
+from genrank.schemas.errors import SchemaError, UserError
 
 
 def cross(**fields: Any) -> Schema:
