@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -78,7 +78,7 @@ def with_progress(
     items: Iterable[Item], description: str, total: int | None = None, *, unit: str = ""
 ) -> Iterator[Item]:
     """The items, with a bar that counts them."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar(description, total, unit=unit) as bar:
         for item in items:
