@@ -135,7 +135,7 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from genrank.schemas.terminal import print_whole
+    from genrank.schemas.console import print_whole
 
     tasks = metrics["tasks"]
     assert isinstance(tasks, dict)

@@ -161,7 +161,7 @@ def demo(
     steps.append(["report", *runs, "--samples", str(built), "--out", str(out / "report.html")])
     for step in steps:
         _say(f"[bold]$ genrank {' '.join(step)}[/]")
-        if status := subprocess.run([sys.executable, __file__, *step], check=False).returncode:
+        if status := subprocess.run([sys.executable, "-m", "genrank", *step], check=False).returncode:
             sys.exit(status)
 
 
@@ -547,7 +547,3 @@ def report(
 
     write_report(run, out, samples)
     _say(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    main()
