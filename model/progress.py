@@ -1,7 +1,8 @@
-"""A progress bar with throughput (off a terminal, a line now and then), and the same figures for the log."""
+"""A progress bar with throughput (off a terminal, a line now and then), messages of the kernels, and the same figures for the log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -12,6 +13,22 @@ from rich.progress import Progress as Bar
 
 TOLD_EVERY_S = 30.0
 """Off a terminal: seconds between lines, so that a scheduler's log shows a long training's way and a short one's not at all."""
+
+
+KERNELS = logging.getLogger("genrank.kernels")
+"""What they report: that they are compiled and tuned, which is why the first step takes longer, or what is wrong with their
+tuning cache."""
+
+
+class Lines(logging.Handler):
+    """Log messages as lines on stderr, above the bar if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
 
 
 class Progress:
@@ -32,6 +49,7 @@ class Progress:
             transient=True,
             refresh_per_second=4,
         )
+        self._kernels = Lines(self._bar.console) if show else None
         self._task = self._bar.add_task(title, total=total_steps or None, told="")
         self._reset()
 
@@ -69,9 +87,15 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bar.start()
+        if self._kernels:
+            KERNELS.addHandler(self._kernels)
+            KERNELS.setLevel(logging.INFO)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._kernels:
+            KERNELS.removeHandler(self._kernels)
+            KERNELS.setLevel(logging.NOTSET)
         self._bar.stop()

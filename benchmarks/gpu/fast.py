@@ -80,7 +80,7 @@ class Problem:
         }
 
     def check(self) -> dict[str, Any]:
-        """The configurations that the autotuner chose, on the shape being timed: the first sample, forward and
+        """The configurations that tuning chose, on the shape being timed: the first sample, forward and
         backward, against the definition in float32."""
         n = int(self.batch.offsets[1])
         first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
@@ -147,7 +147,7 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
         from kernels import attention_triton
 
         for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
-            row[name] = str(getattr(attention_triton, name).tuner.best_config)
+            row[name] = str(getattr(attention_triton, name).latest)
     return row
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
+from kernels import tuning
 from model import progress
 from model.progress import Progress
 
@@ -32,3 +35,12 @@ def test_an_estimate_that_was_too_low_is_not_told(
     steps(total=2)
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == ["mtgr-tiny: step 1 of about 2", "mtgr-tiny: step 2 of about 2", "mtgr-tiny: step 3"]
+
+
+def test_what_kernels_report_is_shown_while_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for show, shown in ((True, ["kernels: compiling on first use [fixed]"]), (False, [])):
+        with Progress("mtgr-tiny", 10, show):
+            tuning.logger.info("kernels: compiling on first use [fixed]")
+        assert capsys.readouterr().err.splitlines() == shown
+    tuning.logger.info("afterwards nobody listens")
+    assert capsys.readouterr().err == "" and tuning.logger.level == logging.NOTSET
