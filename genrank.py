@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from schemas.cli import app as schema_app
-from schemas.errors import UserError
+from genrank.schemas.cli import app as schema_app
+from genrank.schemas.errors import UserError
 
 app = typer.Typer(
     name="genrank",
@@ -180,15 +180,15 @@ def explain(
     """Print the merged-table plan: rows, bytes, what merged with what and why not; tokens and FLOPs a sample."""
     from rich.console import Console
 
-    from schemas import load_schema
-    from tokenization.explain import render
-    from tokenization.plan import make_plan
+    from genrank.schemas import load_schema
+    from genrank.tokenization.explain import render
+    from genrank.tokenization.plan import make_plan
 
     declared, observed = load_schema(schema), None
     if samples is not None:
-        from model.config import samples_folder
-        from schemas.manifest import sample_days
-        from tokenization.observed import observe_ids
+        from genrank.model.config import samples_folder
+        from genrank.schemas.manifest import sample_days
+        from genrank.tokenization.observed import observe_ids
 
         folder = samples_folder(samples)
         observed = observe_ids(folder, declared, parse_dates(dates) if dates else sample_days(folder))
@@ -209,7 +209,7 @@ def world(
     seed: Annotated[int, typer.Option(help="Same arguments, same bytes.")] = 0,
 ) -> None:
     """Write a synthetic marketplace whose true click probabilities are known."""
-    from examples.marketplace.world import generate
+    from genrank.examples.marketplace.world import generate
 
     generate(out, users=users, days=days, seed=seed)
     _say(f"wrote the logs of {users:,} users over {days} days to {out}")
@@ -223,8 +223,8 @@ def inputs(
     marker: Annotated[str | None, typer.Option(help="A file that closes a day's folder, such as _SUCCESS.")] = None,
 ) -> None:
     """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
-    from pipelines.inputs import missing_inputs
-    from schemas import load_schema
+    from genrank.pipelines.inputs import missing_inputs
+    from genrank.schemas import load_schema
 
     parse_dates(day, "--day")
     if lacks := missing_inputs(load_schema(schema), data, day, marker):
@@ -255,10 +255,10 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build again even what is up to date.")] = False,
 ) -> None:
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
-    from pipelines.build import BuildConfig
-    from pipelines.build import build as build_days
-    from pipelines.engine import default_engine
-    from schemas import load_schema
+    from genrank.pipelines.build import BuildConfig
+    from genrank.pipelines.build import build as build_days
+    from genrank.pipelines.engine import default_engine
+    from genrank.schemas import load_schema
 
     chosen, reason = (engine, "") if engine else default_engine()
     config = BuildConfig(
@@ -286,8 +286,8 @@ def build(
 @app.command(rich_help_panel="Data")
 def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = None) -> None:
     """Which days are published, missing or stale, and why."""
-    from pipelines import planner
-    from schemas import load_schema
+    from genrank.pipelines import planner
+    from genrank.schemas import load_schema
 
     planner.print_status(planner.status(load_schema(schema), data, out, as_of))
 
@@ -298,7 +298,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove files that no manifest points to (left by killed builds, or replaced by newer ones)."""
-    from pipelines import planner
+    from genrank.pipelines import planner
 
     planner.print_cleaned(planner.clean(out, dry_run))
 
@@ -310,7 +310,7 @@ def stats(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
 ) -> None:
     """What the samples hold: null rates, lengths, quantiles, label rates, how often joins found a partner; and drift (PSI)."""
-    from pipelines import stats as sample_statistics
+    from genrank.pipelines import stats as sample_statistics
 
     days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)
     if html is None:
@@ -329,10 +329,10 @@ def show(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it to a picture instead.")] = None,
 ) -> None:
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
-    from model.config import samples_folder
-    from schemas import load_schema
-    from tokenization.show import interesting_sample
-    from tokenization.show import show as show_sample
+    from genrank.model.config import samples_folder
+    from genrank.schemas import load_schema
+    from genrank.tokenization.show import interesting_sample
+    from genrank.tokenization.show import show as show_sample
 
     declared, folder = load_schema(schema), samples_folder(samples)
     if sample_id is None:
@@ -425,8 +425,8 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace to RUN/profile.")] = False,
 ) -> None:
     """Train a ranker, or a retrieval model, on published samples."""
-    from model.config import TrainConfig
-    from schemas import load_schema
+    from genrank.model.config import TrainConfig
+    from genrank.schemas import load_schema
 
     settings = dict(_setting(text) for text in set_ or ())
     config = TrainConfig(
@@ -472,12 +472,12 @@ def train(
         profile=profile,
     )
     if progressive:
-        from model.progressive import print_progressive
-        from model.progressive import progressive as run_days
+        from genrank.model.progressive import print_progressive
+        from genrank.model.progressive import progressive as run_days
 
         print_progressive(run_days(config))
     else:
-        from model.trainer import train as run_training
+        from genrank.model.trainer import train as run_training
 
         done = run_training(config)
         if done.was_complete:
@@ -490,7 +490,7 @@ def train(
 
 def _trained(run: Path) -> str:
     """What a run took in, by its summary and the last line of its log."""
-    from model.run_folder import read_json, read_log
+    from genrank.model.run_folder import read_json, read_log
 
     done = read_json(run / "summary.json")
     # A skipped batch's loss is text: it may be no number.
@@ -517,9 +517,9 @@ def evaluate(
     bootstrap: Annotated[int, typer.Option(help="Replicates of the intervals; 0: none.")] = 200,
 ) -> None:
     """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves; HR, NDCG and MRR of retrieval."""
-    from model.evaluate import EvaluateConfig
-    from model.evaluate import evaluate as run_evaluation
-    from model.report import print_metrics
+    from genrank.model.evaluate import EvaluateConfig
+    from genrank.model.evaluate import evaluate as run_evaluation
+    from genrank.model.report import print_metrics
 
     metrics = run_evaluation(
         EvaluateConfig(
@@ -541,7 +541,7 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page: metrics against baselines, learning curves, merged tables, a drawn sample."""
-    from model.report import write_report
+    from genrank.model.report import write_report
 
     write_report(run, out, samples)
     _say(f"wrote {out}")

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.attention import interval_attention
+from genrank.kernels.attention import interval_attention
 
 RESULT = Path(__file__).parent / "results" / "attention_cpu.json"
 

@@ -56,7 +56,7 @@ Told = dict[str, Any]
 
 def schema() -> Any:
     """Twelve cross features, two sequences, one label."""
-    from schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
+    from genrank.schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
 
     columns = {"user_id": "int64", "item_id": "int64", "category": "int64", "ts": "int64"}
     side = tuple(Categorical(name=name, vocabulary=Hashed(size=1 << 20), dim=16) for name in ("item_id", "category"))
@@ -85,7 +85,7 @@ def schema() -> Any:
 def write_logs(folder: Path, rows: int, hot: int) -> None:
     """`DAYS` days of clicks; exposures on the last one only, so that what is measured is a day's build. With `hot`, one user has
     so many times the median's rows (half of all at most)."""
-    from pipelines.days import dt_of
+    from genrank.pipelines.days import dt_of
 
     rng = np.random.default_rng(0)
     users, items = max(50, rows // 100), max(50, rows // 100)
@@ -111,8 +111,8 @@ def write_logs(folder: Path, rows: int, hot: int) -> None:
 
 def run_builder(peer: str, data: Path, out: Path) -> Told:
     """genrank's whole build of the day."""
-    from pipelines.build import BuildConfig, build
-    from pipelines.days import dt_of
+    from genrank.pipelines.build import BuildConfig, build
+    from genrank.pipelines.days import dt_of
 
     engine = _Local(out) if peer == "local" else _Spilled()
     try:
@@ -126,7 +126,7 @@ class _Local:
     """The local engine, and the most that lay in its files between two steps."""
 
     def __init__(self, out: Path) -> None:
-        from pipelines.local_engine import LocalEngine
+        from genrank.pipelines.local_engine import LocalEngine
 
         class Counted(LocalEngine):
             most = 0
@@ -146,7 +146,7 @@ class _Spilled:
     """The Spark engine, and what its stages shuffled and spilled."""
 
     def __init__(self) -> None:
-        from pipelines.spark_engine import SparkEngine, start_session
+        from genrank.pipelines.spark_engine import SparkEngine, start_session
 
         self.session = start_session()
         self.inner = SparkEngine(self.session)
@@ -248,7 +248,7 @@ def check_polars(out: Path) -> list[float]:
 
 def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
     """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
-    from pipelines.spark_engine import start_session
+    from genrank.pipelines.spark_engine import start_session
 
     session = start_session(
         **{

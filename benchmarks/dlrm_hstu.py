@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention import local_positions
-from model.encoders import Hstu, HstuConfig
-from model.heads import HeadConfig
-from model.losses import loss_sums
-from model.ranker import Ranker
-from schemas import (
+from genrank.kernels.attention import local_positions
+from genrank.model.encoders import Hstu, HstuConfig
+from genrank.model.heads import HeadConfig
+from genrank.model.losses import loss_sums
+from genrank.model.ranker import Ranker
+from genrank.schemas import (
     Candidates,
     Categorical,
     EventLog,
@@ -35,11 +35,11 @@ from schemas import (
     Table,
     UserGroup,
 )
-from schemas.errors import UserError
-from tokenization.batch import Batch, Group
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.tokens import Tokens
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch, Group
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.tokens import Tokens
 
 DIM, LAYERS, HEADS, HEAD_DIM = 256, 4, 4, 64
 IDS = 1_000

@@ -42,7 +42,7 @@ AROUND = {6: range(5, 8), 12: range(10, 15), 30: range(27, 35), 60: range(57, 65
 
 def schema(history: int, longest: str) -> Any:
     """Cross features of windows up to `longest` (seventeen for 30d, fourteen for 7d), two sequences, a label."""
-    from schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
+    from genrank.schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
 
     columns = {"user_id": "int64", "item_id": "int64", "category": "int64", "ts": "int64", "dwell": "int32"}
     side = tuple(Categorical(name=name, vocabulary=Hashed(size=1 << 20), dim=16) for name in ("item_id", "category"))
@@ -81,7 +81,7 @@ def schema(history: int, longest: str) -> Any:
 
 def write_day(folder: Path, day: int, rows: int, hot: int = 0) -> None:
     """`rows` exposures and half as many clicks, 20 and 10 a user; `hot` of the exposures, and half as many clicks, are one user's."""
-    from pipelines.days import dt_of
+    from genrank.pipelines.days import dt_of
 
     rng = np.random.default_rng(day)
     users, items = (rows - hot) // 20, rows // 10
@@ -111,9 +111,9 @@ def measure(
     days: int, rows: int, history: int, longest: str, hot: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What each day's build took, and how many MB lie on the disk after the last."""
-    from pipelines.build import BuildConfig, build
-    from pipelines.days import dt_of
-    from pipelines.local_engine import LocalEngine
+    from genrank.pipelines.build import BuildConfig, build
+    from genrank.pipelines.days import dt_of
+    from genrank.pipelines.local_engine import LocalEngine
 
     declared, engine = schema(history, longest), LocalEngine(threads=1)
     found = []

@@ -35,10 +35,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
-from kernels.attention import RelativeBias, row_scale
-from kernels.interval import Problem
-from kernels.launch import Launch, recording
+from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
+from genrank.kernels.attention import RelativeBias, row_scale
+from genrank.kernels.interval import Problem
+from genrank.kernels.launch import Launch, recording
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"

@@ -31,12 +31,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import schemas as s
-from schemas.tables import LogicalTable
-from tokenization.batch import Batch, Group
-from tokenization.dynamic import DynamicVocabulary
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
+import genrank.schemas as s
+from genrank.schemas.tables import LogicalTable
+from genrank.tokenization.batch import Batch, Group
+from genrank.tokenization.dynamic import DynamicVocabulary
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
 
 RESULTS = Path(__file__).parent / "results"
 DIMS = (8, 16, 32)
@@ -166,7 +166,7 @@ def dedup(ranks: int, lookups: int, repeats: int) -> dict[str, Any]:
 
 
 def _dedup_rank(rank: int, ranks: int, lookups: int, repeats: int, folder: str) -> None:
-    from tokenization.torchrec_tables import TorchrecTables
+    from genrank.tokenization.torchrec_tables import TorchrecTables
 
     store = dist.FileStore(f"{folder}/store", ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)

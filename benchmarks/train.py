@@ -21,16 +21,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import dlrm_hstu
-from examples.marketplace.world import generate
-from model.config import TrainConfig
-from model.encoders.block import parameter_count
-from model.peak import matmul_rate
-from model.ranker import Ranker
-from model.ranks import Ranks, join_ranks
-from model.trainer import Trainer, token_count
-from pipelines.build import BuildConfig, build
-from schemas import Schema, load_schema
-from tokenization.batch import Batch, ranges
+from genrank.examples.marketplace.world import generate
+from genrank.model.config import TrainConfig
+from genrank.model.encoders.block import parameter_count
+from genrank.model.peak import matmul_rate
+from genrank.model.ranker import Ranker
+from genrank.model.ranks import Ranks, join_ranks
+from genrank.model.trainer import Trainer, token_count
+from genrank.pipelines.build import BuildConfig, build
+from genrank.schemas import Schema, load_schema
+from genrank.tokenization.batch import Batch, ranges
 
 RESULT = Path(__file__).parent / "results" / "train.json"
 SCHEMA = Path(__file__).parents[1] / "examples" / "marketplace" / "schema.py"

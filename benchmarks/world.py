@@ -28,7 +28,7 @@ ROWS_PER_USER_DAY = 35.8
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from examples.marketplace.world import generate
+from genrank.examples.marketplace.world import generate
 if __name__ == "__main__":
     begin = time.perf_counter()
     summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]), progress=False)

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention_blocked
-from kernels.dispatch import backend_for, draw_seed
-from kernels.interval import Problem, check_if_asked
+from genrank.kernels import attention_blocked
+from genrank.kernels.dispatch import backend_for, draw_seed
+from genrank.kernels.interval import Problem, check_if_asked
 
 Divisor = Literal["length", "visible"] | int
 
@@ -317,7 +317,7 @@ def _forward(
     bias = RelativeBias(position_table, time_table, timestamps, positions)
     problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
     if backend_for(q) == "triton":
-        from kernels import attention_triton
+        from genrank.kernels import attention_triton
 
         check_if_asked(problem, len(k))
         return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
@@ -351,7 +351,7 @@ def _backward(
     bias = RelativeBias(position_table, time_table, timestamps, positions)
     problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
     if backend_for(q) == "triton":
-        from kernels import attention_triton
+        from genrank.kernels import attention_triton
 
         rest = (problem, scale, bias, alpha, dropout, seed, same_scale, max_length)
         return attention_triton.backward(grad, q, k, v, *rest)

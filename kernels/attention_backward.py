@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention_tiles import (
+from genrank.kernels.attention_tiles import (
     clear_rows,
     dropout_scale,
     half_scores,
@@ -26,7 +26,7 @@ from kernels.attention_tiles import (
     unit_of,
     walk_of_keys,
 )
-from kernels.launch import VARYING
+from genrank.kernels.launch import VARYING
 
 # --- dQ and the bias tables -------------------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.interval import Problem, check_problem, planned
+from genrank.kernels.interval import Problem, check_problem, planned
 
 if TYPE_CHECKING:
-    from kernels.attention import RelativeBias
+    from genrank.kernels.attention import RelativeBias
 
 CHUNK_ROWS = 128
 """Rows of a chunk: fewer would save more of a causal triangle and lose more to small matrix products."""
@@ -205,7 +205,7 @@ def own_rows(plan: Plan, problem: Problem, bias: RelativeBias) -> Iterator[Tenso
 
 
 def bias_rows(own: Tensor, key: Tensor, problem: Problem, bias: RelativeBias) -> Iterator[Tensor]:
-    from kernels.attention import position_row, time_row
+    from genrank.kernels.attention import position_row, time_row
 
     if bias.position_table is not None:
         positions = bias.positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention_tiles import (
+from genrank.kernels.attention_tiles import (
     clear_rows,
     dropout_scale,
     extent,
@@ -21,7 +21,7 @@ from kernels.attention_tiles import (
     unit_of,
     walk_of_keys,
 )
-from kernels.launch import VARYING
+from genrank.kernels.launch import VARYING
 
 
 @triton.jit

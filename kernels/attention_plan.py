@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.interval import Problem
+from genrank.kernels.interval import Problem
 
 UNIT = 128
 """Rows of a unit of work; every block size divides it."""

@@ -29,14 +29,14 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.attention_backward import backward_kv_kernel, backward_q_kernel
-from kernels.attention_forward import forward_kernel
-from kernels.attention_plan import CHUNK, UNIT, Plan, make_plan
-from kernels.interval import Problem, planned
-from kernels.launch import INTERPRET, Tuned
+from genrank.kernels.attention_backward import backward_kv_kernel, backward_q_kernel
+from genrank.kernels.attention_forward import forward_kernel
+from genrank.kernels.attention_plan import CHUNK, UNIT, Plan, make_plan
+from genrank.kernels.interval import Problem, planned
+from genrank.kernels.launch import INTERPRET, Tuned
 
 if TYPE_CHECKING:
-    from kernels.attention import RelativeBias
+    from genrank.kernels.attention import RelativeBias
 
 HEADROOM = 256.0
 """Where each query has a divisor of its own, `backward_kv_kernel` multiplies p and ds, which carry the factor 1/n, by

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dispatch import backend_for
+from genrank.kernels.dispatch import backend_for
 
 EMPTY = -(2**63)
 """Slot never used: a probe ends here."""
@@ -140,7 +140,7 @@ def logical_shift(x: Tensor, by: int) -> Tensor:
 def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
     """int64 [N]: the slot of each id, -1 where there is none. All ids probe at once, one slot further each round."""
     if backend_for(keys) == "triton":
-        from kernels import idmap_triton
+        from genrank.kernels import idmap_triton
 
         return idmap_triton.find_slots(keys, ids)
     found = torch.full(ids.shape, -1, dtype=torch.int64, device=ids.device)
@@ -159,7 +159,7 @@ def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
 def place(keys: Tensor, rows: Tensor, ids: Tensor, new_rows: Tensor) -> int:
     """Store distinct ids that the map does not hold; the number of EMPTY slots that this took."""
     if backend_for(keys) == "triton":
-        from kernels import idmap_triton
+        from genrank.kernels import idmap_triton
 
         return idmap_triton.place(keys, rows, ids, new_rows)
     taken = 0
@@ -195,7 +195,7 @@ def unique_by_first(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise TypeError(f"ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
     if backend_for(ids) == "triton":
-        from kernels import idmap_triton
+        from genrank.kernels import idmap_triton
 
         return idmap_triton.unique_op(ids)
     ascending, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
@@ -217,7 +217,7 @@ def rowwise_adagrad_(
     Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
     """
     if backend_for(table) == "triton":
-        from kernels import idmap_triton
+        from genrank.kernels import idmap_triton
 
         none = {"betas": (0.0, 0.0), "step": 1, "weight_decay": 0.0}
         return idmap_triton.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
@@ -251,7 +251,7 @@ def rowwise_adam_(
         step: 1 for the first call.
     """
     if backend_for(table) == "triton":
-        from kernels import idmap_triton
+        from genrank.kernels import idmap_triton
 
         decay = weight_decay
         return idmap_triton.rowwise(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import VARYING, Tuned
+from genrank.kernels.launch import VARYING, Tuned
 
 EMPTY_KEY = tl.constexpr(-(2**63))
 TOMBSTONE_KEY = tl.constexpr(-(2**63) + 1)

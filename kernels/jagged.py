@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.attention import time_row
-from kernels.dispatch import backend_for
+from genrank.kernels.attention import time_row
+from genrank.kernels.dispatch import backend_for
 
 
 def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         raise ValueError("jagged_concat needs at least one part")
     check_parts([offsets for _, offsets in parts], [values for values, _ in parts])
     if backend_for(parts[0][0]) == "triton":
-        from kernels import jagged_triton
+        from genrank.kernels import jagged_triton
 
         # Under autocast some parts are bfloat16, others not.
         dtype = reduce(torch.promote_types, (values.dtype for values, _ in parts))
@@ -57,7 +57,7 @@ def jagged_split(
     if sum(lengths) != len(values):
         raise ValueError(f"the parts have {sum(lengths)} tokens together, values has {len(values)}")
     if backend_for(values) == "triton":
-        from kernels import jagged_triton
+        from genrank.kernels import jagged_triton
 
         return jagged_triton.split_op(values, list(part_offsets), lengths)
     order, inverse, _ = interleave(part_offsets, lengths)
@@ -131,7 +131,7 @@ def grouped_linear(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor | 
     if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
         raise TypeError(f"x and weight must share one dtype, also with bias; got {x.dtype} and {weight.dtype}")
     if backend_for(x) == "triton":
-        from kernels import jagged_triton
+        from genrank.kernels import jagged_triton
 
         return jagged_triton.linear_op(x, group_ids, weight, bias)
     order = torch.argsort(group_ids, stable=True)
@@ -169,7 +169,7 @@ def position_time_encoding(
     ):
         raise ValueError(f"time_table must be [buckets, {x.shape[1]}] and come with elapsed [{len(x)}]")
     if backend_for(x) == "triton":
-        from kernels import jagged_triton
+        from genrank.kernels import jagged_triton
 
         return jagged_triton.encode_op(x, position_table, positions, time_table, elapsed, scale)
     out = x * scale

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_plan import UNIT, units
-from kernels.attention_tiles import time_bucket, unit_of
-from kernels.launch import VARYING, Tuned
+from genrank.kernels.attention_plan import UNIT, units
+from genrank.kernels.attention_tiles import time_bucket, unit_of
+from genrank.kernels.launch import VARYING, Tuned
 
 # --- concat and split -------------------------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_encode(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    from kernels.attention import time_row
+    from genrank.kernels.attention import time_row
 
     position_table, positions, time_table, elapsed = ctx.saved_tensors
     dposition = dtime = None

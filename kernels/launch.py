@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 
-from kernels import tuning
+from genrank.kernels import tuning
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on CPU. Decided, as Triton does, when the kernels are imported."""

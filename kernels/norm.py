@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.dispatch import backend_for, draw_seed
+from genrank.kernels.dispatch import backend_for, draw_seed
 
 Order = Literal["norm_gate", "gate_norm"]
 
@@ -26,7 +26,7 @@ def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor,
     """
     check(x, group_ids, weight, bias)
     if backend_for(x) == "triton":
-        from kernels import norm_triton
+        from genrank.kernels import norm_triton
 
         return norm_triton.norm_gate_op(x, None, weight, bias, group_ids, norm_triton.PLAIN, eps, 0.0, 0)
     return reference_norm(x, group_ids, weight, bias, eps)
@@ -63,7 +63,7 @@ def norm_gate(
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     check(attn, group_ids, weight, bias)
     if backend_for(attn) == "triton":
-        from kernels import norm_triton
+        from genrank.kernels import norm_triton
 
         gate = norm_triton.NORM_GATE if order == "norm_gate" else norm_triton.GATE_NORM
         weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import VARYING, Tuned
+from genrank.kernels.launch import VARYING, Tuned
 
 PLAIN, NORM_GATE, GATE_NORM = 0, 1, 2
 STRIPS = 528

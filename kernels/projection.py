@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.dispatch import backend_for
-from kernels.norm import check, reference_norm
+from genrank.kernels.dispatch import backend_for
+from genrank.kernels.norm import check, reference_norm
 
 
 def norm_linear_silu(
@@ -46,7 +46,7 @@ def norm_linear_silu(
         raise ValueError(f"activated must be in 0..{weight.shape[1]}, got {activated}")
     norm_weight, norm_bias = norm_weight.view(-1, x.shape[1]), norm_bias.view(-1, x.shape[1])
     if backend_for(x) == "triton":
-        from kernels import projection_triton
+        from genrank.kernels import projection_triton
 
         leaves = [t for t in (x, norm_weight, norm_bias, weight, bias) if t is not None]
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_tiles import silu, silu_and_slope
-from kernels.jagged_triton import precision
-from kernels.launch import INTERPRET, VARYING, Tuned
-from kernels.norm_triton import PLAIN, norm_gate_backward_op, norm_gate_op, unit_stride
+from genrank.kernels.attention_tiles import silu, silu_and_slope
+from genrank.kernels.jagged_triton import precision
+from genrank.kernels.launch import INTERPRET, VARYING, Tuned
+from genrank.kernels.norm_triton import PLAIN, norm_gate_backward_op, norm_gate_op, unit_stride
 
 
 @triton.jit(do_not_specialize=VARYING)

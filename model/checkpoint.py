@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.parallel import shard_like, whole
-from model.ranks import Ranks
-from schemas.errors import UserError
-from schemas.files import move, sync
-from schemas.schema import Schema
-from tokenization.checkpoint import save_tables
-from tokenization.embedding import Embeddings
+from genrank.model.parallel import shard_like, whole
+from genrank.model.ranks import Ranks
+from genrank.schemas.errors import UserError
+from genrank.schemas.files import move, sync
+from genrank.schemas.schema import Schema
+from genrank.tokenization.checkpoint import save_tables
+from genrank.tokenization.embedding import Embeddings
 
 FORMAT = 1
 _OF_FEATURE = ".weights.of_"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from schemas.errors import UserError
-from schemas.schema import Schema
+from genrank.schemas.errors import UserError
+from genrank.schemas.schema import Schema
 
 
 @dataclass(frozen=True)

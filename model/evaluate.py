@@ -13,24 +13,24 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from model.baselines.counts import Counts, count_days
-from model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
-from model.config import EvaluateConfig, samples_folder
-from model.label_check import require_two_classes
-from model.metrics import Predictions
-from model.predict import candidate_users, predict
-from model.ranker import build_model, model_config
-from model.ranks import join_ranks
-from model.retriever import NEXT_ITEM, Retriever, evaluate_retriever
-from model.run_folder import read_json, write_json
-from schemas.errors import UserError
-from schemas.manifest import sample_files
-from schemas.schema import Schema
-from tokenization.batch import Batch
-from tokenization.checkpoint import load_tables
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
+from genrank.model.baselines.counts import Counts, count_days
+from genrank.model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
+from genrank.model.config import EvaluateConfig, samples_folder
+from genrank.model.label_check import require_two_classes
+from genrank.model.metrics import Predictions
+from genrank.model.predict import candidate_users, predict
+from genrank.model.ranker import build_model, model_config
+from genrank.model.ranks import join_ranks
+from genrank.model.retriever import NEXT_ITEM, Retriever, evaluate_retriever
+from genrank.model.run_folder import read_json, write_json
+from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.checkpoint import load_tables
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
 
 
 class LoadedModel(NamedTuple):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from model.config import TrainConfig
-from model.ranks import Ranks
-from schemas.manifest import sample_files
-from schemas.schema import Schema
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.reader import SampleReader
+from genrank.model.config import TrainConfig
+from genrank.model.ranks import Ranks
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.reader import SampleReader
 
 
 def make_reader(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from model.sample_files import read_footer
-from schemas.errors import UserError
-from schemas.manifest import sample_files
-from schemas.schema import Schema
+from genrank.model.sample_files import read_footer
+from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
 
 
 class Span(NamedTuple):

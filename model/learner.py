@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.config import TrainConfig
-from model.losses import Weighted, loss_sums, total_loss, weight_sums
-from model.optimizer import adamw
-from model.parallel import spread, unsynchronised
-from model.ranks import Ranks
-from model.resume import Position
-from model.retriever import NEXT_ITEM, Retriever, Task
-from model.run_folder import RunFolder
-from schemas.errors import UserError
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
+from genrank.model.config import TrainConfig
+from genrank.model.losses import Weighted, loss_sums, total_loss, weight_sums
+from genrank.model.optimizer import adamw
+from genrank.model.parallel import spread, unsynchronised
+from genrank.model.ranks import Ranks
+from genrank.model.resume import Position
+from genrank.model.retriever import NEXT_ITEM, Retriever, Task
+from genrank.model.run_folder import RunFolder
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
 
 SPIKE_WARMUP = 30
 """Steps before the running mean of the loss is trusted."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from schemas.label import Label
+    from genrank.schemas.label import Label
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def in_order(labels: Sequence[Label]) -> list[Label]:
 
 
 def _wrong(message: str) -> Exception:
-    from schemas.errors import UserError  # Not above: `schemas` needs pydantic and pyarrow, a loss doesn't.
+    from genrank.schemas.errors import UserError  # Not above: `schemas` needs pydantic and pyarrow, a loss doesn't.
 
     return UserError(message)
 

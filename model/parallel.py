@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.ranks import Ranks
+from genrank.model.ranks import Ranks
 
 DenseParallel = Literal["ddp", "fsdp"]
 

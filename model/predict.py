@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from model.feed import in_step
-from model.losses import predictions
-from model.ranks import Ranks
-from schemas.schema import Schema
-from tokenization.batch import Batch
-from tokenization.reader import SampleReader
+from genrank.model.feed import in_step
+from genrank.model.losses import predictions
+from genrank.model.ranks import Ranks
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.reader import SampleReader
 
 
 def predict(

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config import EvaluateConfig, TrainConfig
-from model.evaluate import evaluate
-from model.ranks import join_ranks
-from model.run_folder import read_json, write_json
-from model.trainer import train
-from schemas.errors import UserError
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.evaluate import evaluate
+from genrank.model.ranks import join_ranks
+from genrank.model.run_folder import read_json, write_json
+from genrank.model.trainer import train
+from genrank.schemas.errors import UserError
 
 
 def progressive(config: TrainConfig, *, bootstrap: int = 0) -> list[dict[str, object]]:
@@ -66,7 +66,7 @@ def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from schemas.terminal import print_whole
+    from genrank.schemas.terminal import print_whole
 
     columns = [
         (task, name)

@@ -11,19 +11,19 @@ from typing import TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from kernels.attention import local_positions
-from model.baselines.dcn import Dcn, DcnConfig
-from model.baselines.din import Din, DinConfig
-from model.baselines.dlrm import Dlrm, DlrmConfig
-from model.baselines.sasrec import Sasrec, SasrecConfig
-from model.encoders import PRESETS, EncoderConfig, Hstu, build_encoder, visibility_rule
-from model.heads import HeadConfig, Heads
-from model.retriever import PRESETS as RETRIEVERS
-from model.retriever import Retriever, RetrieverConfig
-from schemas.errors import UserError
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.tokens import Tokenizer, Tokens
+from genrank.kernels.attention import local_positions
+from genrank.model.baselines.dcn import Dcn, DcnConfig
+from genrank.model.baselines.din import Din, DinConfig
+from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
+from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
+from genrank.model.encoders import PRESETS, EncoderConfig, Hstu, build_encoder, visibility_rule
+from genrank.model.heads import HeadConfig, Heads
+from genrank.model.retriever import PRESETS as RETRIEVERS
+from genrank.model.retriever import Retriever, RetrieverConfig
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.tokens import Tokenizer, Tokens
 
 ModelConfig = EncoderConfig | DlrmConfig | DinConfig | DcnConfig | SasrecConfig
 

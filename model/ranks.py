@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from schemas.errors import UserError
+from genrank.schemas.errors import UserError
 
 T = TypeVar("T")
 

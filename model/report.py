@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
-from model.config import samples_folder
-from model.run_folder import read_json, read_log, read_schema
-from schemas import Schema, UserError
-from schemas.files import write_atomically
+from genrank.model.config import samples_folder
+from genrank.model.run_folder import read_json, read_log, read_schema
+from genrank.schemas import Schema, UserError
+from genrank.schemas.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +135,7 @@ def print_metrics(name: str, metrics: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from schemas.terminal import print_whole
+    from genrank.schemas.terminal import print_whole
 
     tasks = metrics["tasks"]
     assert isinstance(tasks, dict)
@@ -369,7 +369,7 @@ def _svg(figure: Figure) -> object:
 
 
 def _plan(run: Run) -> dict[str, object]:
-    from tokenization.plan import make_plan
+    from genrank.tokenization.plan import make_plan
 
     explained = make_plan(run.schema).explain()
     return {
@@ -380,7 +380,7 @@ def _plan(run: Run) -> dict[str, object]:
 
 
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:
-    from tokenization.show import interesting_sample, show
+    from genrank.tokenization.show import interesting_sample, show
 
     folder = samples_folder(samples)
     sample_id = interesting_sample(folder, run.schema, _dates(run.metrics)[0])

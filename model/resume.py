@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.checkpoint import (
+from genrank.model.checkpoint import (
     load_dense,
     load_optimizer_state,
     load_weights,
@@ -20,14 +20,14 @@ from model.checkpoint import (
     save_checkpoint,
     steps_of,
 )
-from model.config import TrainConfig
-from model.parallel import whole_state
-from model.ranks import Ranks
-from model.run_folder import RunFolder
-from schemas.errors import UserError
-from tokenization.checkpoint import load_tables
-from tokenization.embedding import Embeddings
-from tokenization.reader import SampleReader
+from genrank.model.config import TrainConfig
+from genrank.model.parallel import whole_state
+from genrank.model.ranks import Ranks
+from genrank.model.run_folder import RunFolder
+from genrank.schemas.errors import UserError
+from genrank.tokenization.checkpoint import load_tables
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.reader import SampleReader
 
 
 @dataclass

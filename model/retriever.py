@@ -19,23 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.encoders import Hstu, HstuConfig, hstu, visibility_rule
-from model.losses import sampled_softmax
-from model.metrics import Estimate, RetrievalMetrics, target_ranks
-from model.sample_files import read_columns
-from schemas.errors import UserError
-from schemas.feature import Categorical
-from schemas.manifest import sample_files
-from schemas.schema import CANDIDATES, Schema
-from schemas.tables import table_name
-from schemas.vocabulary import MISSING_ID
-from tokenization import visibility
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.features import Vocabularies, mix
-from tokenization.plan import tokens_per_row
-from tokenization.reader import SampleReader
-from tokenization.tokens import Tokenizer
+from genrank.model.encoders import Hstu, HstuConfig, hstu, visibility_rule
+from genrank.model.losses import sampled_softmax
+from genrank.model.metrics import Estimate, RetrievalMetrics, target_ranks
+from genrank.model.sample_files import read_columns
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import Categorical
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import CANDIDATES, Schema
+from genrank.schemas.tables import table_name
+from genrank.schemas.vocabulary import MISSING_ID
+from genrank.tokenization import visibility
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.features import Vocabularies, mix
+from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.tokens import Tokenizer
 
 FREQUENCY_SLOTS = 1 << 20
 """Of the hashed array that counts items for log Q (Yi et al., RecSys 2019, algorithm 2)."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from model.config import FREE_TO_CHANGE, TrainConfig
-from schemas.diff import diff, in_one_line
-from schemas.errors import UserError
-from schemas.files import write_atomically
-from schemas.schema import Schema
-from schemas.text import from_json
+from genrank.model.config import FREE_TO_CHANGE, TrainConfig
+from genrank.schemas.diff import diff, in_one_line
+from genrank.schemas.errors import UserError
+from genrank.schemas.files import write_atomically
+from genrank.schemas.schema import Schema
+from genrank.schemas.text import from_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.files import reading
+from genrank.schemas.files import reading
 
 
 def read_columns(file: Path, columns: list[str]) -> pa.Table:

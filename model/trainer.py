@@ -19,27 +19,27 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.checkpoint import find_checkpoint, read_manifest
-from model.config import TrainConfig, samples_folder
-from model.encoders.block import parameter_count
-from model.feed import Feed, make_reader
-from model.label_check import require_two_classes
-from model.learner import Learner
-from model.metrics import Estimate, Predictions
-from model.parallel import gathered
-from model.peak import matmul_rate
-from model.predict import candidate_users, predict
-from model.progress import Progress
-from model.ranker import Ranker, build_model, model_config
-from model.ranks import Ranks, join_ranks
-from model.resume import Checkpoints
-from model.retriever import NEXT_ITEM, Retriever, RetrieverConfig, catalogue, evaluate_retriever
-from model.run_folder import RunFolder, read_json, write_json
-from schemas.errors import UserError
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.quantiles import fit_boundaries
+from genrank.model.checkpoint import find_checkpoint, read_manifest
+from genrank.model.config import TrainConfig, samples_folder
+from genrank.model.encoders.block import parameter_count
+from genrank.model.feed import Feed, make_reader
+from genrank.model.label_check import require_two_classes
+from genrank.model.learner import Learner
+from genrank.model.metrics import Estimate, Predictions
+from genrank.model.parallel import gathered
+from genrank.model.peak import matmul_rate
+from genrank.model.predict import candidate_users, predict
+from genrank.model.progress import Progress
+from genrank.model.ranker import Ranker, build_model, model_config
+from genrank.model.ranks import Ranks, join_ranks
+from genrank.model.resume import Checkpoints
+from genrank.model.retriever import NEXT_ITEM, Retriever, RetrieverConfig, catalogue, evaluate_retriever
+from genrank.model.run_folder import RunFolder, read_json, write_json
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.quantiles import fit_boundaries
 
 Metrics = dict[str, dict[str, Estimate]]
 """Task -> metric -> its value and interval."""

@@ -28,16 +28,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from pipelines import cross_features, sequences
-from pipelines.columns import needed
-from pipelines.cross_features import KeySet, key_sets
-from pipelines.days import day_number, dt_of, start_of, whole_days
-from pipelines.engine import Engine, Piece
-from pipelines.events import partial_schema
-from pipelines.partials import PartialRef, install, load
-from pipelines.sources import digest
-from schemas import Changes, EventLog, Schema, Sequence
-from schemas.files import sync, write_atomically
+from genrank.pipelines import cross_features, sequences
+from genrank.pipelines.columns import needed
+from genrank.pipelines.cross_features import KeySet, key_sets
+from genrank.pipelines.days import day_number, dt_of, start_of, whole_days
+from genrank.pipelines.engine import Engine, Piece
+from genrank.pipelines.events import partial_schema
+from genrank.pipelines.partials import PartialRef, install, load
+from genrank.pipelines.sources import digest
+from genrank.schemas import Changes, EventLog, Schema, Sequence
+from genrank.schemas.files import sync, write_atomically
 
 BLOCK = "block.json"
 LARGEST = 16

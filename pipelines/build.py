@@ -25,21 +25,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import events, samples
-from pipelines.blocks import Reader, Shelf
-from pipelines.days import day_number, dt_of, moment, moment_text, start_of
-from pipelines.engine import Engine, open_engine
-from pipelines.events import Normaliser, ReadUnit
-from pipelines.partials import Partial, PartialRef, PartialStore
-from pipelines.planner import LANDED, Plan, landed_days
-from pipelines.publish import locked, publish
-from pipelines.quality import gate
-from pipelines.samples import Assembler
-from pipelines.sources import Partition, uri_of
-from pipelines.stats import join_rows, path_of
-from schemas import EventLog, Schema, Snapshot, UserError
-from schemas.files import move, write_atomically
-from schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
+from genrank.pipelines import events, samples
+from genrank.pipelines.blocks import Reader, Shelf
+from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of
+from genrank.pipelines.engine import Engine, open_engine
+from genrank.pipelines.events import Normaliser, ReadUnit
+from genrank.pipelines.partials import Partial, PartialRef, PartialStore
+from genrank.pipelines.planner import LANDED, Plan, landed_days
+from genrank.pipelines.publish import locked, publish
+from genrank.pipelines.quality import gate
+from genrank.pipelines.samples import Assembler
+from genrank.pipelines.sources import Partition, uri_of
+from genrank.pipelines.stats import join_rows, path_of
+from genrank.schemas import EventLog, Schema, Snapshot, UserError
+from genrank.schemas.files import move, write_atomically
+from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
 READ_ROWS = 500_000
 """Rows a reading task takes at most (a row group is never split)."""

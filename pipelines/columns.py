@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.merge_scan import UNITS
-from schemas import (
+from genrank.pipelines.merge_scan import UNITS
+from genrank.schemas import (
     Categorical,
     Changes,
     CrossFeature,
@@ -32,10 +32,10 @@ from schemas import (
     UserError,
     expression,
 )
-from schemas.base import ARROW_TYPES
-from schemas.contract import STORED_TYPES, Stored, stored_as
-from schemas.feature import Feature
-from schemas.vocabulary import MISSING_ID, hash_strings
+from genrank.schemas.base import ARROW_TYPES
+from genrank.schemas.contract import STORED_TYPES, Stored, stored_as
+from genrank.schemas.feature import Feature
+from genrank.schemas.vocabulary import MISSING_ID, hash_strings
 
 Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
 

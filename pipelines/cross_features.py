@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
-from pipelines.days import whole_days
-from pipelines.merge_scan import Int, Keys, Queries, Scan, mix
-from schemas import CrossFeature, EventLog, Schema
-from schemas.base import DAY_MS, parse_duration
-from schemas.contract import stored_as
-from schemas.vocabulary import MISSING_ID
+from genrank.pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.days import whole_days
+from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
+from genrank.schemas import CrossFeature, EventLog, Schema
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.contract import stored_as
+from genrank.schemas.vocabulary import MISSING_ID
 
 
 @dataclass(frozen=True)

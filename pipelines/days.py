@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from schemas import UserError
-from schemas.base import DAY_MS
+from genrank.schemas import UserError
+from genrank.schemas.base import DAY_MS
 
 _EPOCH = date(1970, 1, 1)
 

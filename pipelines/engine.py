@@ -13,8 +13,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipelines.merge_scan import Int
-from schemas import EventLog, Snapshot, UserError
+from genrank.pipelines.merge_scan import Int
+from genrank.schemas import EventLog, Snapshot, UserError
 
 Unit = TypeVar("Unit")
 Frame = TypeVar("Frame")
@@ -89,7 +89,7 @@ def default_engine() -> tuple[str, str]:
 
     if find_spec("pyspark") is None:
         return "local", "pyspark is not installed"
-    from pipelines.spark_engine import check_java
+    from genrank.pipelines.spark_engine import check_java
 
     try:
         check_java()
@@ -105,11 +105,11 @@ def open_engine(name: str, folder: Path) -> Engine[object]:
         UserError: no such engine, or Spark without Java.
     """
     if name == "local":
-        from pipelines.local_engine import LocalEngine
+        from genrank.pipelines.local_engine import LocalEngine
 
         return LocalEngine(folder=folder)
     if name == "spark":
-        from pipelines.spark_engine import SparkEngine
+        from genrank.pipelines.spark_engine import SparkEngine
 
         return SparkEngine()
     raise UserError(f"--engine {name!r} is unknown; choose spark or local")

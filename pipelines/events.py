@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.columns import ROLE_TYPES, Column, compute, declared_schema, joined_columns, needed, store
-from pipelines.engine import Piece, scatter
-from pipelines.merge_scan import Axis, Bool, Int, mix, order_by, slot_of
-from pipelines.partials import PartialRef, load
-from pipelines.sources import home_days, read_rows, to_ms
-from schemas import EventLog, Schema, Snapshot, files
-from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
+from genrank.pipelines.columns import ROLE_TYPES, Column, compute, declared_schema, joined_columns, needed, store
+from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.merge_scan import Axis, Bool, Int, mix, order_by, slot_of
+from genrank.pipelines.partials import PartialRef, load
+from genrank.pipelines.sources import home_days, read_rows, to_ms
+from genrank.schemas import EventLog, Schema, Snapshot, files
+from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 
 QUARANTINE = "quarantine:"
 WRITTEN = "written"

@@ -6,9 +6,9 @@ import posixpath
 
 from pyarrow import fs
 
-from pipelines.sources import uri_of
-from schemas.errors import UserError
-from schemas.schema import Schema
+from genrank.pipelines.sources import uri_of
+from genrank.schemas.errors import UserError
+from genrank.schemas.schema import Schema
 
 
 def missing_inputs(schema: Schema, data: str, dt: str, marker: str | None = None) -> list[str]:

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.columns import Column, column_type, unit_scale
-from pipelines.cross_features import numpy
-from pipelines.merge_scan import Int, following, last_before, mix
-from schemas import Label, Schema
-from schemas.base import parse_duration
-from schemas.vocabulary import MISSING_ID
+from genrank.pipelines.columns import Column, column_type, unit_scale
+from genrank.pipelines.cross_features import numpy
+from genrank.pipelines.merge_scan import Int, following, last_before, mix
+from genrank.schemas import Label, Schema
+from genrank.schemas.base import parse_duration
+from genrank.schemas.vocabulary import MISSING_ID
 
 Float = NDArray[np.float32]
 Load = Callable[[str, list[str]], pa.Table]

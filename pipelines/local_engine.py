@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.engine import Piece, Step, gather
-from schemas import EventLog, Snapshot, UserError
+from genrank.pipelines.engine import Piece, Step, gather
+from genrank.schemas import EventLog, Snapshot, UserError
 
 Unit = TypeVar("Unit")
 

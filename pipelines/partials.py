@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.days import dt_of
-from schemas.files import move, reading, write_atomically
-from schemas.manifest import Input
+from genrank.pipelines.days import dt_of
+from genrank.schemas.files import move, reading, write_atomically
+from genrank.schemas.manifest import Input
 
 PARTIAL = "partial.json"
 

@@ -14,16 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import cross_features, sequences
-from pipelines.blocks import leftovers
-from pipelines.columns import joined_columns, needed
-from pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
-from pipelines.publish import locked
-from pipelines.sources import Partition, census, days_present, digest, read_partition
-from schemas import EventLog, Schema, Snapshot, UserError
-from schemas.base import DAY_MS, parse_duration
-from schemas.files import write_atomically
-from schemas.manifest import MANIFEST, SampleManifest, sample_days
+from genrank.pipelines import cross_features, sequences
+from genrank.pipelines.blocks import leftovers
+from genrank.pipelines.columns import joined_columns, needed
+from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
+from genrank.pipelines.publish import locked
+from genrank.pipelines.sources import Partition, census, days_present, digest, read_partition
+from genrank.schemas import EventLog, Schema, Snapshot, UserError
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.files import write_atomically
+from genrank.schemas.manifest import MANIFEST, SampleManifest, sample_days
 
 BUCKET_ROWS = 200_000
 """Exposures of a day that a bucket is sized for."""
@@ -384,7 +384,7 @@ def print_status(days: Sequence[DayStatus]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from schemas.terminal import print_whole
+    from genrank.schemas.terminal import print_whole
 
     colours = {"up to date": "green", "stale": "yellow", "missing": "red", "no inputs": "magenta"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from schemas import UserError
-from schemas.files import move, write_atomically
-from schemas.manifest import MANIFEST, SampleManifest
+from genrank.schemas import UserError
+from genrank.schemas.files import move, write_atomically
+from genrank.schemas.manifest import MANIFEST, SampleManifest
 
 
 @contextmanager

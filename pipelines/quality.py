@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.merge_scan import Int
-from schemas import Schema, UserError
-from schemas.contract import arrow_schema
-from schemas.schema import CANDIDATES
+from genrank.pipelines.merge_scan import Int
+from genrank.schemas import Schema, UserError
+from genrank.schemas.contract import arrow_schema
+from genrank.schemas.schema import CANDIDATES
 
 INVARIANTS = {
     "contract": "the file has the contract's Arrow schema, without nulls",

@@ -20,22 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import cross_features, sequences
-from pipelines.blocks import Reader, Reading, Use
-from pipelines.columns import Column, feature_column, on_snapshot, user_sources
-from pipelines.cross_features import KeySet, key_sets, numpy
-from pipelines.days import dt_of, start_of, whole_days
-from pipelines.engine import Piece, scatter
-from pipelines.labels import Labels, label_exposures
-from pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
-from pipelines.partials import PartialRef, load
-from pipelines.quality import violations
-from pipelines.sequences import Timeline
-from pipelines.stats import join_rows, summarise
-from schemas import Schema, files
-from schemas.base import parse_duration
-from schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
-from schemas.schema import CANDIDATES, USER
+from genrank.pipelines import cross_features, sequences
+from genrank.pipelines.blocks import Reader, Reading, Use
+from genrank.pipelines.columns import Column, feature_column, on_snapshot, user_sources
+from genrank.pipelines.cross_features import KeySet, key_sets, numpy
+from genrank.pipelines.days import dt_of, start_of, whole_days
+from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.labels import Labels, label_exposures
+from genrank.pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
+from genrank.pipelines.partials import PartialRef, load
+from genrank.pipelines.quality import violations
+from genrank.pipelines.sequences import Timeline
+from genrank.pipelines.stats import join_rows, summarise
+from genrank.schemas import Schema, files
+from genrank.schemas.base import parse_duration
+from genrank.schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
+from genrank.schemas.schema import CANDIDATES, USER
 
 WRITTEN = "samples"
 COUNTED = "keys"

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
-from pipelines.cross_features import available, numpy
-from pipelines.days import start_of, whole_days
-from pipelines.merge_scan import Axis, Int, Keys, mix, order_by
-from schemas import Changes, EventLog, Events, Schema, Sequence, Snapshot
-from schemas.base import DAY_MS, parse_duration
-from schemas.contract import STORED_TYPES, Stored
-from schemas.vocabulary import MISSING_ID
+from genrank.pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
+from genrank.pipelines.cross_features import available, numpy
+from genrank.pipelines.days import start_of, whole_days
+from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by
+from genrank.schemas import Changes, EventLog, Events, Schema, Sequence, Snapshot
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.contract import STORED_TYPES, Stored
+from genrank.schemas.vocabulary import MISSING_ID
 
 _LEAF = "leaf:"
 """Before a stored feature's name in a table of a sequence's rows, where it could be `id` or `ts`."""

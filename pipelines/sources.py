@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.days import day_number, dt_of, start_of
-from schemas import EventLog, Snapshot, UserError, files
-from schemas.base import DAY_MS, parse_duration
-from schemas.files import reading
-from schemas.manifest import Input, InputFile
+from genrank.pipelines.days import day_number, dt_of, start_of
+from genrank.schemas import EventLog, Snapshot, UserError, files
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.files import reading
+from genrank.schemas.manifest import Input, InputFile
 
 
 @dataclass(frozen=True)

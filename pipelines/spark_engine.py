@@ -39,10 +39,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.engine import Piece, Step, gather
-from pipelines.sources import digest
-from schemas import EventLog, Snapshot, UserError
-from schemas.files import write_atomically
+from genrank.pipelines.engine import Piece, Step, gather
+from genrank.pipelines.sources import digest
+from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas.files import write_atomically
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

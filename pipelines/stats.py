@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.cross_features import key_sets
-from schemas import CrossFeature, Schema, UserError
-from schemas.contract import leaves
-from schemas.files import reading, write_atomically
-from schemas.manifest import sample_days
-from schemas.schema import USER
-from schemas.vocabulary import MISSING_ID
+from genrank.pipelines.cross_features import key_sets
+from genrank.schemas import CrossFeature, Schema, UserError
+from genrank.schemas.contract import leaves
+from genrank.schemas.files import reading, write_atomically
+from genrank.schemas.manifest import sample_days
+from genrank.schemas.schema import USER
+from genrank.schemas.vocabulary import MISSING_ID
 
 if TYPE_CHECKING:
     from rich.console import Console

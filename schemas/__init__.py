@@ -1,7 +1,7 @@
 """The declarative feature schema: one declaration that the whole house reads. Pure Python, pydantic and pyarrow."""
 
-from schemas.errors import SchemaError, UserError
-from schemas.feature import (
+from genrank.schemas.errors import SchemaError, UserError
+from genrank.schemas.feature import (
     AutoDis,
     Categorical,
     Crossed,
@@ -17,14 +17,14 @@ from schemas.feature import (
     TimeGap,
     TimePart,
 )
-from schemas.group import Candidates, Changes, Events, Sequence, UserGroup
-from schemas.label import Label, Training
-from schemas.load import load_schema
-from schemas.schema import Schema
-from schemas.source import EventLog, Snapshot
-from schemas.table import Normal, SparseOptimizer, Table, Uniform, Zeros
-from schemas.text import from_json, from_yaml, to_json, to_yaml
-from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
+from genrank.schemas.group import Candidates, Changes, Events, Sequence, UserGroup
+from genrank.schemas.label import Label, Training
+from genrank.schemas.load import load_schema
+from genrank.schemas.schema import Schema
+from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.table import Normal, SparseOptimizer, Table, Uniform, Zeros
+from genrank.schemas.text import from_json, from_yaml, to_json, to_yaml
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
 
 __all__ = [
     "AutoDis",

@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas import columns
-from schemas.base import ARROW_TYPES, DAY_MS, parse_duration
-from schemas.errors import UserError
-from schemas.expression import nearest
-from schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued, Numeric
-from schemas.files import days_present, files_of, readable_as
-from schemas.schema import Schema
-from schemas.source import EventLog, Snapshot
-from schemas.tables import transform_of
-from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity, Vocabulary
+from genrank.schemas import columns
+from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
+from genrank.schemas.errors import UserError
+from genrank.schemas.expression import nearest
+from genrank.schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued, Numeric
+from genrank.schemas.files import days_present, files_of, readable_as
+from genrank.schemas.schema import Schema
+from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.tables import transform_of
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity, Vocabulary
 
 Level = Literal["error", "warning"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from schemas.errors import UserError
+from genrank.schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 app = typer.Typer(name="schema", no_args_is_help=True, help="Check, explain, compare and document a feature schema.")
 
@@ -39,9 +39,9 @@ def check(
 
     Ends with status 1 if something was found that would stop a build or ruin a feature.
     """
-    from schemas.check import check as check_sources
-    from schemas.lint import lint
-    from schemas.load import load_schema
+    from genrank.schemas.check import check as check_sources
+    from genrank.schemas.lint import lint
+    from genrank.schemas.load import load_schema
 
     declared = load_schema(schema)
     advice = lint(declared)
@@ -82,8 +82,8 @@ def diff(
     ] = "rebuild",
 ) -> None:
     """Say of each change what it costs: nothing, a retraining from the checkpoint, or a rebuild of samples."""
-    from schemas.diff import COSTS
-    from schemas.diff import diff as compare
+    from genrank.schemas.diff import COSTS
+    from genrank.schemas.diff import diff as compare
 
     changes = compare(_load(old), _load(new))
     if not changes:
@@ -110,8 +110,8 @@ def docs(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("features.html"),
 ) -> None:
     """Write the feature catalogue: one HTML page with lineage from source column to token."""
-    from schemas.docs import feature_page
-    from schemas.load import load_schema
+    from genrank.schemas.docs import feature_page
+    from genrank.schemas.load import load_schema
 
     _write(out, feature_page(load_schema(schema)))
 
@@ -122,8 +122,8 @@ def convert(
     out: Annotated[Path, typer.Option(help="A .yaml or .json file.", show_default=False)],
 ) -> None:
     """Write the schema as YAML (without defaults, as one would by hand) or JSON (in full)."""
-    from schemas.load import load_schema
-    from schemas.text import to_json, to_yaml
+    from genrank.schemas.load import load_schema
+    from genrank.schemas.text import to_json, to_yaml
 
     if out.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"--out {out}: end it in .yaml or .json")
@@ -135,7 +135,7 @@ def json_schema(
     out: Annotated[Path | None, typer.Option(help="The file to write; standard output without it.")] = None,
 ) -> None:
     """Print the JSON Schema by which editors check and complete .yaml and .json schemas."""
-    from schemas.text import json_schema as described
+    from genrank.schemas.text import json_schema as described
 
     text = json.dumps(described(), indent=2)
     if out is None:
@@ -145,8 +145,8 @@ def json_schema(
 
 
 def _load(spec: str) -> Schema:
-    from schemas.load import load_schema
-    from schemas.manifest import built_schema
+    from genrank.schemas.load import load_schema
+    from genrank.schemas.manifest import built_schema
 
     path = Path(spec)
     return built_schema(path) if path.suffix == ".parquet" and path.is_file() else load_schema(spec)

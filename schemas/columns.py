@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from schemas import expression
-from schemas.base import ColumnType
-from schemas.feature import Categorical, Crossed, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
-from schemas.group import CANDIDATES, USER, Changes, Events
-from schemas.source import EventLog, Snapshot
+from genrank.schemas import expression
+from genrank.schemas.base import ColumnType
+from genrank.schemas.feature import Categorical, Crossed, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
+from genrank.schemas.group import CANDIDATES, USER, Changes, Events
+from genrank.schemas.source import EventLog, Snapshot
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 Types = Mapping[str, ColumnType]
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
-from schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
-from schemas.group import CANDIDATES, USER
+from genrank.schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
+from genrank.schemas.group import CANDIDATES, USER
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 SCHEMA_KEY = b"genrank.schema"
 FINGERPRINT_KEY = b"genrank.fingerprint"

@@ -19,14 +19,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from schemas.errors import UserError
-from schemas.feature import Feature, FixedBuckets
-from schemas.group import CANDIDATES, USER
-from schemas.meaning import Meaning, model_meaning, samples_meaning
-from schemas.schema import Schema
-from schemas.source import EventLog, Snapshot
-from schemas.tables import LogicalTable, logical_tables
-from schemas.vocabulary import Dynamic, Enumerated, Identity
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import Feature, FixedBuckets
+from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.meaning import Meaning, model_meaning, samples_meaning
+from genrank.schemas.schema import Schema
+from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.tables import LogicalTable, logical_tables
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Identity
 
 Cost = Literal["nothing", "retrain", "rebuild"]
 COSTS: tuple[Cost, ...] = ("rebuild", "retrain", "nothing")

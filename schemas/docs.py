@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schemas import columns
-from schemas.contract import stored_as
-from schemas.feature import (
+from genrank.schemas import columns
+from genrank.schemas.contract import stored_as
+from genrank.schemas.feature import (
     AutoDis,
     Crossed,
     CrossFeature,
@@ -23,13 +23,13 @@ from schemas.feature import (
     TimePart,
     Transform,
 )
-from schemas.group import CANDIDATES, USER, Sequence
-from schemas.label import Label
-from schemas.lint import lint
-from schemas.schema import Schema
-from schemas.size import sizes
-from schemas.tables import TYPE, event_names, table_name, transform_of
-from schemas.vocabulary import Dynamic, Enumerated, Vocabulary
+from genrank.schemas.group import CANDIDATES, USER, Sequence
+from genrank.schemas.label import Label
+from genrank.schemas.lint import lint
+from genrank.schemas.schema import Schema
+from genrank.schemas.size import sizes
+from genrank.schemas.tables import TYPE, event_names, table_name, transform_of
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Vocabulary
 
 STORED_TEXT = {"id": "int64", "ids": "list<int64>", "number": "float32", "time": "int64 ms"}
 

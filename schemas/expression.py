@@ -21,7 +21,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.parser import Parser as BaseParser
 from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]
 
-from schemas.base import ColumnType
+from genrank.schemas.base import ColumnType
 
 Kind = Literal["bool", "int", "float", "string", "list<int>", "list<float>", "list<string>", "null"]
 """The type of a value while it is computed; `null` is the literal NULL, which fits every type."""

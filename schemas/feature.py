@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import ColumnType, Declaration, Duration, Name
-from schemas.table import Table
-from schemas.vocabulary import Hashed, Vocabulary
+from genrank.schemas.base import ColumnType, Declaration, Duration, Name
+from genrank.schemas.table import Table
+from genrank.schemas.vocabulary import Hashed, Vocabulary
 
 # ---------------------------------------------------------------------- encodings of numbers
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.errors import UserError
-from schemas.source import EventLog, Snapshot
+from genrank.schemas.errors import UserError
+from genrank.schemas.source import EventLog, Snapshot
 
 
 def days_present(source: EventLog | Snapshot, root: Path) -> dict[str, Path]:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Declaration, Duration, Name
-from schemas.feature import Feature
+from genrank.schemas.base import Declaration, Duration, Name
+from genrank.schemas.feature import Feature
 
 USER = "user"
 CANDIDATES = "candidates"

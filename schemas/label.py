@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.base import Declaration, Duration, Name
+from genrank.schemas.base import Declaration, Duration, Name
 
 
 class Label(Declaration):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from schemas import columns, expression
-from schemas.base import DAY_MS, parse_duration
-from schemas.feature import AutoDis, Categorical, CrossFeature, Dense, Feature, Numeric
-from schemas.group import CANDIDATES, Changes, Events
-from schemas.schema import Schema
-from schemas.size import sizes
-from schemas.source import EventLog, Snapshot
-from schemas.tables import LogicalTable, logical_tables, transform_of
-from schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
+from genrank.schemas import columns, expression
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.feature import AutoDis, Categorical, CrossFeature, Dense, Feature, Numeric
+from genrank.schemas.group import CANDIDATES, Changes, Events
+from genrank.schemas.schema import Schema
+from genrank.schemas.size import sizes
+from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.tables import LogicalTable, logical_tables, transform_of
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
 
 LARGE_BYTES = 64 * 2**30
 """Weights and optimizer state beyond what one accelerator of today holds."""

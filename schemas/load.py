@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.errors import SchemaError, UserError
-from schemas.expression import nearest
-from schemas.readable import readable
-from schemas.schema import Schema
-from schemas.text import from_json, from_yaml
+from genrank.schemas.errors import SchemaError, UserError
+from genrank.schemas.expression import nearest
+from genrank.schemas.readable import readable
+from genrank.schemas.schema import Schema
+from genrank.schemas.text import from_json, from_yaml
 
 
 def load_schema(spec: str) -> Schema:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.contract import SCHEMA_KEY
-from schemas.diff import require_samples
-from schemas.errors import UserError
-from schemas.files import reading
-from schemas.readable import readable
-from schemas.schema import Schema
-from schemas.text import from_json
+from genrank.schemas.contract import SCHEMA_KEY
+from genrank.schemas.diff import require_samples
+from genrank.schemas.errors import UserError
+from genrank.schemas.files import reading
+from genrank.schemas.readable import readable
+from genrank.schemas.schema import Schema
+from genrank.schemas.text import from_json
 
 MANIFEST = "manifest.json"
 

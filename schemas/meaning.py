@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from schemas import columns, expression
-from schemas.columns import families, snapshots
-from schemas.contract import stored_as
-from schemas.feature import Crossed, CrossFeature, Feature, MultiValued, Sql, TimeGap, TimePart
-from schemas.group import CANDIDATES, USER, Events, Sequence
-from schemas.label import Label
-from schemas.source import EventLog, Snapshot
-from schemas.tables import event_names, logical_tables, table_name, transform_of
-from schemas.vocabulary import Dynamic
+from genrank.schemas import columns, expression
+from genrank.schemas.columns import families, snapshots
+from genrank.schemas.contract import stored_as
+from genrank.schemas.feature import Crossed, CrossFeature, Feature, MultiValued, Sql, TimeGap, TimePart
+from genrank.schemas.group import CANDIDATES, USER, Events, Sequence
+from genrank.schemas.label import Label
+from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.tables import event_names, logical_tables, table_name, transform_of
+from genrank.schemas.vocabulary import Dynamic
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 Meaning = dict[str, Any]
 """Part -> plain data (JSON) that says what it means."""

@@ -9,8 +9,8 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.base import Declaration
-from schemas.expression import nearest
+from genrank.schemas.base import Declaration
+from genrank.schemas.expression import nearest
 
 
 def readable(error: ValidationError, data: object = None) -> list[str]:
@@ -109,7 +109,7 @@ def _declarations(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def _kinds() -> dict[str, list[type[BaseModel]]]:
     # Every declaration must have been imported to be found.
-    import schemas.schema
+    import genrank.schemas.schema
 
     assert schemas.schema
     found: dict[str, list[type[BaseModel]]] = {}

@@ -7,16 +7,16 @@ from functools import cached_property
 
 from pydantic import Field, model_validator
 
-from schemas.base import Declaration, Name
-from schemas.errors import SchemaError
-from schemas.feature import Feature
-from schemas.group import CANDIDATES as CANDIDATES
-from schemas.group import USER as USER
-from schemas.group import Candidates, Sequence, UserGroup
-from schemas.label import Label, Training
-from schemas.meaning import digest, model_meaning, samples_meaning, whole_meaning
-from schemas.source import EventLog, Snapshot, Source
-from schemas.validate import mistakes
+from genrank.schemas.base import Declaration, Name
+from genrank.schemas.errors import SchemaError
+from genrank.schemas.feature import Feature
+from genrank.schemas.group import CANDIDATES as CANDIDATES
+from genrank.schemas.group import USER as USER
+from genrank.schemas.group import Candidates, Sequence, UserGroup
+from genrank.schemas.label import Label, Training
+from genrank.schemas.meaning import digest, model_meaning, samples_meaning, whole_meaning
+from genrank.schemas.source import EventLog, Snapshot, Source
+from genrank.schemas.validate import mistakes
 
 
 class Schema(Declaration):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.contract import leaves
-from schemas.feature import Feature, MultiValued
-from schemas.group import CANDIDATES, USER
-from schemas.schema import Schema
-from schemas.tables import LogicalTable, logical_tables
+from genrank.schemas.contract import leaves
+from genrank.schemas.feature import Feature, MultiValued
+from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.schema import Schema
+from genrank.schemas.tables import LogicalTable, logical_tables
 
 
 @dataclass(frozen=True)

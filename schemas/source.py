@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import ColumnType, Declaration, Duration, Name
+from genrank.schemas.base import ColumnType, Declaration, Duration, Name
 
 
 class _Source(Declaration):

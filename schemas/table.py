@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Declaration, Name
-from schemas.vocabulary import SPECIAL_ROWS, Vocabulary
+from genrank.schemas.base import Declaration, Name
+from genrank.schemas.vocabulary import SPECIAL_ROWS, Vocabulary
 
 
 class Normal(Declaration):

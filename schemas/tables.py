@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from schemas.feature import (
+from genrank.schemas.feature import (
     Categorical,
     Crossed,
     CrossFeature,
@@ -32,12 +32,12 @@ from schemas.feature import (
     TimePart,
     Transform,
 )
-from schemas.group import Events, Sequence
-from schemas.table import Initializer, Normal, SparseOptimizer
-from schemas.vocabulary import SPECIAL_ROWS, Dynamic, Enumerated, Identity, Vocabulary
+from genrank.schemas.group import Events, Sequence
+from genrank.schemas.table import Initializer, Normal, SparseOptimizer
+from genrank.schemas.vocabulary import SPECIAL_ROWS, Dynamic, Enumerated, Identity, Vocabulary
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 TIME_PART_VALUES = {"hour": 24, "weekday": 7, "hour_of_week": 168, "day_of_month": 31, "month": 12}
 """Number of values of each time part, each counted from 0 (`day_of_month` and `month` too)."""

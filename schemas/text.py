@@ -14,10 +14,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.errors import SchemaError
-from schemas.readable import readable
-from schemas.schema import Schema
-from schemas.table import Table
+from genrank.schemas.errors import SchemaError
+from genrank.schemas.readable import readable
+from genrank.schemas.schema import Schema
+from genrank.schemas.table import Table
 
 
 def to_json(schema: Schema) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.base import Declaration, Duration
+from genrank.schemas.base import Declaration, Duration
 
 MISSING_ROW = 0
 UNKNOWN_ROW = 1

@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _no_java() -> str:
-    from pipelines.spark_engine import check_java
-    from schemas import UserError
+    from genrank.pipelines.spark_engine import check_java
+    from genrank.schemas import UserError
 
     try:
         check_java()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from examples.marketplace.schema import schema as marketplace
-from examples.marketplace.world import generate
-from genrank import parse_dates
-from model.config import EvaluateConfig, TrainConfig
-from model.evaluate import evaluate
-from model.report import write_report
-from model.trainer import train
-from pipelines.build import BuildConfig, build
+from genrank.command import parse_dates
+from genrank.examples.marketplace.schema import schema as marketplace
+from genrank.examples.marketplace.world import generate
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.evaluate import evaluate
+from genrank.model.report import write_report
+from genrank.model.trainer import train
+from genrank.pipelines.build import BuildConfig, build
 
 DAYS = parse_dates("2026-01-01:2026-01-04")
 

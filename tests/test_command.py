@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import genrank
-from schemas import UserError
+from genrank import command as genrank_command
+from genrank.schemas import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "genrank.py"), *arguments],
+        [sys.executable, "-m", "genrank", *arguments],
         capture_output=True,
         text=True,
         timeout=240,
@@ -53,13 +53,13 @@ def test_help_names_every_step() -> None:
     ],
 )
 def test_dates(text: str, days: list[str]) -> None:
-    assert genrank.parse_dates(text) == days
+    assert genrank_command.parse_dates(text) == days
 
 
 @pytest.mark.parametrize("text", ["2026-01-02:2026-01-01", "yesterday", ":2026-01-01", ""])
 def test_dates_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--dates"):
-        genrank.parse_dates(text)
+        genrank_command.parse_dates(text)
 
 
 @pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])

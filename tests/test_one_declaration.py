@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from examples.marketplace.world import generate
-from model.config import TrainConfig
-from model.trainer import train
-from pipelines.build import BuildConfig, build
-from schemas import Categorical, CrossFeature, Hashed, Schema, UserError, load_schema
-from schemas.diff import diff
-from schemas.manifest import sample_files
+from genrank.examples.marketplace.world import generate
+from genrank.model.config import TrainConfig
+from genrank.model.trainer import train
+from genrank.pipelines.build import BuildConfig, build
+from genrank.schemas import Categorical, CrossFeature, Hashed, Schema, UserError, load_schema
+from genrank.schemas.diff import diff
+from genrank.schemas.manifest import sample_files
 
 ROOT = Path(__file__).parents[1]
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")

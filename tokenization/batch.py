@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tokenization import memory
-from tokenization.memory import CACHE_LINE
+from genrank.tokenization import memory
+from genrank.tokenization.memory import CACHE_LINE
 
 Ints = npt.NDArray[np.int64]
 MANY = 1 << 14

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from schemas.contract import Leaf, arrow_schema, leaves
-from schemas.errors import UserError
-from schemas.feature import MultiValued
-from schemas.schema import CANDIDATES, USER, Schema
-from schemas.tables import TYPE
-from schemas.vocabulary import hash_strings
-from tokenization.batch import Group, Ragged, ranges
+from genrank.schemas.contract import Leaf, arrow_schema, leaves
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import MultiValued
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.schemas.tables import TYPE
+from genrank.schemas.vocabulary import hash_strings
+from genrank.tokenization.batch import Group, Ragged, ranges
 
 
 @dataclass

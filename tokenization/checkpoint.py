@@ -25,14 +25,14 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from schemas.diff import carried_rows
-from schemas.errors import UserError
-from schemas.feature import FixedBuckets, QuantileBuckets
-from schemas.tables import LogicalTable, transform_of
-from schemas.vocabulary import Vocabulary
-from tokenization.dynamic import Entries
-from tokenization.embedding import Embeddings
-from tokenization.torch_tables import Shard, TorchTables
+from genrank.schemas.diff import carried_rows
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import FixedBuckets, QuantileBuckets
+from genrank.schemas.tables import LogicalTable, transform_of
+from genrank.schemas.vocabulary import Vocabulary
+from genrank.tokenization.dynamic import Entries
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.torch_tables import Shard, TorchTables
 
 FORMAT = 1
 MANIFEST = "tables.json"

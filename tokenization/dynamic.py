@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.idmap import TOMBSTONE, IdMap, unique_inverse_counts
-from schemas.base import parse_duration
-from schemas.tables import LogicalTable
-from schemas.vocabulary import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW, Dynamic
+from genrank.kernels.idmap import TOMBSTONE, IdMap, unique_inverse_counts
+from genrank.schemas.base import parse_duration
+from genrank.schemas.tables import LogicalTable
+from genrank.schemas.vocabulary import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW, Dynamic
 
 EVICTED_SHARE = 64
 """A full table evicts at least 1/64 of its rows at once: choosing victims then costs O(1) per new id."""

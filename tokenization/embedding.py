@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from schemas.errors import UserError
-from schemas.feature import AutoDis
-from schemas.tables import transform_of
-from tokenization.batch import Batch
-from tokenization.dynamic import DynamicVocabulary
-from tokenization.features import Encoded, GroupEncoder, quantile_features
-from tokenization.plan import Lookup, Plan
-from tokenization.torch_tables import Shard, StatePlace, TorchTables
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import AutoDis
+from genrank.schemas.tables import transform_of
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.dynamic import DynamicVocabulary
+from genrank.tokenization.features import Encoded, GroupEncoder, quantile_features
+from genrank.tokenization.plan import Lookup, Plan
+from genrank.tokenization.torch_tables import Shard, StatePlace, TorchTables
 
 Backend = Literal["auto", "torchrec", "torch"]
 Sharding = Literal["auto", "row_wise", "table_wise"]
@@ -334,7 +334,7 @@ def _make_tables(
         raise UserError(
             'optimizer state in host memory: backend "torchrec" keeps it beside the rows, in fbgemm\'s kernels; use backend "torch"'
         )
-    from tokenization.torchrec_tables import TorchrecTables
+    from genrank.tokenization.torchrec_tables import TorchrecTables
 
     return TorchrecTables(plan, device, lr, seed, sharding)
 

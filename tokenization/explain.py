@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.columns import offered
-from schemas.feature import Categorical, MultiValued
-from schemas.schema import CANDIDATES, USER, Schema
-from schemas.tables import transform_of
-from schemas.vocabulary import Dynamic, Hashed, Identity
-from tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
+from genrank.schemas.columns import offered
+from genrank.schemas.feature import Categorical, MultiValued
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.schemas.tables import transform_of
+from genrank.schemas.vocabulary import Dynamic, Hashed, Identity
+from genrank.tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
 
 if TYPE_CHECKING:
-    from tokenization.observed import ObservedIds
+    from genrank.tokenization.observed import ObservedIds
 
 COLUMNS = ["table", "logical tables", "rows", "dim", "bytes", "optimizer bytes", "why"]
 KEY_PARTS = ("dim", "vocabulary", "optimizer", "initialiser")

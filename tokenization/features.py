@@ -11,10 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from schemas.feature import AutoDis, Crossed, Dense, Feature, FixedBuckets, Log, QuantileBuckets, TimeGap, TimePart
-from schemas.schema import CANDIDATES, USER, Schema
-from schemas.tables import TYPE, transform_of
-from schemas.vocabulary import (
+from genrank.schemas.feature import (
+    AutoDis,
+    Crossed,
+    Dense,
+    Feature,
+    FixedBuckets,
+    Log,
+    QuantileBuckets,
+    TimeGap,
+    TimePart,
+)
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.schemas.tables import TYPE, transform_of
+from genrank.schemas.vocabulary import (
     MISSING_ID,
     MISSING_ROW,
     SPECIAL_ROWS,
@@ -26,8 +36,8 @@ from schemas.vocabulary import (
     Vocabulary,
     hash_string,
 )
-from tokenization.batch import Batch, Ragged
-from tokenization.plan import Lookup, Plan
+from genrank.tokenization.batch import Batch, Ragged
+from genrank.tokenization.plan import Lookup, Plan
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.contract import leaves
-from schemas.files import reading
-from schemas.schema import Schema
-from schemas.vocabulary import MISSING_ID
-from tokenization.reader import SampleReader
+from genrank.schemas.contract import leaves
+from genrank.schemas.files import reading
+from genrank.schemas.schema import Schema
+from genrank.schemas.vocabulary import MISSING_ID
+from genrank.tokenization.reader import SampleReader
 
 COUNTED_ROWS = 1 << 18
 """Stored rows that ids are counted in at most, in row groups spread evenly over the days."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from schemas.errors import UserError
-from schemas.feature import Feature, MultiValued, Sql
-from schemas.schema import USER, Schema
-from schemas.table import Initializer, SparseOptimizer
-from schemas.tables import TYPE, LogicalTable, logical_tables, table_name
+from genrank.schemas.errors import UserError
+from genrank.schemas.feature import Feature, MultiValued, Sql
+from genrank.schemas.schema import USER, Schema
+from genrank.schemas.table import Initializer, SparseOptimizer
+from genrank.schemas.tables import TYPE, LogicalTable, logical_tables, table_name
 
 if TYPE_CHECKING:
-    from tokenization.observed import ObservedIds
+    from genrank.tokenization.observed import ObservedIds
 
 MAX_ROWS = 2**31 - 1
 """Rows of one merged table at most: fbgemm's and Triton's row arithmetic stays in range."""
@@ -136,7 +136,7 @@ class Plan:
         observed: Mapping[str, ObservedIds] | None = None,
     ) -> dict[str, object]:
         """The plan as plain data for people: see `tokenization.explain.explain`, whose `render` shows it in a terminal."""
-        from tokenization.explain import explain
+        from genrank.tokenization.explain import explain
 
         return explain(self, world_size=world_size, d_model=d_model, blocks=blocks, observed=observed)
 

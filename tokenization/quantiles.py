@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.schema import Schema
-from tokenization.features import GroupEncoder, quantile_features
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
+from genrank.schemas.schema import Schema
+from genrank.tokenization.features import GroupEncoder, quantile_features
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
 
 FITTED_ROWS = 1 << 18
 """Stored rows that boundaries are fitted on at most, in row groups spread evenly over the days."""

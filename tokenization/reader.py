@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from schemas.errors import UserError
-from schemas.files import reading
-from schemas.manifest import sample_files
-from schemas.schema import Schema
-from tokenization.batch import Batch, Ints
-from tokenization.blocks import Block, SampleColumns
-from tokenization.views import cut_by_budget, view_of
+from genrank.schemas.errors import UserError
+from genrank.schemas.files import reading
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch, Ints
+from genrank.tokenization.blocks import Block, SampleColumns
+from genrank.tokenization.views import cut_by_budget, view_of
 
 T = TypeVar("T")
 DECODED_AHEAD = 2

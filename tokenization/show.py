@@ -14,21 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from schemas.base import DAY_MS
-from schemas.contract import stored_as
-from schemas.errors import UserError
-from schemas.files import reading
-from schemas.manifest import sample_days, sample_files
-from schemas.schema import CANDIDATES, USER, Schema
-from schemas.tables import TYPE, event_names, logical_tables
-from schemas.vocabulary import MISSING_ID, Enumerated, hash_string
-from tokenization.batch import Batch, Ragged
-from tokenization.blocks import SampleColumns
-from tokenization.plan import tokens_per_row
-from tokenization.tokens import arrange, group_kinds
-from tokenization.views import view_of
-from tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
-from tokenization.visibility import USER as USER_GROUP
+from genrank.schemas.base import DAY_MS
+from genrank.schemas.contract import stored_as
+from genrank.schemas.errors import UserError
+from genrank.schemas.files import reading
+from genrank.schemas.manifest import sample_days, sample_files
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.schemas.tables import TYPE, event_names, logical_tables
+from genrank.schemas.vocabulary import MISSING_ID, Enumerated, hash_string
+from genrank.tokenization.batch import Batch, Ragged
+from genrank.tokenization.blocks import SampleColumns
+from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.tokens import arrange, group_kinds
+from genrank.tokenization.views import view_of
+from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
+from genrank.tokenization.visibility import USER as USER_GROUP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

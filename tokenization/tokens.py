@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kernels.jagged import Permute, interleave
-from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group, pick
-from tokenization.embedding import Embeddings
-from tokenization.jagged_tokens import Tokens
-from tokenization.plan import tokens_per_row
-from tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
-from tokenization.visibility import HISTORY as HISTORY_GROUP
-from tokenization.visibility import REALTIME as REALTIME_GROUP
-from tokenization.visibility import USER as USER_GROUP
-from tokenization.visibility import Layout, Rule, mtgr
+from genrank.kernels.jagged import Permute, interleave
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.tokenization.batch import Batch, Group, pick
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
+from genrank.tokenization.visibility import HISTORY as HISTORY_GROUP
+from genrank.tokenization.visibility import REALTIME as REALTIME_GROUP
+from genrank.tokenization.visibility import USER as USER_GROUP
+from genrank.tokenization.visibility import Layout, Rule, mtgr
 
 TIME_BUCKETS = 64
 """Log-2 buckets of time on each side of the window's start, two per octave of seconds: up to 2^32 s."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
-from schemas.table import Normal, Uniform
-from schemas.vocabulary import SPECIAL_ROWS, hash_string
-from tokenization import memory
-from tokenization.features import mix
-from tokenization.plan import MergedTable, Plan
+from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
+from genrank.schemas.table import Normal, Uniform
+from genrank.schemas.vocabulary import SPECIAL_ROWS, hash_string
+from genrank.tokenization import memory
+from genrank.tokenization.features import mix
+from genrank.tokenization.plan import MergedTable, Plan
 
 EPS = 1e-8
 StatePlace = Literal["device", "host"]

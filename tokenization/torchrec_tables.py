@@ -30,12 +30,12 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from schemas.errors import UserError
-from tokenization.plan import MergedTable, Plan
-from tokenization.torch_tables import EPS, INIT_CHUNK, Shard, initial_rows
+from genrank.schemas.errors import UserError
+from genrank.tokenization.plan import MergedTable, Plan
+from genrank.tokenization.torch_tables import EPS, INIT_CHUNK, Shard, initial_rows
 
 if TYPE_CHECKING:
-    from tokenization.embedding import Sharding
+    from genrank.tokenization.embedding import Sharding
 
 
 class TorchrecTables:

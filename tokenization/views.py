@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from schemas.base import parse_duration
-from schemas.schema import CANDIDATES, USER, Schema
-from tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
-from tokenization.blocks import Block
-from tokenization.plan import tokens_per_row
+from genrank.schemas.base import parse_duration
+from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
+from genrank.tokenization.blocks import Block
+from genrank.tokenization.plan import tokens_per_row
 
 GATHERED_TOKENS = 1 << 20
 """Tokens of the batches that are gathered together."""

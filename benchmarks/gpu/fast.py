@@ -15,10 +15,10 @@ from benchmarks.gpu.right import implementation, largest_error
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from kernels import attention_plan, idmap
-from kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
-from kernels.norm import group_layer_norm, norm_gate
-from kernels.projection import norm_linear_silu
+from genrank.kernels import attention_plan, idmap
+from genrank.kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
+from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.projection import norm_linear_silu
 
 CHECKED = 4300
 """Samples up to this long are compared, dense, with the definition."""
@@ -145,7 +145,7 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
         problem = Problem(session, shape)
         row = {**problem.time(problem.ours()), "tuned": problem.check()}
     if not session.rehearse:
-        from kernels import attention_triton
+        from genrank.kernels import attention_triton
 
         for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
             row[name] = str(getattr(attention_triton, name).latest)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.gpu.session import Session, environment
 from benchmarks.kernels_cases import MASKS, make_batch
-from kernels import idmap, jagged
-from kernels.attention import (
+from genrank.kernels import idmap, jagged
+from genrank.kernels.attention import (
     RelativeBias,
     delta_attention,
     interval_attention,
@@ -22,8 +22,8 @@ from kernels.attention import (
     reference_attention,
     row_scale,
 )
-from kernels.norm import group_layer_norm, norm_gate
-from kernels.projection import norm_linear_silu
+from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.projection import norm_linear_silu
 
 
 def largest_error(got: list[Tensor], exact: list[Tensor], rough: list[Tensor]) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from benchmarks.gpu.fast import ceilings
 from benchmarks.gpu.right import implementation
 from benchmarks.gpu.session import Session, environment
 from benchmarks.kernels_cases import Batch, mtgr
-from kernels.launch import Launch, recording
-from model.encoders import PRESETS, EncoderConfig, MtgrConfig, build_encoder
-from model.heads import Heads
-from model.losses import loss_sums, total_loss, weight_sums
-from model.optimizer import adamw
-from tokenization.jagged_tokens import Tokens
-from tokenization.visibility import CANDIDATE, HISTORY, REALTIME, USER
+from genrank.kernels.launch import Launch, recording
+from genrank.model.encoders import PRESETS, EncoderConfig, MtgrConfig, build_encoder
+from genrank.model.heads import Heads
+from genrank.model.losses import loss_sums, total_loss, weight_sums
+from genrank.model.optimizer import adamw
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, USER
 
 TINY = MtgrConfig(dim=16, layers=1, heads=1, qk_dim=16, v_dim=16)
 STEPS = 20

@@ -19,7 +19,7 @@ from benchmarks.kernels_compile import (
     norm_launches,
     projection_launches,
 )
-from kernels.launch import Launch
+from genrank.kernels.launch import Launch
 
 
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:

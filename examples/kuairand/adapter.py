@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from schemas.errors import UserError
+from genrank.schemas.errors import UserError
 
 DAY_MS = 86_400_000
 UTC_8_MS = 8 * 3_600_000

@@ -10,7 +10,7 @@ average over the days that are ranked. Statistics are computed from the log inst
 
 from typing import Literal
 
-from schemas import (
+from genrank.schemas import (
     Candidates,
     Categorical,
     Crossed,

@@ -7,7 +7,7 @@ intent; the user x item and user x category statistics carry fatigue, repeat int
 feature: it is what a ranker decides.
 """
 
-from schemas import (
+from genrank.schemas import (
     AutoDis,
     Candidates,
     Categorical,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.marketplace.preferences import (
+from genrank.examples.marketplace.preferences import (
     DEVICES,
     HOUR_WEIGHTS,
     Array,

@@ -31,8 +31,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from examples.marketplace.defects import KINDS, UNKNOWN_ITEM, Defects, plant
-from examples.marketplace.preferences import (
+from genrank.examples.marketplace.defects import KINDS, UNKNOWN_ITEM, Defects, plant
+from genrank.examples.marketplace.preferences import (
     AGES,
     CATEGORIES,
     CITIES,
@@ -47,8 +47,8 @@ from examples.marketplace.preferences import (
     Traffic,
     rng,
 )
-from examples.marketplace.traffic import DAY_MS, Chunk
-from schemas.errors import UserError
+from genrank.examples.marketplace.traffic import DAY_MS, Chunk
+from genrank.schemas.errors import UserError
 
 FORMAT = 1
 FIRST_ITEM_ID = 1

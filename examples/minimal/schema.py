@@ -1,4 +1,15 @@
-from schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence, Table
+from genrank.schemas import (
+    Candidates,
+    Categorical,
+    CrossFeature,
+    EventLog,
+    Events,
+    Hashed,
+    Label,
+    Schema,
+    Sequence,
+    Table,
+)
 
 columns = {"user_id": "int64", "item_id": "int64", "ts": "int64"}
 exposures = EventLog(name="exposures", path="exposures/dt={dt}", columns=columns)

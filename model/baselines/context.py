@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from schemas.schema import CANDIDATES, USER
-from tokenization.batch import Batch, ranges
-from tokenization.embedding import Embeddings
+from genrank.schemas.schema import CANDIDATES, USER
+from genrank.tokenization.batch import Batch, ranges
+from genrank.tokenization.embedding import Embeddings
 
 
 class Context(nn.Module):

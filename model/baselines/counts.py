@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.sample_files import read_columns
-from schemas.manifest import sample_files
-from schemas.schema import Schema
-from schemas.vocabulary import hash_strings
+from genrank.model.sample_files import read_columns
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
+from genrank.schemas.vocabulary import hash_strings
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.baselines.context import Context, segment_sum
-from model.heads import HeadConfig, Heads
-from schemas.schema import CANDIDATES, USER
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
+from genrank.model.baselines.context import Context, segment_sum
+from genrank.model.heads import HeadConfig, Heads
+from genrank.schemas.schema import CANDIDATES, USER
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)

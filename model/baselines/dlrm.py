@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.baselines.context import Context, mean, visible_mean
-from model.heads import HeadConfig, Heads
-from schemas.schema import CANDIDATES, USER
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
+from genrank.model.baselines.context import Context, mean, visible_mean
+from genrank.model.heads import HeadConfig, Heads
+from genrank.schemas.schema import CANDIDATES, USER
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
 
 INTERACTIONS = 1 << 21
 """Dot products of a piece of a batch: with all of them at once the system spends its time on mapping fresh memory."""

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.jagged import jagged_concat
-from model.baselines.context import Context
-from model.heads import HeadConfig, Heads
-from schemas.schema import CANDIDATES, USER
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
+from genrank.kernels.jagged import jagged_concat
+from genrank.model.baselines.context import Context
+from genrank.model.heads import HeadConfig, Heads
+from genrank.schemas.schema import CANDIDATES, USER
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)

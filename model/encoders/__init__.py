@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from model.encoders import hstu, mtgr
-from model.encoders.block import Encoder, EncoderConfig
-from model.encoders.hstu import Hstu, HstuConfig
-from model.encoders.mtgr import Mtgr, MtgrConfig
-from tokenization import visibility
+from genrank.model.encoders import hstu, mtgr
+from genrank.model.encoders.block import Encoder, EncoderConfig
+from genrank.model.encoders.hstu import Hstu, HstuConfig
+from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
+from genrank.tokenization import visibility
 
 PRESETS: dict[str, EncoderConfig] = {**mtgr.PRESETS, **hstu.PRESETS}
 """Configurations by the name `--model` takes."""
@@ -32,7 +32,9 @@ def visibility_rule(config: EncoderConfig) -> visibility.Rule:
     window, tail = (config.window, config.full_tail) if isinstance(config, HstuConfig) else (0, 0)
     if config.visibility == "dynamic":
         if window:
-            from schemas.errors import UserError  # Not above: `schemas` needs pydantic and pyarrow, an encoder doesn't.
+            from genrank.schemas.errors import (
+                UserError,  # Not above: `schemas` needs pydantic and pyarrow, an encoder doesn't.
+            )
 
             raise UserError(f"--set window={window}: the dynamic mask has no window; take visibility=targets or causal")
         return visibility.mtgr

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import RelativeBias, interval_attention
-from kernels.norm import Order, group_layer_norm, norm_gate
-from tokenization.jagged_tokens import Tokens
+from genrank.kernels.attention import RelativeBias, interval_attention
+from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.tokenization.jagged_tokens import Tokens
 
 NormKind = Literal["layer", "rms", "gln", "none"]
 

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.norm import Order
-from model.encoders.block import Encoder, EncoderConfig, NormKind
-from tokenization.jagged_tokens import Tokens
+from genrank.kernels.norm import Order
+from genrank.model.encoders.block import Encoder, EncoderConfig, NormKind
+from genrank.tokenization.jagged_tokens import Tokens
 
 HISTORY_GROUP = 1
 

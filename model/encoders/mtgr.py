@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.encoders.block import Encoder, EncoderConfig
+from genrank.model.encoders.block import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True)

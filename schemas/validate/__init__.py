@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from schemas.base import parse_duration
-from schemas.group import CANDIDATES, USER
-from schemas.validate.features import feature_mistakes
-from schemas.validate.groups import candidate_mistakes, sequence_mistakes
-from schemas.validate.labels import label_mistakes
-from schemas.validate.sources import source_mistakes
-from schemas.validate.tables import table_mistakes
-from schemas.validate.words import twice
+from genrank.schemas.base import parse_duration
+from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.validate.features import feature_mistakes
+from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes
+from genrank.schemas.validate.labels import label_mistakes
+from genrank.schemas.validate.sources import source_mistakes
+from genrank.schemas.validate.tables import table_mistakes
+from genrank.schemas.validate.words import twice
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 SAMPLE_COLUMNS = ("sample_id", "user_id", "window_start", "window_end", USER, CANDIDATES, "labels", "mask", "dt")
 """Top-level names of a sample: no sequence may take them."""

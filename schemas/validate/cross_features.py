@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from schemas import columns
-from schemas.base import DAY_MS, parse_duration
-from schemas.columns import Types, event_logs, families, joined, offered, snapshots
-from schemas.expression import nearest
-from schemas.feature import CrossFeature
-from schemas.group import CANDIDATES, USER
-from schemas.source import EventLog
-from schemas.validate.kinds import IDS, NUMBERS, vocabulary_mistakes
-from schemas.validate.words import condition_mistakes, twice, unknown_column, unknown_log
+from genrank.schemas import columns
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.columns import Types, event_logs, families, joined, offered, snapshots
+from genrank.schemas.expression import nearest
+from genrank.schemas.feature import CrossFeature
+from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.source import EventLog
+from genrank.schemas.validate.kinds import IDS, NUMBERS, vocabulary_mistakes
+from genrank.schemas.validate.words import condition_mistakes, twice, unknown_column, unknown_log
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 LONGEST_WINDOW_MS = 90 * DAY_MS
 """How far back the events of cross features are kept."""

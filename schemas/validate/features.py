@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from schemas import columns, expression
-from schemas.base import parse_duration
-from schemas.columns import Types, families, offered, rows
-from schemas.expression import nearest
-from schemas.feature import (
+from genrank.schemas import columns, expression
+from genrank.schemas.base import parse_duration
+from genrank.schemas.columns import Types, families, offered, rows
+from genrank.schemas.expression import nearest
+from genrank.schemas.feature import (
     AutoDis,
     Categorical,
     Crossed,
@@ -24,15 +24,15 @@ from schemas.feature import (
     TimeGap,
     TimePart,
 )
-from schemas.group import USER
-from schemas.tables import transform_of
-from schemas.validate.cross_features import cross_feature_mistakes
-from schemas.validate.kinds import ID_LISTS, IDS, NUMBERS, TIMES, vocabulary_mistakes, vocabulary_of
-from schemas.validate.words import and_, twice, unknown_column, with_article
-from schemas.vocabulary import Dynamic, Enumerated, Identity
+from genrank.schemas.group import USER
+from genrank.schemas.tables import transform_of
+from genrank.schemas.validate.cross_features import cross_feature_mistakes
+from genrank.schemas.validate.kinds import ID_LISTS, IDS, NUMBERS, TIMES, vocabulary_mistakes, vocabulary_of
+from genrank.schemas.validate.words import and_, twice, unknown_column, with_article
+from genrank.schemas.vocabulary import Dynamic, Enumerated, Identity
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 def feature_mistakes(schema: Schema) -> Iterator[str]:

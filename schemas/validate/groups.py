@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from schemas.base import parse_duration
-from schemas.columns import event_logs, hidden_from_candidates, joined, snapshots
-from schemas.expression import nearest
-from schemas.group import Changes, Events
-from schemas.tables import event_names
-from schemas.validate.words import and_, condition_mistakes, twice, unknown_log
+from genrank.schemas.base import parse_duration
+from genrank.schemas.columns import event_logs, hidden_from_candidates, joined, snapshots
+from genrank.schemas.expression import nearest
+from genrank.schemas.group import Changes, Events
+from genrank.schemas.tables import event_names
+from genrank.schemas.validate.words import and_, condition_mistakes, twice, unknown_log
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 def candidate_mistakes(schema: Schema) -> Iterator[str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from schemas.base import parse_duration
-from schemas.columns import event_logs, families, joined
-from schemas.expression import nearest
-from schemas.label import Label
-from schemas.source import EventLog
-from schemas.validate.kinds import NUMBERS
-from schemas.validate.words import and_, condition_mistakes, unknown_log
+from genrank.schemas.base import parse_duration
+from genrank.schemas.columns import event_logs, families, joined
+from genrank.schemas.expression import nearest
+from genrank.schemas.label import Label
+from genrank.schemas.source import EventLog
+from genrank.schemas.validate.kinds import NUMBERS
+from genrank.schemas.validate.words import and_, condition_mistakes, unknown_log
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 _TWICE = (

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import TYPE_CHECKING
 
-from schemas.columns import event_logs, families
-from schemas.expression import nearest
-from schemas.source import EventLog
-from schemas.validate.kinds import IDS, TIMES
-from schemas.validate.words import and_, condition_mistakes, twice
+from genrank.schemas.columns import event_logs, families
+from genrank.schemas.expression import nearest
+from genrank.schemas.source import EventLog
+from genrank.schemas.validate.kinds import IDS, TIMES
+from genrank.schemas.validate.words import and_, condition_mistakes, twice
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 def source_mistakes(schema: Schema) -> Iterator[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from schemas import columns
-from schemas.columns import event_logs, joined, offered
-from schemas.feature import Crossed, CrossFeature, Feature, Sql
-from schemas.table import Table
-from schemas.validate.kinds import ID_LISTS, IDS, table_of
-from schemas.validate.words import and_, short
+from genrank.schemas import columns
+from genrank.schemas.columns import event_logs, joined, offered
+from genrank.schemas.feature import Crossed, CrossFeature, Feature, Sql
+from genrank.schemas.table import Table
+from genrank.schemas.validate.kinds import ID_LISTS, IDS, table_of
+from genrank.schemas.validate.words import and_, short
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 def table_mistakes(schema: Schema) -> Iterator[str]:

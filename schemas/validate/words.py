@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from schemas import columns, expression
-from schemas.columns import Types, event_logs, hidden_from_candidates, rows, snapshots
-from schemas.expression import nearest
-from schemas.group import CANDIDATES, USER
+from genrank.schemas import columns, expression
+from genrank.schemas.columns import Types, event_logs, hidden_from_candidates, rows, snapshots
+from genrank.schemas.expression import nearest
+from genrank.schemas.group import CANDIDATES, USER
 
 if TYPE_CHECKING:
-    from schemas.schema import Schema
+    from genrank.schemas.schema import Schema
 
 
 def condition_mistakes(at: str, text: str, types: Types) -> Iterator[str]:

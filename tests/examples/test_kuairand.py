@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.kuairand.adapter import CSV_LOGS, FLAGS, LOG, USERS, convert, main, merge_histories
-from schemas import load_schema
-from schemas.base import ARROW_TYPES
-from schemas.errors import UserError
+from genrank.examples.kuairand.adapter import CSV_LOGS, FLAGS, LOG, USERS, convert, main, merge_histories
+from genrank.schemas import load_schema
+from genrank.schemas.base import ARROW_TYPES
+from genrank.schemas.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MIDNIGHT = 1_650_902_400_000  # 2022-04-26 00:00 in UTC+8
@@ -217,7 +217,15 @@ def test_nothing_is_overwritten(parquets: Path, tmp_path: Path, capsys: pytest.C
 
 def test_the_command_says_what_it_wrote(parquets: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "examples.kuairand.adapter", "--data", str(parquets), "--out", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "genrank.examples.kuairand.adapter",
+            "--data",
+            str(parquets),
+            "--out",
+            str(tmp_path / "out"),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

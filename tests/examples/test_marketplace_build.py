@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.marketplace.defects import KINDS, Defects
-from examples.marketplace.world import EVENT_LOGS, generate, read_summary
-from pipelines.build import BuildConfig, BuildResult, build
-from schemas import Schema, load_schema
-from schemas.manifest import sample_files
+from genrank.examples.marketplace.defects import KINDS, Defects
+from genrank.examples.marketplace.world import EVENT_LOGS, generate, read_summary
+from genrank.pipelines.build import BuildConfig, BuildResult, build
+from genrank.schemas import Schema, load_schema
+from genrank.schemas.manifest import sample_files
 
 ROOT = Path(__file__).parents[2]
 DAYS = tuple(f"2026-01-0{day}" for day in range(1, 7))  # long enough for rows too late to arrive

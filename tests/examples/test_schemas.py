@@ -9,13 +9,13 @@ from typing import get_args
 import pyarrow.parquet as pq
 import pytest
 
-from examples.marketplace import preferences
-from examples.marketplace.world import SOURCES, generate
-from schemas import CrossFeature, EventLog, Schema, load_schema
-from schemas.base import ARROW_TYPES, parse_duration
-from schemas.feature import Feature, Transform
-from schemas.tables import logical_tables
-from schemas.vocabulary import Vocabulary
+from genrank.examples.marketplace import preferences
+from genrank.examples.marketplace.world import SOURCES, generate
+from genrank.schemas import CrossFeature, EventLog, Schema, load_schema
+from genrank.schemas.base import ARROW_TYPES, parse_duration
+from genrank.schemas.feature import Feature, Transform
+from genrank.schemas.tables import logical_tables
+from genrank.schemas.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("marketplace", "kuairand", "minimal")

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from examples.marketplace import world as world_module
-from examples.marketplace.defects import KINDS, UNKNOWN_ITEM, Defects
-from examples.marketplace.preferences import Catalogue, Population, Preferences, Traffic
-from examples.marketplace.traffic import DAY_MS, Chunk
-from examples.marketplace.world import EVENT_LOGS, SOURCES, generate, read_summary
-from schemas.errors import UserError
+from genrank.examples.marketplace import world as world_module
+from genrank.examples.marketplace.defects import KINDS, UNKNOWN_ITEM, Defects
+from genrank.examples.marketplace.preferences import Catalogue, Population, Preferences, Traffic
+from genrank.examples.marketplace.traffic import DAY_MS, Chunk
+from genrank.examples.marketplace.world import EVENT_LOGS, SOURCES, generate, read_summary
+from genrank.schemas.errors import UserError
 
 USERS, DAYS = 1200, 5
 

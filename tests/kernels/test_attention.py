@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import attention_blocked
-from kernels.attention import (
+from genrank.kernels import attention_blocked
+from genrank.kernels.attention import (
     Divisor,
     RelativeBias,
     delta_attention,

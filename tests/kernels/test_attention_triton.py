@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import attention_triton
-from kernels.attention import (
+from genrank.kernels import attention_triton
+from genrank.kernels.attention import (
     BUCKET_WIDTH,
     RelativeBias,
     delta_attention,
@@ -22,8 +22,8 @@ from kernels.attention import (
     reference_attention,
     row_scale,
 )
-from kernels.interval import Problem
-from kernels.launch import recording
+from genrank.kernels.interval import Problem
+from genrank.kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch
 

@@ -20,11 +20,11 @@ from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
 from benchmarks.gpu.told import PAGE, page, targets_met, wrong
 from benchmarks.kernels_cases import make_batch
-from kernels import attention_plan
-from kernels.attention import interval_attention
-from kernels.launch import VARYING, Launch, recording
-from kernels.norm import norm_gate
-from kernels.projection import norm_linear_silu
+from genrank.kernels import attention_plan
+from genrank.kernels.attention import interval_attention
+from genrank.kernels.launch import VARYING, Launch, recording
+from genrank.kernels.norm import norm_gate
+from genrank.kernels.projection import norm_linear_silu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,7 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
         from benchmarks.gpu import fast, peers, repeat, right, step, told, warm
-        from kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
+        from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)

@@ -12,13 +12,21 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from kernels import attention_triton, idmap_triton, jagged, jagged_triton, launch, norm_triton, projection_triton
-from kernels.attention import RelativeBias, interval_attention, local_positions, reference_attention, row_scale
-from kernels.idmap import rowwise_adagrad_, rowwise_adam_, unique_by_first
-from kernels.interval import Problem
-from kernels.launch import Tuned, recording
-from kernels.norm import group_layer_norm, norm_gate
-from kernels.projection import norm_linear_silu
+from genrank.kernels import (
+    attention_triton,
+    idmap_triton,
+    jagged,
+    jagged_triton,
+    launch,
+    norm_triton,
+    projection_triton,
+)
+from genrank.kernels.attention import RelativeBias, interval_attention, local_positions, reference_attention, row_scale
+from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, unique_by_first
+from genrank.kernels.interval import Problem
+from genrank.kernels.launch import Tuned, recording
+from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.projection import norm_linear_silu
 
 from .cases import make_batch
 
@@ -170,7 +178,7 @@ def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch
             entered.append("left")
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
-    tuned = TUNED["kernels.norm_triton.forward_tuned"]
+    tuned = TUNED["genrank.kernels.norm_triton.forward_tuned"]
     monkeypatch.setattr(tuned, "_run", lambda *_: entered.append("launched"))
     with FakeTensorMode():
         x = torch.empty(3, device="cuda:1")

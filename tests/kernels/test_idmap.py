@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.idmap import EMPTY, IdMap, rowwise_adagrad_, rowwise_adam_, unique_by_first, unique_inverse_counts
+from genrank.kernels.idmap import EMPTY, IdMap, rowwise_adagrad_, rowwise_adam_, unique_by_first, unique_inverse_counts
 
 from .cases import interpreted
 
@@ -151,7 +151,7 @@ def test_unique_by_first_occurrence(backend: str, ids: list[int]) -> None:
 
 
 def test_unique_is_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels import idmap_triton  # noqa: F401  registers the op
+    from genrank.kernels import idmap_triton  # noqa: F401  registers the op
 
     torch.library.opcheck(torch.ops.genrank.unique_by_first, (torch.tensor([3, 1, 3, 7]),))
     monkeypatch.setenv("GENRANK_KERNELS", "triton")

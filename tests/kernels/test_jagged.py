@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.jagged import grouped_linear, jagged_concat, jagged_split, position_time_encoding
+from genrank.kernels.jagged import grouped_linear, jagged_concat, jagged_split, position_time_encoding
 
 from .cases import interpreted
 
@@ -89,7 +89,7 @@ def test_position_time_encoding(backend: str) -> None:
 
 
 def test_registered_as_pytorch_wants() -> None:
-    from kernels import jagged_triton  # noqa: F401  registers the ops
+    from genrank.kernels import jagged_triton  # noqa: F401  registers the ops
 
     offsets = [torch.tensor([0, 2, 3]), torch.tensor([0, 0, 4])]
     parts = [torch.randn(3, 16, requires_grad=True), torch.randn(4, 16, requires_grad=True)]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import norm_triton
-from kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels import norm_triton
+from genrank.kernels.norm import Order, group_layer_norm, norm_gate
 
 from .cases import interpreted
 

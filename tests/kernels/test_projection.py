@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.projection import norm_linear_silu
+from genrank.kernels.projection import norm_linear_silu
 
 
 def draw(tokens: int, dim: int, outer: int, groups: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -57,7 +57,7 @@ def test_without_tokens_or_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_registered_as_pytorch_wants() -> None:
-    from kernels import projection_triton  # noqa: F401  registers the ops
+    from genrank.kernels import projection_triton  # noqa: F401  registers the ops
 
     leaves, groups = draw(5, 16, 32, 2, torch.float32)
     x, gain, shift, weight, bias = leaves

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.kernels_compile import attention_cases, other_cases
-from kernels import attention_triton, tuning
-from kernels.launch import Tuned
+from genrank.kernels import attention_triton, tuning
+from genrank.kernels.launch import Tuned
 
 
 @triton.jit

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import load_dense, steps_of
-from model.evaluate import load_model
+from genrank.model.checkpoint import load_dense, steps_of
+from genrank.model.evaluate import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = "2026-01-01"
@@ -34,7 +34,7 @@ def schema_file(tmp_path_factory) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "genrank.py"), *map(str, arguments)]
+    return [sys.executable, "-m", "genrank", *map(str, arguments)]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -104,7 +104,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     """Each through the command's own `main`: one line on stderr that names what is wrong, status 1, no run folder left."""
     from random_samples import demo_schema, publish, random_table
 
-    import genrank
+    import genrank.command
 
     schema = demo_schema()
     clicks_only = schema.replace(labels=schema.labels[:1])
@@ -118,7 +118,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
         monkeypatch.setattr(sys, "argv", ["genrank", command, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            genrank.main()
+            genrank.command.main()
         error = capsys.readouterr().err
         assert ended.value.code == 1, error
         lines = error.strip().splitlines()
@@ -173,7 +173,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
         "--max-steps", 1, "--device", "cpu",
     )[2:]])  # fmt: skip
     with pytest.raises(SystemExit) as ended:
-        genrank.main()
+        genrank.command.main()
     assert ended.value.code == 0
     assert "of model din, not of mtgr-tiny" in train(from_checkpoint=tmp_path / "din")
     assert "no such model; did you mean" in train(model="mtgr-tin")
@@ -203,7 +203,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
         )[2:]])  # fmt: skip
         capsys.readouterr()
         with pytest.raises(SystemExit):
-            genrank.main()
+            genrank.command.main()
         assert f"{name}" in (error := capsys.readouterr().err) and "not JSON" in error
     dense = next((tmp_path / "din" / "checkpoints").rglob("dense.pt"))
     dense.write_bytes(dense.read_bytes()[:-9])
@@ -211,24 +211,24 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
 
 
 def test_every_field_of_a_run_has_a_flag_with_the_same_default(monkeypatch, schema_file: Path, samples: Path) -> None:
-    import genrank
-    import model.trainer
-    from model.config import TrainConfig
+    import genrank.command
+    import genrank.model.trainer
+    from genrank.model.config import TrainConfig
 
     seen: list[TrainConfig] = []
-    nothing = model.trainer.TrainResult(Path("run"), 0, {}, was_complete=True)
-    monkeypatch.setattr(model.trainer, "train", lambda config: [seen.append(config), nothing][1])
+    nothing = genrank.model.trainer.TrainResult(Path("run"), 0, {}, was_complete=True)
+    monkeypatch.setattr(genrank.model.trainer, "train", lambda config: [seen.append(config), nothing][1])
     monkeypatch.setattr(
         sys, "argv",
         ["genrank", "train", "--schema", str(schema_file), "--samples", str(samples), "--dates", DAY, "--out", "run"],
     )  # fmt: skip
     with pytest.raises(SystemExit):
-        genrank.main()
+        genrank.command.main()
     (config,) = seen
     for field in dataclasses.fields(TrainConfig):
         if field.default is not dataclasses.MISSING:
             assert getattr(config, field.name) == field.default, field.name
     renamed = {"settings": "set_", "compile": "compile_", "reset_tables": "reset_table"}
-    flags = inspect.signature(genrank.train).parameters.keys()
+    flags = inspect.signature(genrank.command.train).parameters.keys()
     missing = [f.name for f in dataclasses.fields(TrainConfig) if renamed.get(f.name, f.name) not in flags]
     assert not missing, f"no flag for {missing}"

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.encoders import PRESETS, Hstu, HstuConfig, Mtgr, MtgrConfig
-from model.encoders.hstu import stochastic_length
-from tokenization.jagged_tokens import Tokens
+from genrank.model.encoders import PRESETS, Hstu, HstuConfig, Mtgr, MtgrConfig
+from genrank.model.encoders.hstu import stochastic_length
+from genrank.tokenization.jagged_tokens import Tokens
 
 
 def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Tokens:

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.heads import HeadConfig, Heads
-from model.losses import in_order, loss_sums, predictions, sampled_softmax, total_loss, weight_sums
-from schemas import Label, UserError
+from genrank.model.heads import HeadConfig, Heads
+from genrank.model.losses import in_order, loss_sums, predictions, sampled_softmax, total_loss, weight_sums
+from genrank.schemas import Label, UserError
 
 CLICK = Label(name="click", column="c")
 CART = Label(name="cart", column="a", given="click")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
-from model import metrics
-from model.metrics import Predictions, RetrievalMetrics, target_ranks
+from genrank.model import metrics
+from genrank.model.metrics import Predictions, RetrievalMetrics, target_ranks
 
 
 def draw(seed: int, n: int = 300, users: int = 12, levels: int = 20):

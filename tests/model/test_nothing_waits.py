@@ -19,21 +19,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels import attention_triton, norm_triton
-from kernels.attention import RelativeBias
-from kernels.interval import Problem
-from kernels.launch import recording
-from model.config import TrainConfig, samples_folder
-from model.learner import Learner
-from model.losses import loss_sums, total_loss, weight_sums
-from model.ranker import build_model, model_config
-from model.ranks import Ranks
-from model.resume import Position
-from model.retriever import Retriever
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
+from genrank.kernels import attention_triton, norm_triton
+from genrank.kernels.attention import RelativeBias
+from genrank.kernels.interval import Problem
+from genrank.kernels.launch import recording
+from genrank.model.config import TrainConfig, samples_folder
+from genrank.model.learner import Learner
+from genrank.model.losses import loss_sums, total_loss, weight_sums
+from genrank.model.ranker import build_model, model_config
+from genrank.model.ranks import Ranks
+from genrank.model.resume import Position
+from genrank.model.retriever import Retriever
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
 
 META = torch.device("meta")
 aten = torch.ops.aten

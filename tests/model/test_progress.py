@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from kernels import tuning
-from model import progress
-from model.progress import Progress
+from genrank.kernels import tuning
+from genrank.model import progress
+from genrank.model.progress import Progress
 
 
 def steps(show: bool = True, total: int = 1200) -> None:

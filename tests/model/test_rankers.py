@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from model.baselines.counts import Counts, count_days
-from model.baselines.sasrec import Sasrec
-from model.config import samples_folder
-from model.heads import HeadConfig
-from model.ranker import MODELS, build_model, model_config
-from schemas import UserError
-from tokenization.batch import Batch, Ragged
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
-from tokenization.tokens import arrange
+from genrank.model.baselines.counts import Counts, count_days
+from genrank.model.baselines.sasrec import Sasrec
+from genrank.model.config import samples_folder
+from genrank.model.heads import HeadConfig
+from genrank.model.ranker import MODELS, build_model, model_config
+from genrank.schemas import UserError
+from genrank.tokenization.batch import Batch, Ragged
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.tokens import arrange
 
 SMALL = ["mtgr-tiny", "hstu-tiny", "dlrm", "din", "dcn", "sasrec"]
 DAY = "2026-01-01"
@@ -94,9 +94,9 @@ def test_a_score_does_not_depend_on_its_batch(name: str, schema, samples, batch:
 
 
 def test_dlrm_interacts_as_a_loop_over_features_would(schema, batch: Batch, monkeypatch) -> None:
-    import model.baselines.dlrm
+    import genrank.model.baselines.dlrm
 
-    monkeypatch.setattr(model.baselines.dlrm, "INTERACTIONS", 7 * 40**2)  # several pieces a batch
+    monkeypatch.setattr(genrank.model.baselines.dlrm, "INTERACTIONS", 7 * 40**2)  # several pieces a batch
     dlrm = make("dlrm", schema)
     seen = dlrm.context.pooled(batch, dlrm.context(batch))
     vectors = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.report import print_metrics
+from genrank.model.report import print_metrics
 
 
 def test_a_metric_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-import schemas as s
-from model.config import EvaluateConfig, TrainConfig
-from model.evaluate import evaluate, load_model
-from model.learner import Learner
-from model.ranker import model_config
-from model.report import print_metrics, write_report
-from model.retriever import ItemFrequency, Retriever, item_feature
-from model.trainer import train
-from schemas import UserError
+import genrank.schemas as s
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.evaluate import evaluate, load_model
+from genrank.model.learner import Learner
+from genrank.model.ranker import model_config
+from genrank.model.report import print_metrics, write_report
+from genrank.model.retriever import ItemFrequency, Retriever, item_feature
+from genrank.model.trainer import train
+from genrank.schemas import UserError
 
 ITEMS = 40
 DAYS = ("2026-01-01", "2026-01-02")
@@ -53,7 +53,7 @@ def walk(tmp_path_factory) -> Path:
     """Every user walks the catalogue in steps of 3: what comes next is known from the last event. Item 0 is shown to all."""
     from random_samples import day_start, publish
 
-    from schemas.contract import arrow_schema
+    from genrank.schemas.contract import arrow_schema
 
     schema, root = shop(), tmp_path_factory.mktemp("walk")
     rng = np.random.default_rng(0)
@@ -172,9 +172,9 @@ def test_a_state_knows_nothing_of_later_events(schema, samples: Path) -> None:
     """User tokens stand before the history and are seen by it: they must not pass on what they see."""
     from random_samples import BOUNDARIES
 
-    from tokenization.embedding import Embeddings
-    from tokenization.plan import make_plan
-    from tokenization.reader import SampleReader
+    from genrank.tokenization.embedding import Embeddings
+    from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.reader import SampleReader
 
     torch.manual_seed(0)
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import model.checkpoint
-from kernels import tuning
-from model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
-from model.config import EvaluateConfig, TrainConfig
-from model.evaluate import evaluate, load_model
-from model.learner import Learner, decay_factor, warmup
-from model.progressive import progressive
-from model.trainer import train
-from schemas import Categorical, Dynamic, Label, UserError
+import genrank.model.checkpoint
+from genrank.kernels import tuning
+from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.evaluate import evaluate, load_model
+from genrank.model.learner import Learner, decay_factor, warmup
+from genrank.model.progressive import progressive
+from genrank.model.trainer import train
+from genrank.schemas import Categorical, Dynamic, Label, UserError
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 
@@ -91,10 +91,10 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
 def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
     config: TrainConfig, monkeypatch, tmp_path
 ) -> None:
-    import model.resume
+    import genrank.model.resume
 
     minutes = itertools.count()
-    monkeypatch.setattr(model.resume, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+    monkeypatch.setattr(genrank.model.resume, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
     config = dataclasses.replace(config, epochs=1, token_budget=300, deterministic=True, checkpoint_minutes=3)
     whole = dataclasses.replace(config, checkpoint_minutes=0, out=tmp_path / "whole")
     train(whole)
@@ -122,34 +122,34 @@ def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
 
 def test_another_number_of_processes_resumes_between_epochs_only(config: TrainConfig, monkeypatch) -> None:
     """As if two processes had written the checkpoint; tests/model/test_two_ranks.py has the processes."""
-    import model.resume
+    import genrank.model.resume
 
-    load = model.resume.load_dense
+    load = genrank.model.resume.load_dense
 
     def of_two(folder: Path) -> dict:
         state = load(folder)
         return {**state, "readers": state["readers"] * 2}
 
     train(dataclasses.replace(config, max_steps=1))
-    monkeypatch.setattr(model.resume, "load_dense", of_two)
+    monkeypatch.setattr(genrank.model.resume, "load_dense", of_two)
     with pytest.raises(UserError, match=r"middle of an epoch by 2 processes and 1 resume it; .* --from-checkpoint"):
         train(dataclasses.replace(config, max_steps=3))
 
 
 def test_a_crash_while_saving_leaves_the_previous_checkpoint(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=2)
-    sync = model.checkpoint.sync
+    sync = genrank.model.checkpoint.sync
 
     def crash(path):
         if "step-4" in str(path):
             raise Killed
         sync(path)
 
-    monkeypatch.setattr(model.checkpoint, "sync", crash)
+    monkeypatch.setattr(genrank.model.checkpoint, "sync", crash)
     with pytest.raises(Killed):
         train(config)
     assert steps_of(config.out) == [2]
-    monkeypatch.setattr(model.checkpoint, "sync", sync)
+    monkeypatch.setattr(genrank.model.checkpoint, "sync", sync)
     assert train(config).steps > 4
 
 
@@ -223,7 +223,7 @@ def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
 
 def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=1, keep_checkpoints=9)
-    from model.encoders import Encoder
+    from genrank.model.encoders import Encoder
 
     forward, calls = Encoder.forward, []
 
@@ -242,10 +242,10 @@ def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: 
 
 
 def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig, monkeypatch) -> None:
-    import model.learner
+    import genrank.model.learner
 
-    monkeypatch.setattr(model.learner, "SPIKE_WARMUP", 3)
-    from model.encoders import Encoder
+    monkeypatch.setattr(genrank.model.learner, "SPIKE_WARMUP", 3)
+    from genrank.model.encoders import Encoder
 
     forward, calls = Encoder.forward, []
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint import load_dense, steps_of
-from model.config import TrainConfig
-from model.evaluate import load_model
-from model.trainer import train
-from schemas import Categorical, Dynamic, Schema
+from genrank.model.checkpoint import load_dense, steps_of
+from genrank.model.config import TrainConfig
+from genrank.model.evaluate import load_model
+from genrank.model.trainer import train
+from genrank.schemas import Categorical, Dynamic, Schema
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY, NEXT = "2026-01-01", "2026-01-02"
@@ -28,7 +28,7 @@ sys.path[:0] = [{root!r}, {random!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 from test_two_ranks import many_steps, run_of
-from model.trainer import train
+from genrank.model.trainer import train
 
 samples, folder = Path({samples!r}), Path({folder!r})
 for kind in ("ddp", "fsdp"):
@@ -36,7 +36,7 @@ for kind in ("ddp", "fsdp"):
 train(run_of(samples, folder / "short", dense_parallel="fsdp", epochs=1))
 train(run_of(samples, folder / "one", dense_parallel="fsdp", epochs=2))
 
-from tokenization.embedding import Embeddings
+from genrank.tokenization.embedding import Embeddings
 begin, dispatched = Embeddings.dispatch, []
 Embeddings.dispatch = lambda self, batch: (dispatched.append(batch), begin(self, batch))[1]
 for name, ahead in (("sequential", False), ("ahead", True)):
@@ -49,12 +49,12 @@ import itertools
 import shutil
 from types import SimpleNamespace
 import torch.distributed as dist
-import model.resume
+import genrank.model.resume
 minutes = itertools.count() if dist.get_rank() == 0 else itertools.repeat(0)
-model.resume.time = SimpleNamespace(monotonic=lambda: 60 * next(minutes))
+genrank.model.resume.time = SimpleNamespace(monotonic=lambda: 60 * next(minutes))
 clocked = many_steps(folder / "many", folder / "clocked", checkpoint_every=0, checkpoint_minutes=3, keep_checkpoints=99)
 train(clocked)
-first, *others = model.resume.steps_of(clocked.out)
+first, *others = genrank.model.resume.steps_of(clocked.out)
 dist.barrier()
 if dist.get_rank() == 0:
     assert first == 4 and len(others) > 3, (first, others)

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from pipelines import blocks, build, samples
-from pipelines.quality import INVARIANTS
+from genrank.pipelines import blocks, build, samples
+from genrank.pipelines.quality import INVARIANTS
 
 
 @pytest.fixture(scope="session")
 def spark_engine() -> Iterator[object]:
     """The Spark engine on a local session of two cores."""
-    from pipelines.spark_engine import SparkEngine, start_session
+    from genrank.pipelines.spark_engine import SparkEngine, start_session
 
     session = start_session("local[2]", **{"spark.driver.memory": "1g", "spark.sql.shuffle.partitions": "2"})
     yield SparkEngine(session)

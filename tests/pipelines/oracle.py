@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import sqlglot
 
-from schemas import (
+from genrank.schemas import (
     Categorical,
     Changes,
     CrossFeature,
@@ -28,9 +28,9 @@ from schemas import (
     Sql,
     TimeGap,
 )
-from schemas.base import parse_duration
-from schemas.contract import stored_as
-from schemas.vocabulary import MISSING_ID, hash_string
+from genrank.schemas.base import parse_duration
+from genrank.schemas.contract import stored_as
+from genrank.schemas.vocabulary import MISSING_ID, hash_string
 
 Row = dict[str, Any]
 DAY = 86_400_000

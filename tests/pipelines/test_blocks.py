@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import samples
-from pipelines.blocks import blocks_over, uses
-from pipelines.build import BuildConfig, build
-from pipelines.engine import Piece, Step
-from pipelines.local_engine import LocalEngine, Stored
-from pipelines.planner import clean, status
-from schemas import CrossFeature, Schema
+from genrank.pipelines import samples
+from genrank.pipelines.blocks import blocks_over, uses
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.engine import Piece, Step
+from genrank.pipelines.local_engine import LocalEngine, Stored
+from genrank.pipelines.planner import clean, status
+from genrank.schemas import CrossFeature, Schema
 from tests.pipelines.oracle import DAY, Oracle
 from tests.pipelines.test_oracle import compare
 from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.build import BuildConfig, build
-from schemas import Candidates, EventLog, Events, Label, Schema, Sequence
-from schemas.contract import arrow_schema
-from schemas.manifest import SampleManifest, sample_days, sample_files
+from genrank.pipelines.build import BuildConfig, build
+from genrank.schemas import Candidates, EventLog, Events, Label, Schema, Sequence
+from genrank.schemas.contract import arrow_schema
+from genrank.schemas.manifest import SampleManifest, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, ids, read_samples, write_world
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build import BuildConfig, build
-from pipelines.spark_engine import package
-from schemas.manifest import sample_days, sample_files
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.spark_engine import package
+from genrank.schemas.manifest import sample_days, sample_files
 from tests.pipelines.test_engines import stored
 from tests.pipelines.worlds import full_schema, write_world
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 JOB = """
 import json, sys
 from pathlib import Path
-from pipelines import build
+from genrank.pipelines import build
 from tests.pipelines.worlds import full_schema
 build.gate = lambda checks, rates: None
 root, first, last = sys.argv[1:]
@@ -38,8 +38,8 @@ FAULTS = """
 import json, sys, time
 from pathlib import Path
 from pyspark import SparkContext, TaskContext
-from pipelines import build
-from pipelines.spark_engine import SparkEngine, start_session
+from genrank.pipelines import build
+from genrank.pipelines.spark_engine import SparkEngine, start_session
 from tests.pipelines.worlds import full_schema
 
 root, first, last = sys.argv[1:]

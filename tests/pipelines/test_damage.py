@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build import BuildConfig, build
-from pipelines.planner import clean, status
-from pipelines.publish import locked
-from pipelines.stats import statistics
-from schemas import UserError
-from schemas.manifest import built_schema
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.planner import clean, status
+from genrank.pipelines.publish import locked
+from genrank.pipelines.stats import statistics
+from genrank.schemas import UserError
+from genrank.schemas.manifest import built_schema
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

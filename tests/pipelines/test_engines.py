@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.build import BuildConfig, build
-from pipelines.engine import Piece
-from pipelines.planner import status
-from pipelines.spark_engine import SparkEngine
-from schemas import UserError
-from schemas.manifest import sample_files
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.engine import Piece
+from genrank.pipelines.planner import status
+from genrank.pipelines.spark_engine import SparkEngine
+from genrank.schemas import UserError
+from genrank.schemas.manifest import sample_files
 from tests.pipelines.test_blocks import long_schema
 from tests.pipelines.worlds import full_schema, write, write_world
 

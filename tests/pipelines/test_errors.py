@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import spark_engine
-from pipelines.build import BuildConfig, build
-from pipelines.engine import default_engine, open_engine
-from schemas import UserError
-from schemas.manifest import sample_days
+from genrank.pipelines import spark_engine
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.engine import default_engine, open_engine
+from genrank.schemas import UserError
+from genrank.schemas.manifest import sample_days
 from tests.pipelines.worlds import full_schema, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.marketplace.schema import schema
-from pipelines.inputs import missing_inputs
-from schemas.errors import UserError
+from genrank.examples.marketplace.schema import schema
+from genrank.pipelines.inputs import missing_inputs
+from genrank.schemas.errors import UserError
 
 DAY = "2026-01-05"
 

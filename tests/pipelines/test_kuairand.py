@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from examples.kuairand.adapter import convert
-from examples.kuairand.schema import schema
-from pipelines.build import BuildConfig, build
-from schemas.manifest import SampleManifest
+from genrank.examples.kuairand.adapter import convert
+from genrank.examples.kuairand.schema import schema
+from genrank.pipelines.build import BuildConfig, build
+from genrank.schemas.manifest import SampleManifest
 
 DATA = Path(os.environ.get("GENRANK_KUAIRAND", Path(__file__).parents[3] / "shared" / "data" / "kuairand_pure_tail"))
 

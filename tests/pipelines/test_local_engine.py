@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.engine import Piece
-from pipelines.local_engine import LocalEngine
+from genrank.pipelines.engine import Piece
+from genrank.pipelines.local_engine import LocalEngine
 
 
 def made(unit: int) -> Iterator[Piece]:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.build import BuildConfig, build
-from pipelines.days import moment_text
-from schemas import EventLog, Schema
-from schemas.base import parse_duration
-from schemas.contract import stored_as
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.days import moment_text
+from genrank.schemas import EventLog, Schema
+from genrank.schemas.base import parse_duration
+from genrank.schemas.contract import stored_as
 from tests.pipelines.oracle import DAY, Oracle, order
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 

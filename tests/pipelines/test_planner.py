@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build import BuildConfig, build
-from pipelines.planner import DayStatus, clean, print_status, status
-from schemas.manifest import sample_days
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.planner import DayStatus, clean, print_status, status
+from genrank.schemas.manifest import sample_days
 from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.build import BuildConfig, build
-from pipelines.quality import INVARIANTS, gate, violations
-from schemas import UserError
-from schemas.contract import arrow_schema
-from schemas.manifest import sample_files
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.quality import INVARIANTS, gate, violations
+from genrank.schemas import UserError
+from genrank.schemas.contract import arrow_schema
+from genrank.schemas.manifest import sample_files
 from tests.pipelines.worlds import full_schema, write_world
 
 Row = dict[str, Any]
@@ -122,7 +122,7 @@ def test_the_gate_names_what_is_broken_and_by_how_much() -> None:
 
 
 def test_too_many_quarantined_rows_stop_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.build.gate", gate)
+    monkeypatch.setattr("genrank.pipelines.build.gate", gate)
     days = write_world(tmp_path / "data", seed=52, days=1, per_day=100)
     base = full_schema()
     strict = base.replace(sources=tuple(s.replace(max_quarantine_rate=0.001) for s in base.sources))

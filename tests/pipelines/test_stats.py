@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.build import BuildConfig, build
-from pipelines.stats import Summary, print_statistics, statistics, write_statistics
-from schemas import UserError
-from schemas.vocabulary import MISSING_ID, hash_strings
+from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.stats import Summary, print_statistics, statistics, write_statistics
+from genrank.schemas import UserError
+from genrank.schemas.vocabulary import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

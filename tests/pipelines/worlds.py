@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.days import day_number, dt_of
-from schemas import (
+from genrank.pipelines.days import day_number, dt_of
+from genrank.schemas import (
     Candidates,
     Categorical,
     Changes,
@@ -28,7 +28,7 @@ from schemas import (
     TimeGap,
     UserGroup,
 )
-from schemas.manifest import sample_files
+from genrank.schemas.manifest import sample_files
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

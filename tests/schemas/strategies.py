@@ -11,7 +11,7 @@ from collections.abc import Sequence as List
 
 from hypothesis import strategies as st
 
-from schemas import (
+from genrank.schemas import (
     AutoDis,
     Candidates,
     Categorical,
@@ -46,7 +46,7 @@ from schemas import (
     UserGroup,
     Zeros,
 )
-from schemas.base import ColumnType
+from genrank.schemas.base import ColumnType
 
 Draw = Callable[[st.SearchStrategy], object]
 Types = dict[str, ColumnType]

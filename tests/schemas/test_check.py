@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas import (
+from genrank.schemas import (
     Candidates,
     Categorical,
     CrossFeature,
@@ -30,7 +30,7 @@ from schemas import (
     Snapshot,
     UserError,
 )
-from schemas.check import Checked, check
+from genrank.schemas.check import Checked, check
 
 EVENT = {"user_id": "int64", "item_id": "int64", "ts": "int64"}
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")

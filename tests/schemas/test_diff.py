@@ -8,10 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source
-from strategies import schemas
 
-from schemas import (
+from genrank.schemas import (
     Categorical,
     CrossFeature,
     Dense,
@@ -27,10 +25,12 @@ from schemas import (
     Table,
     Training,
 )
-from schemas.diff import carried_rows, compatible_samples, diff, require_samples
-from schemas.errors import UserError
-from schemas.meaning import model_meaning, samples_meaning
-from schemas.tables import LogicalTable
+from genrank.schemas.diff import carried_rows, compatible_samples, diff, require_samples
+from genrank.schemas.errors import UserError
+from genrank.schemas.meaning import model_meaning, samples_meaning
+from genrank.schemas.tables import LogicalTable
+from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source
+from strategies import schemas
 
 
 def feature(group: str, name: str, **changes: object) -> Schema:

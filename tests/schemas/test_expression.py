@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.expression import FUNCTIONS, KINDS, columns, parse
+from genrank.schemas.expression import FUNCTIONS, KINDS, columns, parse
 
 TYPES = {
     "i": "int64",
@@ -194,6 +194,6 @@ def test_refusals_say_why(text: str) -> None:
 def test_every_column_type_has_a_kind() -> None:
     from typing import get_args
 
-    from schemas.base import ColumnType
+    from genrank.schemas.base import ColumnType
 
     assert set(KINDS) == set(get_args(ColumnType))

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from schemas_shop import SHOP, candidates, sequence, source
-from strategies import schemas
 
-from schemas import (
+from genrank.schemas import (
     AutoDis,
     Categorical,
     Changes,
@@ -25,9 +23,11 @@ from schemas import (
     Table,
     columns,
 )
-from schemas.contract import arrow_schema
-from schemas.lint import lint
-from schemas.size import sizes
+from genrank.schemas.contract import arrow_schema
+from genrank.schemas.lint import lint
+from genrank.schemas.size import sizes
+from schemas_shop import SHOP, candidates, sequence, source
+from strategies import schemas
 
 
 def categorical(dim: int = 4, **vocabulary: object) -> Schema:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from schemas import Schema
-from schemas.cli import app
-from schemas.diff import diff
-from schemas.expression import FUNCTIONS
-from schemas.lint import lint
+from genrank.schemas import Schema
+from genrank.schemas.cli import app
+from genrank.schemas.diff import diff
+from genrank.schemas.expression import FUNCTIONS
+from genrank.schemas.lint import lint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

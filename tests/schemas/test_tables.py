@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas import (
+from genrank.schemas import (
     Candidates,
     Categorical,
     CrossFeature,
@@ -22,7 +22,7 @@ from schemas import (
     TimeGap,
     TimePart,
 )
-from schemas.tables import LogicalTable, logical_tables, table_name, transform_of
+from genrank.schemas.tables import LogicalTable, logical_tables, table_name, transform_of
 
 ITEMS = Table(name="items", dim=16, vocabulary=Dynamic(capacity=1000), optimizer=SparseOptimizer(kind="rowwise_adam"))
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 
-from schemas import (
+from genrank.schemas import (
     AutoDis,
     Categorical,
     Changes,
@@ -36,7 +35,8 @@ from schemas import (
     TimePart,
     Training,
 )
-from schemas.errors import SchemaError, UserError
+from genrank.schemas.errors import SchemaError, UserError
+from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 
 
 def cross(**fields: Any) -> Schema:

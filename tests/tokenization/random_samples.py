@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import schemas as s
-from schemas.contract import arrow_schema, leaves
-from schemas.schema import CANDIDATES, USER
-from schemas.tables import event_names, logical_tables
-from schemas.vocabulary import MISSING_ID, hash_string
+import genrank.schemas as s
+from genrank.schemas.contract import arrow_schema, leaves
+from genrank.schemas.schema import CANDIDATES, USER
+from genrank.schemas.tables import event_names, logical_tables
+from genrank.schemas.vocabulary import MISSING_ID, hash_string
 
 DAY_MS = 86_400_000
 

@@ -9,15 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_samples import publish, random_table
-from strategies import schemas
 
-from schemas.schema import Schema
-from tokenization.embedding import Embeddings
-from tokenization.features import quantile_features
-from tokenization.plan import make_plan
-from tokenization.quantiles import fit_boundaries
-from tokenization.reader import SampleReader
-from tokenization.tokens import Tokenizer
+from genrank.schemas.schema import Schema
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.features import quantile_features
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.quantiles import fit_boundaries
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.tokens import Tokenizer
+from strategies import schemas
 
 DAY = "2026-01-03"
 

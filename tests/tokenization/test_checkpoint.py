@@ -10,13 +10,13 @@ import torch
 from random_samples import BOUNDARIES, demo_schema, write_random_samples
 from test_embedding import train, with_items
 
-import schemas as s
-from schemas.errors import UserError
-from tokenization.batch import Batch
-from tokenization.checkpoint import load_tables, save_tables
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
+import genrank.schemas as s
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.checkpoint import load_tables, save_tables
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()

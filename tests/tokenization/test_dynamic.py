@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import schemas as s
-from schemas.tables import LogicalTable
-from schemas.vocabulary import MISSING_ID
-from tokenization.dynamic import EVICTED_SHARE, DynamicVocabulary
+import genrank.schemas as s
+from genrank.schemas.tables import LogicalTable
+from genrank.schemas.vocabulary import MISSING_ID
+from genrank.tokenization.dynamic import EVICTED_SHARE, DynamicVocabulary
 
 
 def vocabulary(**options: object) -> DynamicVocabulary:

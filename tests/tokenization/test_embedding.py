@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from random_samples import BOUNDARIES, demo_schema, write_random_samples
 from torch import Tensor
 
-import schemas as s
-from schemas.errors import UserError
-from tokenization.batch import Batch
-from tokenization.checkpoint import load_tables, save_tables
-from tokenization.embedding import Embeddings, pool
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
-from tokenization.torch_tables import EPS, StatePlace, initial_rows
+import genrank.schemas as s
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.checkpoint import load_tables, save_tables
+from genrank.tokenization.embedding import Embeddings, pool
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.torch_tables import EPS, StatePlace, initial_rows
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -279,8 +279,8 @@ def test_pool(rows: list[list[float]], mean: bool) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.permutations(["a", "b", "c"]), st.integers(1, 3))
 def test_initial_rows_depend_on_name_and_row_alone(names: list[str], dim: int) -> None:
-    from schemas.tables import LogicalTable
-    from tokenization.plan import MergedTable
+    from genrank.schemas.tables import LogicalTable
+    from genrank.tokenization.plan import MergedTable
 
     members = tuple(LogicalTable(name, (f"user.{name}",), dim, s.Identity(size=ord(name) % 5 + 1)) for name in names)
     starts = tuple(itertools.accumulate((0, *(m.rows for m in members[:-1]))))

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_samples import BOUNDARIES, demo_schema, random_table, write_random_samples
 
-import schemas as s
-from schemas.errors import UserError
-from schemas.vocabulary import MISSING_ID, hash_string
-from tokenization.batch import Batch
-from tokenization.embedding import Embeddings
-from tokenization.features import GroupEncoder, Vocabularies, cross, mix, running_max, time_part
-from tokenization.plan import make_plan
-from tokenization.quantiles import fit_boundaries
-from tokenization.reader import SampleReader
+import genrank.schemas as s
+from genrank.schemas.errors import UserError
+from genrank.schemas.vocabulary import MISSING_ID, hash_string
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.features import GroupEncoder, Vocabularies, cross, mix, running_max, time_part
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.quantiles import fit_boundaries
+from genrank.tokenization.reader import SampleReader
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema(utc_offset="+05:30")

@@ -15,12 +15,12 @@ import torch
 from random_samples import BOUNDARIES, write_random_samples
 from test_embedding import with_items
 
-import schemas as s
-from tokenization.batch import Batch, Group, Ragged
-from tokenization.checkpoint import load_tables, save_tables
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
+import genrank.schemas as s
+from genrank.tokenization.batch import Batch, Group, Ragged
+from genrank.tokenization.checkpoint import load_tables, save_tables
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
 
 CASES = ("row_wise", "table_wise", "restored", "dedup none", "dedup before", "filler")
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ def batches_of(root: Path, rank: int, world_size: int) -> list[Batch]:
 
 def worker(root: Path, out: Path, rank: int) -> None:
     """What each of two processes does, case by case: starting twice would cost more than all of it."""
-    from tokenization import torchrec_tables
+    from genrank.tokenization import torchrec_tables
 
     TorchrecTables: Any = torchrec_tables.TorchrecTables
     store = torch.distributed.FileStore(str(out / "store"), 2)  # type: ignore[attr-defined]

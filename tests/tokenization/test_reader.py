@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from random_samples import demo_schema, publish, random_table, write_random_samples
 from torch import Tensor
 
-from schemas.errors import UserError
-from tokenization.batch import Batch, Ragged
-from tokenization.reader import SampleReader
-from tokenization.views import cut_by_budget
+from genrank.schemas.errors import UserError
+from genrank.tokenization.batch import Batch, Ragged
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.views import cut_by_budget
 
 DATES = ["2026-01-01", "2026-01-02"]
 SCHEMA = demo_schema()
@@ -182,15 +182,15 @@ def test_by_length_puts_similar_lengths_together(root: Path) -> None:
 def test_batches_are_independent_of_how_many_are_gathered_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for view in ("user_day", "request", "session"):
         together = read(root, view=view, token_budget=150, shuffle_buffer=40)
-        monkeypatch.setattr("tokenization.views.GATHERED_TOKENS", 400)
-        monkeypatch.setattr("tokenization.batch.MANY", 1)
+        monkeypatch.setattr("genrank.tokenization.views.GATHERED_TOKENS", 400)
+        monkeypatch.setattr("genrank.tokenization.batch.MANY", 1)
         assert_rows_equal(read(root, view=view, token_budget=150, shuffle_buffer=40), together)
         monkeypatch.undo()
 
 
 def test_gathered_memory_is_used_again_only_when_free(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    monkeypatch.setattr("tokenization.batch.MANY", 1)
-    monkeypatch.setattr("tokenization.memory.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("genrank.tokenization.batch.MANY", 1)
+    monkeypatch.setattr("genrank.tokenization.memory.BLOCK_BYTES", 1 << 16)
     wanted = read(root, token_budget=150)
     kept = list(SampleReader(root, SCHEMA, DATES, token_budget=150))
     for _ in range(2):

@@ -11,15 +11,15 @@ import pytest
 import torch
 from random_samples import BOUNDARIES, demo_schema, write_random_samples
 
-import schemas as s
-from tokenization.batch import Batch
-from tokenization.blocks import Block
-from tokenization.embedding import Embeddings
-from tokenization.plan import make_plan
-from tokenization.reader import SampleReader
-from tokenization.tokens import TIME_BUCKETS, Projection, Tokenizer, Tokens, time_bucket
-from tokenization.views import view_of
-from tokenization.visibility import causal
+import genrank.schemas as s
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.blocks import Block
+from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.plan import make_plan
+from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.tokens import TIME_BUCKETS, Projection, Tokenizer, Tokens, time_bucket
+from genrank.tokenization.views import view_of
+from genrank.tokenization.visibility import causal
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenization.visibility import CANDIDATE, HISTORY, REALTIME, USER, Layout, Rule, causal, hstu, mtgr
+from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, USER, Layout, Rule, causal, hstu, mtgr
 
 
 @dataclass
