@@ -66,7 +66,7 @@ def print_progressive(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from genrank.schemas.terminal import print_whole
+    from genrank.schemas.console import print_whole
 
     columns = [
         (task, name)

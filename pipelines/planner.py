@@ -384,7 +384,7 @@ def print_status(days: Sequence[DayStatus]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from genrank.schemas.terminal import print_whole
+    from genrank.schemas.console import print_whole
 
     colours = {"up to date": "green", "stale": "yellow", "missing": "red", "no inputs": "magenta"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

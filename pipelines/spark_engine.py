@@ -8,7 +8,7 @@ On a cluster, submit the command itself; the session found there ships these roo
 
     venv-pack -o environment.tar.gz
     spark-submit --master yarn --archives environment.tar.gz#environment --conf spark.pyspark.python=./environment/bin/python \\
-        genrank.py build --engine spark --schema schema.py --data /shared/logs --out /shared/out --from 2026-01-01 --to 2026-01-07
+        genrank/__main__.py build --engine spark --schema schema.py --data /shared/logs --out /shared/out --from 2026-01-01 --to 2026-01-07
 
 `--out` is a folder that driver and executors share, and so is `--data` unless it is a URI; tables of a catalog (Hive, Iceberg) and
 what lies at URIs (s3a://, gs://, hdfs://) are read by Spark and copied below `--out`, a day at a time, when they changed. A task writes files under names of its own attempt and only the winners'
@@ -39,6 +39,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+import genrank
 from genrank.pipelines.engine import Piece, Step, gather
 from genrank.pipelines.sources import digest
 from genrank.schemas import EventLog, Snapshot, UserError
@@ -52,6 +53,9 @@ Unit = TypeVar("Unit")
 Days = dict[str, tuple[str, Callable[[], "DataFrame"]]]
 """Day -> (what changes when its rows do, its rows)."""
 
+PACKAGE = Path(genrank.__file__).resolve().parent
+SHIPPED = ("pipelines", "schemas")
+"""Subpackages that a task imports."""
 COLUMNS = "slot int, tag string, rows binary"
 _ARROW = pa.schema({"slot": pa.int32(), "tag": pa.string(), "rows": pa.binary()})
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -341,12 +345,10 @@ def check_java() -> None:
 
 
 def package(target: Path) -> Path:
-    """A zip of the rooms that executors import, for `--py-files`."""
-    root = Path(__file__).resolve().parents[1]
+    """A zip of the packages that executors import, for `--py-files`."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for room in ("pipelines", "schemas"):
-            for path in sorted((root / room).rglob("*.py")):
-                archive.write(path, path.relative_to(root))
+        for path in (PACKAGE / "__init__.py", *(p for name in SHIPPED for p in sorted((PACKAGE / name).rglob("*.py")))):
+            archive.write(path, path.relative_to(PACKAGE.parent))
     return target
 
 
@@ -355,10 +357,8 @@ def _ship_code(session: SparkSession) -> None:
     context = session.sparkContext
     if not context.master.startswith("local["):
         folder = Path(mkdtemp(prefix="genrank-"))
-        context.addPyFile(str(package(folder / "genrank_rooms.zip")))
-    elif (root := str(Path(__file__).resolve().parents[1])) not in (
-        paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    ):
+        context.addPyFile(str(package(folder / "genrank.zip")))
+    elif (root := str(PACKAGE.parent)) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
         context.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
 

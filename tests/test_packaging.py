@@ -29,12 +29,12 @@ EXTRAS_OF = {
     "tokenization": {"train"},
     "model": {"train"},
     "examples": {"pipelines"},
-    "genrank.py": {"pipelines", "train"},
+    "genrank": {"pipelines", "train"},
     "benchmarks": {"pipelines", "train", "dev"},
     "tests": {"pipelines", "train", "dev"},
 }
 # Our own modules: the rooms, and the files that tests and DAGs import from beside themselves.
-OURS = {"airflow_dags", *(name.removesuffix(".py") for name in EXTRAS_OF)}
+OURS = {"airflow_dags", *EXTRAS_OF}
 OURS |= {path.stem for room in ("tests", "airflow_dags") for path in (ROOT / room).rglob("*.py")}
 # Declared under another name: the two builds of fbgemm install one module; pydantic pins its core.
 DECLARED_AS = {"fbgemm-gpu-cpu": "fbgemm-gpu", "pydantic-core": "pydantic"}
@@ -81,7 +81,7 @@ def imported(path: Path) -> set[str]:
 
 
 def python_files(room: str) -> list[Path]:
-    return [ROOT / room] if room.endswith(".py") else sorted((ROOT / room).rglob("*.py"))
+    return sorted((ROOT / room).rglob("*.py"))
 
 
 def tracked_files() -> list[Path]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
+from schemas_shop import SHOP, candidates
+from strategies import schemas
 from typer.testing import CliRunner, Result
 
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
 from genrank.schemas.cli import app
 from genrank.schemas.contract import arrow_schema
 from genrank.schemas.docs import feature_page, in_words, lineage_picture
-from schemas_shop import SHOP, candidates
-from strategies import schemas
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source
+from strategies import schemas
 
 from genrank.schemas import (
     Categorical,
@@ -29,8 +31,6 @@ from genrank.schemas.diff import carried_rows, compatible_samples, diff, require
 from genrank.schemas.errors import UserError
 from genrank.schemas.meaning import model_meaning, samples_meaning
 from genrank.schemas.tables import LogicalTable
-from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source
-from strategies import schemas
 
 
 def feature(group: str, name: str, **changes: object) -> Schema:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from schemas_shop import SHOP, candidates, sequence, source
+from strategies import schemas
 
 from genrank.schemas import (
     AutoDis,
@@ -26,8 +28,6 @@ from genrank.schemas import (
 from genrank.schemas.contract import arrow_schema
 from genrank.schemas.lint import lint
 from genrank.schemas.size import sizes
-from schemas_shop import SHOP, candidates, sequence, source
-from strategies import schemas
 
 
 def categorical(dim: int = 4, **vocabulary: object) -> Schema:

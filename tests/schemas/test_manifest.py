@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from schemas_shop import SHOP
 
 from genrank.schemas import Numeric, Schema, UserError
 from genrank.schemas.contract import arrow_schema
 from genrank.schemas.manifest import Counts, DataFile, SampleManifest, built_schema, sample_files
-from schemas_shop import SHOP
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from schemas_shop import SHOP
+from strategies import schemas
 
 from genrank.schemas import Schema, UserError, from_json, from_yaml, load_schema, to_json, to_yaml
 from genrank.schemas.contract import SCHEMA_KEY, arrow_schema
 from genrank.schemas.text import json_schema
-from schemas_shop import SHOP
-from strategies import schemas
 
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 
 from genrank.schemas import (
     AutoDis,
@@ -36,7 +37,6 @@ from genrank.schemas import (
     Training,
 )
 from genrank.schemas.errors import SchemaError, UserError
-from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 
 
 def cross(**fields: Any) -> Schema:

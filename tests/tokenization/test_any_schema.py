@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_samples import publish, random_table
+from strategies import schemas
 
 from genrank.schemas.schema import Schema
 from genrank.tokenization.embedding import Embeddings
@@ -17,7 +18,6 @@ from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.tokens import Tokenizer
-from strategies import schemas
 
 DAY = "2026-01-03"
 

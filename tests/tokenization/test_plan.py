@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from random_samples import demo_schema, random_table, write_random_samples
 from rich.console import Console
+from strategies import schemas
 
 import genrank.schemas as s
 from genrank.schemas.errors import UserError
@@ -20,7 +21,6 @@ from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.explain import lints, render
 from genrank.tokenization.observed import ObservedIds, observe_ids
 from genrank.tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row
-from strategies import schemas
 
 some = settings(
     max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None

@@ -7,7 +7,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from genrank.schemas.terminal import print_whole
+from genrank.schemas.console import print_whole
 
 
 def test_no_number_is_cut_where_the_terminal_is_narrow() -> None:

@@ -1,0 +1,6 @@
+"""`python -m genrank`: the command."""
+
+from genrank.command import main
+
+if __name__ == "__main__":
+    main()
