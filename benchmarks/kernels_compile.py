@@ -35,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
+from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton
 from genrank.kernels.attention import RelativeBias, row_scale
 from genrank.kernels.interval import Problem
 from genrank.kernels.launch import Launch, recording
@@ -165,27 +165,9 @@ def norm_launches(
 def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
-        groups = torch.zeros(64, dtype=torch.int32)
-        weight, bias = torch.zeros(3, 256, 512, dtype=dtype), torch.zeros(3, 512, dtype=dtype)
-        tables = torch.zeros(8, 256), torch.zeros(8, 256)
     with recording() as launches:
         jagged_triton.concat_op([x], [offsets])
         jagged_triton.split_op(x, [offsets], [64])
-        jagged_triton.linear_op(x, groups, weight, bias)
-        jagged_triton.linear_backward_op(weight.new_zeros(64, 512), x, groups, weight, bias)
-        jagged_triton.encode_op(x, tables[0], groups, tables[1], groups.long(), 2.0)
-    return launches
-
-
-def projection_launches(dtype: torch.dtype, dim: int, outer: int, groups: int, device: str = "cpu") -> list[Launch]:
-    with torch.device(device):
-        x, matrix = torch.zeros(64, dim, dtype=dtype), torch.zeros(dim, outer, dtype=dtype)
-        norm, bias = torch.zeros(groups, dim), torch.zeros(outer, dtype=dtype)
-        group_ids = torch.zeros(64, dtype=torch.int32) if groups > 1 else None
-        above = torch.zeros(64, outer, dtype=dtype)
-    with recording() as launches:
-        projection_triton.project_op(x, norm, norm, group_ids, matrix, bias, outer // 2, 1e-6, True)
-        projection_triton.silu_slope(above, above, outer // 2)
     return launches
 
 
@@ -197,7 +179,6 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with recording() as launches:
         idmap_triton.find_slots(keys, ids)
         idmap_triton.place(keys, keys, ids, ids)
-        idmap_triton.enter(ids)
         idmap_triton.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
         idmap_triton.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
     return launches
@@ -213,12 +194,6 @@ def other_cases() -> Iterator[Case]:
                 return norm_launches(dtype, *rest)
 
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
-        for dim, outer, groups in ((512, 2048, 1), (512, 2048, 4)):
-
-            def project(dtype: torch.dtype = dtype, rest: tuple[int, int, int] = (dim, outer, groups)) -> list[Launch]:
-                return projection_launches(dtype, *rest)
-
-            yield Case(f"projection {dim} to {outer} groups {groups}", name, EVERY, project)
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
         yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
 

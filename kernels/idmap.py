@@ -185,28 +185,6 @@ def unique_inverse_counts(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distinct, inverse, counts
 
 
-def unique_by_first(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 [N] -> (distinct ids in the order in which they first occur [U], index of each id among them [N], how often
-    each occurs [U]), all int64.
-
-    On GPU one pass through a hash table in the place of a sort, with the same result whatever runs first. Not used by
-    default: no device has shown yet that it beats `unique_inverse_counts` (`benchmarks/gpu`).
-    """
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise TypeError(f"ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-    if backend_for(ids) == "triton":
-        from genrank.kernels import idmap_triton
-
-        return idmap_triton.unique_op(ids)
-    ascending, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
-    first = torch.full_like(counts, len(ids))
-    first.scatter_reduce_(0, inverse, torch.arange(len(ids), device=ids.device), "amin")
-    order = first.argsort()
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=ids.device)
-    return ascending[order], rank[inverse], counts[order]
-
-
 def rowwise_adagrad_(
     table: Tensor, state: Tensor, rows: Tensor, grads: Tensor, *, lr: float, eps: float = 1e-8
 ) -> None:

@@ -64,38 +64,6 @@ def place_kernel(keys, rows, ids, new_rows, taken, count, mask, BLOCK: tl.conste
 
 
 @triton.jit(do_not_specialize=VARYING)
-def enter_kernel(keys, first, counts, ids, slots, count, mask, BLOCK: tl.constexpr):
-    """Give each id a slot of its own kind; of each slot, the first place where its id stands, and how many do.
-
-    Behind the `mask + 1` slots of `keys` come one for the id that looks like an EMPTY slot, and BLOCK that absorb the
-    swaps of lanes that have nothing to claim: compare-and-swap knows no mask, and lanes with one popular id would
-    otherwise all hold on to its slot.
-    """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real = at < count
-    mine = tl.load(ids + at, mask=real, other=0)
-    odd = mine == EMPTY_KEY
-    slot = tl.where(odd, mask + 1, hashed(mine) & mask)
-    aside = mask + 2 + tl.arange(0, BLOCK)
-    active = real & (odd == 0)
-    while tl.max(active.to(tl.int32), 0) > 0:
-        key = tl.load(keys + slot, mask=active, other=0)
-        vacant = active & (key == EMPTY_KEY)
-        before = key
-        if tl.max(vacant.to(tl.int32), 0) > 0:
-            where = tl.where(vacant, slot, aside)
-            swapped = tl.atomic_cas(keys + where, tl.where(vacant, EMPTY_KEY, mine), mine)
-            before = tl.where(vacant, swapped, key)
-        mine_now = (before == mine) | (vacant & (before == EMPTY_KEY))
-        active = active & (mine_now == 0)
-        slot = tl.where(active, (slot + 1) & mask, slot)
-    tl.store(slots + at, slot, mask=real)
-    earlier = tl.load(first + slot, mask=real, other=0) <= at
-    tl.atomic_min(first + slot, at, mask=real & (earlier == 0), sem="relaxed")
-    tl.atomic_add(counts + slot, 1, mask=real, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=VARYING)
 def rowwise_kernel(
     table, mean, state, rows, order, grads, count, dim, lr, eps, beta1, beta2, correction1, correction2, weight_decay,
     ADAM: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr,
@@ -138,7 +106,6 @@ def rowwise_kernel(
 PROBES = [triton.Config({"BLOCK": block}, num_warps=4, num_stages=1) for block in (256, 128)]
 # Writes to its own inputs: tuning would apply each update many times, so these have one configuration.
 find_tuned = Tuned(find_kernel, PROBES[:1], [])
-enter_tuned = Tuned(enter_kernel, PROBES[:1], [])
 place_tuned = Tuned(place_kernel, PROBES[:1], [])
 rowwise_tuned = Tuned(rowwise_kernel, [triton.Config({"PIECE": 16}, num_warps=4, num_stages=1)], [])
 
@@ -163,40 +130,6 @@ def place(keys: Tensor, rows: Tensor, ids: Tensor, new_rows: Tensor) -> int:
             {},
         )
     return int(taken.item())
-
-
-def enter(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The slot of each id, and of each slot the first place of its id and how often it occurs: int64 [N], int32, int32."""
-    size = 1 << max(4, (2 * len(ids) - 1).bit_length())
-    block = PROBES[0].kwargs["BLOCK"]
-    keys = torch.full((size + 1 + block,), -(2**63), dtype=torch.int64, device=ids.device)
-    first = torch.full((size + 1,), len(ids), dtype=torch.int32, device=ids.device)
-    counts = torch.zeros(size + 1, dtype=torch.int32, device=ids.device)
-    slots = torch.empty_like(ids)
-    enter_tuned(
-        lambda chosen: (triton.cdiv(len(ids), chosen["BLOCK"]),),
-        [keys, first, counts, ids.contiguous(), slots, len(ids), size - 1],
-        {},
-    )
-    return slots, first, counts
-
-
-@torch.library.custom_op("genrank::unique_by_first", mutates_args=())
-def unique_op(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if not len(ids):
-        return torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
-    slots, first, counts = enter(ids)
-    places = first[slots].long()
-    begins = places == torch.arange(len(ids), device=ids.device)
-    rank = begins.cumsum(0) - 1
-    at = begins.nonzero().flatten()
-    return ids[at], rank[places], counts[slots[at]].long()
-
-
-@unique_op.register_fake
-def _(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    distinct = torch.library.get_ctx().new_dynamic_size()
-    return ids.new_empty(distinct), torch.empty_like(ids), ids.new_empty(distinct)
 
 
 def rowwise(

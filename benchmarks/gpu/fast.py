@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
-from benchmarks.gpu.right import implementation, largest_error
+from benchmarks.gpu.right import largest_error
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from genrank.kernels import attention_plan, idmap
+from genrank.kernels import attention_plan
 from genrank.kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
 from genrank.kernels.norm import group_layer_norm, norm_gate
-from genrank.kernels.projection import norm_linear_silu
 
 CHECKED = 4300
 """Samples up to this long are compared, dense, with the definition."""
@@ -221,52 +219,6 @@ def measure_pointwise(session: Session, name: str, dim: int) -> dict[str, Any]:
     }
 
 
-def compare(session: Session, ours: Callable[[], object], peer: Callable[[], object]) -> dict[str, Any]:
-    mine, theirs = session.time_ms(ours), session.time_ms(peer)
-    return {"ours_ms": round(mine, 4), "peer_ms": round(theirs, 4), "ratio": round(theirs / mine, 2)}
-
-
-def measure_projection(session: Session, dim: int, outer: int) -> dict[str, Any]:
-    """Norm, projection and SiLU in one kernel, against our norm, cuBLAS and PyTorch's SiLU."""
-    tokens = 16 if session.rehearse else 2**17
-    dtype = torch.float32 if session.rehearse else torch.bfloat16
-    x = torch.randn(tokens, dim, device=session.device, dtype=dtype).requires_grad_()
-    norm = [torch.randn(1, dim, device=session.device).requires_grad_() for _ in range(2)]
-    matrix = (torch.randn(dim, outer, device=session.device) / dim**0.5).to(dtype).requires_grad_()
-    bias = torch.randn(outer, device=session.device, dtype=dtype).requires_grad_()
-    groups = torch.zeros(tokens, dtype=torch.int32, device=session.device)
-    leaves, above = [x, *norm, matrix, bias], torch.randn(tokens, outer, device=session.device, dtype=dtype)
-
-    def fused() -> Tensor:
-        return norm_linear_silu(*leaves)
-
-    def apart() -> Tensor:
-        return F.silu(torch.addmm(bias, group_layer_norm(x, groups, *norm), matrix))
-
-    row: dict[str, Any] = {"tokens": tokens}
-    with torch.no_grad(), implementation("triton"):
-        row["forward"] = compare(session, fused, apart)
-    with implementation("triton"):
-        outs = [fused(), apart()]
-        row["backward"] = compare(
-            session, *(lambda o=o: torch.autograd.grad(o, leaves, above, retain_graph=True) for o in outs)
-        )
-    return row
-
-
-def measure_unique(session: Session, count: int, distinct: int) -> dict[str, Any]:
-    """Our hash table against PyTorch's sort; ids as a log has them: few of them make most of the traffic."""
-    generator = torch.Generator().manual_seed(1)
-    ranks = (torch.rand(count, generator=generator).square() * distinct).long()
-    ids = (ranks * 2654435761).to(session.device)
-
-    def ours() -> object:
-        with implementation("triton"):
-            return idmap.unique_by_first(ids)
-
-    return compare(session, ours, lambda: torch.unique(ids, return_inverse=True, return_counts=True))
-
-
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
@@ -282,10 +234,6 @@ def around(session: Session) -> None:
     for name in ("group_layer_norm", "norm_gate", "gate_norm"):
         for dim in (512,) if session.rehearse else (512, 1024):
             session.attempt("pointwise", f"{name} D={dim}", lambda n=name, d=dim: measure_pointwise(session, n, d))
-    for dim, outer in ((32, 64),) if session.rehearse else ((512, 2048), (1024, 4096)):
-        session.attempt("projection", f"{dim} to {outer}", lambda d=dim, o=outer: measure_projection(session, d, o))
-    for count, distinct in ((50, 20),) if session.rehearse else ((2**17, 2**15), (2**21, 2**19)):
-        session.attempt("unique", f"{count} ids", lambda c=count, d=distinct: measure_unique(session, c, d))
 
 
 def tma(session: Session) -> None:

@@ -104,14 +104,6 @@ def page(results: dict[str, Any]) -> str:
         rates = [row.get(f"{way}_gb_s") for way in ("forward", "backward")]
         cells = [f"{rate} | {rate / ceiling['copy_gb_s']:.0%}" if rate else "- | -" for rate in rates]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + f" {row.get('error', '')} |")
-    lines += ["", "| against what PyTorch has | ours ms | peer ms | ratio |", "|---|---|---|---|"]
-    for row in (*of_section(results, "projection"), *of_section(results, "unique")):
-        parts = {f" {way}": row[way] for way in ("forward", "backward") if way in row} or {"": row}
-        for way, cells in parts.items():
-            values = [str(cells.get(key, "-")) for key in ("ours_ms", "peer_ms", "ratio")]
-            lines.append(
-                f"| {row['section']} {row['name']}{way} | " + " | ".join(values) + f" {row.get('error', '')} |"
-            )
     return "\n".join([*lines, ""])
 
 

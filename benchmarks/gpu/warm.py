@@ -17,7 +17,6 @@ from benchmarks.kernels_compile import (
     idmap_launches,
     jagged_launches,
     norm_launches,
-    projection_launches,
 )
 from genrank.kernels.launch import Launch
 
@@ -38,9 +37,6 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
     ):
         for launch in attention_launches(dtype, 2, *dims, kind, device, seed=0):
             yield launch, False
-    for dim, outer in ((512, 2048), (1024, 4096)):
-        for launch in projection_launches(bf16, dim, outer, 1, device):
-            yield launch, True
     for dim in (512, 1024):
         for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0)):
             for launch in norm_launches(bf16, dim, groups, gate, 0.0, device, seed=0, tokens=2**14):

@@ -12,9 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
-    *("move_rows_kernel", "grouped_linear_kernel", "grouped_weight_kernel", "encode_kernel"),
-    *("find_kernel", "place_kernel", "rowwise_kernel", "enter_kernel"),
-    *("moments_kernel", "project_kernel", "silu_slope_kernel"),
+    *("move_rows_kernel", "find_kernel", "place_kernel", "rowwise_kernel"),
 }
 
 
