@@ -35,10 +35,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton
 from genrank.kernels.attention import RelativeBias, row_scale
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import gpu as attention_triton
+from genrank.kernels.attention.interval import Problem
+from genrank.kernels.idmap import gpu as idmap_triton
+from genrank.kernels.jagged import gpu as jagged_triton
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.norm import gpu as norm_triton
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"

@@ -14,8 +14,8 @@ from benchmarks.gpu.right import largest_error
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from genrank.kernels import attention_plan
 from genrank.kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
+from genrank.kernels.attention import plan as attention_plan
 from genrank.kernels.norm import group_layer_norm, norm_gate
 
 CHECKED = 4300
@@ -143,7 +143,7 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
         problem = Problem(session, shape)
         row = {**problem.time(problem.ours()), "tuned": problem.check()}
     if not session.rehearse:
-        from genrank.kernels import attention_triton
+        from genrank.kernels.attention import gpu as attention_triton
 
         for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
             row[name] = str(getattr(attention_triton, name).latest)
@@ -152,7 +152,7 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
 
 @contextmanager
 def heaviest_units_first() -> Iterator[None]:
-    """The order of units that `kernels.attention_plan` is compared with: by their own work over the whole batch, so that the
+    """The order of units that `kernels.attention.plan` is compared with: by their own work over the whole batch, so that the
     programs of one moment belong to as many samples."""
     units = attention_plan.units
 

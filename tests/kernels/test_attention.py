@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import attention_blocked
 from genrank.kernels.attention import (
     Divisor,
     RelativeBias,
@@ -20,6 +19,7 @@ from genrank.kernels.attention import (
     reference_attention,
     row_scale,
 )
+from genrank.kernels.attention import cpu as attention_blocked
 
 from .cases import MASKS, Batch, batches, make_batch
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.attention_plan import CHUNK, UNIT, make_plan, units
-from genrank.kernels.attention_tiles import unit_of
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention.interval import Problem
+from genrank.kernels.attention.plan import CHUNK, UNIT, make_plan, units
+from genrank.kernels.attention.triton_tiles import unit_of
 from tests.kernels.cases import MASKS, make_batch
 
 

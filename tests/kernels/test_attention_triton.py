@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import attention_triton
 from genrank.kernels.attention import (
     BUCKET_WIDTH,
     RelativeBias,
@@ -22,7 +21,8 @@ from genrank.kernels.attention import (
     reference_attention,
     row_scale,
 )
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import gpu as attention_triton
+from genrank.kernels.attention.interval import Problem
 from genrank.kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch

@@ -20,8 +20,8 @@ from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
 from benchmarks.gpu.told import PAGE, page, targets_met, wrong
 from benchmarks.kernels_cases import make_batch
-from genrank.kernels import attention_plan
 from genrank.kernels.attention import interval_attention
+from genrank.kernels.attention import plan as attention_plan
 from genrank.kernels.launch import VARYING, Launch, recording
 from genrank.kernels.norm import norm_gate
 
@@ -58,7 +58,10 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
         from benchmarks.gpu import fast, peers, repeat, right, step, told, warm
-        from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton
+        from genrank.kernels.attention import gpu as attention_triton
+        from genrank.kernels.idmap import gpu as idmap_triton
+        from genrank.kernels.jagged import gpu as jagged_triton
+        from genrank.kernels.norm import gpu as norm_triton
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import genrank.kernels.attention
+import genrank.kernels.attention.op
 from benchmarks.gpu import step, told
 from benchmarks.gpu.session import Session
 from genrank.kernels.launch import Launch, recording
@@ -47,9 +47,9 @@ def test_losses_that_differ_or_do_not_fall_are_wrong() -> None:
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose scores are a twentieth too small."""
     monkeypatch.setenv("GENRANK_KERNELS", "reference")
-    case, true = step.cases(True)[0], genrank.kernels.attention.reference_attention
+    case, true = step.cases(True)[0], genrank.kernels.attention.op.reference_attention
     wanted = step.Step(case, "cpu", half=False).gradients()
-    monkeypatch.setattr(genrank.kernels.attention, "reference_attention", lambda q, *rest: true(0.95 * q, *rest))
+    monkeypatch.setattr(genrank.kernels.attention.op, "reference_attention", lambda q, *rest: true(0.95 * q, *rest))
     wrong = step.Step(case, "cpu", half=False).gradients()
     falls = torch.tensor([0.7, 0.6])
     assert step.compared([falls, falls], [wanted, wanted])["right"]

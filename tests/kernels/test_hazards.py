@@ -12,18 +12,15 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from genrank.kernels import (
-    attention_triton,
-    idmap_triton,
-    jagged,
-    jagged_triton,
-    launch,
-    norm_triton,
-)
+from genrank.kernels import jagged, launch
 from genrank.kernels.attention import RelativeBias, interval_attention, local_positions, reference_attention, row_scale
+from genrank.kernels.attention import gpu as attention_triton
+from genrank.kernels.attention.interval import Problem
+from genrank.kernels.idmap import gpu as idmap_triton
 from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_
-from genrank.kernels.interval import Problem
+from genrank.kernels.jagged import gpu as jagged_triton
 from genrank.kernels.launch import Tuned, recording
+from genrank.kernels.norm import gpu as norm_triton
 from genrank.kernels.norm import group_layer_norm, norm_gate
 
 from .cases import make_batch
@@ -162,7 +159,7 @@ def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch
             entered.append("left")
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
-    tuned = TUNED["genrank.kernels.norm_triton.forward_tuned"]
+    tuned = TUNED["genrank.kernels.norm.gpu.forward_tuned"]
     monkeypatch.setattr(tuned, "_run", lambda *_: entered.append("launched"))
     with FakeTensorMode():
         x = torch.empty(3, device="cuda:1")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import norm_triton
 from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels.norm import gpu as norm_triton
 
 from .cases import interpreted
 

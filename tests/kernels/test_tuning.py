@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.kernels_compile import attention_cases, other_cases
-from genrank.kernels import attention_triton, tuning
+from genrank.kernels import tuning
+from genrank.kernels.attention import gpu as attention_triton
 from genrank.kernels.launch import Tuned
 
 

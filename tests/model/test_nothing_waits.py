@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from genrank.kernels import attention_triton, norm_triton
 from genrank.kernels.attention import RelativeBias
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import gpu as attention_triton
+from genrank.kernels.attention.interval import Problem
 from genrank.kernels.launch import recording
+from genrank.kernels.norm import gpu as norm_triton
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.learner import Learner
 from genrank.model.losses import loss_sums, total_loss, weight_sums

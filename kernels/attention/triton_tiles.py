@@ -116,7 +116,7 @@ def dropout_scale(query, key, head, drop):
 @triton.jit
 def sample_rows(data, start, token, head, head_step):
     """The first row of a sample, of one head, in 64 bits: a batch may be larger than 2^31 elements. Within a sample 32 bits
-    do (`kernels.attention_triton.check_reach`), which leaves more registers."""
+    do (`kernels.attention.gpu.check_reach`), which leaves more registers."""
     return data + start * token + head.to(tl.int64) * head_step
 
 
@@ -169,7 +169,7 @@ def clear_rows(base, first, stride, tokens, BLOCK: tl.constexpr, WIDTH: tl.const
 @triton.jit
 def unit_of(units, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """What this program does: (its first row in the sample; the sample's rows, int32, its first token, int64, and its number,
-    as `kernels.attention_plan.units` packs them; head). Rows are -1 without a sample: the first row is then one of the whole
+    as `kernels.attention.plan.units` packs them; head). Rows are -1 without a sample: the first row is then one of the whole
     batch. Four loads that don't wait for one another, from one 16-byte record."""
     block = tl.program_id(0) // heads
     parts: tl.constexpr = UNIT_ROWS // BLOCK

@@ -26,9 +26,9 @@ def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor,
     """
     check(x, group_ids, weight, bias)
     if backend_for(x) == "triton":
-        from genrank.kernels import norm_triton
+        from genrank.kernels.norm import gpu
 
-        return norm_triton.norm_gate_op(x, None, weight, bias, group_ids, norm_triton.PLAIN, eps, 0.0, 0)
+        return gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)
     return reference_norm(x, group_ids, weight, bias, eps)
 
 
@@ -63,12 +63,12 @@ def norm_gate(
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     check(attn, group_ids, weight, bias)
     if backend_for(attn) == "triton":
-        from genrank.kernels import norm_triton
+        from genrank.kernels.norm import gpu
 
-        gate = norm_triton.NORM_GATE if order == "norm_gate" else norm_triton.GATE_NORM
+        gate = gpu.NORM_GATE if order == "norm_gate" else gpu.GATE_NORM
         weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
         seed = draw_seed(seed) if dropout > 0.0 else 0
-        return norm_triton.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
+        return gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
     out = reference_norm_gate(attn, u, weight, bias, order, group_ids, eps)
     if dropout > 0.0:
         generator = torch.Generator(out.device).manual_seed(draw_seed(seed))

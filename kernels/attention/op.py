@@ -7,7 +7,7 @@ No softmax: each weight stands alone, the mask multiplies after SiLU, and `n` is
 itself, which covers HSTU's causal, target, contextual, window and full-tail masks and MTGR's dynamic mask without any
 mask matrix.
 
-`reference_attention` is the definition. `attention_blocked.py` computes it on CPU, `attention_triton.py` on GPU; this
+`reference_attention` is the definition. `cpu.py` computes it on CPU, `gpu.py` on GPU; this
 file validates, registers the ops with PyTorch (autograd, fake tensors) and dispatches.
 """
 
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genrank.kernels import attention_blocked
+from genrank.kernels.attention import cpu
+from genrank.kernels.attention.interval import Problem, check_if_asked
 from genrank.kernels.dispatch import backend_for, draw_seed
-from genrank.kernels.interval import Problem, check_if_asked
 
 Divisor = Literal["length", "visible"] | int
 
@@ -317,12 +317,12 @@ def _forward(
     bias = RelativeBias(position_table, time_table, timestamps, positions)
     problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
     if backend_for(q) == "triton":
-        from genrank.kernels import attention_triton
+        from genrank.kernels.attention import gpu
 
         check_if_asked(problem, len(k))
-        return attention_triton.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
+        return gpu.forward(q, k, v, problem, scale, bias, alpha, dropout, seed, max_length)
     with torch.autocast(q.device.type, enabled=False):  # It would round some products and not others.
-        return attention_blocked.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
+        return cpu.forward(q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
 @torch.library.custom_op("genrank::interval_attention_backward", mutates_args=())
@@ -351,12 +351,12 @@ def _backward(
     bias = RelativeBias(position_table, time_table, timestamps, positions)
     problem = Problem(q_offsets, k_offsets, q_positions, begin, end)
     if backend_for(q) == "triton":
-        from genrank.kernels import attention_triton
+        from genrank.kernels.attention import gpu
 
         rest = (problem, scale, bias, alpha, dropout, seed, same_scale, max_length)
-        return attention_triton.backward(grad, q, k, v, *rest)
+        return gpu.backward(grad, q, k, v, *rest)
     with torch.autocast(q.device.type, enabled=False):
-        return attention_blocked.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
+        return cpu.backward(grad, q, k, v, problem, scale, bias, alpha, dropout, seed)
 
 
 @_forward.register_fake

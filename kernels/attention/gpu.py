@@ -1,10 +1,10 @@
 """Interval attention on GPU: Triton kernels that touch the tiles that the intervals need, and no others.
 
-    attention_forward.py     a program per query block: walks the keys `[min begin, max end)` of its rows
-    attention_backward.py    the same walk for dQ and the bias tables, a pass of its own, so that dQ sums in float32, in
+    triton_forward.py        a program per query block: walks the keys `[min begin, max end)` of its rows
+    triton_backward.py       the same walk for dQ and the bias tables, a pass of its own, so that dQ sums in float32, in
                              order; and a program per key block, which walks the query blocks that see it, for dK and dV
-    attention_tiles.py       what their tiles are made of
-    attention_plan.py        which program does what: units of work, a sample's together, heaviest samples first
+    triton_tiles.py          what their tiles are made of
+    plan.py                  which program does what: units of work, a sample's together, heaviest samples first
 
 Each walk has two parts. Tiles that every row sees whole run without mask arithmetic; the tiles at the edges of the
 intervals are masked. Rows outside their own interval (candidates) meet their own keys in further masked tiles, so
@@ -29,10 +29,10 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels.attention_backward import backward_kv_kernel, backward_q_kernel
-from genrank.kernels.attention_forward import forward_kernel
-from genrank.kernels.attention_plan import CHUNK, UNIT, Plan, make_plan
-from genrank.kernels.interval import Problem, planned
+from genrank.kernels.attention.interval import Problem, planned
+from genrank.kernels.attention.plan import CHUNK, UNIT, Plan, make_plan
+from genrank.kernels.attention.triton_backward import backward_kv_kernel, backward_q_kernel
+from genrank.kernels.attention.triton_forward import forward_kernel
 from genrank.kernels.launch import INTERPRET, Tuned
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from genrank.kernels.attention_tiles import (
+from genrank.kernels.attention.triton_tiles import (
     clear_rows,
     dropout_scale,
     extent,

@@ -140,9 +140,9 @@ def logical_shift(x: Tensor, by: int) -> Tensor:
 def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
     """int64 [N]: the slot of each id, -1 where there is none. All ids probe at once, one slot further each round."""
     if backend_for(keys) == "triton":
-        from genrank.kernels import idmap_triton
+        from genrank.kernels.idmap import gpu
 
-        return idmap_triton.find_slots(keys, ids)
+        return gpu.find_slots(keys, ids)
     found = torch.full(ids.shape, -1, dtype=torch.int64, device=ids.device)
     pending = torch.arange(len(ids), device=ids.device)
     slot = hash_ids(ids) & (len(keys) - 1)
@@ -159,9 +159,9 @@ def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
 def place(keys: Tensor, rows: Tensor, ids: Tensor, new_rows: Tensor) -> int:
     """Store distinct ids that the map does not hold; the number of EMPTY slots that this took."""
     if backend_for(keys) == "triton":
-        from genrank.kernels import idmap_triton
+        from genrank.kernels.idmap import gpu
 
-        return idmap_triton.place(keys, rows, ids, new_rows)
+        return gpu.place(keys, rows, ids, new_rows)
     taken = 0
     slot = hash_ids(ids) & (len(keys) - 1)
     claims = torch.empty_like(keys)
@@ -195,10 +195,10 @@ def rowwise_adagrad_(
     Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
     """
     if backend_for(table) == "triton":
-        from genrank.kernels import idmap_triton
+        from genrank.kernels.idmap import gpu
 
         none = {"betas": (0.0, 0.0), "step": 1, "weight_decay": 0.0}
-        return idmap_triton.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
+        return gpu.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
     distinct, total = sum_rows(rows, grads)
     # index_select and index_copy_ take a third of the time of indexing on a CPU.
     squares = state.index_select(0, distinct) + total.square().mean(1)
@@ -229,12 +229,10 @@ def rowwise_adam_(
         step: 1 for the first call.
     """
     if backend_for(table) == "triton":
-        from genrank.kernels import idmap_triton
+        from genrank.kernels.idmap import gpu
 
         decay = weight_decay
-        return idmap_triton.rowwise(
-            table, mean, state, rows, grads, lr=lr, eps=eps, betas=betas, step=step, weight_decay=decay
-        )
+        return gpu.rowwise(table, mean, state, rows, grads, lr=lr, eps=eps, betas=betas, step=step, weight_decay=decay)
     distinct, total = sum_rows(rows, grads)
     mean[distinct] = betas[0] * mean[distinct] + (1 - betas[0]) * total
     state[distinct] = betas[1] * state[distinct] + (1 - betas[1]) * total.square().mean(1)

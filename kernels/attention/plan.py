@@ -2,7 +2,7 @@
 
 Programs start in the order of the units. The units of a sample stand together, so that the programs of one moment read the
 same keys and values, which then come from the L2 cache; samples with the most work come first, so that none of them
-finishes last, and so do the heaviest units inside a sample. Heads are innermost (`kernels.attention_tiles.unit_of`).
+finishes last, and so do the heaviest units inside a sample. Heads are innermost (`kernels.attention.triton_tiles.unit_of`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention.interval import Problem
 
 UNIT = 128
 """Rows of a unit of work; every block size divides it."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genrank.kernels.interval import Problem, check_problem, planned
+from genrank.kernels.attention.interval import Problem, check_problem, planned
 
 if TYPE_CHECKING:
     from genrank.kernels.attention import RelativeBias

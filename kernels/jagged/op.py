@@ -24,11 +24,11 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         raise ValueError("jagged_concat needs at least one part")
     check_parts([offsets for _, offsets in parts], [values for values, _ in parts])
     if backend_for(parts[0][0]) == "triton":
-        from genrank.kernels import jagged_triton
+        from genrank.kernels.jagged import gpu
 
         # Under autocast some parts are bfloat16, others not.
         dtype = reduce(torch.promote_types, (values.dtype for values, _ in parts))
-        whole = jagged_triton.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
+        whole = gpu.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
         return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
     order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
     return Permute.apply(torch.cat([values for values, _ in parts]), order, inverse), offsets
