@@ -35,13 +35,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels.attention import RelativeBias, row_scale
-from genrank.kernels.attention import gpu as attention_triton
-from genrank.kernels.attention.interval import Problem
-from genrank.kernels.idmap import gpu as idmap_triton
-from genrank.kernels.jagged import gpu as jagged_triton
+from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, row_scale
+from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.idmap import gpu as idmap_gpu
+from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
-from genrank.kernels.norm import gpu as norm_triton
+from genrank.kernels.norm import gpu as norm_gpu
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"
@@ -84,23 +83,23 @@ def attention_launches(
     tokens = 256
     packed = torch.zeros(tokens, heads, 2 * dim + value_dim, dtype=dtype, device=device)
     q, k, v = packed.split([dim, dim, value_dim], 2)
-    above = torch.zeros(tokens, heads, value_dim, dtype=dtype, device=device)
+    grad_out = torch.zeros(tokens, heads, value_dim, dtype=dtype, device=device)
     offsets = torch.tensor([0, tokens], device=device)
     begin = torch.zeros(tokens, dtype=torch.int32, device=device)
     end = torch.arange(tokens, dtype=torch.int32, device=device)
     own = end.clone() if kind == "delta" else None
-    problem = Problem(offsets, offsets, own, begin, end)
-    scale = row_scale("length", offsets, offsets, own, begin, end)
+    mask = IntervalMask(offsets, offsets, own, begin, end)
+    scale = row_scale("length", mask)
     bias = RelativeBias()
     if kind == "bias":
         stamps = torch.zeros(tokens, dtype=torch.int64, device=device)
         tables = (torch.zeros(rows, heads, device=device) for rows in (513, 64))
         bias = RelativeBias(*tables, stamps)
-    rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, seed)
+    call = AttentionCall(mask, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, seed, same_scale=kind != "bias")
     with tma(kind == "tma"), recording() as launches:
-        attention_triton.forward(q, k, v, *rest)
+        attention_gpu.forward(q, k, v, call)
         if kind != "delta":
-            attention_triton.backward(above, q, k, v, *rest, kind != "bias")
+            attention_gpu.backward(grad_out, q, k, v, call)
     return launches
 
 
@@ -160,8 +159,8 @@ def norm_launches(
         group_ids = torch.zeros(tokens, dtype=torch.int32) if groups > 1 else None
     rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, seed)
     with recording() as launches:
-        norm_triton.norm_gate_op(*rest)
-        norm_triton.norm_gate_backward_op(attn, *rest)
+        norm_gpu.norm_gate_op(*rest)
+        norm_gpu.norm_gate_backward_op(attn, *rest)
     return launches
 
 
@@ -169,8 +168,8 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
     with recording() as launches:
-        jagged_triton.concat_op([x], [offsets])
-        jagged_triton.split_op(x, [offsets], [64])
+        jagged_gpu.concat_op([x], [offsets])
+        jagged_gpu.split_op(x, [offsets], [64])
     return launches
 
 
@@ -180,10 +179,10 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
         table, grads = torch.zeros(64, 128), torch.zeros(32, 128, dtype=dtype)
     adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
     with recording() as launches:
-        idmap_triton.find_slots(keys, ids)
-        idmap_triton.place(keys, keys, ids, ids)
-        idmap_triton.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        idmap_triton.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        idmap_gpu.find_slots(keys, ids)
+        idmap_gpu.place(keys, keys, ids, ids)
+        idmap_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
+        idmap_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
     return launches
 
 

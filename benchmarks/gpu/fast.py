@@ -14,7 +14,7 @@ from benchmarks.gpu.right import largest_error
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from genrank.kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
+from genrank.kernels.attention import AttentionCall, RelativeBias, interval_attention, reference_attention, row_scale
 from genrank.kernels.attention import plan as attention_plan
 from genrank.kernels.norm import group_layer_norm, norm_gate
 
@@ -38,7 +38,7 @@ def ceilings(session: Session) -> dict[str, Any]:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-class Problem:
+class Setting:
     """One shape's batch, and q, k and v as views of one projection, as models pass them."""
 
     def __init__(self, session: Session, shape: Shape) -> None:
@@ -83,36 +83,36 @@ class Problem:
         backward, against the definition in float32."""
         n = int(self.batch.offsets[1])
         first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
-        scale = row_scale("length", first.offsets, first.offsets, None, first.begin, first.end)
-        where = (first.offsets, first.offsets, None, first.begin, first.end)
+        scale = row_scale("length", first.mask)
         run = self.ours()
         out = run.attend()
         got = [out.detach(), *torch.autograd.grad(out, run.leaves, run.upstream)]
 
         def define(kind: torch.dtype) -> list[Tensor]:
             leaves = [x.detach()[:n].to(kind).requires_grad_() for x in self.qkv]
-            result = reference_attention(*leaves, *where, scale.to(kind), RelativeBias(), self.shape.dim**-0.5)
+            call = AttentionCall(first.mask, scale.to(kind), RelativeBias(), self.shape.dim**-0.5)
+            result = reference_attention(*leaves, call)
             return [result.detach(), *torch.autograd.grad(result, leaves, self.upstream[:n].to(kind))]
 
         return largest_error([x[:n] for x in got], define(torch.float32), define(self.qkv[0].dtype))
 
 
 def measure_attention(session: Session, shape: Shape) -> dict[str, Any]:
-    problem = Problem(session, shape)
-    row: dict[str, Any] = {**problem.facts(), **problem.time(problem.ours())}
+    setting = Setting(session, shape)
+    row: dict[str, Any] = {**setting.facts(), **setting.time(setting.ours())}
     if shape.longest <= CHECKED:
-        row["tuned"] = problem.check()
+        row["tuned"] = setting.check()
     return row
 
 
 def measure_meta(session: Session, shape: Shape) -> dict[str, Any]:
     """The best of its settings in each direction, and how far its result lies from ours."""
-    problem = Problem(session, shape)
+    setting = Setting(session, shape)
     best: dict[str, Any] = {}
-    runs = meta_runs(shape, problem.batch, *problem.qkv, problem.upstream)
+    runs = meta_runs(shape, setting.batch, *setting.qkv, setting.upstream)
     for setting, run in runs.items():
         try:
-            times = problem.time(run)
+            times = setting.time(run)
         except Exception as error:
             if setting == "pointers":
                 raise
@@ -122,31 +122,31 @@ def measure_meta(session: Session, shape: Shape) -> dict[str, Any]:
             if times[f"{direction}_ms"] < best.get(f"{direction}_ms", float("inf")):
                 best |= {key: value for key, value in times.items() if key.startswith(direction)}
                 best[f"{direction}_setting"] = setting
-    where = (problem.batch.offsets, problem.batch.begin, problem.batch.end)
+    where = (setting.batch.offsets, setting.batch.begin, setting.batch.end)
     with torch.no_grad():
-        mine = interval_attention(*problem.qkv, *where, divisor=shape.longest).float()
+        mine = interval_attention(*setting.qkv, *where, divisor=shape.longest).float()
         best["difference"] = float((runs["pointers"].attend().float() - mine).abs().max() / mine.abs().max())
     return best
 
 
 def measure_flex(session: Session, shape: Shape) -> dict[str, Any]:
-    problem = Problem(session, shape)
-    run = flex_run(problem.batch, *problem.qkv, problem.upstream)
+    setting = Setting(session, shape)
+    run = flex_run(setting.batch, *setting.qkv, setting.upstream)
     if session.rehearse:
         return {"shape": list(run.attend().shape)}
-    return problem.time(run)
+    return setting.time(run)
 
 
 def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
     """The same kernels with the configurations that load by TMA."""
     with environment("GENRANK_TMA", "1"):
-        problem = Problem(session, shape)
-        row = {**problem.time(problem.ours()), "tuned": problem.check()}
+        setting = Setting(session, shape)
+        row = {**setting.time(setting.ours()), "tuned": setting.check()}
     if not session.rehearse:
-        from genrank.kernels.attention import gpu as attention_triton
+        from genrank.kernels.attention import gpu as attention_gpu
 
         for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
-            row[name] = str(getattr(attention_triton, name).latest)
+            row[name] = str(getattr(attention_gpu, name).latest)
     return row
 
 
@@ -174,11 +174,11 @@ def measure_order(session: Session, shape: Shape) -> dict[str, Any]:
     """Both orders in turn; the order decides nothing but time, so their results are equal to the bit."""
     row: dict[str, Any] = {}
     with heaviest_units_first():
-        before = Problem(session, shape)
+        before = Setting(session, shape)
         row["before"] = before.time(before.ours())
         out = [before.ours().attend()]
         out += torch.autograd.grad(out[0], before.qkv, before.upstream)
-    now = Problem(session, shape)
+    now = Setting(session, shape)
     row |= now.time(now.ours())
     mine = [now.ours().attend()]
     mine += torch.autograd.grad(mine[0], now.qkv, now.upstream)

@@ -15,6 +15,7 @@ from benchmarks.gpu.session import Session, environment
 from benchmarks.kernels_cases import MASKS, make_batch
 from genrank.kernels import idmap, jagged
 from genrank.kernels.attention import (
+    AttentionCall,
     RelativeBias,
     delta_attention,
     interval_attention,
@@ -59,11 +60,11 @@ def check_attention(
         return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))]
 
     divisor = "visible" if bias else "length"
-    scale = row_scale(divisor, batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    where = (batch.offsets, batch.offsets, None, batch.begin, batch.end)
+    scale = row_scale(divisor, batch.mask)
 
     def define(qkv: list[Tensor], given: RelativeBias) -> Tensor:
-        return reference_attention(*qkv, *where, scale.to(qkv[0].dtype), given, dims[0] ** -0.5)
+        call = AttentionCall(batch.mask, scale.to(qkv[0].dtype), given, dims[0] ** -0.5)
+        return reference_attention(*qkv, call)
 
     def ours(qkv: list[Tensor], given: RelativeBias) -> Tensor:
         where = (batch.offsets, batch.begin, batch.end)

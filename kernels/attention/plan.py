@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genrank.kernels.attention.interval import Problem
+from genrank.kernels.attention.interval import IntervalMask
 
 UNIT = 128
 """Rows of a unit of work; every block size divides it."""
@@ -36,10 +36,10 @@ class Plan(NamedTuple):
     """int64 []: visible pairs of the batch, one head."""
 
 
-def make_plan(problem: Problem, key_tokens: int) -> Plan:
+def make_plan(mask: IntervalMask, key_tokens: int) -> Plan:
     """Never reads anything back from the device: the number of units is bounded by what the host knows."""
-    q_offsets, k_offsets = problem.q_offsets.long(), problem.k_offsets.long()
-    begin, end = problem.begin.long(), problem.end.long()
+    q_offsets, k_offsets = mask.q_offsets.long(), mask.k_offsets.long()
+    begin, end = mask.begin.long(), mask.end.long()
     device, queries, batch = begin.device, len(begin), len(q_offsets) - 1
     seen = (end - begin).clamp(min=0)
     by_query = F.pad(seen.cumsum(0), (1, 0))

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from genrank.kernels.attention.triton_tiles import (
+    block_place,
     clear_rows,
     dropout_scale,
     half_scores,
@@ -17,7 +18,6 @@ from genrank.kernels.attention.triton_tiles import (
     load_tile,
     masked_tile,
     masked_tiles,
-    own_place,
     position_row,
     sample_rows,
     silu_and_slope,
@@ -54,7 +54,7 @@ def add_to_tables(
 
 @triton.jit
 def backward_q_tile(
-    acc, q, above, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha, bias,
+    acc, q, grad_out, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha, bias,
     sums, drop,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -66,16 +66,16 @@ def backward_q_tile(
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
     if k.dtype == tl.float32:  # Its products take operands from registers: asked for later, v would spill.
         v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
-    half, distance, elapsed = half_scores(
+    half_score, distance, elapsed = half_scores(
         q, k, place, key, real, head, alpha, bias, False, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
     visible = valid[:, None]
     if MASKED:
         visible = (key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None])
-    _, slope = silu_and_slope(half, visible, MASKED, FAST)
+    _, slope = silu_and_slope(half_score, visible, MASKED, FAST)
     if k.dtype != tl.float32:
         v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
-    product = tl.dot(above, tl.trans(v), input_precision=PRECISION)
+    product = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
     slope = tl.fma(product, slope, product)
     if DROPOUT:
         slope *= dropout_scale(query[:, None], key[None, :], head, drop)
@@ -87,16 +87,16 @@ def backward_q_tile(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_q_kernel(
-    q_data, k_data, v_data, k_desc, v_desc, above_data, dq_data, begin_data, end_data, scale_data,
+    q_data, k_data, v_data, k_desc, v_desc, grad_out_data, dq_data, begin_data, end_data, scale_data,
     units, position_table, time_table, stamps, positions, position_sum, time_sum, fixed_point_data,
     alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
-    q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dq_token, dq_head, bucket,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_out_token, grad_out_head, dq_token, dq_head, bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr, DROPOUT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, UNIT_ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """dq = alpha * scale * (ds k), ds = (above v^T) * silu'(scores) * visible; the sums of ds over the bias tables."""
+    """dq = alpha * scale * (ds k), ds = (grad_out v^T) * silu'(scores) * visible; the sums of ds over the bias tables."""
     first_row, keys, start, _, head = unit_of(units, heads, UNIT_ROWS, BLOCK_M)
     if keys < 0:
         dq = sample_rows(dq_data, 0, dq_token, head, dq_head)
@@ -114,7 +114,7 @@ def backward_q_kernel(
         fixed_point = tl.load(fixed_point_data)
     stamps += start
     positions += start
-    place = own_place(row, valid, positions, stamps, HAS_POSITIONS, HAS_TIME)
+    place = block_place(row, valid, positions, stamps, HAS_POSITIONS, HAS_TIME)
     bias = (position_table, time_table, positions, stamps, reach, time_rows, heads)
     sums = (position_sum, time_sum, fixed_point)
     drop = (seed, threshold, inverse_keep)
@@ -125,23 +125,23 @@ def backward_q_kernel(
     acc = tl.zeros([BLOCK_M, WIDTH], dtype=tl.float32)
     q_rows = sample_rows(q_data, start, q_token, head, q_head)
     q = load_rows(q_rows, first_row, q_token, valid, True, BLOCK_M, WIDTH, DIM)
-    above_rows = sample_rows(above_data, start, above_token, head, above_head)
-    above = load_rows(above_rows, first_row, above_token, valid, True, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
+    grad_out_rows = sample_rows(grad_out_data, start, grad_out_token, head, grad_out_head)
+    grad_out = load_rows(grad_out_rows, first_row, grad_out_token, valid, True, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
 
     low, high, full_low, full_high = walk_of_keys(begin, end, valid, BLOCK_N)
     for first in range(full_low, full_high, BLOCK_N):
         acc = backward_q_tile(
-            acc, q, above, scale, first, keys, begin, end, valid, place, query, head, k_source, v_source, alpha, bias,
+            acc, q, grad_out, scale, first, keys, begin, end, valid, place, query, head, k_source, v_source, alpha, bias,
             sums, drop, False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
     EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
-    alone = valid & ((row < begin) | (row >= end))
-    tiles = masked_tiles(low, high, full_low, full_high, row, alone, EDGE)
+    self_only = valid & ((row < begin) | (row >= end))
+    tiles = masked_tiles(low, high, full_low, full_high, row, self_only, EDGE)
     for at in range(tiles[2]):
-        first, sees_from, sees_to = masked_tile(at, tiles, low, full_high, row, alone, begin, end, EDGE)
+        first, sees_from, sees_to = masked_tile(at, tiles, low, full_high, row, self_only, begin, end, EDGE)
         acc = backward_q_tile(
-            acc, q, above, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha,
+            acc, q, grad_out, scale, first, keys, sees_from, sees_to, valid, place, query, head, k_source, v_source, alpha,
             bias, sums, drop, True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS,
             GRAD_POSITION, GRAD_TIME, DROPOUT, FAST, PRECISION, TMA,
         )  # fmt: skip
@@ -191,48 +191,48 @@ def walk_of_queries(summary, chunks, first_key, last_key, far, CHUNK_ROWS: tl.co
 
 @triton.jit
 def backward_kv_tile(
-    dk, dv, k, v, first, rows, to_self, key, place, start, head, q_source, above_source, begin_data, end_data, scale_data,
+    dk, dv, k, v, first, rows, to_self, key, place, start, head, q_source, grad_out_source, begin_data, end_data, scale_data,
     alpha, bias, drop,
     MASKED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ROOM: tl.constexpr,
+    DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, HEADROOM: tl.constexpr,
     WANT_K: tl.constexpr, WANT_V: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     row = first + tl.arange(0, BLOCK_M)
     valid = row < rows
     q = load_tile(q_source, first, valid, MASKED, TMA, BLOCK_M, WIDTH, DIM)
-    above = load_tile(above_source, first, valid, MASKED, TMA, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
-    half, _, _ = half_scores(
+    grad_out = load_tile(grad_out_source, first, valid, MASKED, TMA, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
+    half_score, _, _ = half_scores(
         k, q, place, row, valid, head, alpha, bias, True, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
     visible = False
     if MASKED:
         begin = tl.load(begin_data + row, mask=valid, other=0)
         end = tl.load(end_data + row, mask=valid, other=0)
-        alone = (row < begin) | (row >= end)
+        self_only = (row < begin) | (row >= end)
         begin = tl.where(to_self, row, begin)
-        end = tl.where(to_self, tl.where(alone, row + 1, row), end)
+        end = tl.where(to_self, tl.where(self_only, row + 1, row), end)
         visible = (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
-    weight, slope = silu_and_slope(half, visible, MASKED, FAST)
-    if ROOM != 0.0:
-        scale = tl.load(scale_data + row, mask=valid, other=0.0) * ROOM
+    weight, slope = silu_and_slope(half_score, visible, MASKED, FAST)
+    if HEADROOM != 0.0:
+        scale = tl.load(scale_data + row, mask=valid, other=0.0) * HEADROOM
     if DROPOUT:
         kept = dropout_scale((start + row).to(tl.int32)[None, :], key[:, None], head, drop)
     if WANT_V:
-        if ROOM != 0.0:
+        if HEADROOM != 0.0:
             weight *= scale[None, :]
         if DROPOUT:
             weight *= kept
-        weight = weight.to(above.dtype)
+        weight = weight.to(grad_out.dtype)
     if WANT_K:
-        product = tl.dot(v, tl.trans(above), input_precision=PRECISION)
+        product = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
         slope = tl.fma(product, slope, product)
-        if ROOM != 0.0:
+        if HEADROOM != 0.0:
             slope *= scale[None, :]
         if DROPOUT:
             slope *= kept
     if WANT_V:
-        dv = tl.dot(weight, above, dv, input_precision=PRECISION)
+        dv = tl.dot(weight, grad_out, dv, input_precision=PRECISION)
     if WANT_K:
         dk = tl.dot(slope.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
@@ -240,18 +240,18 @@ def backward_kv_tile(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kv_kernel(
-    q_data, k_data, v_data, q_desc, above_desc, above_data, dk_data, dv_data, begin_data, end_data, scale_data,
+    q_data, k_data, v_data, q_desc, grad_out_desc, grad_out_data, dk_data, dv_data, begin_data, end_data, scale_data,
     units, summary, position_table, time_table, stamps, positions,
     alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
-    q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dk_token, dk_head, dv_token, dv_head,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_out_token, grad_out_head, dk_token, dk_head, dv_token, dv_head,
     bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, ROOM: tl.constexpr,
+    DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, HEADROOM: tl.constexpr,
     WANT_K: tl.constexpr, WANT_V: tl.constexpr, UNIT_ROWS: tl.constexpr, CHUNK_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """dv = (weights * scale)^T above and dk = alpha * (ds * scale)^T q, for BLOCK_N keys of one sample and head."""
+    """dv = (weights * scale)^T grad_out and dk = alpha * (ds * scale)^T q, for BLOCK_N keys of one sample and head."""
     first_key, rows, start, first_chunk, head = unit_of(units, heads, UNIT_ROWS, BLOCK_N)
     if rows < 0:
         if WANT_K:
@@ -270,13 +270,13 @@ def backward_kv_kernel(
     scale_data += start
     stamps += start
     positions += start
-    place = own_place(key, real, positions, stamps, HAS_POSITIONS, HAS_TIME)
+    place = block_place(key, real, positions, stamps, HAS_POSITIONS, HAS_TIME)
     bias = (position_table, time_table, positions, stamps, reach, time_rows, heads)
     drop = (seed, threshold, inverse_keep)
     data_row = start.to(tl.int32)
     q_source = (sample_rows(q_data, start, q_token, head, q_head), q_token, q_desc, data_row, head * q_head)
-    above_rows = sample_rows(above_data, start, above_token, head, above_head)
-    above_source = (above_rows, above_token, above_desc, data_row, head * above_head)
+    grad_out_rows = sample_rows(grad_out_data, start, grad_out_token, head, grad_out_head)
+    grad_out_source = (grad_out_rows, grad_out_token, grad_out_desc, data_row, head * grad_out_head)
     k_rows = sample_rows(k_data, start, k_token, head, k_head)
     k = load_rows(k_rows, first_key, k_token, real, True, BLOCK_N, WIDTH, DIM)
     dk = 0.0
@@ -301,10 +301,10 @@ def backward_kv_kernel(
     full_high = full_low + (tl.maximum(full_high - full_low, 0) // BLOCK_M) * BLOCK_M
     for first in range(full_low, full_high, BLOCK_M):
         dk, dv = backward_kv_tile(
-            dk, dv, k, v, first, rows, False, key, place, start, head, q_source, above_source, begin_data, end_data,
+            dk, dv, k, v, first, rows, False, key, place, start, head, q_source, grad_out_source, begin_data, end_data,
             scale_data, alpha, bias, drop,
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_M, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
-            PRECISION, ROOM, WANT_K, WANT_V, TMA,
+            PRECISION, HEADROOM, WANT_K, WANT_V, TMA,
         )  # fmt: skip
     # Masked tiles hold begin and end of each row beside the accumulators: 32 rows at a time fit the registers.
     EDGE: tl.constexpr = min(BLOCK_M, 32)
@@ -312,8 +312,8 @@ def backward_kv_kernel(
     right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
     OWN_CHUNKS: tl.constexpr = (BLOCK_N + CHUNK_ROWS - 1) // CHUNK_ROWS
     own_chunk = first_key // CHUNK_ROWS + tl.arange(0, OWN_CHUNKS)
-    lonely = tl.max(tl.load(summary + own_chunk * COLUMNS + 4, mask=own_chunk < chunks, other=0), 0)
-    own_count = tl.where(lonely > 0, (BLOCK_N + EDGE - 1) // EDGE, 0)
+    any_self_only = tl.max(tl.load(summary + own_chunk * COLUMNS + 4, mask=own_chunk < chunks, other=0), 0)
+    own_count = tl.where(any_self_only > 0, (BLOCK_N + EDGE - 1) // EDGE, 0)
     for edge in range(left + right + own_count):
         to_self = edge >= left + right
         first = tl.where(edge < left, low + edge * EDGE, full_high + (edge - left) * EDGE)
@@ -325,19 +325,19 @@ def backward_kv_kernel(
         sees_from = tl.load(begin_data + row, mask=near, other=0)
         sees_to = tl.load(end_data + row, mask=near, other=0)
         seen = (sees_from < sees_to) & (sees_from < first_key + BLOCK_N) & (sees_to > first_key)
-        alone = (row < sees_from) | (row >= sees_to)
-        needed = near & ((seen & (to_self == 0)) | (alone & to_self))
+        self_only = (row < sees_from) | (row >= sees_to)
+        needed = near & ((seen & (to_self == 0)) | (self_only & to_self))
         # Between a window and a full-attention tail lie rows that see nothing of this block.
         if tl.max(needed.to(tl.int32), 0) > 0:
             dk, dv = backward_kv_tile(
-                dk, dv, k, v, first, stop, to_self, key, place, start, head, q_source, above_source, begin_data, end_data,
+                dk, dv, k, v, first, stop, to_self, key, place, start, head, q_source, grad_out_source, begin_data, end_data,
                 scale_data, alpha, bias, drop,
                 True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
-                PRECISION, ROOM, WANT_K, WANT_V, TMA,
+                PRECISION, HEADROOM, WANT_K, WANT_V, TMA,
             )  # fmt: skip
 
     # One divisor for the whole sample multiplies its sums once; one of each query's own has multiplied every pair.
-    share = 1.0 / ROOM if ROOM != 0.0 else tl.load(scale_data)
+    share = 1.0 / HEADROOM if HEADROOM != 0.0 else tl.load(scale_data)
     if WANT_K:
         dk_rows = sample_rows(dk_data, start, dk_token, head, dk_head)
         store_rows(dk_rows, first_key, dk_token, real, dk * (0.5 * alpha * share), BLOCK_N, WIDTH, DIM)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from genrank.kernels.attention.triton_tiles import (
+    block_place,
     clear_rows,
     dropout_scale,
     extent,
@@ -14,7 +15,6 @@ from genrank.kernels.attention.triton_tiles import (
     load_tile,
     masked_tile,
     masked_tiles,
-    own_place,
     sample_rows,
     silu,
     store_rows,
@@ -34,12 +34,12 @@ def forward_tile(
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
-    half, _, _ = half_scores(
+    half_score, _, _ = half_scores(
         q, k, place, key, real, head, alpha, bias, False, HAS_POSITION, HAS_TIME, HAS_POSITIONS, PRECISION
     )
     if MASKED:
-        half = tl.where((key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None]), half, 0.0)
-    weight = silu(half, FAST)
+        half_score = tl.where((key[None, :] >= sees_from[:, None]) & (key[None, :] < sees_to[:, None]), half_score, 0.0)
+    weight = silu(half_score, FAST)
     if DROPOUT:
         weight *= dropout_scale(query[:, None], key[None, :], head, drop)
     v = load_tile(v_source, first, real, MASKED, TMA, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
@@ -79,7 +79,7 @@ def forward_kernel(
         own = tl.maximum(tl.minimum(own, keys - 1), 0)
     stamps += k_start
     positions += k_start
-    place = own_place(own, valid, positions, stamps, HAS_POSITIONS, HAS_TIME)
+    place = block_place(own, valid, positions, stamps, HAS_POSITIONS, HAS_TIME)
     bias = (position_table, time_table, positions, stamps, reach, time_rows, heads)
     drop = (seed, threshold, inverse_keep)
     query = (q_start + row).to(tl.int32)
@@ -97,12 +97,12 @@ def forward_kernel(
             False, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, BLOCK_N, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,
             PRECISION, TMA,
         )  # fmt: skip
-    # Masked tiles hold more beside the accumulators: they are half as wide.
+    # Masked tiles hold more beside the accumulators: they are half_score as wide.
     EDGE: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 32 else BLOCK_N
-    alone = valid & ((own < begin) | (own >= end))
-    tiles = masked_tiles(low, high, full_low, full_high, own, alone, EDGE)
+    self_only = valid & ((own < begin) | (own >= end))
+    tiles = masked_tiles(low, high, full_low, full_high, own, self_only, EDGE)
     for at in range(tiles[2]):
-        first, sees_from, sees_to = masked_tile(at, tiles, low, full_high, own, alone, begin, end, EDGE)
+        first, sees_from, sees_to = masked_tile(at, tiles, low, full_high, own, self_only, begin, end, EDGE)
         acc = forward_tile(
             acc, q, first, keys, sees_from, sees_to, place, query, head, k_source, v_source, alpha, bias, drop,
             True, DIM, VALUE_DIM, WIDTH, VALUE_WIDTH, EDGE, HAS_POSITION, HAS_TIME, HAS_POSITIONS, DROPOUT, FAST,

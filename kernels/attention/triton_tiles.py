@@ -14,35 +14,35 @@ def tanh_approx(x):
 
 
 @triton.jit
-def silu(half, FAST: tl.constexpr):
-    """silu(x) of x = 2 half: half (1 + tanh half), one multiply-add beside the special function."""
+def silu(half_score, FAST: tl.constexpr):
+    """silu(x) of x = 2 half_score: half_score (1 + tanh half_score), one multiply-add beside the special function."""
     if FAST:
-        return tl.fma(half, tanh_approx(half), half)
-    return 2.0 * half / (1.0 + tl.exp2(half * -2.8853900817779268))
+        return tl.fma(half_score, tanh_approx(half_score), half_score)
+    return 2.0 * half_score / (1.0 + tl.exp2(half_score * -2.8853900817779268))
 
 
 @triton.jit
-def silu_and_slope(half, visible, MASKED: tl.constexpr, FAST: tl.constexpr):
-    """silu(x) and 2 silu'(x) - 1 of x = 2 half; with t = tanh half, the latter is t + half (1 - t^2). Whoever multiplies
+def silu_and_slope(half_score, visible, MASKED: tl.constexpr, FAST: tl.constexpr):
+    """silu(x) and 2 silu'(x) - 1 of x = 2 h, h the half score; with t = tanh h, the latter is t + h (1 - t^2). Whoever multiplies
     by the derivative then needs no addition: 2 silu' y = y (2 silu' - 1) + y. Hidden pairs get 0 and -1, so that both
     their weight and their derivative vanish, and the mask need not be kept for later."""
     if MASKED:
-        half = tl.where(visible, half, 0.0)
+        half_score = tl.where(visible, half_score, 0.0)
     if FAST:
-        t = tanh_approx(half)
+        t = tanh_approx(half_score)
         if MASKED:
             t = tl.where(visible, t, -1.0)
-        return tl.fma(half, t, half), tl.fma(half, tl.fma(t, -t, 1.0), t)
-    gate = 1.0 / (1.0 + tl.exp2(half * -2.8853900817779268))
+        return tl.fma(half_score, t, half_score), tl.fma(half_score, tl.fma(t, -t, 1.0), t)
+    gate = 1.0 / (1.0 + tl.exp2(half_score * -2.8853900817779268))
     if MASKED:
         gate = tl.where(visible, gate, 0.0)
-    weight = 2.0 * half * gate
+    weight = 2.0 * half_score * gate
     return weight, 2.0 * tl.fma(weight, 1.0 - gate, gate) - 1.0
 
 
 @triton.jit
 def time_bucket(elapsed, time_rows):
-    """Row of the time table, as `kernels.attention.time_row`."""
+    """Row of the time table, as `kernels.attention.bias.time_row`."""
     size = tl.maximum(tl.abs(elapsed).to(tl.float32), 1.0)
     return tl.minimum((tl.log(size) / 0.301).to(tl.int32), time_rows - 1)
 
@@ -57,7 +57,7 @@ def split_stamp(stamp, base):
 
 
 @triton.jit
-def own_place(own, valid, positions, stamps, HAS_POSITIONS: tl.constexpr, HAS_TIME: tl.constexpr):
+def block_place(own, valid, positions, stamps, HAS_POSITIONS: tl.constexpr, HAS_TIME: tl.constexpr):
     """Where a block's own tokens stand, for `half_scores`: (positions, coarse and fine time, and the time that these are
     relative to)."""
     position = own
@@ -82,7 +82,7 @@ def half_scores(
     of each pair. Rows are queries, at `place`, and columns keys; TRANSPOSED, the other way round."""
     position_table, time_table, positions, stamps, reach, time_rows, heads = bias
     position, coarse, fine, base_stamp = place
-    half = tl.dot(rows, tl.trans(columns), input_precision=PRECISION) * (0.5 * alpha)
+    half_score = tl.dot(rows, tl.trans(columns), input_precision=PRECISION) * (0.5 * alpha)
     distance = position[:, None]
     elapsed = coarse[:, None]
     if HAS_POSITION:
@@ -90,17 +90,17 @@ def half_scores(
         if HAS_POSITIONS:
             other = tl.load(positions + column, mask=real, other=0)
         distance = other[None, :] - distance if TRANSPOSED else distance - other[None, :]
-        half += 0.5 * tl.load(position_table + position_row(distance, reach) * heads + head).to(tl.float32)
+        half_score += 0.5 * tl.load(position_table + position_row(distance, reach) * heads + head).to(tl.float32)
     if HAS_TIME:
         other_coarse, other_fine = split_stamp(tl.load(stamps + column, mask=real, other=0), base_stamp)
         elapsed = (coarse[:, None] - other_coarse[None, :]) * 4096.0 + (fine[:, None] - other_fine[None, :])
-        half += 0.5 * tl.load(time_table + time_bucket(elapsed, time_rows) * heads + head).to(tl.float32)
-    return half, distance, elapsed
+        half_score += 0.5 * tl.load(time_table + time_bucket(elapsed, time_rows) * heads + head).to(tl.float32)
+    return half_score, distance, elapsed
 
 
 @triton.jit
 def position_row(distance, reach):
-    """Row of the position table, as `kernels.attention.position_row`."""
+    """Row of the position table, as `kernels.attention.bias.position_row`."""
     return tl.minimum(tl.maximum(distance, -reach), reach) + reach
 
 
@@ -188,27 +188,27 @@ def extent(offsets, sample):
 
 
 @triton.jit
-def masked_tiles(low, high, full_low, full_high, own, alone, EDGE: tl.constexpr):
+def masked_tiles(low, high, full_low, full_high, own, self_only, EDGE: tl.constexpr):
     """Of a query block: the masked tiles (left of its run of full ones, in all, the first key of those that follow) that
-    `masked_tile` tells one by one: the two edges of the run, and then, for rows that are alone (outside their own
+    `masked_tile` gives one by one: the two edges of the run, and then, for rows that see themselves only in addition (outside their own
     interval), the tiles that hold their own keys."""
     far = 2147483647
     left = (full_low - low) // EDGE
     right = tl.cdiv(tl.maximum(high - full_high, 0), EDGE)
-    own_low = tl.min(tl.where(alone, own, far), 0) // EDGE
-    own_high = tl.max(tl.where(alone, own, -1), 0) // EDGE
-    own_count = tl.where(tl.max(alone.to(tl.int32), 0) > 0, own_high - own_low + 1, 0)
+    own_low = tl.min(tl.where(self_only, own, far), 0) // EDGE
+    own_high = tl.max(tl.where(self_only, own, -1), 0) // EDGE
+    own_count = tl.where(tl.max(self_only.to(tl.int32), 0) > 0, own_high - own_low + 1, 0)
     return left, left + right, left + right + own_count, own_low * EDGE
 
 
 @triton.jit
-def masked_tile(at, tiles, low, full_high, own, alone, begin, end, EDGE: tl.constexpr):
+def masked_tile(at, tiles, low, full_high, own, self_only, begin, end, EDGE: tl.constexpr):
     """Of the masked tile number `at`: its first key, and the keys [from, to) that each row sees of it."""
     left, edges, _, own_first = tiles
     first = tl.where(at < left, low + at * EDGE, full_high + (at - left) * EDGE)
     to_self = at >= edges
     first = tl.where(to_self, own_first + (at - edges) * EDGE, first)
-    return first, tl.where(to_self, own, begin), tl.where(to_self, tl.where(alone, own + 1, own), end)
+    return first, tl.where(to_self, own, begin), tl.where(to_self, tl.where(self_only, own + 1, own), end)
 
 
 @triton.jit

@@ -58,10 +58,10 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
         from benchmarks.gpu import fast, peers, repeat, right, step, told, warm
-        from genrank.kernels.attention import gpu as attention_triton
-        from genrank.kernels.idmap import gpu as idmap_triton
-        from genrank.kernels.jagged import gpu as jagged_triton
-        from genrank.kernels.norm import gpu as norm_triton
+        from genrank.kernels.attention import gpu as attention_gpu
+        from genrank.kernels.idmap import gpu as idmap_gpu
+        from genrank.kernels.jagged import gpu as jagged_gpu
+        from genrank.kernels.norm import gpu as norm_gpu
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -123,11 +123,11 @@ def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> N
             small = dataclasses.replace(shape, make=lambda: make_batch([40, 64], "mtgr"))
             for tma in ("", "1"):
                 monkeypatch.setenv("GENRANK_TMA", tma)
-                problem = fast.Problem(session, small)
-                q, k, v = (x.to(bf16) for x in problem.qkv)
-                where = (problem.batch.offsets, problem.batch.begin, problem.batch.end)
+                setting = fast.Setting(session, small)
+                q, k, v = (x.to(bf16) for x in setting.qkv)
+                where = (setting.batch.offsets, setting.batch.begin, setting.batch.end)
                 out = interval_attention(q, k, v, *where, max_length=shape.longest)
-                torch.autograd.grad(out, problem.qkv, problem.upstream.to(bf16))
+                torch.autograd.grad(out, setting.qkv, setting.upstream.to(bf16))
         x = torch.zeros(5280, 512, dtype=bf16, requires_grad=True)
         table, groups = torch.zeros(4, 512, requires_grad=True), torch.zeros(5280, dtype=torch.int32)
         for order in ("norm_gate", "gate_norm"):

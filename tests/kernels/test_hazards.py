@@ -13,21 +13,28 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from genrank.kernels import jagged, launch
-from genrank.kernels.attention import RelativeBias, interval_attention, local_positions, reference_attention, row_scale
-from genrank.kernels.attention import gpu as attention_triton
-from genrank.kernels.attention.interval import Problem
-from genrank.kernels.idmap import gpu as idmap_triton
+from genrank.kernels.attention import (
+    AttentionCall,
+    IntervalMask,
+    RelativeBias,
+    interval_attention,
+    local_positions,
+    reference_attention,
+    row_scale,
+)
+from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_
-from genrank.kernels.jagged import gpu as jagged_triton
+from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Tuned, recording
-from genrank.kernels.norm import gpu as norm_triton
+from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.norm import group_layer_norm, norm_gate
 
 from .cases import make_batch
 
 TUNED = {
     f"{module.__name__}.{name}": tuned
-    for module in (attention_triton, idmap_triton, jagged_triton, norm_triton)
+    for module in (attention_gpu, idmap_gpu, jagged_gpu, norm_gpu)
     for name, tuned in vars(module).items()
     if isinstance(tuned, Tuned)
 }
@@ -81,15 +88,15 @@ def test_rows_that_belong_to_no_sample_are_zero(lengths: list[int], poisoned: No
     batch = make_batch(lengths, "mtgr", seed=5)
     used, tokens = batch.tokens, batch.tokens + 300
     torch.manual_seed(0)
-    q, k, v, above = (torch.randn(tokens, 2, 16) for _ in range(4))
+    q, k, v, grad_out = (torch.randn(tokens, 2, 16) for _ in range(4))
     begin, end = (torch.cat([x, torch.full((300,), 7, dtype=torch.int32)]) for x in (batch.begin, batch.end))
     scale = torch.rand(tokens)
 
     def run(upto: int) -> list[Tensor]:
-        problem = Problem(batch.offsets, batch.offsets, None, begin[:upto], end[:upto])
-        given = (problem, scale[:upto], RelativeBias(), 0.25)
-        out = attention_triton.forward(*(x[:upto] for x in (q, k, v)), *given)
-        return [out, *attention_triton.backward(*(x[:upto] for x in (above, q, k, v)), *given)]
+        mask = IntervalMask(batch.offsets, batch.offsets, None, begin[:upto], end[:upto])
+        call = AttentionCall(mask, scale[:upto], RelativeBias(), 0.25)
+        out = attention_gpu.forward(*(x[:upto] for x in (q, k, v)), call)
+        return [out, *attention_gpu.backward(*(x[:upto] for x in (grad_out, q, k, v)), call)]
 
     for padded, plain in zip(run(tokens), run(used), strict=True):
         assert torch.equal(padded[:used], plain)
@@ -127,17 +134,18 @@ def test_nothing_waits_for_the_device(triton_backend: None) -> None:
         weight = torch.zeros(4, 32)
         rows, state = torch.zeros(tokens, dtype=torch.int64), torch.zeros(50)
         table, mean = torch.zeros(50, 32), torch.zeros(50, 32)
-    problem = Problem(offsets, offsets, None, begin, end)
+    mask = IntervalMask(offsets, offsets, None, begin, end)
     with recording() as launches:
         for divisor in ("length", "visible", 64):
-            scale = row_scale(divisor, offsets, offsets, None, begin, end)  # type: ignore[arg-type]
-            attention_triton.forward(q, k, v, problem, scale, bias, 0.25, 0.1, 3)
-            attention_triton.backward(v, q, k, v, problem, scale, bias, 0.25, 0.1, 3, divisor != "visible")
-        norm = (weight, weight, groups, norm_triton.GATE_NORM, 1e-6, 0.1, 3)
-        norm_triton.norm_gate_op._init_fn(x, u, *norm)
-        norm_triton.norm_gate_backward_op._init_fn(x, x, u, *norm)
-        whole = jagged_triton.concat_op._init_fn([x, u], [offsets, offsets])
-        jagged_triton.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
+            scale = row_scale(divisor, mask)  # type: ignore[arg-type]
+            call = AttentionCall(mask, scale, bias, 0.25, 0.1, 3, divisor != "visible")
+            attention_gpu.forward(q, k, v, call)
+            attention_gpu.backward(v, q, k, v, call)
+        norm = (weight, weight, groups, norm_gpu.GATE_NORM, 1e-6, 0.1, 3)
+        norm_gpu.norm_gate_op._init_fn(x, u, *norm)
+        norm_gpu.norm_gate_backward_op._init_fn(x, x, u, *norm)
+        whole = jagged_gpu.concat_op._init_fn([x, u], [offsets, offsets])
+        jagged_gpu.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
         rowwise_adagrad_(table, state, rows, x, lr=0.1)
         rowwise_adam_(table, mean, state, rows, x, step=1, lr=0.1)
     # All but those of the id map, whose answer is a number of ids.
@@ -208,16 +216,16 @@ def test_what_a_choice_depends_on_is_in_its_key() -> None:
 def test_a_sample_beyond_32_bits_is_named() -> None:
     with torch.device("meta"):
         wide = torch.zeros(1, 1, 16).expand(4, 1, 16).as_strided((4, 1, 16), (2**20, 16, 1))
-    attention_triton.check_reach(2**11 - 1, wide)
+    attention_gpu.check_reach(2**11 - 1, wide)
     with pytest.raises(ValueError, match=r"a sample of 2048 tokens whose rows lie 1048576 elements apart"):
-        attention_triton.check_reach(2**11, wide)
+        attention_gpu.check_reach(2**11, wide)
 
 
 def test_descriptors_want_rows_that_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads before tokens: as a matrix with a row for each token, its rows would overlap."""
     monkeypatch.setenv("GENRANK_TMA", "1")
-    assert attention_triton.descriptors(torch.zeros(8, 2, 64))[0] is not None
-    assert attention_triton.descriptors(torch.zeros(2, 8, 64).transpose(0, 1)) == (None,)
+    assert attention_gpu.descriptors(torch.zeros(8, 2, 64))[0] is not None
+    assert attention_gpu.descriptors(torch.zeros(2, 8, 64).transpose(0, 1)) == (None,)
 
 
 def test_heads_before_tokens_and_expanded_gradients(triton_backend: None) -> None:
@@ -226,9 +234,8 @@ def test_heads_before_tokens_and_expanded_gradients(triton_backend: None) -> Non
     q, k, v = (torch.randn(2, batch.tokens, 16).transpose(0, 1) for _ in range(3))
     v.requires_grad_()
     out = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end)
-    scale = row_scale("length", batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    where = (batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    want = reference_attention(q, k, v, *where, scale, RelativeBias(), 0.25)
+    scale = row_scale("length", batch.mask)
+    want = reference_attention(q, k, v, AttentionCall(batch.mask, scale, RelativeBias(), 0.25))
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
     for got, exact in zip(torch.autograd.grad(out.sum(), v), torch.autograd.grad(want.sum(), v), strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-5)

@@ -40,7 +40,7 @@ def test_concat(parts: int, samples: int, index: torch.dtype, data: st.DataObjec
 
 
 def test_registered_as_pytorch_wants() -> None:
-    from genrank.kernels.jagged import gpu as jagged_triton  # noqa: F401  registers the ops
+    from genrank.kernels.jagged import gpu as jagged_gpu  # noqa: F401  registers the ops
 
     offsets = [torch.tensor([0, 2, 3]), torch.tensor([0, 0, 4])]
     parts = [torch.randn(3, 16, requires_grad=True), torch.randn(4, 16, requires_grad=True)]
