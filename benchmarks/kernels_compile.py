@@ -41,6 +41,7 @@ from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
 from genrank.kernels.norm import gpu as norm_gpu
+from genrank.kernels.rowwise import gpu as rowwise_gpu
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"
@@ -181,8 +182,8 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with recording() as launches:
         idmap_gpu.find_slots(keys, ids)
         idmap_gpu.place(keys, keys, ids, ids)
-        idmap_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        idmap_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
+        rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
     return launches
 
 

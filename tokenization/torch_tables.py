@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_, sum_rows
 from genrank.schemas.table import Normal, Uniform
 from genrank.schemas.vocabulary import SPECIAL_ROWS, hash_string
 from genrank.tokenization import memory

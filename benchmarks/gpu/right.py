@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.session import Session, environment
 from benchmarks.kernels_cases import MASKS, make_batch
-from genrank.kernels import idmap, jagged
+from genrank.kernels import idmap, jagged, rowwise
 from genrank.kernels.attention import (
     AttentionCall,
     RelativeBias,
@@ -150,7 +150,7 @@ def check_idmap(session: Session) -> dict[str, Any]:
             device = table.device
             with implementation(backend):
                 rows.append(ours.insert(ids.to(device)).rows)
-                idmap.rowwise_adagrad_(table, state, rows[-1], grads.to(device), lr=0.1)
+                rowwise.rowwise_adagrad_(table, state, rows[-1], grads.to(device), lr=0.1)
                 ours.evict(ids[: count // 4 * step].to(device))
         same = same and torch.equal(rows[0].cpu(), rows[1])
     error = float((tables[0].cpu() - tables[1]).abs().max())

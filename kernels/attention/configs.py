@@ -30,6 +30,7 @@ import triton
 
 
 def config(rows: int, keys: int, warps: int, stages: int, tma: bool = False) -> triton.Config:
+    """Blocks of `rows` queries and `keys` keys; tma: tiles are loaded by the tensor memory accelerator."""
     blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "TMA": tma}
     return triton.Config(blocks, num_warps=warps, num_stages=stages, pre_hook=shape_descriptors if tma else None)
 
@@ -178,24 +179,25 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     if arch >= 100 or tma:
         most -= 16 * 1024  # Tiles pass through shared memory there, and barriers lie in it.
     held, stage = shared_bytes(chosen, situation)
+    needed: int = held + chosen.num_stages * stage
     listed = CONFIGS[situation.kernel]
     if any(c.kwargs == chosen.kwargs and c.num_stages > chosen.num_stages for c in listed):
         # With one stage more the same blocks may fit, too.
-        return held + chosen.num_stages * stage <= most < held + (chosen.num_stages + 1) * stage
-    return held + chosen.num_stages * stage <= most
+        return needed <= most < needed + stage
+    return needed <= most
 
 
 def held_values(chosen: triton.Config, situation: Situation) -> float:
     """float32 values a thread holds: the accumulators, and one tile of scores (in backward two)."""
-    rows, keys = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"]
+    rows, keys, threads = int(chosen.kwargs["BLOCK_M"]), int(chosen.kwargs["BLOCK_N"]), 32 * int(chosen.num_warps)
     sums = {"forward": rows, "dq": rows, "dkv": keys * len(situation.features & {"dk", "dv"})}[situation.kernel]
     tiles = 1 if situation.kernel == "forward" else 2
-    return (sums * situation.width + tiles * rows * keys) / (32 * chosen.num_warps)
+    return (sums * situation.width + tiles * rows * keys) / threads
 
 
 def shared_bytes(chosen: triton.Config, situation: Situation) -> tuple[int, int]:
     """Bytes of shared memory for what a program holds, and for each stage of what it streams (two tiles)."""
-    rows, keys = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"]
+    rows, keys = int(chosen.kwargs["BLOCK_M"]), int(chosen.kwargs["BLOCK_N"])
     row = situation.width * (4 if situation.dtype == "float32" else 2)
     if situation.kernel == "dkv":
         return keys * (1 + ("dk" in situation.features)) * row, 2 * rows * row

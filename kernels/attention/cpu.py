@@ -128,6 +128,7 @@ def own_rows(plan: Plan, mask: IntervalMask, bias: RelativeBias) -> Iterator[Ten
 
 
 def bias_rows(own: Tensor, key: Tensor, mask: IntervalMask, bias: RelativeBias) -> Iterator[Tensor]:
+    """Rows of each table for pairs of tokens: own (the queries' keys) and key, int64 of one broadcast shape."""
     if bias.position_table is not None:
         positions = bias.positions
         # Within one sample, differences of token numbers are differences of local indices.
@@ -149,6 +150,7 @@ def own_key(q_tokens: Tensor, mask: IntervalMask) -> Tensor:
 def add_table_gradients(
     tables: list[Tensor], slope: Tensor, tile: Tile, mask: IntervalMask, bias: RelativeBias
 ) -> None:
+    """Add the gradients of a tile's scores [count, heads, rows, keys] to those of the tables."""
     for table, rows in zip(tables, tile_rows(tile, mask, bias), strict=True):
         flat = rows.flatten()
         for head in range(table.shape[1]):
@@ -182,6 +184,7 @@ def gather(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor,
 
 
 def views(tile: Tile, heads: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A tile's part of tiled queries, keys and values, one matrix for each chunk and head."""
     batch = tile.count * heads
     return (
         q[tile.q_rows].view(batch, tile.rows, -1),

@@ -77,10 +77,12 @@ class Chunks:
     full: NDArray[np.bool_]
 
     def take(self, at: NDArray[np.int64]) -> Chunks:
+        """Some of the chunks, in this order."""
         return Chunks(self.q[at], self.rows[at], self.k[at], self.keys[at], self.full[at])
 
 
 def make_plan(mask: IntervalMask, key_tokens: int, heads: int) -> Plan:
+    """The plan of a mask over `key_tokens` keys; checks the mask (`check_mask`)."""
     starts, k_starts = mask.q_offsets.numpy().astype(np.int64), mask.k_offsets.numpy().astype(np.int64)
     tokens = len(mask.begin)
     sample = np.repeat(np.arange(len(starts) - 1), np.diff(starts))

@@ -61,6 +61,7 @@ def backward_q_tile(
     GRAD_POSITION: tl.constexpr, GRAD_TIME: tl.constexpr, DROPOUT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """Add what one tile of keys gives to dQ of a query block, and to the tables."""
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)
@@ -198,6 +199,7 @@ def backward_kv_tile(
     DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, HEADROOM: tl.constexpr,
     WANT_K: tl.constexpr, WANT_V: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """Add what one tile of queries gives to dK and dV of a key block."""
     row = first + tl.arange(0, BLOCK_M)
     valid = row < rows
     q = load_tile(q_source, first, valid, MASKED, TMA, BLOCK_M, WIDTH, DIM)

@@ -31,6 +31,7 @@ def forward_tile(
     BLOCK_N: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """Add what one tile of keys gives to the output of a query block."""
     key = first + tl.arange(0, BLOCK_N)
     real = key < keys
     k = load_tile(k_source, first, real, MASKED, TMA, BLOCK_N, WIDTH, DIM)

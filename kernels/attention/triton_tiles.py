@@ -154,6 +154,7 @@ def load_tile(
 
 @triton.jit
 def store_rows(base, first, stride, valid, values, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """Store [BLOCK, WIDTH] of one head, from row `first` on; only columns within DIM and rows that are valid."""
     dim = tl.arange(0, WIDTH)
     at = base + (first + tl.arange(0, BLOCK)).to(tl.int64)[:, None] * stride + dim[None, :]
     tl.store(at, values.to(base.dtype.element_ty), mask=valid[:, None] & (dim < DIM)[None, :])

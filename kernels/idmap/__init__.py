@@ -1,23 +1,9 @@
-"""Embedding rows for raw ids, and row-wise optimisers: see `op.py`."""
+"""Embedding rows for raw ids.
 
-from genrank.kernels.idmap.op import (
-    EMPTY,
-    TOMBSTONE,
-    IdMap,
-    Inserted,
-    rowwise_adagrad_,
-    rowwise_adam_,
-    sum_rows,
-    unique_inverse_counts,
-)
+op.py     the map, unique, and what runs on CPU
+gpu.py    launches on GPU; triton_probe.py: the kernels
+"""
 
-__all__ = [
-    "EMPTY",
-    "TOMBSTONE",
-    "IdMap",
-    "Inserted",
-    "rowwise_adagrad_",
-    "rowwise_adam_",
-    "sum_rows",
-    "unique_inverse_counts",
-]
+from genrank.kernels.idmap.op import EMPTY, TOMBSTONE, IdMap, Inserted, unique_inverse_counts
+
+__all__ = ["EMPTY", "TOMBSTONE", "IdMap", "Inserted", "unique_inverse_counts"]

@@ -1,6 +1,4 @@
-"""Embedding rows for raw ids, without a dictionary: an open-addressing id map, unique, and sparse row-wise
-optimisers.
-"""
+"""Embedding rows for raw ids, without a dictionary: an open-addressing id map, and unique."""
 
 from __future__ import annotations
 
@@ -20,6 +18,8 @@ MAX_LOAD = 0.5
 
 
 class Inserted(NamedTuple):
+    """What `IdMap.insert` gives."""
+
     rows: Tensor
     """int64 [N]: the row of each id."""
     created: Tensor
@@ -102,6 +102,7 @@ class IdMap:
         self.used = place(self.keys, self.rows, ids, rows)
 
     def give_rows(self, count: int) -> Tensor:
+        """The next `count` rows: evicted ones first, ascending, then fresh ones."""
         again, self.free = self.free[:count], self.free[count:]
         fresh = count - len(again)
         rows = torch.arange(self.next_row, self.next_row + fresh, device=self.keys.device)
@@ -109,17 +110,20 @@ class IdMap:
         return torch.cat([again, rows])
 
     def rebuild(self, expected: int) -> None:
+        """Move to twice the slots that `expected` ids want; tombstones go."""
         ids, rows = self.items()
         self.reset_slots(2 * expected)
         self.used = place(self.keys, self.rows, ids, rows)
 
     def reset_slots(self, expected: int) -> None:
+        """Empty slots for `expected` ids."""
         slots = 1 << max(4, (int(expected / MAX_LOAD)).bit_length())
         self.keys = torch.full((slots,), EMPTY, dtype=torch.int64, device=self.keys.device)
         self.rows = torch.full((slots,), -1, dtype=torch.int64, device=self.keys.device)
 
 
 def check_ids(ids: Tensor) -> None:
+    """Raises TypeError unless ids are int64 [N], ValueError if one is reserved."""
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise TypeError(f"ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
     if len(ids) and int(ids.min()) <= TOMBSTONE:
@@ -134,6 +138,7 @@ def hash_ids(ids: Tensor) -> Tensor:
 
 
 def logical_shift(x: Tensor, by: int) -> Tensor:
+    """x >> by without the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
@@ -183,66 +188,3 @@ def unique_inverse_counts(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     distinct, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
     return distinct, inverse, counts
-
-
-def rowwise_adagrad_(
-    table: Tensor, state: Tensor, rows: Tensor, grads: Tensor, *, lr: float, eps: float = 1e-8
-) -> None:
-    """Row-wise Adagrad (Duchi et al. 2011; one accumulator a row as in FBGEMM) on the touched rows, in place.
-
-    G_r = sum of grads of row r;  state_r += mean(G_r^2);  table_r -= lr * G_r / (sqrt(state_r) + eps)
-
-    Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
-    """
-    if backend_for(table) == "triton":
-        from genrank.kernels.idmap import gpu
-
-        none = {"betas": (0.0, 0.0), "step": 1, "weight_decay": 0.0}
-        return gpu.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, **none)
-    distinct, total = sum_rows(rows, grads)
-    # index_select and index_copy_ take a third of the time of indexing on a CPU.
-    squares = state.index_select(0, distinct) + total.square().mean(1)
-    state.index_copy_(0, distinct, squares)
-    step = (lr * total / (squares.sqrt() + eps).unsqueeze(1)).to(table.dtype)
-    table.index_copy_(0, distinct, table.index_select(0, distinct) - step)
-
-
-def rowwise_adam_(
-    table: Tensor,
-    mean: Tensor,
-    state: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> None:
-    """Adam with one second moment a row (FBGEMM's partial row-wise Adam) on the touched rows, in place.
-
-    m_r = b1 m_r + (1-b1) G_r;  v_r = b2 v_r + (1-b2) mean(G_r^2);
-    table_r -= lr * (m_r / (1-b1^step) / (sqrt(v_r / (1-b2^step)) + eps) + weight_decay * table_r)
-
-    Args: table: [R, D]; mean: float32 [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D];
-        step: 1 for the first call.
-    """
-    if backend_for(table) == "triton":
-        from genrank.kernels.idmap import gpu
-
-        decay = weight_decay
-        return gpu.rowwise(table, mean, state, rows, grads, lr=lr, eps=eps, betas=betas, step=step, weight_decay=decay)
-    distinct, total = sum_rows(rows, grads)
-    mean[distinct] = betas[0] * mean[distinct] + (1 - betas[0]) * total
-    state[distinct] = betas[1] * state[distinct] + (1 - betas[1]) * total.square().mean(1)
-    scale = (state[distinct] / (1 - betas[1] ** step)).sqrt() + eps
-    update = mean[distinct] / (1 - betas[0] ** step) / scale.unsqueeze(1)
-    table[distinct] -= (lr * (update + weight_decay * table[distinct].float())).to(table.dtype)
-
-
-def sum_rows(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows [U], and the float32 sum [U, D] of their gradients."""
-    distinct, inverse = torch.unique(rows, return_inverse=True)
-    total = torch.zeros(len(distinct), grads.shape[1], dtype=torch.float32, device=grads.device)
-    return distinct, total.index_add_(0, inverse, grads.float())

@@ -9,38 +9,10 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from genrank.kernels.launch import VARYING, Tuned
-
-
-@triton.jit(do_not_specialize=VARYING)
-def move_rows_kernel(
-    part, whole, part_offsets, whole_offsets, before, tokens, dim, batch, steps, part_stride, whole_stride,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Copy a part's rows to their place in the whole, or (SPLIT) back."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    real = row < tokens
-    low = row * 0
-    high = low + batch
-    for _ in range(steps):
-        middle = (low + high) // 2
-        reached = tl.load(part_offsets + middle, mask=real, other=0) <= row
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    place = tl.load(whole_offsets + low, mask=real, other=0) + tl.load(before + low, mask=real, other=0)
-    place += row - tl.load(part_offsets + low, mask=real, other=0)
-    inside = real[:, None] & (column < dim)[None, :]
-    at_part = part + row.to(tl.int64)[:, None] * part_stride + column[None, :]
-    at_whole = whole + place.to(tl.int64)[:, None] * whole_stride + column[None, :]
-    if SPLIT:
-        tl.store(at_part, tl.load(at_whole, mask=inside, other=0.0), mask=inside)
-    else:
-        tl.store(at_whole, tl.load(at_part, mask=inside, other=0.0), mask=inside)
-
+from genrank.kernels.jagged.triton_move import move_rows_kernel
+from genrank.kernels.launch import Tuned
 
 move_tuned = Tuned(
     move_rows_kernel,
@@ -76,6 +48,7 @@ def move(parts: list[Tensor], whole: Tensor, offsets: list[Tensor], split: bool)
 
 @torch.library.custom_op("genrank::jagged_concat", mutates_args=())
 def concat_op(parts: list[Tensor], offsets: list[Tensor]) -> Tensor:
+    """Parts [T_i, D] and their offsets [B+1] -> [sum T_i, D], sample by sample."""
     parts = [unit_stride(part) for part in parts]
     whole = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
     move(parts, whole, offsets, split=False)
@@ -114,4 +87,5 @@ concat_op.register_autograd(_differentiate_concat, setup_context=_save_concat)
 
 
 def unit_stride(x: Tensor) -> Tensor:
+    """x [tokens, dim] with adjacent columns, copied only if they are not."""
     return x if x.stride(1) == 1 else x.contiguous()

@@ -31,7 +31,8 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         whole = gpu.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
         return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
     order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
-    return Permute.apply(torch.cat([values for values, _ in parts]), order, inverse), offsets
+    whole = Permute.apply(torch.cat([values for values, _ in parts]), order, inverse)  # type: ignore[no-untyped-call]
+    return whole, offsets
 
 
 def interleave(
@@ -64,16 +65,19 @@ class Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """X [T, D], order and inverse int64 [T] -> [T, D]."""
         ctx.save_for_backward(inverse)
         return x.index_select(0, order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient's rows in the inverse order."""
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
 
 
 def check_parts(offsets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Raises TypeError or ValueError, naming what differs, unless all parts are of one batch and one D."""
     for other in offsets:
         if other.dim() != 1 or other.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"offsets must be int32 or int64 [B+1], got {other.dtype} {list(other.shape)}")

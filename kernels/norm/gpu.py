@@ -1,5 +1,4 @@
-"""Norm, gate and dropout in one pass over memory, for GPU. Rows stay in registers; statistics are recomputed in
-backward.
+"""Norm, gate and dropout in one pass over memory, for GPU (kernels: `triton_norm.py`).
 
 Weight gradients: each program sums a strip of rows, in order, into its own partial [G, D]; the partials are then
 summed in order. Nothing depends on which program finishes first.
@@ -11,127 +10,26 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from genrank.kernels.launch import VARYING, Tuned
+from genrank.kernels.launch import Tuned
+from genrank.kernels.norm.triton_norm import norm_backward_kernel, norm_forward_kernel
 
 PLAIN, NORM_GATE, GATE_NORM = 0, 1, 2
 STRIPS = 528
 """Partial sums of the weight gradients: four programs for each of an H100's 132 processors."""
 
 
-@triton.jit
-def normalised(attn, u, inside, dim, eps, GATE: tl.constexpr):
-    """(normalised rows, 1/std [rows]) of attn, or of attn * u."""
-    x = attn * u if GATE == 2 else attn
-    mean = tl.sum(x, 1) / dim
-    centred = tl.where(inside, x - mean[:, None], 0.0)
-    inverse_std = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / dim + eps)
-    return centred * inverse_std[:, None], inverse_std
-
-
-@triton.jit
-def kept(row, column, seed, threshold, inverse_keep):
-    zero = row * 0 + column * 0
-    random, _, _, _ = tl.philox(seed, column + zero, row + zero, zero, zero, n_rounds=7)
-    return tl.where((random >> 8).to(tl.int32) >= threshold, inverse_keep, 0.0)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def norm_forward_kernel(
-    attn_data, u_data, weight_data, bias_data, group_data, out_data,
-    tokens, dim, eps, seed, threshold, inverse_keep, attn_stride, u_stride,
-    GATE: tl.constexpr, GROUPED: tl.constexpr, DROPOUT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)
-    inside = (row < tokens)[:, None] & (column < dim)[None, :]
-    far = row.to(tl.int64)[:, None]
-    attn = tl.load(attn_data + far * attn_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    u = attn
-    if GATE != 0:
-        u = tl.load(u_data + far * u_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    group = row * 0
-    if GROUPED:
-        group = tl.load(group_data + row, mask=row < tokens, other=0)
-    at = group[:, None] * dim + column[None, :]
-    weight = tl.load(weight_data + at, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_data + at, mask=inside, other=0.0).to(tl.float32)
-    unit, _ = normalised(attn, u, inside, dim, eps, GATE)
-    out = unit * weight + bias
-    if GATE == 1:
-        out *= u
-    if DROPOUT:
-        out *= kept(row[:, None], column[None, :], seed, threshold, inverse_keep)
-    tl.store(out_data + far * dim + column[None, :], out.to(out_data.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def norm_backward_kernel(
-    grad_data, attn_data, u_data, weight_data, bias_data, group_data, dattn_data, du_data, dweight_data, dbias_data,
-    tokens, dim, eps, seed, threshold, inverse_keep, grad_stride, attn_stride, u_stride, strip,
-    GATE: tl.constexpr, GROUPED: tl.constexpr, GROUPS: tl.constexpr, DROPOUT: tl.constexpr, WIDTH: tl.constexpr,
-    GROUP_WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """dattn, du, and this strip's part of dweight and dbias [strips, GROUPS, dim]."""
-    pid = tl.program_id(0)
-    column = tl.arange(0, WIDTH)
-    which = tl.arange(0, GROUP_WIDTH)
-    dweight = tl.zeros([GROUP_WIDTH, WIDTH], dtype=tl.float32)
-    dbias = tl.zeros([GROUP_WIDTH, WIDTH], dtype=tl.float32)
-    for first in range(pid * strip, tl.minimum((pid + 1) * strip, tokens), ROWS):
-        row = first + tl.arange(0, ROWS)
-        real = (row < tokens) & (row < (pid + 1) * strip)
-        inside = real[:, None] & (column < dim)[None, :]
-        far = row.to(tl.int64)[:, None]
-        grad = tl.load(grad_data + far * grad_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        attn = tl.load(attn_data + far * attn_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        u = attn
-        if GATE != 0:
-            u = tl.load(u_data + far * u_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        group = row * 0
-        if GROUPED:
-            group = tl.load(group_data + row, mask=real, other=0)
-        at = group[:, None] * dim + column[None, :]
-        weight = tl.load(weight_data + at, mask=inside, other=0.0).to(tl.float32)
-        unit, inverse_std = normalised(attn, u, inside, dim, eps, GATE)
-        if DROPOUT:
-            grad *= kept(row[:, None], column[None, :], seed, threshold, inverse_keep)
-        if GATE == 1:
-            bias = tl.load(bias_data + at, mask=inside, other=0.0).to(tl.float32)
-            du = grad * (unit * weight + bias)
-            tl.store(du_data + far * dim + column[None, :], du.to(du_data.dtype.element_ty), mask=inside)
-            grad *= u
-        scaled = grad * weight
-        mean = tl.sum(scaled, 1) / dim
-        along = tl.sum(scaled * unit, 1) / dim
-        dx = (scaled - mean[:, None] - unit * along[:, None]) * inverse_std[:, None]
-        if GATE == 2:
-            tl.store(du_data + far * dim + column[None, :], (dx * attn).to(du_data.dtype.element_ty), mask=inside)
-            dx *= u
-        tl.store(dattn_data + far * dim + column[None, :], dx.to(dattn_data.dtype.element_ty), mask=inside)
-        for g in tl.static_range(GROUPS):
-            mine = (group == g)[:, None]
-            of_weight = tl.sum(tl.where(mine, grad * unit, 0.0), 0)
-            of_bias = tl.sum(tl.where(mine, grad, 0.0), 0)
-            dweight += tl.where((which == g)[:, None], of_weight[None, :], 0.0)
-            dbias += tl.where((which == g)[:, None], of_bias[None, :], 0.0)
-    at = (pid * GROUPS + which)[:, None] * dim + column[None, :]
-    there = (which < GROUPS)[:, None] & (column < dim)[None, :]
-    tl.store(dweight_data + at, dweight, mask=there)
-    tl.store(dbias_data + at, dbias, mask=there)
-
-
 def config(rows: int, warps: int) -> triton.Config:
+    """`rows` rows a step, in one stage."""
     return triton.Config({"ROWS": rows}, num_warps=warps, num_stages=1)
 
 
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """Whether the rows (and in backward the weight gradients) of a program stay in registers."""
-    values = chosen.kwargs["ROWS"] * arguments["WIDTH"] * (6 if "strip" in arguments else 4)
+    values: int = chosen.kwargs["ROWS"] * arguments["WIDTH"] * (6 if "strip" in arguments else 4)
     values += 2 * arguments.get("GROUP_WIDTH", 0) * arguments["WIDTH"]
-    return values / (32 * chosen.num_warps) <= 120
+    return values <= 120 * 32 * int(chosen.num_warps)
 
 
 KEY = ["WIDTH", "GATE", "GROUPED", "DROPOUT"]
@@ -219,6 +117,7 @@ def norm_gate_backward_op(
 
 
 def flags(dim: int, group_ids: Tensor | None, gate: int, dropout: float) -> dict[str, Any]:
+    """Compile-time arguments that both kernels have."""
     return {
         "GATE": gate,
         "GROUPED": group_ids is not None,
@@ -228,6 +127,7 @@ def flags(dim: int, group_ids: Tensor | None, gate: int, dropout: float) -> dict
 
 
 def unit_stride(x: Tensor) -> Tensor:
+    """x [tokens, dim] with adjacent columns, copied only if they are not."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 

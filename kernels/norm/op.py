@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genrank.kernels.dispatch import backend_for, draw_seed
-
-Order = Literal["norm_gate", "gate_norm"]
+from genrank.kernels.norm.reference import Order, reference_norm, reference_norm_gate
 
 
 def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -28,7 +24,8 @@ def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor,
     if backend_for(x) == "triton":
         from genrank.kernels.norm import gpu
 
-        return gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)
+        normed: Tensor = gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)
+        return normed
     return reference_norm(x, group_ids, weight, bias, eps)
 
 
@@ -68,7 +65,8 @@ def norm_gate(
         gate = gpu.NORM_GATE if order == "norm_gate" else gpu.GATE_NORM
         weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
         seed = draw_seed(seed) if dropout > 0.0 else 0
-        return gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
+        gated: Tensor = gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
+        return gated
     out = reference_norm_gate(attn, u, weight, bias, order, group_ids, eps)
     if dropout > 0.0:
         generator = torch.Generator(out.device).manual_seed(draw_seed(seed))
@@ -77,22 +75,8 @@ def norm_gate(
     return out
 
 
-def reference_norm(x: Tensor, group_ids: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    if group_ids is None:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    groups = group_ids.long()
-    return F.layer_norm(x, x.shape[-1:], None, None, eps) * F.embedding(groups, weight) + F.embedding(groups, bias)
-
-
-def reference_norm_gate(
-    attn: Tensor, u: Tensor, weight: Tensor, bias: Tensor, order: Order, group_ids: Tensor | None, eps: float
-) -> Tensor:
-    if order == "norm_gate":
-        return reference_norm(attn, group_ids, weight, bias, eps) * u
-    return reference_norm(attn * u, group_ids, weight, bias, eps)
-
-
 def check(x: Tensor, group_ids: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    """Shapes and dtypes of x, groups and weights, or a ValueError or TypeError that names them."""
     if x.dim() != 2:
         raise ValueError(f"expected [tokens, dim], got {list(x.shape)}")
     wanted = 1 if group_ids is None else 2

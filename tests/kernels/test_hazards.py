@@ -24,17 +24,18 @@ from genrank.kernels.attention import (
 )
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
-from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Tuned, recording
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.rowwise import gpu as rowwise_gpu
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_
 
 from .cases import make_batch
 
 TUNED = {
     f"{module.__name__}.{name}": tuned
-    for module in (attention_gpu, idmap_gpu, jagged_gpu, norm_gpu)
+    for module in (attention_gpu, idmap_gpu, jagged_gpu, norm_gpu, rowwise_gpu)
     for name, tuned in vars(module).items()
     if isinstance(tuned, Tuned)
 }

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.idmap import EMPTY, IdMap, rowwise_adagrad_, rowwise_adam_, unique_inverse_counts
+from genrank.kernels.idmap import EMPTY, IdMap, unique_inverse_counts
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_
 
 from .cases import interpreted
 
