@@ -2,18 +2,20 @@
 instructions.
 
     python -m benchmarks.kernels_compile [--arch 80 90 100] [--only TEXT] [--quick] [--seconds N] [--workers 2]
+    python -m benchmarks.kernels_compile --spills     # measure kernels/attention/spills.csv again
 
 A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
 each dtype, shape and configuration that tuning may choose. Each row goes to
 benchmarks/results/kernels_compile.jsonl as it is made, under a digest of the kernel's source and of everything it is
 compiled with, so that a run that was stopped (or bounded by --seconds) goes on where it was, and a changed kernel alone
-is compiled again. benchmarks/kernels_compile.md tells the table. Exits 1 if a kernel spills registers to
+is compiled again. benchmarks/kernels_compile.md shows the table. Exits 1 if a kernel spills registers to
 memory or asks for more shared memory than the chip has, 2 if rows are still missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import multiprocessing
@@ -35,7 +37,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, row_scale
+from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
@@ -69,7 +71,7 @@ class Row:
     def fails(self) -> bool:
         return self.stack_bytes > 0 or self.shared_bytes > SHARED_LIMIT[self.arch]
 
-    def told(self) -> str:
+    def line(self) -> str:
         return (
             f"{'FAILS ' if self.fails else ''}{self.kernel:20} {self.case:26} {self.dtype} sm_{self.arch:<3} {self.config:48} "
             f"registers {self.registers:3} spilled {self.stack_bytes:4} shared {self.shared_bytes:6}  {self.tensor_core}"
@@ -327,6 +329,38 @@ def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
                 return
 
 
+def measure_spills() -> None:
+    """Compile the case of each line of `spills.csv` and write how many bytes it spills, with which Triton."""
+    path = Path(configs.__file__).with_name("spills.csv")
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        row = spilling_job(line).compile()
+        line |= {"measured_with": triton.__version__, "spilled_bytes": str(row.stack_bytes)}
+        print(row.line(), flush=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def spilling_job(line: dict[str, str]) -> Job:
+    """The measured case of a line: "attention 256x256 plain bf16 dk" on `case_arch`. Of all configurations from 32 rows on,
+    the smallest."""
+    _, dims, kind, dtype, which = line["case"].split()
+    dim, value_dim = map(int, dims.split("x"))
+    situated = {"dk": {"dk"}, "dv": {"dv"}, "dkv": {"dk", "dv"}}.get(which, set())
+    for launch in attention_launches(DTYPES[dtype], 4, dim, value_dim, kind):
+        named = {**dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)), **launch.constants}
+        situation = configs.Situation.of(named, int(line["case_arch"]))
+        if situation.kernel == ("dkv" if situated else which) and situation.features & {"dk", "dv"} == situated:
+            wanted = "32x32x4" if line["config"] == configs.LARGE else line["config"]
+            listed = (c for c in configs.CONFIGS[situation.kernel] if configs.name_of(c) == wanted)
+            config = next(c for c in listed if not c.kwargs["TMA"])
+            return Job(launch, config, line["case"].rsplit(maxsplit=2)[0], dtype, situation.arch)
+    raise ValueError(f"spills.csv: no kernel is launched by the case {line['case']!r}")
+
+
 def known_rows() -> dict[str, Row]:
     """What earlier runs compiled, by digest. A last line that was cut off in writing is dropped."""
     rows = {}
@@ -378,23 +412,26 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one case and configuration of each kernel; nothing written"
     )
+    parser.add_argument("--spills", action="store_true", help="only measure the configurations that are left out")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kernel after this long")
     parser.add_argument("--workers", type=int, default=1, help="processes that compile")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
+    if args.spills:
+        return measure_spills()
     work = jobs(args.arch, args.only, args.quick)
     known = {} if args.quick else known_rows()
     order = [job.digest for job in work]
     missing = {digest: job for digest, job in zip(order, work, strict=True) if digest not in known}
     rows = {digest: known[digest] for digest in order if digest in known}
     for row in rows.values():
-        print(row.told())
+        print(row.line())
     RESULT.parent.mkdir(exist_ok=True)
     # Hopper first, should the time end early.
     for row in compiled(sorted(missing.values(), key=lambda job: job.arch != 90), args.workers, args.seconds):
         rows[row.digest] = row
-        print(row.told(), flush=True)
+        print(row.line(), flush=True)
         if not args.quick:
             with RESULT.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")

@@ -166,7 +166,7 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     rows, keys, warps, tma = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], chosen.num_warps, chosen.kwargs["TMA"]
     if tma != arguments["DESCRIBED"] or (tma and arch < 90):
         return False
-    name, spilling = f"{rows}x{keys}x{warps}", named("spills", situation)
+    name, spilling = name_of(chosen), named("spills", situation)
     if name in spilling or (rows == 16) != (LARGE in spilling):
         return False
     if name in LAST_RESORTS and name not in named("last_resorts", situation):
@@ -185,6 +185,11 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
         # With one stage more the same blocks may fit, too.
         return needed <= most < needed + stage
     return needed <= most
+
+
+def name_of(chosen: triton.Config) -> str:
+    """Rows x keys x warps, as the tables name a configuration."""
+    return f"{chosen.kwargs['BLOCK_M']}x{chosen.kwargs['BLOCK_N']}x{chosen.num_warps}"
 
 
 def held_values(chosen: triton.Config, situation: Situation) -> float:

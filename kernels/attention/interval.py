@@ -111,7 +111,7 @@ def row_scale(divisor: Divisor, mask: IntervalMask) -> Tensor:
         return 1.0 / (seen + outside).float()
     if divisor == "length":
         index = torch.arange(len(begin), device=begin.device, dtype=q_offsets.dtype)
-        # Wrong offsets must not fail here, where nobody could tell why; the plan names them.
+        # Wrong offsets must not fail here, without a reason; the plan names them.
         sample = (torch.searchsorted(q_offsets, index, right=True) - 1).clamp(0, max(len(q_offsets) - 2, 0))
         return 1.0 / (k_offsets[1:] - k_offsets[:-1]).float()[sample]
     if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:

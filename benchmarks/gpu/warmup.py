@@ -52,8 +52,8 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
     yield from step.launches(device)
 
 
-def warm(session: Session, part: int, parts: int) -> None:
-    """Every `parts`-th job, from `part`. A kernel that fails to compile will tell so where it is used."""
+def warm_up(session: Session, part: int, parts: int) -> None:
+    """Every `parts`-th job, from `part`. A kernel that fails to compile fails again, with its error, where it is used."""
     if session.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         jobs = [

@@ -23,9 +23,11 @@ def timed(results: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
 
 def wrong(results: dict[str, Any]) -> list[str]:
     """Checks that failed, the tuned kernels' included. A check that could not run is wrong, one left out is not."""
-    names = [row["name"] for row in of_section(results, "right") if not row.get("right") and not row.get("left_out")]
+    names = [
+        row["name"] for row in of_section(results, "correctness") if not row.get("correct") and not row.get("left_out")
+    ]
     tuned = [(row, row["tuned"]) for row in results["rows"] if "tuned" in row]
-    return names + [f"tuned {row['section']} {row['name']}" for row, check in tuned if not check["right"]]
+    return names + [f"tuned {row['section']} {row['name']}" for row, check in tuned if not check["correct"]]
 
 
 def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
@@ -33,12 +35,12 @@ def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
     ceiling = ceilings(results)
     matmul, copy = ceiling["matmul_tflops"], ceiling["copy_gb_s"]
     rows, meta = timed(results, "attention"), timed(results, "meta")
-    told: list[tuple[str, str, bool | None]] = []
+    met: list[tuple[str, str, bool | None]] = []
 
     def add(what: str, values: list[float], least: float, unit: str = "") -> None:
         values = [value for value in values if value == value]
         text = f"{min(values):.2f}{unit} to {max(values):.2f}{unit}" if values else "not measured"
-        told.append((what, text, min(values) >= least if values else None))
+        met.append((what, text, min(values) >= least if values else None))
 
     long = [rows[f"causal N={n}"] for n in (4096, 8192, 16384) if f"causal N={n}" in rows]
     add("forward >= 60 % of matmul, D 128, N >= 4096 causal", [r["forward_tflops"] / matmul for r in long], 0.6)
@@ -51,7 +53,7 @@ def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
     by_k = [rows[f"mtgr K={k} H2 D256"]["forward_ms"] for k in (32, 300, 1024) if f"mtgr K={k} H2 D256" in rows]
     if len(by_k) == 3:
         slopes = ((by_k[1] - by_k[0]) / 268, (by_k[2] - by_k[1]) / 724)
-        told.append(
+        met.append(
             (
                 "time linear in K: second slope / first within 1.25",
                 f"{slopes[1] / slopes[0]:.2f}",
@@ -59,12 +61,12 @@ def targets_met(results: dict[str, Any]) -> list[tuple[str, str, bool | None]]:
             )
         )
     else:
-        told.append(("time linear in K", "not measured", None))
+        met.append(("time linear in K", "not measured", None))
     pointwise = [row for row in of_section(results, "pointwise") if "forward_gb_s" in row]
     for direction in ("forward", "backward"):
         shares = [row[f"{direction}_gb_s"] / copy for row in pointwise]
         add(f"GLN and norm-gate {direction} >= 85 % of copy bandwidth", shares, 0.85)
-    return told
+    return met
 
 
 def ceilings(results: dict[str, Any]) -> dict[str, float]:
@@ -86,7 +88,7 @@ def page(results: dict[str, Any]) -> str:
     lines += ["| must show | measured | |", "|---|---|---|"]
     lines += [f"| {w} | {t} | {'-' if ok is None else 'yes' if ok else 'NO'} |" for w, t, ok in targets_met(results)]
     bad = wrong(results)
-    checks = len(of_section(results, "right")) + sum("tuned" in row for row in results["rows"])
+    checks = len(of_section(results, "correctness")) + sum("tuned" in row for row in results["rows"])
     lines += ["", f"Correctness: {checks} checks; {'wrong: ' + ', '.join(bad) if bad else 'all right'}."]
     heads = (
         "attention | forward ms | TFLOPS | % matmul | backward ms | TFLOPS | % matmul | Meta fwd, bwd | Flex fwd, bwd"

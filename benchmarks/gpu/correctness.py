@@ -1,5 +1,5 @@
-"""Is each op right on this device? Against its definition in float64, at most 2x (forward) and 3x (backward) the error
-of the definition run in the same precision; and does backward repeat to the bit?"""
+"""Whether each op is correct on this device: against its definition in float64, at most 2x (forward) and 3x (backward) the error
+of the definition run in the same precision; and backward must repeat to the bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def largest_error(got: list[Tensor], exact: list[Tensor], rough: list[Tensor]) -
         floor = 4 * torch.finfo(g.dtype).eps * float(e.abs().max())
         allowed = (2 if at == 0 else 3) * float((r.double() - e).abs().max()) + floor
         worst = max(worst, float((g.double() - e).abs().max()) / max(allowed, 1e-30))
-    return {"error_over_allowed": round(worst, 3), "right": worst <= 1.0}
+    return {"error_over_allowed": round(worst, 3), "correct": worst <= 1.0}
 
 
 def check_attention(
@@ -74,7 +74,7 @@ def check_attention(
     row = largest_error(got, outputs(torch.float64, define), outputs(dtype, define))
     again = outputs(dtype, ours)
     row["repeats_to_the_bit"] = all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
-    row["right"] = row["right"] and row["repeats_to_the_bit"]
+    row["correct"] = row["correct"] and row["repeats_to_the_bit"]
     return row
 
 
@@ -131,7 +131,7 @@ def check_jagged(session: Session, dtype: torch.dtype) -> dict[str, Any]:
             return [whole.detach(), *torch.autograd.grad(whole, leaves, upstream.to(kind))]
 
     ours, exact = outputs(dtype, "triton"), outputs(dtype, "reference")
-    return {"right": all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))}
+    return {"correct": all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))}
 
 
 def check_idmap(session: Session) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def check_idmap(session: Session) -> dict[str, Any]:
                 ours.evict(ids[: count // 4 * step].to(device))
         same = same and torch.equal(rows[0].cpu(), rows[1])
     error = float((tables[0].cpu() - tables[1]).abs().max())
-    return {"same_rows": same, "table_error": error, "right": same and error < 1e-4}
+    return {"same_rows": same, "table_error": error, "correct": same and error < 1e-4}
 
 
 def implementation(name: str) -> AbstractContextManager[None]:
@@ -180,9 +180,11 @@ def check_all(session: Session) -> None:
                 ) -> dict[str, Any]:
                     return check_attention(session, d, m, s, b)
 
-                session.attempt("right", f"attention {name} {mask} {dims[0]}x{dims[1]}{' bias' * bias}", attention)
-        session.attempt("right", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
+                session.attempt(
+                    "correctness", f"attention {name} {mask} {dims[0]}x{dims[1]}{' bias' * bias}", attention
+                )
+        session.attempt("correctness", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
         for order in ("plain", "norm_gate", "gate_norm"):
-            session.attempt("right", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))
-        session.attempt("right", f"jagged {name}", lambda d=dtype: check_jagged(session, d))
-    session.attempt("right", "idmap", lambda: check_idmap(session))
+            session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))
+        session.attempt("correctness", f"jagged {name}", lambda d=dtype: check_jagged(session, d))
+    session.attempt("correctness", "idmap", lambda: check_idmap(session))

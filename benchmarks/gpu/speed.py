@@ -1,4 +1,4 @@
-"""How fast? Attention beside its peers and the chip's own rates, then the ops around it."""
+"""Speed: attention beside its peers and the chip's own rates, then the ops around it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.correctness import largest_error
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
-from benchmarks.gpu.right import largest_error
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
@@ -182,7 +182,7 @@ def measure_order(session: Session, shape: Shape) -> dict[str, Any]:
     row |= now.time(now.ours())
     mine = [now.ours().attend()]
     mine += torch.autograd.grad(mine[0], now.qkv, now.upstream)
-    row["tuned"] = {"right": all(torch.equal(a, b) for a, b in zip(out, mine, strict=True))}
+    row["tuned"] = {"correct": all(torch.equal(a, b) for a, b in zip(out, mine, strict=True))}
     return row
 
 
