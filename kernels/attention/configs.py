@@ -6,7 +6,8 @@ hold it, and `python -m benchmarks.kernels_compile` measures it again:
     limits.csv          float32 values that a thread may hold in accumulators and score tiles before the compiler spills;
                         of the lines about a situation the first one counts
     spills.csv          single configurations that spill all the same, and the bytes that were measured: in which case, for
-                        which GPU, with which Triton (`--spills` measures them again)
+                        which GPU, with which Triton (`--spills` measures them again). 0: spilled in
+                        another case or under another Triton
     last_resorts.csv    where the smallest configuration of 32 rows with 8 warps is offered
 
 Their columns: `kernel` (forward, dq, dkv), `arch` (80, 90, 100), `dtype`, `warps` and `triton` (major.minor) list values, `*`

@@ -18,10 +18,11 @@ KERNELS = {
 
 @pytest.mark.slow
 def test_kernels_compile_without_spills() -> None:
-    """In a process of its own: this one has the interpreter in the compiler's place."""
+    """In a process of its own: this one has the interpreter in the compiler's place. On sm_90 every configuration that a call
+    of a model may choose; elsewhere, of each kernel, the one that `--deterministic` takes."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.kernels_compile", "--quick", "--workers", "2"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for arch in (80, 90, 100):
