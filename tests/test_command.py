@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genrank import command as genrank_command
 from genrank.schemas import UserError
+from genrank.schemas.configuration import parse_dates
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,13 +53,13 @@ def test_help_names_every_step() -> None:
     ],
 )
 def test_dates(text: str, days: list[str]) -> None:
-    assert genrank_command.parse_dates(text) == days
+    assert parse_dates(text) == days
 
 
 @pytest.mark.parametrize("text", ["2026-01-02:2026-01-01", "yesterday", ":2026-01-01", ""])
 def test_dates_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--dates"):
-        genrank_command.parse_dates(text)
+        parse_dates(text)
 
 
 @pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
