@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import triton
 
+from genrank import environment
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on CPU. Decided, as Triton does, when the kernels are imported."""
 
@@ -111,7 +113,7 @@ class Tuned:
     ) -> None:
         if chosen is None and INTERPRET:
             chosen = self.configs[-1]
-        if chosen is None and os.environ.get("GENRANK_AUTOTUNE") == "0":
+        if chosen is None and environment.AUTOTUNE.is_set_to("0"):
             chosen = self.usable({**dict(zip(self.kernel.arg_names, arguments, strict=False)), **constants})[0]
         if chosen is None:
             self.tuner[grid](*arguments, **constants)

@@ -294,3 +294,15 @@ def test_a_yaml_file_is_read_as_one_would_write_it(configured, schema_file: Path
     assert config.dates == ("2026-01-01", "2026-01-02", "2026-01-03") and config.eval_dates == ("2026-01-04",)
     assert config.lr == 1e-3 and config.reset_tables == ("item",) and config.from_checkpoint == Path("old")
     assert config.settings == {"layers": "4", "head.hidden": "[16, 8]", "gated": "true"}
+
+
+def test_the_documented_file_is_a_configuration(configured, tmp_path: Path, monkeypatch) -> None:
+    """docs/configuration.md's train.yaml."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    text = page.split("```yaml\n")[1].split("```")[0]
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    monkeypatch.chdir(ROOT)
+    config = configured("--config", file)
+    assert config.schema.name == "marketplace" and config.lr == 1e-3 and config.token_budget == 2048
+    assert len(config.dates) == 6 and config.settings == {"layers": "4", "head.hidden": "[64, 32]"}
