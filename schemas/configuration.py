@@ -69,8 +69,8 @@ class ConfigError(UserError):
     """A configuration that doesn't hold: every mistake."""
 
     def __init__(self, mistakes: Sequence[tuple[str, str]]) -> None:
+        """Take (field or "", message) of each."""
         self.mistakes = tuple(mistakes)
-        """(field or "", message) each."""
         lines = [message for _, message in self.mistakes]
         many = f"{len(lines)} mistakes:\n  " if len(lines) > 1 else ""
         super().__init__(many + "\n  ".join(lines))

@@ -63,6 +63,7 @@ def main() -> None:
 def _let_threads_sleep() -> None:
     """Beside other work, PyTorch's waiting threads (GNU OpenMP, which reads this when it is loaded) hold the cores that the
     working ones need: they wait actively for 1,000 rounds instead of 300,000, as GNU OpenMP does itself where it has more threads
-    than cores. What it brings: benchmarks/train.md."""
+    than cores. What it brings: benchmarks/train.md.
+    """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

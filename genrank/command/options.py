@@ -80,6 +80,7 @@ def takes(
     """Turn a function of a configuration, and of flags of its own, into one that typer reads: a flag a field, and `--config`.
 
     Args:
+        config: its fields become the flags.
         defaults: other defaults than the fields' own, for the command alone.
     """
     fields = fields_of(config)
