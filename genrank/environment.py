@@ -36,12 +36,19 @@ KERNELS_CHECK = Variable(
     "Check the values of attention's intervals on the GPU too, which waits for the device.",
 )
 TMA = Variable("GENRANK_TMA", "1", "Load attention's unmasked tiles by TMA on Hopper and later.")
-AUTOTUNE = Variable("GENRANK_AUTOTUNE", "0", "Take each kernel's first configuration instead of timing them.")
+AUTOTUNE = Variable(
+    "GENRANK_AUTOTUNE", "0", "Take the first configuration of each kernel that fits, instead of timing them."
+)
+TUNING_CACHE = Variable(
+    "GENRANK_TUNING_CACHE",
+    "a file",
+    "Where the fastest configurations of kernels are kept between processes. Unset: genrank/tuning.json in the user's cache folder.",
+)
 RETRIES = Variable(
     "GENRANK_RETRIES", "a number", "Retries of the Airflow DAGs' tasks (2); read when Airflow parses the DAGs."
 )
 
-VARIABLES = (KERNELS, KERNELS_CHECK, TMA, AUTOTUNE, RETRIES)
+VARIABLES = (KERNELS, KERNELS_CHECK, TMA, AUTOTUNE, TUNING_CACHE, RETRIES)
 
 
 def in_one_line() -> str:

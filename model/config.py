@@ -109,7 +109,7 @@ class TrainConfig(Configuration):
     recompute: Annotated[bool, EXECUTION, CHANGEABLE] = False
     """Activation checkpointing: less memory, a third more compute."""
     deterministic: Annotated[bool, EXECUTION] = False
-    """The same weights, to the bit."""
+    """The same weights, to the bit: only deterministic algorithms; on a GPU kernels then take fixed configurations."""
     seed: Annotated[int, NOT_NEGATIVE, EXECUTION] = 0
     """Of initial weights, shuffling and dropout."""
     # -------------------------------------------------- checkpoints
