@@ -258,7 +258,12 @@ def _unknown(config: type[Configuration], name: str) -> str:
 
 
 def _mistake(config: type[Configuration], error: ErrorDetails) -> tuple[str, str]:
-    name, fields = str(error["loc"][0]) if error["loc"] else "", fields_of(config)
+    fields = fields_of(config)
+    name = error["loc"][0] if error["loc"] else ""
+    if isinstance(name, int):  # A positional argument's place.
+        if name >= len(fields):
+            return "", f"{config.__name__}: takes {len(fields)} fields, got a value for one more"
+        name = list(fields)[name]
     if name not in fields:
         return name, f"{config.__name__}: {_unknown(config, name)}"
     field = fields[name]

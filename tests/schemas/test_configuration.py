@@ -114,6 +114,13 @@ def test_every_mistake_is_reported_at_once() -> None:
     ]
 
 
+def test_positional_values_are_named_too() -> None:
+    with pytest.raises(ConfigError, match="--spoons 0: must be at least 1"):
+        Cook(("2026-01-01",), 0)
+    with pytest.raises(ConfigError, match="Cook: takes 8 fields, got a value for one more"):
+        Cook(*[("2026-01-01",), 1, 0.5, 0.0, "soup", "2026-01-01", Path("pot"), {}, 1])  # type: ignore[arg-type,call-arg]
+
+
 def test_a_changed_copy_is_validated_too() -> None:
     with pytest.raises(ConfigError, match="--spoons 0"):
         replace(cook(), spoons=0)
