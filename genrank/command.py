@@ -223,7 +223,7 @@ def inputs(
     marker: Annotated[str | None, typer.Option(help="A file that closes a day's folder, such as _SUCCESS.")] = None,
 ) -> None:
     """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
-    from genrank.pipelines.inputs import missing_inputs
+    from genrank.pipelines.landing import missing_inputs
     from genrank.schemas import load_schema
 
     parse_dates(day, "--day")
@@ -286,7 +286,7 @@ def build(
 @app.command(rich_help_panel="Data")
 def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = None) -> None:
     """Which days are published, missing or stale, and why."""
-    from genrank.pipelines import planner
+    from genrank.pipelines import plan as planner
     from genrank.schemas import load_schema
 
     planner.print_status(planner.status(load_schema(schema), data, out, as_of))
@@ -298,7 +298,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove files that no manifest points to (left by killed builds, or replaced by newer ones)."""
-    from genrank.pipelines import planner
+    from genrank.pipelines import plan as planner
 
     planner.print_cleaned(planner.clean(out, dry_run))
 
@@ -310,7 +310,7 @@ def stats(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
 ) -> None:
     """What the samples hold: null rates, lengths, quantiles, label rates, how often joins found a partner; and drift (PSI)."""
-    from genrank.pipelines import stats as sample_statistics
+    from genrank.pipelines import sample_statistics
 
     days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)
     if html is None:

@@ -25,18 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genrank.pipelines import events, samples
-from genrank.pipelines.blocks import Reader, Shelf
+from genrank.pipelines import assemble as samples
+from genrank.pipelines import normalize as events
+from genrank.pipelines.assemble import Assembler
+from genrank.pipelines.compaction.plan import Reader, Shelf
 from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of
 from genrank.pipelines.engine import Engine, open_engine
-from genrank.pipelines.events import Normaliser, ReadUnit
+from genrank.pipelines.normalize import Normaliser, ReadUnit
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
-from genrank.pipelines.planner import LANDED, Plan, landed_days
+from genrank.pipelines.plan import LANDED, Plan, landed_days
 from genrank.pipelines.publish import locked, publish
 from genrank.pipelines.quality import gate
-from genrank.pipelines.samples import Assembler
+from genrank.pipelines.sample_statistics import join_rows, path_of
 from genrank.pipelines.sources import Partition, uri_of
-from genrank.pipelines.stats import join_rows, path_of
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.files import move, write_atomically
 from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest

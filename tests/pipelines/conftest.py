@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from genrank.pipelines import blocks, build, samples
+from genrank.pipelines import assemble as samples
+from genrank.pipelines import build
+from genrank.pipelines.compaction import plan as blocks
 from genrank.pipelines.quality import INVARIANTS
 
 

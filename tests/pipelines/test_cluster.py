@@ -85,7 +85,7 @@ session.stop()
 
 def test_executors_get_the_rooms_they_import(tmp_path: Path) -> None:
     names = zipfile.ZipFile(package(tmp_path / "rooms.zip")).namelist()
-    assert {"pipelines/samples.py", "schemas/contract.py"} <= set(names)
+    assert {"genrank/pipelines/assemble.py", "genrank/schemas/contract.py"} <= set(names)
     assert not any(name.startswith(("tests", "model")) for name in names)
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.planner import status
+from genrank.pipelines.plan import status
 from genrank.pipelines.spark_engine import SparkEngine
 from genrank.schemas import UserError
 from genrank.schemas.manifest import sample_files
-from tests.pipelines.test_blocks import long_schema
+from tests.pipelines.test_compaction import long_schema
 from tests.pipelines.worlds import full_schema, write, write_world
 
 pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]

@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genrank.pipelines.samples.write_samples", full)
+    monkeypatch.setattr("genrank.pipelines.assemble.write_samples", full)
     with pytest.raises(UserError, match="no space left on the disk"):
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0]))
     assert sample_days(tmp_path / "out" / "samples") == []

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from genrank.pipelines import cross_features, sequences
-from genrank.pipelines.blocks import leftovers
 from genrank.pipelines.columns import joined_columns, needed
+from genrank.pipelines.compaction.plan import leftovers
 from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
 from genrank.pipelines.publish import locked
 from genrank.pipelines.sources import Partition, census, days_present, digest, read_partition

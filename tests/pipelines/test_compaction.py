@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genrank.pipelines import samples
-from genrank.pipelines.blocks import blocks_over, uses
+from genrank.pipelines import assemble as samples
 from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.compaction.plan import blocks_over, uses
 from genrank.pipelines.engine import Piece, Step
 from genrank.pipelines.local_engine import LocalEngine, Stored
-from genrank.pipelines.planner import clean, status
+from genrank.pipelines.plan import clean, status
 from genrank.schemas import CrossFeature, Schema
 from tests.pipelines.oracle import DAY, Oracle
 from tests.pipelines.test_oracle import compare

@@ -33,7 +33,7 @@ from genrank.pipelines.columns import needed
 from genrank.pipelines.cross_features import KeySet, key_sets
 from genrank.pipelines.days import day_number, dt_of, start_of, whole_days
 from genrank.pipelines.engine import Engine, Piece
-from genrank.pipelines.events import partial_schema
+from genrank.pipelines.normalize import partial_schema
 from genrank.pipelines.partials import PartialRef, install, load
 from genrank.pipelines.sources import digest
 from genrank.schemas import Changes, EventLog, Schema, Sequence

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.stats import Summary, print_statistics, statistics, write_statistics
+from genrank.pipelines.sample_statistics import Summary, print_statistics, statistics, write_statistics
 from genrank.schemas import UserError
 from genrank.schemas.vocabulary import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrank.pipelines import cross_features, sequences
-from genrank.pipelines.blocks import Reader, Reading, Use
 from genrank.pipelines.columns import Column, feature_column, on_snapshot, user_sources
+from genrank.pipelines.compaction.plan import Reader, Reading, Use
 from genrank.pipelines.cross_features import KeySet, key_sets, numpy
 from genrank.pipelines.days import dt_of, start_of, whole_days
 from genrank.pipelines.engine import Piece, scatter
@@ -30,8 +30,8 @@ from genrank.pipelines.labels import Labels, label_exposures
 from genrank.pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
 from genrank.pipelines.partials import PartialRef, load
 from genrank.pipelines.quality import violations
+from genrank.pipelines.sample_statistics import join_rows, summarise
 from genrank.pipelines.sequences import Timeline
-from genrank.pipelines.stats import join_rows, summarise
 from genrank.schemas import Schema, files
 from genrank.schemas.base import parse_duration
 from genrank.schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as

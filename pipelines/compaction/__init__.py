@@ -1,0 +1,1 @@
+"""Past days compacted, so that a day hardly costs more for all that lies behind it."""
