@@ -257,7 +257,7 @@ def build(
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
     from genrank.pipelines.build import BuildConfig
     from genrank.pipelines.build import build as build_days
-    from genrank.pipelines.engine import default_engine
+    from genrank.pipelines.engine_factory import default_engine
     from genrank.schemas import load_schema
 
     chosen, reason = (engine, "") if engine else default_engine()
@@ -286,10 +286,11 @@ def build(
 @app.command(rich_help_panel="Data")
 def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = None) -> None:
     """Which days are published, missing or stale, and why."""
-    from genrank.pipelines import plan as planner
+    from genrank.pipelines.presentation.status import print_status
+    from genrank.pipelines.status import status as days_status
     from genrank.schemas import load_schema
 
-    planner.print_status(planner.status(load_schema(schema), data, out, as_of))
+    print_status(days_status(load_schema(schema), data, out, as_of))
 
 
 @app.command(rich_help_panel="Data")
@@ -298,9 +299,10 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove files that no manifest points to (left by killed builds, or replaced by newer ones)."""
-    from genrank.pipelines import plan as planner
+    from genrank.pipelines.clean import clean as clean_folder
+    from genrank.pipelines.presentation.clean import print_cleaned
 
-    planner.print_cleaned(planner.clean(out, dry_run))
+    print_cleaned(clean_folder(out, dry_run))
 
 
 @app.command(rich_help_panel="Data")
@@ -310,13 +312,14 @@ def stats(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
 ) -> None:
     """What the samples hold: null rates, lengths, quantiles, label rates, how often joins found a partner; and drift (PSI)."""
-    from genrank.pipelines import sample_statistics
+    from genrank.pipelines.presentation.sample_statistics import print_statistics, write_statistics
+    from genrank.pipelines.sample_statistics import statistics
 
-    days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)
+    days = statistics(out, parse_dates(dates) if dates else None)
     if html is None:
-        sample_statistics.print_statistics(days)
+        print_statistics(days)
     else:
-        sample_statistics.write_statistics(days, html)
+        write_statistics(days, html)
         _say(f"wrote {html}")
 
 
