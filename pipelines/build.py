@@ -17,10 +17,9 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of
-from genrank.pipelines.engine import Engine
+from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import open_engine
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
@@ -84,7 +83,7 @@ class BuildResult:
         self.candidates += manifest.candidates
 
 
-def build(config: BuildConfig, engine: Engine[Any] | None = None) -> BuildResult:
+def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
     """Build and publish samples of every day from `first` to `last`.
 
     Raises:
@@ -101,7 +100,7 @@ def build(config: BuildConfig, engine: Engine[Any] | None = None) -> BuildResult
                 runner.stop()
 
 
-def _run(config: BuildConfig, engine: Engine[Any]) -> BuildResult:
+def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     first, last = day_number(config.first), day_number(config.last)
     _ingest(config, engine, first, last)
     plan = BuildPlan(config.schema, config.data, config.out, first, last, config.as_of, config.buckets)
@@ -121,7 +120,7 @@ def _run(config: BuildConfig, engine: Engine[Any]) -> BuildResult:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _build_days(config: BuildConfig, engine: Engine[Any], plan: BuildPlan, staging: Path, run_id: str) -> BuildResult:
+def _build_days(config: BuildConfig, engine: AnyEngine, plan: BuildPlan, staging: Path, run_id: str) -> BuildResult:
     result = BuildResult()
     days = range(plan.first, plan.last + 1)
     todo = [day for day in days if config.force or why_stale(plan, day)]
@@ -136,7 +135,7 @@ def _build_days(config: BuildConfig, engine: Engine[Any], plan: BuildPlan, stagi
     return result
 
 
-def _ingest(config: BuildConfig, engine: Engine[Any], first: int, last: int) -> None:
+def _ingest(config: BuildConfig, engine: AnyEngine, first: int, last: int) -> None:
     """Copy what only Spark reads to where the build reads files."""
     for source in config.schema.sources:
         uri = uri_of(source, config.data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,10 @@ class Engine(Protocol, Generic[Frame]):
     def stop(self) -> None:
         """Release whatever was started."""
         ...
+
+
+AnyEngine = Engine[Any]
+"""An engine, whatever its frames are."""
 
 
 def scatter(rows: pa.Table, slots: np.ndarray[tuple[int], np.dtype[np.int32]], tag: str) -> Iterator[Piece]:

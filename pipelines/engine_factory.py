@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from genrank.pipelines.engine import Engine
+from genrank.pipelines.engine import AnyEngine
 from genrank.schemas import UserError
 
 
@@ -23,7 +22,7 @@ def default_engine() -> tuple[str, str]:
     return "spark", ""
 
 
-def open_engine(name: str, folder: Path) -> Engine[Any]:
+def open_engine(name: str, folder: Path) -> AnyEngine:
     """`spark` or `local`; in `folder` the local one keeps what is on its way between two steps.
 
     Raises:

@@ -6,10 +6,9 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from genrank.pipelines.days import dt_of
-from genrank.pipelines.engine import Engine
+from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.messages import PartialReport
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partial_writer import PartialWriter
@@ -28,7 +27,7 @@ Partials = dict[str, dict[int, Partial]]
 class PartialsJob:
     """Finds and makes partials; files that tasks write lie below `staging` until they are committed."""
 
-    def __init__(self, plan: BuildPlan, engine: Engine[Any], store: PartialStore, staging: Path) -> None:
+    def __init__(self, plan: BuildPlan, engine: AnyEngine, store: PartialStore, staging: Path) -> None:
         self.plan, self.engine, self.store, self.staging = plan, engine, store, staging
         self.partials: Partials = {source.name: {} for source in plan.schema.sources}
 

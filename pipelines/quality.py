@@ -177,7 +177,9 @@ def gate(checks: Sequence[InvariantReport], rates: Sequence[QuarantineRate]) -> 
         logging.getLogger(name).setLevel(logging.ERROR)
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
-    from great_expectations.expectations.core import ExpectColumnValuesToBeBetween
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween,
+    )
 
     frame = pd.DataFrame([check.broken for check in checks], columns=list(INVARIANTS))
     limits = pd.DataFrame({"excess": [rate.excess for rate in rates]}, dtype=float)

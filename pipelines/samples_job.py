@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -20,7 +19,7 @@ from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.writer import compact
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
 from genrank.pipelines.days import dt_of, moment_text
-from genrank.pipelines.engine import Engine
+from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.messages import InvariantReport, KeyCount, LeafSummary, SampleReport
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
@@ -41,7 +40,7 @@ class SamplesJob:
     def __init__(
         self,
         plan: BuildPlan,
-        engine: Engine[Any],
+        engine: AnyEngine,
         store: PartialStore,
         partials: Partials,
         staging: Path,

@@ -12,7 +12,7 @@ from genrank.pipelines.arrays import int64s, single_array
 from genrank.pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
 from genrank.pipelines.days import start_of, whole_days
-from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
 from genrank.schemas import Changes, EventLog, Events, Schema, Snapshot
 from genrank.schemas import Sequence as EventSequence
 from genrank.schemas.base import DAY_MS, parse_duration
@@ -78,7 +78,7 @@ def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table,
     Args:
         kind: position of the entry in the sequence's `events`.
         table: `columns_of` the entry, and `_day`.
-        days: the days read of a snapshot, ascending: the one before `first`, where there is one, tells what changed on it.
+        days: the days read of a snapshot, ascending: the one before `first`, where there is one, says what changed on it.
     """
     entry = sequence.events[kind]
     if isinstance(entry, Changes):
@@ -174,15 +174,18 @@ def _comparable(array: pa.Array) -> Int:
         texts = np.array([hash(tuple(value)) for value in array.to_pylist()], np.int64)
         return texts
     if pa.types.is_floating(array.type):
-        return array.to_numpy(zero_copy_only=False).astype(np.float64).view(np.int64)
-    return array.to_numpy(zero_copy_only=False).astype(np.int64)
+        bits: Int = array.to_numpy(zero_copy_only=False).astype(np.float64).view(np.int64)
+        return bits
+    values: Int = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
 
 
-def _present(column: pa.ChunkedArray, how: Column) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _present(column: pa.ChunkedArray, how: Column) -> Bool:
     if how.role == "ids":
         return np.array([bool(value) for value in column.to_pylist()], np.bool_)
     value = column.to_numpy()
-    return ~np.isnan(value) if how.role == "number" else value != MISSING_ID
+    present: Bool = ~np.isnan(value) if how.role == "number" else value != MISSING_ID
+    return present
 
 
 def missing(stored: Stored, rows: int) -> pa.Array:

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,14 +17,14 @@ from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.records import RECORD, USES, Compacted, KnownUse, Uses
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse, Use
 from genrank.pipelines.days import dt_of, start_of
-from genrank.pipelines.engine import Engine, Piece
+from genrank.pipelines.engine import AnyEngine, Piece
 from genrank.pipelines.messages import CompactedReport
 from genrank.pipelines.partials import PartialRef, install
 from genrank.schemas.files import sync
 from genrank.schemas.meaning import digest
 
 
-def compact(plan: CompactionPlan, engine: Engine[Any], reader: PastReader, buckets: int, staging: Path) -> None:
+def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets: int, staging: Path) -> None:
     """Make what the plan misses, in the engine's tasks, and have the plan read it."""
     if not plan.missing:
         return
