@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import settings
 
 from genrank.pipelines import hot_keys, quality
 from genrank.pipelines.compaction import sizes
 from genrank.pipelines.messages import InvariantReport
+
+# The machine may be shared: how long an example takes says nothing.
+settings.register_profile("builder", deadline=None)
+settings.load_profile("builder")
 
 
 @pytest.fixture(scope="session")
