@@ -246,8 +246,9 @@ def _running(values: Int) -> Int:
 def ranges(starts: Int, lengths: Int) -> Int:
     """Concatenation of arange(start, start + length)."""
     ends = np.cumsum(lengths)
-    rows: Int = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
-    return rows + np.repeat(starts - (ends - lengths), lengths)
+    within = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+    rows: Int = within + np.repeat(starts - (ends - lengths), lengths)
+    return rows
 
 
 def mix(*columns: Int) -> Int:
