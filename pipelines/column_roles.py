@@ -28,7 +28,7 @@ class Column:
     | role | stored |
     |---|---|
     | id | int64, strings by `hash_strings`, null as MISSING_ID |
-    | ids | list<int64>, nulls dropped, the first `limit` kept |
+    | ids | list<int64>, nulls dropped, the first `limit` kept (0: all) |
     | number | float32, null as NaN |
     | time | int64 epoch ms, null as MISSING_ID |
     | units | int64 to be summed: a whole number as it is, a fraction in `merge_scan.UNITS`; null as MISSING_ID |

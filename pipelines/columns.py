@@ -312,6 +312,7 @@ def _ids(array: pa.Array) -> pa.Array:
 
 
 def _id_lists(array: pa.Array, limit: int) -> pa.Array:
+    """Lists of ids without nulls, of each the first `limit`; 0 keeps all."""
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         ids = _ids(array).to_numpy()
         present = ids != MISSING_ID
@@ -323,7 +324,7 @@ def _id_lists(array: pa.Array, limit: int) -> pa.Array:
     row = np.repeat(np.arange(len(lengths)), lengths)
     before = np.concatenate([[0], np.cumsum(present)])
     starts = before[np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)] if len(lengths) else before[:0]
-    kept = present & (before[:-1] - starts[row] < limit)
+    kept = present & (before[:-1] - starts[row] < limit) if limit else present
     counts = np.bincount(row[kept], minlength=len(lengths))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(ids[kept]), type=ROLE_TYPES["ids"])
