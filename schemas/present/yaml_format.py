@@ -109,7 +109,7 @@ def _fits_one_line(scalars: Iterable[object]) -> bool:
     return length <= _LONGEST
 
 
-def _text(text: str) -> str:
+def _text(text: str) -> object:
     # Line breaks that are written as they are would be read as spaces; in double quotes they are escaped.
     if any(character in text for character in "\n\r\x85\u2028\u2029"):
         return DoubleQuotedScalarString(text)
