@@ -24,7 +24,7 @@ from genrank.pipelines import cross_features, sequences
 from genrank.pipelines.blocks import Reader, Reading, Use
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, on_snapshot, user_sources
-from genrank.pipelines.cross_features import KeySet, key_sets, numpy
+from genrank.pipelines.cross_features import KeySet, int64_column, key_sets
 from genrank.pipelines.days import dt_of, start_of, whole_days
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.labels import Labels, label_exposures
@@ -97,7 +97,7 @@ class Assembler:
         """Map step: a bucket's exposures and events, to the slots of their keys."""
         yield Piece(bucket, "bucket", pa.table({"bucket": [bucket]}))
         for key_set, queries in self._queries(bucket):
-            keys, ts = numpy(queries, "key").copy(), numpy(queries, "ts")
+            keys, ts = int64_column(queries, "key").copy(), int64_column(queries, "ts")
             for key, bounds in self._slices(key_set):
                 at = np.flatnonzero(keys == key)
                 keys[at] = mix(keys[at], np.searchsorted(bounds, ts[at], "right") - 1)
@@ -142,7 +142,7 @@ class Assembler:
         log = self.schema.event_log(use.source)
         if "merged" not in events.column_names:
             events = events.append_column("merged", pa.array(np.zeros(events.num_rows, np.int64)))
-        keys = numpy(events, "key")
+        keys = int64_column(events, "key")
         hot = np.isin(keys, list(self.hot[use.key_set.tag]))
         parts = [events.filter(pa.array(~hot))]
         for key, bounds in self._slices(use.key_set):
@@ -162,7 +162,7 @@ class Assembler:
         }
 
     def _to_keys(self, rows: pa.Table, tag: str) -> Iterator[Piece]:
-        for piece in scatter(rows, slot_of(numpy(rows, "key"), self.buckets), tag):
+        for piece in scatter(rows, slot_of(int64_column(rows, "key"), self.buckets), tag):
             yield piece._replace(slot=self.buckets + piece.slot)
 
     def meet(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
@@ -181,7 +181,12 @@ class Assembler:
                 events[log] = found if found is not None else self.reader.events({use: Reading()}, 0)[use]
             answers = dict(
                 cross_features.answer(
-                    key_set, self.schema, numpy(queries, "key"), numpy(queries, "ts"), numpy(queries, "start"), events
+                    key_set,
+                    self.schema,
+                    int64_column(queries, "key"),
+                    int64_column(queries, "ts"),
+                    int64_column(queries, "start"),
+                    events,
                 )
             )
             answered = pa.table({"position": queries.column("position"), **answers})
@@ -195,7 +200,7 @@ class Assembler:
         exposures = self.reader.load(own, self.days, bucket, self.reader.schemas[own].names)
         if not exposures.num_rows:
             return
-        users = np.unique(numpy(exposures, "u"))
+        users = np.unique(int64_column(exposures, "u"))
         crossed = self._crossed(exposures, bucket, tables, users)
         timelines = {s.name: self._timeline(s, users, bucket) for s in self.schema.sequences}
         day = exposures.column("_day").to_numpy()
@@ -215,7 +220,7 @@ class Assembler:
         timelines: Mapping[str, Timeline],
     ) -> Iterator[Piece]:
         start, end = start_of(day, self.schema.offset_ms), start_of(day + 1, self.schema.offset_ms)
-        user = numpy(exposures, "u")
+        user = int64_column(exposures, "u")
         begins = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]]))
         active = pa.array(user[begins])
 
@@ -226,7 +231,7 @@ class Assembler:
             return self.reader.load(source, days, bucket, [*dict.fromkeys(["u", "ts", "arrived", *columns])], active)
 
         labels = label_exposures(self.schema, exposures, self.as_of, near)
-        cuts = self._cut(user, begins, numpy(exposures, "ts"), start, end, timelines)
+        cuts = self._cut(user, begins, int64_column(exposures, "ts"), start, end, timelines)
         kept, correction = self._kept(exposures, labels)
         table = self._samples(day, start, end, exposures, crossed, timelines, labels, cuts, kept, correction)
         path = Path(self.staging) / f"dt={dt_of(day)}" / f"part-{bucket:05d}-{uuid.uuid4().hex[:8]}.parquet"
@@ -302,8 +307,10 @@ class Assembler:
         positive = np.zeros(rows, np.bool_)
         for label in labels.values():
             positive |= label.value > 0
-        item = numpy(exposures, Column("id", self.schema.candidates.item).name)
-        draw = mix(numpy(exposures, "u"), numpy(exposures, "ts"), item).view(np.uint64) / np.float64(2**64)
+        item = int64_column(exposures, Column("id", self.schema.candidates.item).name)
+        draw = mix(int64_column(exposures, "u"), int64_column(exposures, "ts"), item).view(np.uint64) / np.float64(
+            2**64
+        )
         if self.schema.candidates.keep_correction:
             correction[~positive] = np.float32(1 / rate)
         return positive | (draw < rate), correction
@@ -326,7 +333,7 @@ class Assembler:
         cuts = Cuts(*(column[counts > 0] for column in cuts))
         counts = counts[counts > 0]
         rows = np.flatnonzero(kept)
-        user = numpy(exposures, "u")
+        user = int64_column(exposures, "u")
         schema = self.schema
         first = cuts.begin
         names = exposures.column("user").take(pa.array(first))
@@ -360,7 +367,7 @@ class Assembler:
                 lengths,
                 timeline.gather(tokens) | {"available": pa.array(timeline.available[tokens])},
             )
-            columns["mask"] = self._mask(timeline, cuts, counts, rows, tokens, user, numpy(exposures, "ts"))
+            columns["mask"] = self._mask(timeline, cuts, counts, rows, tokens, user, int64_column(exposures, "ts"))
         index = pa.array(rows)
         own: dict[str, pa.Array] = {}
         for feature in schema.candidates.features:
@@ -459,11 +466,13 @@ class Assembler:
                 keys = asked[key_set]
                 own = {use.source: rows for use, rows in events.items() if use.key_set == key_set}
                 out |= dict(
-                    cross_features.answer(key_set, self.schema, keys, numpy(exposures, "ts"), self._starts(day), own)
+                    cross_features.answer(
+                        key_set, self.schema, keys, int64_column(exposures, "ts"), self._starts(day), own
+                    )
                 )
             else:
                 answers = tables[key_set.tag].combine_chunks()
-                at = np.argsort(numpy(answers, "position"), kind="stable")
+                at = np.argsort(int64_column(answers, "position"), kind="stable")
                 out |= {
                     name: _single(answers.column(name).take(pa.array(at)))
                     for name in answers.column_names

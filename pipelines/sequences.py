@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
-from genrank.pipelines.cross_features import available, numpy
+from genrank.pipelines.cross_features import available, int64_column
 from genrank.pipelines.days import start_of, whole_days
 from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by
 from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
@@ -94,13 +94,13 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
     available before `settled`, by the sequence's own order, and whatever came later.
     """
-    users = Keys(numpy(rows, "u"))
-    old = numpy(rows, "available") < settled
+    users = Keys(int64_column(rows, "u"))
+    old = int64_column(rows, "available") < settled
     many = np.bincount(users.codes[old], minlength=users.count) > most
     at = np.flatnonzero(old & many[users.codes])
     if not len(at):
         return rows
-    user, seen, ts, id_ = users.codes[at], *(numpy(rows, name)[at] for name in ("available", "ts", "id"))
+    user, seen, ts, id_ = users.codes[at], *(int64_column(rows, name)[at] for name in ("available", "ts", "id"))
     order = order_by(Axis.over(users.count, seen).pack(user, seen), ts, id_)
     user = user[order]
     ends = np.flatnonzero(np.append(user[1:] != user[:-1], True))
@@ -119,7 +119,7 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
     tables = list(parts)
     kind = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     table = pa.concat_tables(tables)
-    user, ts, seen, id_ = (numpy(table, name) for name in ("u", "ts", "available", "id"))
+    user, ts, seen, id_ = (int64_column(table, name) for name in ("u", "ts", "available", "id"))
     code = np.searchsorted(users, user)
     known = (code < len(users)) & (users[np.minimum(code, len(users) - 1)] == user) if len(users) else code < 0
     rows = np.flatnonzero(known)
@@ -140,7 +140,7 @@ def _changes(
     """One row at the start of each day from `first` whose snapshot states another value than the snapshot before it (or the first
     one)."""
     columns = change_columns(changes, sequence)
-    user, day = numpy(table, "u"), table.column("_day").to_numpy().astype(np.int64)
+    user, day = int64_column(table, "u"), table.column("_day").to_numpy().astype(np.int64)
     order = np.lexsort((day, user))
     user, day = user[order], day[order]
     value = _comparable(_one(table.column(columns[0].name), table.schema.field(columns[0].name).type))[order]

@@ -1,4 +1,4 @@
-"""`genrank schema ...`: thin; each command calls one function of this room and prints what it returns."""
+"""`genrank schema ...`: thin; each command calls one function of this package and prints what it returns."""
 
 from __future__ import annotations
 

@@ -38,8 +38,10 @@ _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure"
 
 
 def whole_meaning(schema: SchemaDeclaration) -> Meaning:
-    """Everything with meaning. Histories keep their order, which is the order of their tokens; the realtime sequence is last
-    wherever it is declared."""
+    """Everything with meaning.
+
+    Histories keep their order, which is the order of their tokens; the realtime sequence is last wherever it is declared.
+    """
     data: Meaning = schema.model_dump(mode="json")
     data["sequences"] = sorted(data["sequences"], key=lambda sequence: sequence["scope"] == "realtime")
     return dict(_canonical(data))

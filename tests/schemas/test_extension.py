@@ -269,7 +269,9 @@ def test_docs_lineage_and_lint() -> None:
 
 
 def test_a_taken_tag_and_a_class_of_another_family_are_refused() -> None:
-    with pytest.raises(ValueError, match="kind 'categorical' is genrank.schemas.features.categorical.Categorical's"):
+    with pytest.raises(
+        ValueError, match=r"kind 'categorical' is genrank\.schemas\.features\.categorical\.Categorical's"
+    ):
 
         @register_feature_kind
         class Other(Feature):
