@@ -35,8 +35,8 @@ from genrank.pipelines.days import day_number, dt_of, start_of, whole_days
 from genrank.pipelines.engine import Engine, Piece
 from genrank.pipelines.events import partial_schema
 from genrank.pipelines.partials import PartialRef, install, load
-from genrank.pipelines.sources import digest
 from genrank.schemas import ChangePoints, EventLog, EventSequence, Schema
+from genrank.schemas.digest import digest
 from genrank.schemas.files import sync, write_atomically
 
 BLOCK = "block.json"

@@ -19,9 +19,10 @@ from genrank.pipelines.blocks import leftovers
 from genrank.pipelines.columns import joined_columns, needed
 from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of, whole_days
 from genrank.pipelines.publish import locked
-from genrank.pipelines.sources import Partition, census, days_present, digest, read_partition
+from genrank.pipelines.sources import Partition, census, days_present, read_partition
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.digest import digest
 from genrank.schemas.files import write_atomically
 from genrank.schemas.manifest import MANIFEST, SampleManifest, sample_days
 

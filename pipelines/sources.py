@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from genrank.pipelines.days import day_number, dt_of, start_of
 from genrank.schemas import EventLog, Snapshot, UserError, files
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import Input, InputFile
 
@@ -51,11 +50,6 @@ class Partition:
         """What the manifest keeps of it."""
         files = tuple(InputFile(path=f.path, bytes=f.bytes, mtime_ns=f.mtime_ns) for f in self.files)
         return Input(source=self.source, dt=dt_of(self.day), files=files, hash=digest([f.model_dump() for f in files]))
-
-
-def digest(value: object) -> str:
-    """16 hex digits of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def uri_of(source: EventLog | Snapshot, root: Path | str) -> str | None:

@@ -41,8 +41,8 @@ from tqdm import tqdm
 
 import genrank
 from genrank.pipelines.engine import Piece, Step, gather
-from genrank.pipelines.sources import digest
 from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas.digest import digest
 from genrank.schemas.files import write_atomically
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ what they mean, so they are nobody's but the whole's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -24,12 +23,6 @@ from genrank.schemas.features import Feature
 from genrank.schemas.group import ChangePoints, Events, EventSequence
 from genrank.schemas.label import Label
 from genrank.schemas.source_meaning import Meaning, column_meaning, references_meaning, rows_meaning, sql_meaning
-
-
-def digest(value: object) -> str:
-    """16 hex digits of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
 
 # ---------------------------------------------------------------------- the whole
 

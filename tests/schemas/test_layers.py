@@ -11,6 +11,7 @@ LAYERS = (
     # What a declaration is made of.
     (
         "base",
+        "digest",
         "errors",
         "console",
         "expression",
