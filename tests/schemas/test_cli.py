@@ -14,8 +14,8 @@ from schemas_shop import SHOP, candidates
 from strategies import schemas
 from typer.testing import CliRunner, Result
 
+from genrank.command.schema import app
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
-from genrank.schemas.cli import app
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.present.docs import feature_page
 from genrank.schemas.present.lineage_picture import lineage_picture

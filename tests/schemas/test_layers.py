@@ -36,8 +36,8 @@ LAYERS = (
     ("review",),
     ("present",),
     ("load", "manifest"),
+    ("configuration",),
     ("__init__",),
-    ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
