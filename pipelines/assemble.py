@@ -1,4 +1,4 @@
-"""A bucket of users becomes samples: a row per user and day, by the contract of `schemas.contract`."""
+"""A bucket of users becomes samples: a row per user and day, by the contract of `schemas.derive.sample_schema`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from genrank.pipelines import sequences
 from genrank.pipelines.arrays import int64s
-from genrank.pipelines.columns import Column
+from genrank.pipelines.column_roles import Column
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
@@ -29,8 +29,7 @@ from genrank.pipelines.sample_files import file_hash, write_samples
 from genrank.pipelines.sample_table import DayOfBucket, sample_table
 from genrank.pipelines.sequences import Timeline
 from genrank.pipelines.user_profile import Profiles
-from genrank.schemas import Schema
-from genrank.schemas import Sequence as EventSequence
+from genrank.schemas import EventSequence, Schema
 from genrank.schemas.base import parse_duration
 
 

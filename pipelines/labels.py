@@ -10,11 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s
-from genrank.pipelines.columns import Column, column_type, unit_scale
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import column_type, unit_scale
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
 
 Float = NDArray[np.float32]
 Load = Callable[[str, list[str]], pa.Table]

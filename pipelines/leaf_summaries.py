@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.cross_features import key_sets
-from genrank.pipelines.merge_scan import Bool
 from genrank.pipelines.messages import LeafSummary
 from genrank.pipelines.sample_columns import LABELS, TS, weight_of
-from genrank.schemas import CrossFeature, Schema
-from genrank.schemas.contract import leaves
+from genrank.schemas import Schema
+from genrank.schemas.derive.sample_schema import leaves
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import CANDIDATES, USER
-from genrank.schemas.vocabulary import MISSING_ID
 
 SAMPLE = 512
 """Numbers kept of each leaf and file, evenly spread; each stands for its share of the file's."""
@@ -58,22 +58,13 @@ def summarize(table: pa.Table, schema: Schema, day: int) -> Iterator[LeafSummary
         yield _number(day, f"labels.{label.name}", np.where(weight > 0, value, np.nan), weight)
     for key_set in key_sets(schema):
         leaves_ = {feature: groups[CANDIDATES].field(feature.name).flatten() for feature in key_set.features}
-        found = np.any([_answered(feature, values.to_numpy()) for feature, values in leaves_.items()], axis=0)
+        found = np.any(
+            [evaluation_of(feature).saw_events(feature, values.to_numpy()) for feature, values in leaves_.items()],
+            axis=0,
+        )
         by = f" by {', '.join(key_set.keys)}" if key_set.keys else ""
         name = f"candidates → {', '.join(sorted(key_set.windows(schema)))}{by}"
         yield from join_summaries(day, {name: (int(found.sum()), len(found))})
-
-
-def _answered(feature: CrossFeature, values: NDArray[Any]) -> Bool:
-    """Whether a cross feature's value comes from an event (a sum of nothing but zeros, or a rate that equals its prior, doesn't)."""
-    answered: Bool
-    if feature.op == "rate":
-        answered = values != np.float32(feature.prior)
-    elif feature.op in ("count", "sum", "distinct"):
-        answered = values != 0
-    else:
-        answered = values != MISSING_ID if values.dtype == np.int64 else ~np.isnan(values)
-    return answered
 
 
 def join_summaries(day: int, joins: Mapping[str, tuple[int, int]]) -> Iterator[LeafSummary]:

@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 
 from genrank.pipelines.arrays import frame_of
-from genrank.pipelines.columns import Column, compute, joined_columns, needed
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import compute, joined_columns, needed
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from genrank.pipelines.columns import ROLE_TYPES, Column
+from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
 from genrank.schemas import EventLog, Schema, Snapshot
 from genrank.schemas.base import ARROW_TYPES

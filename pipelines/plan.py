@@ -17,7 +17,7 @@ from genrank.pipelines.reach import reach_of
 from genrank.pipelines.sources import LANDED, Partition, census, days_present, read_partition
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.meaning import digest
+from genrank.schemas.digest import digest
 
 BUCKET_ROWS = 200_000
 """Exposures of a day that a bucket is sized for."""

@@ -31,7 +31,7 @@ from genrank.pipelines.sample_columns import (
     weight_of,
 )
 from genrank.schemas import Schema, UserError
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import CANDIDATES, USER
 
 INVARIANTS = {

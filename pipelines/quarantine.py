@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import frame_of
-from genrank.pipelines.columns import Column, compute
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import compute
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import QuarantinedRows

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrank.pipelines.arrays import single_array
-from genrank.pipelines.columns import Column, declared_schema, store
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import declared_schema, store
 from genrank.pipelines.merge_scan import Bool, Int, mix
 from genrank.pipelines.sources import to_ms
 from genrank.schemas import EventLog, Snapshot

@@ -1,4 +1,4 @@
-"""Names of a sample's columns and of the leaves of its structs (their types: `genrank.schemas.contract`)."""
+"""Names of a sample's columns and of the leaves of its structs (their types: `genrank.schemas.derive.sample_schema`)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from genrank.pipelines.sample_columns import TIMES
 from genrank.schemas import Schema, files
-from genrank.schemas.contract import BUILD_KEY
+from genrank.schemas.derive.sample_schema import BUILD_KEY
 
 ROW_GROUP = 4096
 

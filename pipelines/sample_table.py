@@ -1,4 +1,4 @@
-"""Exposures of a bucket and day become samples by the contract of `schemas.contract`: a struct per token group, a list per feature."""
+"""Exposures of a bucket and day become samples by the contract of `schemas.derive.sample_schema`: a struct per token group, a list per feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s, single_array
-from genrank.pipelines.columns import Column, feature_column
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import feature_column
 from genrank.pipelines.days import dt_of, start_of
 from genrank.pipelines.labels import Labels
 from genrank.pipelines.merge_scan import Bool, Int, mix, ranges
@@ -36,7 +37,7 @@ from genrank.pipelines.sequences import Timeline
 from genrank.pipelines.user_profile import Profiles
 from genrank.schemas import Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import arrow_schema, stored_as
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import CANDIDATES, USER
 
 Leaves = tuple[Int, dict[str, pa.Array]]
@@ -159,7 +160,7 @@ class _SampleTable:
         exposures, index = self.of.exposures, pa.array(self.rows)
         leaves: dict[str, pa.Array] = {}
         for feature in self.schema.candidates.features:
-            if stored_as(feature):
+            if feature.stored:
                 column = feature_column(feature)
                 values = single_array(exposures.column(column.name)) if column else self.of.crossed[feature.name]
                 leaves[feature.name] = values.take(index)

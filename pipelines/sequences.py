@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from genrank.pipelines.arrays import int64s, single_array
-from genrank.pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
 from genrank.pipelines.days import start_of, whole_days
 from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
-from genrank.schemas import Changes, EventLog, Events, Schema, Snapshot
-from genrank.schemas import Sequence as EventSequence
+from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.contract import STORED_TYPES, Stored
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.stored import STORED_TYPES, Stored
 
 _LEAF = "leaf:"
 """Before a stored feature's name in a table of a sequence's rows, where it could be `id` or `ts`."""
@@ -63,9 +63,9 @@ def days_back(schema: Schema, sequence: EventSequence, source: EventLog | Snapsh
     return whole_days(reach) + 1
 
 
-def columns_of(sequence: EventSequence, entry: Events | Changes) -> list[str]:
+def columns_of(sequence: EventSequence, entry: Events | ChangePoints) -> list[str]:
     """Columns of the source's partial that an entry of a sequence reads."""
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return ["u", *(column.name for column in change_columns(entry, sequence))]
     columns = {column.name for feature, _ in sequence_features(sequence) if (column := feature_column(feature))}
     where = [Column("flag", entry.where, sql=True).name] if entry.where else []
@@ -81,7 +81,7 @@ def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table,
         days: the days read of a snapshot, ascending: the one before `first`, where there is one, says what changed on it.
     """
     entry = sequence.events[kind]
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return _changes(schema, sequence, entry, table, days, first)
     log = schema.event_log(entry.source)
     if entry.where:
@@ -140,7 +140,7 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
 
 
 def _changes(
-    schema: Schema, sequence: EventSequence, changes: Changes, table: pa.Table, days: Int, first: int
+    schema: Schema, sequence: EventSequence, changes: ChangePoints, table: pa.Table, days: Int, first: int
 ) -> pa.Table:
     """One row at the start of each day from `first` whose snapshot states another value than the snapshot before it (or the first
     one)."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrank.pipelines.arrays import from_polars, single_array, to_polars
-from genrank.pipelines.columns import Column, store
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import store
 from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.partials import PartialRef, load
 from genrank.schemas import Snapshot

@@ -18,9 +18,9 @@ from genrank.pipelines.documents import Footer
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Snapshot, UserError, files
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import Input, InputFile
-from genrank.schemas.meaning import digest
 
 LANDED = "landed"
 """Where copies of catalog tables and of what lies at URIs are, below the output."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas.digest import digest
 from genrank.schemas.files import write_atomically
-from genrank.schemas.meaning import digest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -27,7 +27,7 @@ class LandedDay(NamedTuple):
     """A day as Spark finds it."""
 
     mark: str
-    """Changes when the day's rows do."""
+    """ChangePoints when the day's rows do."""
     rows: Callable[[], DataFrame]
 
 

@@ -15,7 +15,7 @@ from genrank.pipelines.columns import feature_column, on_snapshot, user_sources
 from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.partials import PartialRef, load
 from genrank.schemas import Schema
-from genrank.schemas.contract import arrow_schema, stored_as
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import USER
 
 
@@ -35,7 +35,7 @@ class Profiles:
         field = arrow_schema(self.schema).field(USER)
         values: dict[str, pa.Array] = {}
         for feature in self.schema.user.features:
-            stored = stored_as(feature)
+            stored = feature.stored
             if stored is None:
                 continue
             column = feature_column(feature)

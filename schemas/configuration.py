@@ -19,16 +19,17 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
+from ruamel.yaml.error import YAMLError
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.expression import nearest
 from genrank.schemas.load import load_schema
+from genrank.schemas.present.serialization import from_json
+from genrank.schemas.present.yaml_format import in_one_line, yaml_reader
 from genrank.schemas.schema import Schema
-from genrank.schemas.text import from_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -220,17 +221,13 @@ def read_config(config: type[Configuration], path: Path) -> dict[str, object]:
     """
     where = f"--config {path}"
     try:
-        values = yaml.safe_load(path.read_bytes())
+        values = yaml_reader().load(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{where}: there is no such file; give a .yaml file, or a run's config.json") from None
     except IsADirectoryError:
         raise UserError(f"{where}: is a folder; give a file, such as {path / 'config.json'}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(
-            f"{where}: {line}{getattr(error, 'problem', None) or 'not text'}; is it YAML or JSON?"
-        ) from None
+    except YAMLError as error:
+        raise UserError(f"{where}: {in_one_line(error)}; is it YAML or JSON?") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: holds no fields; write one a line, such as `seed: 1`")
     fields = fields_of(config)

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import AutoDis
-from genrank.schemas.tables import transform_of
+from genrank.schemas.transforms import AutoDis
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.dynamic import DynamicVocabulary
 from genrank.tokenization.features import Encoded, GroupEncoder, quantile_features

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genrank.schemas.columns import offered
-from genrank.schemas.feature import Categorical, MultiValued
+from genrank.schemas.derive.columns import offered
+from genrank.schemas.derive.tables import transform_of
+from genrank.schemas.features import Categorical, MultiValued
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.schemas.tables import transform_of
-from genrank.schemas.vocabulary import Dynamic, Hashed, Identity
+from genrank.schemas.vocabularies import Dynamic, Hashed, Identity
 from genrank.tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
 
 if TYPE_CHECKING:

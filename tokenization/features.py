@@ -11,31 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.feature import (
-    AutoDis,
-    Crossed,
-    Dense,
-    Feature,
-    FixedBuckets,
-    Log,
-    QuantileBuckets,
-    TimeGap,
-    TimePart,
-)
+from genrank.schemas.derive.tables import TYPE, transform_of
+from genrank.schemas.features import Feature, HashedCross, TimeGap, TimePart
+from genrank.schemas.ids import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW, hash_string
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.schemas.tables import TYPE, transform_of
-from genrank.schemas.vocabulary import (
-    MISSING_ID,
-    MISSING_ROW,
-    SPECIAL_ROWS,
-    UNKNOWN_ROW,
-    Dynamic,
-    Enumerated,
-    Hashed,
-    Identity,
-    Vocabulary,
-    hash_string,
-)
+from genrank.schemas.transforms import AutoDis, Dense, FixedBuckets, Log1p, QuantileBuckets
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity, Vocabulary
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.plan import Lookup, Plan
 
@@ -107,8 +88,8 @@ class GroupEncoder(nn.Module):
         self.vocabularies = Vocabularies([vocabularies[name] for _, name in self.ids])
         self.event_types = len(next((s.events for s in schema.sequences if s.name == group), ()))
 
-        numbers = [f for f in self.features.values() if isinstance(transform_of(f), Dense | Log)]
-        self.logs = [f.name for f in numbers if isinstance(transform_of(f), Log)]
+        numbers = [f for f in self.features.values() if isinstance(transform_of(f), Dense | Log1p)]
+        self.logs = [f.name for f in numbers if isinstance(transform_of(f), Log1p)]
         self.denses = [f.name for f in numbers if isinstance(transform_of(f), Dense)]
         self.softs = [f.name for f in self.features.values() if isinstance(transform_of(f), AutoDis)]
         dense = [transform_of(self.features[name]) for name in self.denses]
@@ -206,7 +187,7 @@ class GroupEncoder(nn.Module):
     def _id(self, batch: Batch, name: str) -> Tensor:
         """[N] int64: the stored id, or the hash of several."""
         feature = self.features[name]
-        if isinstance(feature, Crossed):
+        if isinstance(feature, HashedCross):
             return cross([self._operand(batch, of) for of in feature.of])
         return _tensor(batch.groups[self.group].features[name])
 

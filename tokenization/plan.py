@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from genrank.schemas.derive.tables import TYPE, logical_tables, table_name
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Feature, MultiValued, Sql
+from genrank.schemas.features import Feature, MultiValued, Sql
 from genrank.schemas.schema import USER, Schema
-from genrank.schemas.table import Initializer, SparseOptimizer
-from genrank.schemas.tables import TYPE, LogicalTable, logical_tables, table_name
+from genrank.schemas.table import Initializer, LogicalTable, SparseOptimizer
 
 if TYPE_CHECKING:
     from genrank.tokenization.observed import ObservedIds

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
+from genrank.schemas.ids import SPECIAL_ROWS, hash_string
 from genrank.schemas.table import Normal, Uniform
-from genrank.schemas.vocabulary import SPECIAL_ROWS, hash_string
 from genrank.tokenization import memory
 from genrank.tokenization.features import mix
 from genrank.tokenization.plan import MergedTable, Plan

@@ -19,7 +19,7 @@ from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
 from genrank.pipelines.days import start_of
 from genrank.pipelines.partials import PartialRef, load, partial_schema
-from genrank.schemas import Changes, EventLog, Schema
+from genrank.schemas import ChangePoints, EventLog, Schema
 
 _UNTHREADED = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -135,7 +135,7 @@ class PastReader:
             return sequences.rows_of(self.schema, sequence, use.kind, table, np.array(sorted(days), np.int64), first)
 
         days = sorted(reading.days)
-        if isinstance(entry, Changes):
+        if isinstance(entry, ChangePoints):
             before = [ref.day for ref in self.partials[use.source] if days and reading.follows and ref.day < days[0]]
             tables = [fresh([*before[-1:], *days], days[0] if days else 0)]
         elif sequence.scope == "realtime":

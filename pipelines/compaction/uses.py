@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from genrank.pipelines import cross_features
 from genrank.pipelines.columns import sequence_features
 from genrank.pipelines.cross_features import KeySet, key_sets
-from genrank.schemas import EventLog, Schema
-from genrank.schemas import Sequence as EventSequence
-from genrank.schemas.meaning import digest
+from genrank.schemas import EventLog, EventSequence, Schema
+from genrank.schemas.digest import digest
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from genrank.pipelines.days import dt_of, start_of
 from genrank.pipelines.engine import AnyEngine, Piece
 from genrank.pipelines.messages import CompactedReport
 from genrank.pipelines.partials import PartialRef, install
+from genrank.schemas.digest import digest
 from genrank.schemas.files import sync
-from genrank.schemas.meaning import digest
 
 
 def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets: int, staging: Path) -> None:

@@ -19,7 +19,7 @@ from genrank.pipelines.messages import LeafSummary
 from genrank.pipelines.presentation.sample_statistics import print_statistics, write_statistics
 from genrank.pipelines.sample_statistics import Summary, statistics
 from genrank.schemas import UserError
-from genrank.schemas.vocabulary import MISSING_ID, hash_strings
+from genrank.schemas.ids import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

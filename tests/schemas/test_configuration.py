@@ -35,7 +35,7 @@ from genrank.schemas.configuration import (
     read_config,
     settings_text,
 )
-from genrank.schemas.text import to_json
+from genrank.schemas.present.serialization import to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = ROOT / "examples" / "minimal" / "schema.py"

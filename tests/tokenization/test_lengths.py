@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_samples import demo_schema, publish, random_table
 
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import Schema
 from genrank.tokenization.reader import SampleReader
 
