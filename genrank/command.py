@@ -188,7 +188,7 @@ def explain(
     if samples is not None:
         from genrank.model.config import samples_folder
         from genrank.schemas.manifest import sample_days
-        from genrank.tokenization.observed import observe_ids
+        from genrank.tokenization.id_statistics import observe_ids
 
         folder = samples_folder(samples)
         observed = observe_ids(folder, declared, parse_dates(dates) if dates else sample_days(folder))
@@ -331,8 +331,8 @@ def show(
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
     from genrank.model.config import samples_folder
     from genrank.schemas import load_schema
-    from genrank.tokenization.show import interesting_sample
-    from genrank.tokenization.show import show as show_sample
+    from genrank.tokenization.inspect_sample import interesting_sample
+    from genrank.tokenization.inspect_sample import show as show_sample
 
     declared, folder = load_schema(schema), samples_folder(samples)
     if sample_id is None:

@@ -380,7 +380,7 @@ def _plan(run: Run) -> dict[str, object]:
 
 
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:
-    from genrank.tokenization.show import interesting_sample, show
+    from genrank.tokenization.inspect_sample import interesting_sample, show
 
     folder = samples_folder(samples)
     sample_id = interesting_sample(folder, run.schema, _dates(run.metrics)[0])

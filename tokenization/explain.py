@@ -17,7 +17,7 @@ from genrank.schemas.vocabulary import Dynamic, Hashed, Identity
 from genrank.tokenization.plan import MergedTable, Plan, merge_key, tokens_per_row
 
 if TYPE_CHECKING:
-    from genrank.tokenization.observed import ObservedIds
+    from genrank.tokenization.id_statistics import ObservedIds
 
 COLUMNS = ["table", "logical tables", "rows", "dim", "bytes", "optimizer bytes", "why"]
 KEY_PARTS = ("dim", "vocabulary", "optimizer", "initialiser")
@@ -40,7 +40,7 @@ def explain(
     Args:
         world_size: ranks that the tables are sharded over row-wise.
         d_model, blocks: width and depth of the encoder that the FLOPs are counted for.
-        observed: `<group>.<feature>` -> the ids that samples hold (`tokenization.observed.observe_ids`): for lints of sizes.
+        observed: `<group>.<feature>` -> the ids that samples hold (`tokenization.id_statistics.observe_ids`): for lints of sizes.
     """
     tables = plan.tables
     weights, states = sum(t.weight_bytes for t in tables), sum(t.optimizer_bytes for t in tables)

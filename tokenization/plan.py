@@ -19,7 +19,7 @@ from genrank.schemas.table import Initializer, SparseOptimizer
 from genrank.schemas.tables import TYPE, LogicalTable, logical_tables, table_name
 
 if TYPE_CHECKING:
-    from genrank.tokenization.observed import ObservedIds
+    from genrank.tokenization.id_statistics import ObservedIds
 
 MAX_ROWS = 2**31 - 1
 """Rows of one merged table at most: fbgemm's and Triton's row arithmetic stays in range."""

@@ -25,7 +25,7 @@ from genrank.schemas.files import reading
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
-from genrank.tokenization.blocks import Block, SampleColumns
+from genrank.tokenization.sample_columns import SampleColumns, StoredRows
 from genrank.tokenization.views import cut_by_budget, view_of
 
 T = TypeVar("T")
@@ -123,9 +123,9 @@ class SampleReader:
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
         windows = self._windows(start.epoch)[start.window :]
-        blocks = self._decode_ahead(windows) if self.prefetch else map(self._read, windows)
-        for number, block in enumerate(blocks, start.window):
-            view = view_of(block, self.schema, self.view)
+        windows_read = self._decode_ahead(windows) if self.prefetch else map(self._read, windows)
+        for number, stored in enumerate(windows_read, start.window):
+            view = view_of(stored, self.schema, self.view)
             batches = self._batches(view.tokens, np.random.default_rng([self.seed, 1, start.epoch, self.rank, number]))
             done = start.batches if number == start.window else 0
             for at, batch in enumerate(view.batches(batches[done:]), done + 1):
@@ -143,11 +143,11 @@ class SampleReader:
             batches = [batches[at] for at in random.permutation(len(batches))]
         return batches
 
-    def _decode_ahead(self, windows: list[list[RowGroup]]) -> Iterator[Block]:
+    def _decode_ahead(self, windows: list[list[RowGroup]]) -> Iterator[StoredRows]:
         """The windows' rows, those of the next ones decoded meanwhile: one decode alone leaves cores idle."""
         pool = ThreadPoolExecutor(DECODED_AHEAD, "genrank-reader", initializer=torch.set_num_threads, initargs=(1,))
         try:
-            ahead: deque[Future[Block]] = deque()
+            ahead: deque[Future[StoredRows]] = deque()
             for window in windows:
                 ahead.append(pool.submit(self._read, window))
                 if len(ahead) > DECODED_AHEAD:
@@ -157,7 +157,7 @@ class SampleReader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, window: list[RowGroup]) -> Block:
+    def _read(self, window: list[RowGroup]) -> StoredRows:
         tables = []
         for unit in window:
             with reading(unit.path):
@@ -165,7 +165,7 @@ class SampleReader:
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
-        return self.columns.block(pa.concat_tables(tables))
+        return self.columns.stored_rows(pa.concat_tables(tables))
 
     # ------------------------------------------------------------------ order
 

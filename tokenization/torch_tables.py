@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
 from genrank.schemas.table import Normal, Uniform
 from genrank.schemas.vocabulary import SPECIAL_ROWS, hash_string
-from genrank.tokenization import memory
+from genrank.tokenization import buffer_pool
 from genrank.tokenization.features import mix
 from genrank.tokenization.plan import MergedTable, Plan
 
@@ -150,7 +150,7 @@ class _Lookup(torch.autograd.Function):
         ctx.rows, ctx.table, ctx.tables = rows, table, tables  # type: ignore[attr-defined]
         if rows.device.type != "cpu":
             return table.weight.index_select(0, rows)
-        vectors = memory.empty(len(rows) * table.table.dim, torch.float32).view(len(rows), table.table.dim)
+        vectors = buffer_pool.empty(len(rows) * table.table.dim, torch.float32).view(len(rows), table.table.dim)
         return torch.index_select(table.weight, 0, rows, out=vectors)
 
     @staticmethod

@@ -19,8 +19,8 @@ import torch
 from genrank.schemas.base import parse_duration
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
-from genrank.tokenization.blocks import Block
 from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.sample_columns import StoredRows
 
 GATHERED_TOKENS = 1 << 20
 """Tokens of the batches that are gathered together."""
@@ -28,16 +28,16 @@ GATHERED_TOKENS = 1 << 20
 
 @dataclass
 class View:
-    """V samples as slices of a block's rows."""
+    """V samples as slices of stored rows."""
 
-    block: Block
+    stored: StoredRows
     realtime_name: str | None
     tasks: dict[str, bool]
     """Label -> whether it has an oracle."""
     row: Ints
     """[V]: the stored row a sample is part of."""
     order: Ints
-    """[C]: the block's candidates, each sample's side by side."""
+    """[C]: the stored candidates, each sample's side by side."""
     in_order: bool
     """Whether that is the order they are stored in."""
     begin: Ints
@@ -70,14 +70,14 @@ class View:
 
     def batch(self, samples: Ints) -> Batch:
         """The batch of some samples ([B] positions), in that order."""
-        block, row = self.block, torch.from_numpy(self.row[samples])
+        stored, row = self.stored, torch.from_numpy(self.row[samples])
         begin, end = torch.from_numpy(self.begin[samples]), torch.from_numpy(self.end[samples])
         candidates, together = runs(begin, end)
         ranked: Rows = together if self.in_order else pick(torch.from_numpy(self.order), together)
         users = runs(row, row + 1)[1]
         events: Rows = slice(0, 0)
         groups: dict[str, Group] = {}
-        for name, group in block.groups.items():
+        for name, group in stored.groups.items():
             if name == USER:
                 groups[name] = group.take(users, torch.arange(len(row) + 1))
             elif name == CANDIDATES:
@@ -89,23 +89,23 @@ class View:
                 offsets, own = runs(begin, end)
                 events = own if name == self.realtime_name else events
                 groups[name] = group.take(own, offsets)
-        ids = block.sample_id.take(row.numpy())
+        ids = stored.sample_id.take(row.numpy())
         if self.part is not None:
             ids = pc.binary_join_element_wise(ids, self.part.take(samples), "/")
-        labels = {name: pick(values, ranked) for name, values in block.labels.items()}
+        labels = {name: pick(values, ranked) for name, values in stored.labels.items()}
         return Batch(
             groups=groups,
             sample_id=ids.to_pylist(),
-            user=pick(block.user, users),
-            window_start=pick(block.window_start, users),
-            request=pick(block.request, ranked),
-            item=pick(block.item, ranked),
+            user=pick(stored.user, users),
+            window_start=pick(stored.window_start, users),
+            request=pick(stored.request, ranked),
+            item=pick(stored.item, ranked),
             labels={task: labels[task] for task in self.tasks},
             weights={task: labels[f"{task}_weight"] for task in self.tasks},
             oracles={task: labels[f"{task}_oracle"] for task, has_oracle in self.tasks.items() if has_oracle},
-            candidate_sees=pick(block.candidate_sees, ranked),
-            realtime_sees=pick(block.realtime_sees, events),
-            realtime_available=pick(block.realtime_available, events),
+            candidate_sees=pick(stored.candidate_sees, ranked),
+            realtime_sees=pick(stored.realtime_sees, events),
+            realtime_available=pick(stored.realtime_available, events),
         )
 
     def _split(self, batch: Batch, ends: Sequence[int]) -> Iterator[Batch]:
@@ -139,35 +139,35 @@ class View:
             )
 
 
-def view_of(block: Block, schema: Schema, name: str) -> View:
-    """The samples of a block: one per stored row (`user_day`), request (`request`) or run of exposures without a gap above the
+def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
+    """The samples of stored rows: one per stored row (`user_day`), request (`request`) or run of exposures without a gap above the
     schema's `session_gap` (`session`)."""
-    candidates = block.groups[CANDIDATES]
+    candidates = stored.groups[CANDIDATES]
     realtime = schema.realtime.name if schema.realtime else None
     owner = torch.repeat_interleave(candidates.lengths, output_size=len(candidates.ts)).numpy()
     part: pa.Array | None = None
     if name == "user_day":
         offsets = candidates.offsets.numpy()
-        row, order, begin, end = np.arange(len(block)), np.arange(len(owner)), offsets[:-1], offsets[1:]
-        seen = _lengths(block, realtime)
+        row, order, begin, end = np.arange(len(stored)), np.arange(len(owner)), offsets[:-1], offsets[1:]
+        seen = _lengths(stored, realtime)
     else:
-        ts, request = candidates.ts.numpy(), block.request.numpy()
+        ts, request = candidates.ts.numpy(), stored.request.numpy()
         if name == "request":
             order, first = _requests(owner, request)
         else:
             order, first = _sessions(owner, ts, parse_duration(schema.training.session_gap))
         begin, end = first, np.append(first[1:], len(order))
         row = owner[order[begin]]
-        sees = block.candidate_sees.numpy()[order].astype(np.int64)
+        sees = stored.candidate_sees.numpy()[order].astype(np.int64)
         seen = np.maximum.reduceat(sees, begin) if len(begin) else np.zeros(0, np.int64)
         keys = request if name == "request" else ts
-        part = pc.cast(pa.array(keys[order[begin]]), block.sample_id.type)
+        part = pc.cast(pa.array(keys[order[begin]]), stored.sample_id.type)
     tokens = (end - begin) + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
     for history in schema.histories:
-        tokens = tokens + _lengths(block, history.name)[row] * tokens_per_row(schema, history.name)
+        tokens = tokens + _lengths(stored, history.name)[row] * tokens_per_row(schema, history.name)
     tasks = {label.name: label.oracle is not None for label in schema.labels}
     in_order = bool((order[1:] > order[:-1]).all())
-    return View(block, realtime, tasks, row, order, in_order, begin, end, seen, part, tokens)
+    return View(stored, realtime, tasks, row, order, in_order, begin, end, seen, part, tokens)
 
 
 def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
@@ -187,8 +187,8 @@ def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
     return cuts
 
 
-def _lengths(block: Block, group: str | None) -> Ints:
-    lengths: Ints = block.groups[group].lengths.numpy() if group else np.zeros(len(block), np.int64)
+def _lengths(stored: StoredRows, group: str | None) -> Ints:
+    lengths: Ints = stored.groups[group].lengths.numpy() if group else np.zeros(len(stored), np.int64)
     return lengths
 
 

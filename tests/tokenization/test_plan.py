@@ -19,7 +19,7 @@ from genrank.schemas.schema import Schema
 from genrank.schemas.tables import logical_tables
 from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.explain import lints, render
-from genrank.tokenization.observed import ObservedIds, observe_ids
+from genrank.tokenization.id_statistics import ObservedIds, observe_ids
 from genrank.tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row
 
 some = settings(

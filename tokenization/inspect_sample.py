@@ -23,8 +23,8 @@ from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.schemas.tables import TYPE, event_names, logical_tables
 from genrank.schemas.vocabulary import MISSING_ID, Enumerated, hash_string
 from genrank.tokenization.batch import Batch, Ragged
-from genrank.tokenization.blocks import SampleColumns
 from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.sample_columns import SampleColumns
 from genrank.tokenization.tokens import arrange, group_kinds
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
@@ -141,7 +141,9 @@ def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: 
     for day in named or days:
         for path in sample_files(samples_root, day, schema):
             if (table := _find(path, sample_id, columns)) is not None:
-                return _lay_out(schema, view_of(columns.block(table), schema, "user_day").batch(np.arange(1)), rule)
+                return _lay_out(
+                    schema, view_of(columns.stored_rows(table), schema, "user_day").batch(np.arange(1)), rule
+                )
     where = f"days {days[0]} to {days[-1]}" if days else "no published day"
     raise UserError(f"{samples_root} has no sample {sample_id!r} ({where}); an id reads <user>:<day>:<chunk>")
 

@@ -22,7 +22,7 @@ from genrank.tokenization.batch import Group, Ragged, ranges
 
 
 @dataclass
-class Block:
+class StoredRows:
     """Stored rows: what `Batch` holds, for all rows at once."""
 
     groups: dict[str, Group]
@@ -123,7 +123,7 @@ class SampleColumns:
 
     # ------------------------------------------------------------------ tensors
 
-    def block(self, table: pa.Table) -> Block:
+    def stored_rows(self, table: pa.Table) -> StoredRows:
         """The rows of a checked table."""
         structs = {name: _struct(table, name) for name in (USER, *self.lists) if name in table.schema.names}
         n = len(table)
@@ -138,7 +138,7 @@ class SampleColumns:
         rows = len(groups[CANDIDATES].ts)
         realtime = self.schema.realtime
         user = _one(table["user_id"])
-        return Block(
+        return StoredRows(
             groups=groups,
             sample_id=_one(table["sample_id"]),
             user=_tensor(hash_strings(user) if pa.types.is_string(user.type) else user),

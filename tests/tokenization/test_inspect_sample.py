@@ -11,7 +11,7 @@ from random_samples import demo_schema, random_table, write_random_samples
 from rich.console import Console
 
 from genrank.schemas.errors import UserError
-from genrank.tokenization.show import coarse, interesting_sample, load_sample, print_sample, show
+from genrank.tokenization.inspect_sample import coarse, interesting_sample, load_sample, print_sample, show
 
 DAYS = ["2026-01-01", "2026-01-02"]
 SCHEMA = demo_schema()
