@@ -369,13 +369,15 @@ def _svg(figure: Figure) -> object:
 
 
 def _plan(run: Run) -> dict[str, object]:
+    from genrank.tokenization.explain import explain
     from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.present.plan import COLUMNS, table_rows
 
-    explained = make_plan(run.schema).explain()
+    explained = explain(make_plan(run.schema))
     return {
-        "summary": explained["summary"],
-        "columns": explained["columns"],
-        "rows": [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in explained["rows"]],
+        "summary": explained.summary,
+        "columns": COLUMNS,
+        "rows": [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in table_rows(explained)],
     }
 
 

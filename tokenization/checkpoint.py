@@ -27,12 +27,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from genrank.schemas.diff import carried_rows
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import FixedBuckets, QuantileBuckets
 from genrank.schemas.tables import LogicalTable, transform_of
 from genrank.schemas.vocabulary import Vocabulary
 from genrank.tokenization.dynamic import Entries
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.torch_tables import Shard, TorchTables
+from genrank.tokenization.table_backend import Shard
+from genrank.tokenization.transforms import buckets_of
 
 FORMAT = 1
 MANIFEST = "tables.json"
@@ -121,10 +121,9 @@ def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = 
             )
             entries = Entries(*(loaded[f"{name}/entries/{what}"] for what in wanted))
             embeddings.vocabularies[name].load(stored[name]["step"], entries)
-    if isinstance(embeddings.tables, TorchTables):
-        for table in embeddings.plan.tables:
-            steps = [stored[member.name]["updates"] for member in table.members if member.name in kept]
-            embeddings.tables.tables[table.name].steps = max(steps, default=0)
+    for table in embeddings.plan.tables:
+        updates = [stored[member.name]["updates"] for member in table.members if member.name in kept]
+        embeddings.tables.set_updates(table.name, max(updates, default=0))
     return Restored(
         restored=kept,
         grown=[name for name in kept if stored[name]["rows"] < now[name][0].rows],
@@ -205,7 +204,6 @@ def _description(embeddings: Embeddings, name: str) -> dict[str, Any]:
     """What must agree for a table's rows to mean the same."""
     table, merged = embeddings.plan.logical[name]
     vocabulary = embeddings.vocabularies.get(name)
-    tables = embeddings.tables
     return {
         "rows": table.rows,
         "dim": table.dim,
@@ -213,7 +211,7 @@ def _description(embeddings: Embeddings, name: str) -> dict[str, Any]:
         "optimizer": table.optimizer.kind,
         "boundaries": _boundaries(embeddings, table),
         "step": vocabulary.step if vocabulary else 0,
-        "updates": tables.tables[merged.name].steps if isinstance(tables, TorchTables) else 0,
+        "updates": embeddings.tables.updates(merged.name),
     }
 
 
@@ -223,10 +221,8 @@ def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | No
         group, _, name = key.partition(".")
         feature = next((f for f in dict(embeddings.plan.schema.groups())[group] if f.name == name), None)
         transform = transform_of(feature) if feature else None
-        if isinstance(transform, FixedBuckets):
-            return list(transform.boundaries)
-        if isinstance(transform, QuantileBuckets):
-            return embeddings.boundaries[key]
+        if transform and (buckets := buckets_of(transform)):
+            return buckets.edges(transform, embeddings.boundaries.get(key))
     return None
 
 

@@ -14,11 +14,11 @@ from torch.utils.dlpack import from_dlpack
 
 from genrank.schemas.contract import Leaf, arrow_schema, leaves
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import MultiValued
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.schemas.tables import TYPE
 from genrank.schemas.vocabulary import hash_strings
 from genrank.tokenization.batch import Group, Ragged, ranges
+from genrank.tokenization.schema_bridge import list_limit
 
 
 @dataclass
@@ -52,10 +52,10 @@ class SampleColumns:
         for leaf in leaves(schema):
             self.leaves.setdefault(leaf.group, []).append(leaf)
         self.max_values = {
-            (group, feature.name): feature.max_values
+            (group, feature.name): limit
             for group, features in schema.groups()
             for feature in features
-            if isinstance(feature, MultiValued)
+            if (limit := list_limit(feature)) is not None
         }
         self.lists = [field.name for field in self.expected if field.name != USER and pa.types.is_struct(field.type)]
 
