@@ -133,7 +133,7 @@ class Embeddings(nn.Module):
 
     def _begin(self, batch: Batch) -> PendingLookup:
         encoded = {
-            name: Encoded(*encoder(batch), inputs.prepare(encoder, batch))
+            name: encoder.encode(batch, inputs)
             for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
         }
         given = self._resolve(batch, encoded)

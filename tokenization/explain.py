@@ -278,8 +278,9 @@ def _flops(plan: Plan, tokens: Mapping[str, GroupTokens], d_model: int, blocks: 
 
 
 def _width(plan: Plan, group: str) -> int:
-    transforms = filter(None, map(transform_of, dict(plan.schema.groups())[group]))
-    return sum(map(input_width, transforms)) + sum(lookup.dim for lookup in plan.lookups_of(group))
+    transforms = [transform_of(feature) for feature in dict(plan.schema.groups())[group]]
+    inputs = sum(input_width(transform) for transform in transforms if transform)
+    return inputs + sum(lookup.dim for lookup in plan.lookups_of(group))
 
 
 def _id_columns(schema: Schema) -> dict[str, tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from genrank.tokenization.plan import Lookup, Plan
 from genrank.tokenization.row_encoder import RowEncoder
 from genrank.tokenization.transforms import buckets_of, input_families
 from genrank.tokenization.transforms.buckets import BucketRows
-from genrank.tokenization.vocabularies import vocabulary_rows
+from genrank.tokenization.vocabularies import VocabularyRows, vocabulary_rows
 
 
 @dataclass
@@ -68,14 +69,18 @@ class GroupEncoder(nn.Module):
             if lookup.pooling
         }
         self.ragged_encoders = nn.ModuleList(encoder for _, encoder in self.ragged.values())
-        self.families = nn.ModuleList(self._families(plan, single, boundaries))
+        self.families = self._families(plan, single, boundaries)
+        self.encoders = nn.ModuleList(family.encoder for family in self.families)
+        for number, family in enumerate(self.families):
+            # On the device: an index by a Python list is a copy to it, every time.
+            self.register_buffer(f"at_{number}", torch.tensor(family.at), persistent=False)
 
     def _families(
         self, plan: Plan, single: Sequence[Lookup], boundaries: Mapping[str, Sequence[float]]
     ) -> list[_Family]:
         """The one-valued lookups by what finds their rows: a vocabulary kind, or buckets."""
         buckets: dict[int, list[float]] = {}
-        ids: dict[type[RowEncoder], dict[int, Vocabulary]] = {}
+        ids: dict[type[VocabularyRows[Vocabulary]], dict[int, Vocabulary]] = {}
         for at, lookup in enumerate(single):
             feature = self.features.get(lookup.feature)
             vocabulary = plan.logical[lookup.table][0].vocabulary
@@ -88,9 +93,12 @@ class GroupEncoder(nn.Module):
                 buckets[at] = finder.edges(transform, boundaries.get(f"{self.group}.{feature.name}"))
                 continue
             ids.setdefault(vocabulary_rows(vocabulary), {})[at] = vocabulary
-        names = [lookup.feature for lookup in single]
-        found = [_Family(kind(list(own.values())), names, list(own)) for kind, own in ids.items()]
-        return [*found, _Family(BucketRows(list(buckets.values())), names, list(buckets))] if buckets else found
+        encoders: list[tuple[RowEncoder, list[int]]] = [
+            (kind(list(own.values())), list(own)) for kind, own in ids.items()
+        ]
+        if buckets:
+            encoders.append((BucketRows(list(buckets.values())), list(buckets)))
+        return [_Family(encoder, [single[i].feature for i in at], at) for encoder, at in encoders]
 
     def view(self, batch: Batch) -> GroupView:
         """This group of a batch."""
@@ -103,17 +111,22 @@ class GroupEncoder(nn.Module):
         assert isinstance(found, Tensor), f"{self.group}.{name} has a list of values"
         return found
 
+    def encode(self, batch: Batch, inputs: GroupInputs) -> Encoded:
+        """All that lookups and inputs read of this group's N rows."""
+        rows, ragged = self(batch)
+        return Encoded(rows, ragged, inputs.prepare(self, batch))
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Ragged]]:
         """`Encoded.rows` and `Encoded.ragged` of this group's N rows."""
         view = self.view(batch)
         n, device = len(view.group.ts), view.group.ts.device
-        found = [family(torch.stack([self.values(view, name) for name in family.names])) for family in self.families]
+        found = [f.encoder(torch.stack([self.values(view, name) for name in f.names])) for f in self.families]
         if len(found) == 1:
             rows = found[0] + self.first_rows
         else:
             rows = torch.empty((self.single, n), dtype=torch.int64, device=device)
-            for family, own in zip(self.families, found, strict=True):
-                rows.index_copy_(0, family.at, own)
+            for number, own in enumerate(found):
+                rows.index_copy_(0, self.get_buffer(f"at_{number}"), own)
             if self.single:
                 rows += self.first_rows
         ragged = {}
@@ -124,22 +137,14 @@ class GroupEncoder(nn.Module):
         return rows, ragged
 
 
-class _Family(nn.Module):
-    """Lookups whose rows one encoder finds together."""
+class _Family(NamedTuple):
+    """Lookups of one value whose rows one encoder finds together."""
 
-    at: Tensor
-    """[F] int64: their positions. On the device: an index by a Python list is a copy to it, every time."""
-
-    def __init__(self, encoder: RowEncoder, lookups: Sequence[str], at: list[int]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.names = [lookups[i] for i in at]
-        self.register_buffer("at", torch.tensor(at), persistent=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """[F, N] values -> [F, N] int64 logical rows."""
-        rows: Tensor = self.encoder(values)
-        return rows
+    encoder: RowEncoder
+    names: list[str]
+    """The features."""
+    at: list[int]
+    """Their positions among the group's lookups of one value."""
 
 
 class GroupInputs(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,8 +68,8 @@ class InputEncoder(nn.Module, ABC, Generic[T]):
         """[N, sum of widths] float32."""
 
 
-_BUCKETS: dict[str, BucketTransform] = {}
-_INPUTS: dict[str, type[InputEncoder]] = {}
+_BUCKETS: dict[str, BucketTransform[Transform]] = {}
+_INPUTS: dict[str, type[InputEncoder[Transform]]] = {}
 
 
 def register_buckets(kind: str, buckets: BucketTransform[T]) -> None:
@@ -79,7 +79,7 @@ def register_buckets(kind: str, buckets: BucketTransform[T]) -> None:
         ValueError: the kind is registered already.
     """
     _refuse_second(kind)
-    _BUCKETS[kind] = buckets
+    _BUCKETS[kind] = cast(BucketTransform[Transform], buckets)
 
 
 def register_input(kind: str, encoder: type[InputEncoder[T]]) -> None:
@@ -91,7 +91,7 @@ def register_input(kind: str, encoder: type[InputEncoder[T]]) -> None:
         ValueError: the kind is registered already.
     """
     _refuse_second(kind)
-    _INPUTS[kind] = encoder
+    _INPUTS[kind] = cast(type[InputEncoder[Transform]], encoder)
 
 
 def _refuse_second(kind: str) -> None:
@@ -99,7 +99,7 @@ def _refuse_second(kind: str) -> None:
         raise ValueError(f"transform kind {kind!r} is registered already")
 
 
-def buckets_of(transform: Transform) -> BucketTransform | None:
+def buckets_of(transform: Transform) -> BucketTransform[Transform] | None:
     """How a transform finds its buckets; None if it makes inputs.
 
     Raises:
@@ -115,11 +115,11 @@ def buckets_of(transform: Transform) -> BucketTransform | None:
 
 def input_families(
     features: Iterable[tuple[str, Transform]],
-) -> list[tuple[type[InputEncoder], list[tuple[str, Transform]]]]:
+) -> list[tuple[type[InputEncoder[Transform]], list[tuple[str, Transform]]]]:
     """Numbers that become inputs, those of one encoder together: in the order of registration, then as given."""
     order = list(_INPUTS)
     inputs = [(name, transform) for name, transform in features if buckets_of(transform) is None]
-    families: dict[type[InputEncoder], list[tuple[str, Transform]]] = {}
+    families: dict[type[InputEncoder[Transform]], list[tuple[str, Transform]]] = {}
     for name, transform in sorted(inputs, key=lambda each: order.index(each[1].kind)):
         families.setdefault(_INPUTS[transform.kind], []).append((name, transform))
     return list(families.items())

@@ -21,10 +21,8 @@ class EnumeratedRows(VocabularyRows[Enumerated]):
     def __init__(self, vocabularies: Sequence[Enumerated]) -> None:
         super().__init__(vocabularies)
         # Sorted ids with the row of each; padded at the end with the largest id and its row, which changes no search result.
-        pairs = [
-            sorted((stored_id(value), row) for row, value in enumerate(each.values, SPECIAL_ROWS))
-            for each in vocabularies
-        ]
+        ids = [[stored_id(value) for value in each.values] for each in vocabularies]
+        pairs = [sorted((id_, row) for row, id_ in enumerate(each, SPECIAL_ROWS)) for each in ids]
         width = max(map(len, pairs), default=0)
         padded = [p + [p[-1]] * (width - len(p)) for p in pairs]
         self.constant("values", [[v for v, _ in p] for p in padded], torch.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class VocabularyRows(RowEncoder, Generic[V]):
         return []
 
 
-_KINDS: dict[str, type[VocabularyRows]] = {}
+_KINDS: dict[str, type[VocabularyRows[Vocabulary]]] = {}
 
 
 def register_vocabulary_rows(kind: str, rows: type[VocabularyRows[V]]) -> None:
@@ -54,10 +54,10 @@ def register_vocabulary_rows(kind: str, rows: type[VocabularyRows[V]]) -> None:
     """
     if kind in _KINDS:
         raise ValueError(f"vocabulary kind {kind!r} is registered already, as {_KINDS[kind].__name__}")
-    _KINDS[kind] = rows
+    _KINDS[kind] = cast(type[VocabularyRows[Vocabulary]], rows)
 
 
-def vocabulary_rows(vocabulary: Vocabulary) -> type[VocabularyRows]:
+def vocabulary_rows(vocabulary: Vocabulary) -> type[VocabularyRows[Vocabulary]]:
     """What turns ids into rows for a vocabulary.
 
     Raises:
