@@ -333,7 +333,7 @@ def show(
     from genrank.model.config import samples_folder
     from genrank.schemas import load_schema
     from genrank.tokenization.inspect_sample import interesting_sample
-    from genrank.tokenization.inspect_sample import show as show_sample
+    from genrank.tokenization.present.sample import show_sample
 
     declared, folder = load_schema(schema), samples_folder(samples)
     if sample_id is None:

@@ -382,11 +382,12 @@ def _plan(run: Run) -> dict[str, object]:
 
 
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:
-    from genrank.tokenization.inspect_sample import interesting_sample, show
+    from genrank.tokenization.inspect_sample import interesting_sample
+    from genrank.tokenization.present.sample import show_sample
 
     folder = samples_folder(samples)
     sample_id = interesting_sample(folder, run.schema, _dates(run.metrics)[0])
     with tempfile.TemporaryDirectory() as scratch:
         png = Path(scratch) / "sample.png"
-        show(folder, sample_id, schema=run.schema, png=png)
+        show_sample(folder, sample_id, schema=run.schema, png=png)
         return {"id": sample_id, "png": base64.b64encode(png.read_bytes()).decode()}

@@ -1,4 +1,4 @@
-"""One sample, drawn: its tokens by group with values and times, and who sees whom."""
+"""One stored sample, found by its id or chosen for its day, with its tokens laid out and its values as text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import datetime as dt
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ from genrank.schemas.files import reading
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.schemas.tables import TYPE, event_names, logical_tables
-from genrank.schemas.vocabulary import MISSING_ID, Enumerated, hash_string
+from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.sample_columns import SampleColumns
@@ -29,22 +29,14 @@ from genrank.tokenization.tokens import arrange, group_kinds
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
 from genrank.tokenization.visibility import USER as USER_GROUP
+from genrank.tokenization.vocabularies import vocabulary_rows
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from rich.console import Console, RenderableType
-
-COLORS = {USER_GROUP: "#b07aa1", HISTORY: "#4e79a7", REALTIME: "#59a14f", CANDIDATE: "#f28e2b"}
-NAMES = {USER_GROUP: "user", HISTORY: "history", REALTIME: "realtime", CANDIDATE: "candidates"}
-HEADS = {
+HEADINGS: dict[int, list[str]] = {
     USER_GROUP: [],
     HISTORY: ["event"],
     REALTIME: ["event", "available", "sees"],
     CANDIDATE: ["request", "item", "labels", "sees"],
 }
-"""What is told of each token before its features; `sees` counts realtime events."""
-TERMINAL_CELLS = 64
-"""Width of the visibility picture in a terminal: larger samples are drawn coarser."""
 
 
 @dataclass
@@ -53,32 +45,10 @@ class Sample:
 
     schema: Schema
     batch: Batch
-    group: np.ndarray
+    group: npt.NDArray[np.int32]
     """[T]: 0 user, 1 history, 2 realtime, 3 candidate."""
-    mask: np.ndarray
+    mask: npt.NDArray[np.bool_]
     """[T, T] bool: row q sees column k."""
-
-
-def show(samples_root: Path | str, sample_id: str, *, schema: Schema, png: Path | None = None) -> None:
-    """Draws a sample in the terminal, or into a PNG file.
-
-    Args:
-        sample_id: as stored, `<user>:<day>:<chunk>`.
-        png: the file to write; None prints instead.
-
-    Raises:
-        UserError: no such sample, or a file of another kind.
-    """
-    if png is not None and png.suffix != ".png":
-        raise UserError(f"--png {png}: end it in .png")
-    sample = load_sample(samples_root, sample_id, schema)
-    if png is None:
-        from rich.console import Console
-
-        print_sample(sample, Console())
-    else:
-        png.parent.mkdir(parents=True, exist_ok=True)
-        draw_sample(sample, png)
 
 
 def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> str:
@@ -156,19 +126,16 @@ def _lay_out(schema: Schema, batch: Batch, rule: Rule) -> Sample:
     return Sample(schema, batch, place.layout.group.numpy(), mask.numpy())
 
 
-# ---------------------------------------------------------------------- values as people read them
-
-
-class Reader:
-    """Stored values as text: ids of an enumerated vocabulary by name, times in the schema's offset."""
+class SampleText:
+    """Stored values as text: ids that have a name by it, times in the schema's offset."""
 
     def __init__(self, sample: Sample) -> None:
+        self.sample = sample
         self.schema = sample.schema
         self.batch = sample.batch
         self.names = {
-            feature: {hash_string(v) if isinstance(v, str) else v: str(v) for v in table.vocabulary.values}
+            feature: vocabulary_rows(table.vocabulary).id_names(table.vocabulary)
             for table in logical_tables(self.schema)
-            if isinstance(table.vocabulary, Enumerated)
             for feature in table.features
         }
         self.kinds = {(g, f.name): stored_as(f) for g, features in self.schema.groups() for f in features}
@@ -218,232 +185,46 @@ class Reader:
 
     def labels(self, row: int) -> str:
         """A candidate's labels: the tasks that are positive, `?` where one isn't mature."""
-        told = []
+        found = []
         for task, values in self.batch.labels.items():
             if float(self.batch.weights[task][row]) == 0:
-                told.append(f"{task}?")
+                found.append(f"{task}?")
             elif (value := float(values[row])) != 0:
-                told.append(task if value == 1 else f"{task} {value:.3g}")
-        return ", ".join(told) or "-"
+                found.append(task if value == 1 else f"{task} {value:.3g}")
+        return ", ".join(found) or "-"
+
+    def headings(self, group: str) -> list[str]:
+        """What is said of a group's tokens before their features; `sees` counts realtime events."""
+        return HEADINGS[group_kinds(self.schema)[group]]
+
+    def heading_values(self, group: str, row: int) -> list[str]:
+        """The values of `headings`."""
+        batch, kind = self.batch, group_kinds(self.schema)[group]
+        if kind == CANDIDATE:
+            sees = int(batch.candidate_sees[row])
+            return [str(int(batch.request[row])), str(int(batch.item[row])), self.labels(row), str(sees)]
+        if kind == REALTIME:
+            available = self.time(int(batch.realtime_available[row]))
+            return [self.event(group, row), available, str(int(batch.realtime_sees[row]))]
+        return [self.event(group, row)] if kind == HISTORY else []
+
+    def shown_groups(self) -> list[tuple[str, int]]:
+        """(group, its number) of the groups that have tokens, in token order."""
+        return [(name, kind) for name, kind in group_kinds(self.schema).items() if tokens_per_row(self.schema, name)]
 
 
 def title_of(sample: Sample) -> str:
     """One line that says what the sample is."""
     counts = {name: len(group.ts) for name, group in sample.batch.groups.items() if name != USER}
-    told = ", ".join(f"{n} {name}" for name, n in counts.items())
+    counted = ", ".join(f"{n} {name}" for name, n in counts.items())
     requests = len(set(sample.batch.request.tolist()))
-    return f"{sample.batch.sample_id[0]}: {len(sample.group)} tokens ({told}; {requests} requests)"
+    return f"{sample.batch.sample_id[0]}: {len(sample.group)} tokens ({counted}; {requests} requests)"
 
 
-# ---------------------------------------------------------------------- terminal
-
-
-def print_sample(sample: Sample, console: Console, rows: int = 12) -> None:
-    """Prints a sample: a table per group, at most `rows` rows of each, and the visibility picture."""
-    from rich.table import Table
-    from rich.text import Text
-
-    reader = Reader(sample)
-    console.print(Text(title_of(sample), style="bold"))
-    for name, kind in group_kinds(sample.schema).items():
-        group = sample.batch.groups[name]
-        if tokens_per_row(sample.schema, name) == 0:
-            continue
-        table = Table(title=f"{name} ({len(group.ts)})", title_justify="left", title_style=f"bold {COLORS[kind]}")
-        heads = HEADS[kind]
-        features = reader.features(name)
-        shown = max(1, (console.width - 12 * (len(heads) + 1)) // 14)
-        for column in ["time", *heads, *features[:shown]]:
-            table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=22)
-        for row in _ends(len(group.ts), rows):
-            if row is None:
-                table.add_row("…")
-                continue
-            own = [str(each) for each in _head_values(sample, reader, name, kind, row)]
-            table.add_row(
-                reader.time(int(group.ts[row])), *own, *(reader.value(name, f, row) for f in features[:shown])
-            )
-        console.print(table)
-        if len(features) > shown:
-            console.print(Text(f"  and {len(features) - shown} more: {', '.join(features[shown:])}", style="dim"))
-    cell = -(-len(sample.group) // TERMINAL_CELLS)
-    each = "a row is a token" if cell == 1 else f"a row is {cell} tokens"
-    if console.color_system:
-        console.print(Text(f"who sees whom: {each}, coloured where it sees", style="bold"))
-        console.print(_picture(sample))
-    else:
-        letters = ", ".join(f"{name[0]} {name}" for name in NAMES.values())
-        console.print(Text(f"who sees whom: {each}, a letter what it sees there ({letters})", style="bold"))
-        console.print(_letters(sample))
-
-
-def _head_values(sample: Sample, reader: Reader, name: str, kind: int, row: int) -> list[Any]:
-    batch = sample.batch
-    if kind == CANDIDATE:
-        return [int(batch.request[row]), int(batch.item[row]), reader.labels(row), int(batch.candidate_sees[row])]
-    if kind == REALTIME:
-        available = reader.time(int(batch.realtime_available[row]))
-        return [reader.event(name, row), available, int(batch.realtime_sees[row])]
-    return [reader.event(name, row)] if kind == HISTORY else []
-
-
-def _ends(n: int, most: int) -> list[int | None]:
-    """The first and last of n rows, None standing for those between."""
-    if n <= most:
-        return list(range(n))
-    return [*range(most // 2), None, *range(n - (most - most // 2), n)]
-
-
-def _picture(sample: Sample) -> RenderableType:
-    """The mask in half-block characters: two rows of cells a line; a cell is coloured if any of its tokens sees."""
-    from rich.text import Text
-
-    cells = coarse(sample, TERMINAL_CELLS)
-    lines = Text()
-    for upper in range(0, len(cells), 2):
-        for k in range(cells.shape[1]):
-            top = cells[upper, k]
-            bottom = cells[upper + 1, k] if upper + 1 < len(cells) else -1
-            lines.append("▀", style=f"{COLORS.get(int(top), '#202020')} on {COLORS.get(int(bottom), '#202020')}")
-        lines.append("\n")
-    for kind, name in NAMES.items():
-        lines.append("■ ", style=COLORS[kind])
-        lines.append(f"{name}  ")
-    return lines
-
-
-def _letters(sample: Sample) -> str:
-    """The picture without colours: the initial of the group that a cell sees, `.` where it sees none."""
-    initials = np.array([*(NAMES[kind][0] for kind in sorted(NAMES)), "."])
-    return "\n".join("".join(row) for row in initials[coarse(sample, TERMINAL_CELLS)])
-
-
-def coarse(sample: Sample, most: int) -> np.ndarray:
+def coarse(sample: Sample, most: int) -> npt.NDArray[np.int64]:
     """[n, n] int with n <= most: the group of the keys that a cell's queries see, -1 where they see none."""
     t = len(sample.group)
     step = -(-t // most)
     edges = np.arange(0, t, step)
     seen = np.maximum.reduceat(np.maximum.reduceat(sample.mask.astype(np.int8), edges, 0), edges, 1)
     return np.where(seen > 0, sample.group[edges][None, :].astype(int), -1)
-
-
-# ---------------------------------------------------------------------- picture
-
-
-def draw_sample(sample: Sample, png: Path) -> None:
-    """Draws a sample into a PNG: who sees whom, the day in time, and the tokens' values."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 10), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        2, 2, width_ratios=(1, 1.15), height_ratios=(3.4, 1), hspace=0.2, wspace=0.06, top=0.93, left=0.04, right=0.98
-    )
-    figure.suptitle(title_of(sample), x=0.02, ha="left", fontsize=13, fontweight="bold")
-    _draw_mask(sample, figure.add_subplot(grid[0, 0]))
-    _draw_values(sample, figure.add_subplot(grid[0, 1]))
-    _draw_day(sample, figure.add_subplot(grid[1, :]))
-    figure.savefig(png, bbox_inches="tight")
-
-
-def _draw_mask(sample: Sample, axes: Axes) -> None:
-    from matplotlib.colors import ListedColormap, to_rgb
-
-    picture = np.where(sample.mask, sample.group[None, :] + 1, 0)
-    colors = ListedColormap([(0.96, 0.96, 0.96), *(to_rgb(COLORS[kind]) for kind in sorted(COLORS))])
-    axes.imshow(picture, cmap=colors, vmin=0, vmax=len(COLORS), interpolation="nearest", aspect="equal")
-    ticks, names = [], []
-    for kind in sorted(COLORS):
-        at = np.flatnonzero(sample.group == kind)
-        if len(at):
-            ticks.append(float(at.mean()))
-            names.append(f"{NAMES[kind]} ({len(at)})")
-            for line in (axes.axhline, axes.axvline):
-                line(at[-1] + 0.5, color="#444444", linewidth=0.6)
-    axes.set_xticks(ticks, names, fontsize=8)
-    axes.set_yticks(ticks, names, fontsize=8, rotation=90, va="center")
-    axes.tick_params(length=0)
-    axes.set_title("Who sees whom: a row sees the coloured columns", fontsize=10, loc="left")
-
-
-def _draw_values(sample: Sample, axes: Axes) -> None:
-    axes.set_axis_off()
-    axes.set_title("Tokens and some of their values", fontsize=10, loc="left")
-    reader = Reader(sample)
-    lines: list[tuple[str, str]] = []
-    for name, kind in group_kinds(sample.schema).items():
-        if tokens_per_row(sample.schema, name) == 0:
-            continue
-        group = sample.batch.groups[name]
-        told = f"  (time  {' | '.join(HEADS[kind])}  features)" if HEADS[kind] else ""
-        lines.append((f"{name}: {len(group.ts)}{told}", COLORS[kind]))
-        features = reader.features(name)
-        for row in _ends(len(group.ts), 9 if kind == CANDIDATE else 7):
-            if row is None:
-                lines.append(("   …", "#777777"))
-                continue
-            own = [str(each) for each in _head_values(sample, reader, name, kind, row)]
-            values = [f"{f} {text}" for f in features if (text := reader.value(name, f, row)) != "·"]
-            head = [reader.time(int(group.ts[row])), *([" | ".join(own)] if own else []), ", ".join(values)]
-            text = f"   {'  '.join(head)}"
-            lines.append((text if len(text) <= 118 else text[:117] + "…", "#222222"))
-    for at, (text, color) in enumerate(lines):
-        axes.text(
-            0,
-            1 - (at + 1) / (max(len(lines), 34) + 1),
-            text,
-            color=color,
-            fontsize=7.2,
-            family="monospace",
-            fontweight="bold" if color in COLORS.values() else "normal",
-            transform=axes.transAxes,
-            parse_math=False,
-        )
-
-
-def _draw_day(sample: Sample, axes: Axes) -> None:
-    """The window in time, pauses shortened: exposures above, stacked by request; realtime events below, each with a line from
-    when it happened to when it was available."""
-    batch, schema, reader = sample.batch, sample.schema, Reader(sample)
-    exposed = batch.candidates.ts.numpy()
-    happened = batch.groups[schema.realtime.name].ts.numpy() if schema.realtime else np.zeros(0, np.int64)
-    available = batch.realtime_available.numpy()
-    moments = np.unique(np.concatenate([exposed, happened, available]))
-    places = np.concatenate([[0.0], np.cumsum(1 + np.log1p(np.diff(moments) / 1000))])
-
-    def at(ms: np.ndarray) -> np.ndarray:
-        return places[np.searchsorted(moments, ms)]
-
-    positive = np.zeros(len(exposed), bool)
-    for values in batch.labels.values():
-        positive |= values.numpy() > 0
-    stacked = np.array([int((exposed[:i] == ts).sum()) for i, ts in enumerate(exposed)])
-    height = 1 + stacked / max(12, stacked.max() + 1)
-    axes.scatter(
-        at(exposed),
-        height,
-        s=22,
-        facecolors=np.where(positive, COLORS[CANDIDATE], "white"),
-        edgecolors=COLORS[CANDIDATE],
-    )
-    axes.hlines(np.zeros(len(happened)), at(happened), at(available), color=COLORS[REALTIME], linewidth=1.5)
-    axes.scatter(at(happened), np.zeros(len(happened)), s=22, color=COLORS[REALTIME])
-    axes.scatter(at(available), np.zeros(len(available)), s=90, marker="|", color=COLORS[REALTIME])
-    ticks: list[int] = []
-    for i in range(len(moments)):
-        if not ticks or places[i] - places[ticks[-1]] > places[-1] / 16:
-            ticks.append(i)
-    axes.set_xticks(places[ticks], [reader.time(int(moments[i])) for i in ticks], fontsize=8)
-    axes.set_yticks([0, 1], ["realtime", "exposures"], fontsize=8)
-    axes.set_ylim(-0.6, 2.2)
-    axes.set_title(
-        "The window in time (pauses shortened): exposures, filled if a label is positive, see the realtime events available (|) "
-        "left of them",
-        fontsize=10,
-        loc="left",
-    )
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
