@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.load import load_schema
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema

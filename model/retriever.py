@@ -23,12 +23,12 @@ from genrank.model.encoders import Hstu, HstuConfig, hstu, visibility_rule
 from genrank.model.losses import sampled_softmax
 from genrank.model.metrics import Estimate, RetrievalMetrics, target_ranks
 from genrank.model.sample_files import read_columns
+from genrank.schemas.derive.tables import table_name
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Categorical
+from genrank.schemas.features import Categorical
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import CANDIDATES, Schema
-from genrank.schemas.tables import table_name
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization import visibility
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings

@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from genrank.model.config import FREE_TO_CHANGE, TrainConfig
-from genrank.schemas.diff import diff, in_one_line
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import write_atomically
+from genrank.schemas.present.serialization import from_json
+from genrank.schemas.review.diff import diff, in_one_line
 from genrank.schemas.schema import Schema
-from genrank.schemas.text import from_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from genrank.pipelines.engine import Engine, Piece
 from genrank.pipelines.events import partial_schema
 from genrank.pipelines.partials import PartialRef, install, load
 from genrank.pipelines.sources import digest
-from genrank.schemas import Changes, EventLog, Schema, Sequence
+from genrank.schemas import ChangePoints, EventLog, EventSequence, Schema
 from genrank.schemas.files import sync, write_atomically
 
 BLOCK = "block.json"
@@ -114,7 +114,7 @@ class Use:
 
     source: str
     key_set: KeySet | None = None
-    sequence: Sequence | None = None
+    sequence: EventSequence | None = None
     kind: int = 0
 
     def name(self, schema: Schema) -> str:
@@ -450,7 +450,7 @@ class Reader:
             return sequences.rows_of(self.schema, sequence, use.kind, table, np.array(sorted(days), np.int64), first)
 
         days = sorted(reading.days)
-        if isinstance(entry, Changes):
+        if isinstance(entry, ChangePoints):
             before = [ref.day for ref in self.partials[use.source] if days and reading.follows and ref.day < days[0]]
             tables = [fresh([*before[-1:], *days], days[0] if days else 0)]
         elif sequence.scope == "realtime":

@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 from genrank.pipelines.merge_scan import UNITS
 from genrank.schemas import (
     Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     EventLog,
     Events,
+    EventSequence,
     MultiValued,
     Numeric,
     Schema,
-    Sequence,
     Snapshot,
     Sql,
     TimeGap,
@@ -33,9 +33,9 @@ from genrank.schemas import (
     expression,
 )
 from genrank.schemas.base import ARROW_TYPES
-from genrank.schemas.contract import STORED_TYPES, Stored, stored_as
-from genrank.schemas.feature import Feature
-from genrank.schemas.vocabulary import MISSING_ID, hash_strings
+from genrank.schemas.derive.sample_schema import STORED_TYPES, Stored, stored_as
+from genrank.schemas.features import Feature
+from genrank.schemas.ids import MISSING_ID, hash_strings
 
 Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
 
@@ -114,7 +114,7 @@ def feature_column(feature: Feature) -> Column | None:
     return Column(stored, feature.column or feature.name)
 
 
-def sequence_features(sequence: Sequence) -> Iterator[tuple[Feature, Stored]]:
+def sequence_features(sequence: EventSequence) -> Iterator[tuple[Feature, Stored]]:
     """Stored features of a sequence, by name."""
     for feature in sorted(sequence.features, key=lambda feature: feature.name):
         if stored := stored_as(feature):
@@ -228,7 +228,7 @@ def on_snapshot(source: Snapshot, column: Column) -> Column:
     return Column(column.role, column.expression.removeprefix(f"{source.name}."), limit=column.limit)
 
 
-def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
+def change_columns(changes: ChangePoints, sequence: EventSequence) -> list[Column]:
     """The attribute's value, in each way that a feature of the sequence reads it; as an id where none does."""
     read = [
         column
@@ -238,7 +238,7 @@ def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
     return sorted(set(read)) or [Column("id", changes.column)]
 
 
-def reads_change(changes: Changes, column: Column) -> bool:
+def reads_change(changes: ChangePoints, column: Column) -> bool:
     """Whether a sequence's feature takes its value from the change points: they offer the changed column alone."""
     return set(references(column)) == {changes.column}
 

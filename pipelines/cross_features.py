@@ -23,8 +23,8 @@ from genrank.pipelines.days import whole_days
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.contract import stored_as
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.derive.sample_schema import stored_as
+from genrank.schemas.ids import MISSING_ID
 
 
 @dataclass(frozen=True)

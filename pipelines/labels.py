@@ -14,7 +14,7 @@ from genrank.pipelines.cross_features import numpy
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
 
 Float = NDArray[np.float32]
 Load = Callable[[str, list[str]], pa.Table]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas import Schema, UserError
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import CANDIDATES
 
 INVARIANTS = {

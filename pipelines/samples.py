@@ -1,4 +1,4 @@
-"""A bucket of users becomes samples: a row per user and day, by the contract of `schemas.contract`.
+"""A bucket of users becomes samples: a row per user and day, by the contract of `schemas.derive.sample_schema`.
 
 What a candidate sees depends only on what was available strictly before it, truncation included: samples are cut from left to
 right, each begins with the newest realtime events as of its first candidate, and labels never move a cut.
@@ -34,7 +34,7 @@ from genrank.pipelines.sequences import Timeline
 from genrank.pipelines.stats import join_rows, summarise
 from genrank.schemas import Schema, files
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
+from genrank.schemas.derive.sample_schema import BUILD_KEY, Leaf, arrow_schema, leaves, stored_as
 from genrank.schemas.schema import CANDIDATES, USER
 
 WRITTEN = "samples"

@@ -12,10 +12,10 @@ from genrank.pipelines.columns import Column, change_columns, feature_column, re
 from genrank.pipelines.cross_features import available, numpy
 from genrank.pipelines.days import start_of, whole_days
 from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by
-from genrank.schemas import Changes, EventLog, Events, Schema, Sequence, Snapshot
+from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.contract import STORED_TYPES, Stored
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.derive.sample_schema import STORED_TYPES, Stored
+from genrank.schemas.ids import MISSING_ID
 
 _LEAF = "leaf:"
 """Before a stored feature's name in a table of a sequence's rows, where it could be `id` or `ts`."""
@@ -49,7 +49,7 @@ class Timeline(NamedTuple):
         }
 
 
-def days_back(schema: Schema, sequence: Sequence, source: EventLog | Snapshot) -> int:
+def days_back(schema: Schema, sequence: EventSequence, source: EventLog | Snapshot) -> int:
     """How many days before a day built the source's rows may lie in the sequence."""
     reach = parse_duration(sequence.lookback) if sequence.scope == "history" else 0
     if isinstance(source, EventLog):
@@ -57,16 +57,16 @@ def days_back(schema: Schema, sequence: Sequence, source: EventLog | Snapshot) -
     return whole_days(reach) + 1
 
 
-def columns_of(sequence: Sequence, entry: Events | Changes) -> list[str]:
+def columns_of(sequence: EventSequence, entry: Events | ChangePoints) -> list[str]:
     """Columns of the source's partial that an entry of a sequence reads."""
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return ["u", *(column.name for column in change_columns(entry, sequence))]
     columns = {column.name for feature, _ in sequence_features(sequence) if (column := feature_column(feature))}
     where = [Column("flag", entry.where, sql=True).name] if entry.where else []
     return list(dict.fromkeys(["u", "ts", "arrived", "id", *sorted(columns), *where]))
 
 
-def rows_of(schema: Schema, sequence: Sequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
+def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
     """Rows of a source's partials as a sequence holds them: u, ts, available, id (int64) and a column per stored feature.
 
     Args:
@@ -75,7 +75,7 @@ def rows_of(schema: Schema, sequence: Sequence, kind: int, table: pa.Table, days
         days: the days read of a snapshot, ascending: the one before `first`, where there is one, tells what changed on it.
     """
     entry = sequence.events[kind]
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return _changes(schema, sequence, entry, table, days, first)
     log = schema.event_log(entry.source)
     if entry.where:
@@ -109,7 +109,7 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     return rows.filter(pa.array(kept))
 
 
-def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
+def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
     """The sequence's rows of `users` (int64 ids, ascending).
 
     Args:
@@ -133,7 +133,9 @@ def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Tab
     return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users)
 
 
-def _changes(schema: Schema, sequence: Sequence, changes: Changes, table: pa.Table, days: Int, first: int) -> pa.Table:
+def _changes(
+    schema: Schema, sequence: EventSequence, changes: ChangePoints, table: pa.Table, days: Int, first: int
+) -> pa.Table:
     """One row at the start of each day from `first` whose snapshot states another value than the snapshot before it (or the first
     one)."""
     columns = change_columns(changes, sequence)

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from genrank.pipelines.cross_features import key_sets
 from genrank.schemas import CrossFeature, Schema, UserError
-from genrank.schemas.contract import leaves
+from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.files import reading, write_atomically
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_days
 from genrank.schemas.schema import USER
-from genrank.schemas.vocabulary import MISSING_ID
 
 if TYPE_CHECKING:
     from rich.console import Console

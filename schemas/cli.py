@@ -39,9 +39,9 @@ def check(
 
     Ends with status 1 if something was found that would stop a build or ruin a feature.
     """
-    from genrank.schemas.check import check as check_sources
-    from genrank.schemas.lint import lint
     from genrank.schemas.load import load_schema
+    from genrank.schemas.review.check import check as check_sources
+    from genrank.schemas.review.lint import lint
 
     declared = load_schema(schema)
     advice = lint(declared)
@@ -82,8 +82,8 @@ def diff(
     ] = "rebuild",
 ) -> None:
     """Say of each change what it costs: nothing, a retraining from the checkpoint, or a rebuild of samples."""
-    from genrank.schemas.diff import COSTS
-    from genrank.schemas.diff import diff as compare
+    from genrank.schemas.review.diff import COSTS
+    from genrank.schemas.review.diff import diff as compare
 
     changes = compare(_load(old), _load(new))
     if not changes:
@@ -110,8 +110,8 @@ def docs(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("features.html"),
 ) -> None:
     """Write the feature catalogue: one HTML page with lineage from source column to token."""
-    from genrank.schemas.docs import feature_page
     from genrank.schemas.load import load_schema
+    from genrank.schemas.present.docs import feature_page
 
     _write(out, feature_page(load_schema(schema)))
 
@@ -123,7 +123,7 @@ def convert(
 ) -> None:
     """Write the schema as YAML (without defaults, as one would by hand) or JSON (in full)."""
     from genrank.schemas.load import load_schema
-    from genrank.schemas.text import to_json, to_yaml
+    from genrank.schemas.present.serialization import to_json, to_yaml
 
     if out.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"--out {out}: end it in .yaml or .json")
@@ -135,7 +135,7 @@ def json_schema(
     out: Annotated[Path | None, typer.Option(help="The file to write; standard output without it.")] = None,
 ) -> None:
     """Print the JSON Schema by which editors check and complete .yaml and .json schemas."""
-    from genrank.schemas.text import json_schema as described
+    from genrank.schemas.present.serialization import json_schema as described
 
     text = json.dumps(described(), indent=2)
     if out is None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genrank.schemas.contract import SCHEMA_KEY
-from genrank.schemas.diff import require_samples
+from genrank.schemas.derive.sample_schema import SCHEMA_KEY
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
-from genrank.schemas.readable import readable
+from genrank.schemas.present.serialization import from_json
+from genrank.schemas.pydantic_errors import readable
+from genrank.schemas.review.diff import require_samples
 from genrank.schemas.schema import Schema
-from genrank.schemas.text import from_json
 
 MANIFEST = "manifest.json"
 

@@ -8,13 +8,13 @@ from functools import cached_property
 from pydantic import Field, model_validator
 
 from genrank.schemas.base import Declaration, Name
+from genrank.schemas.derive.fingerprints import digest, model_meaning, samples_meaning, whole_meaning
 from genrank.schemas.errors import SchemaError
-from genrank.schemas.feature import Feature
+from genrank.schemas.features import Feature
 from genrank.schemas.group import CANDIDATES as CANDIDATES
 from genrank.schemas.group import USER as USER
-from genrank.schemas.group import Candidates, Sequence, UserGroup
+from genrank.schemas.group import Candidates, EventSequence, UserGroup
 from genrank.schemas.label import Label, Training
-from genrank.schemas.meaning import digest, model_meaning, samples_meaning, whole_meaning
 from genrank.schemas.source import EventLog, Snapshot, Source
 from genrank.schemas.validate import mistakes
 
@@ -25,7 +25,7 @@ class Schema(Declaration):
     name: Name
     sources: tuple[Source, ...] = Field(min_length=1)
     user: UserGroup = UserGroup()
-    sequences: tuple[Sequence, ...] = ()
+    sequences: tuple[EventSequence, ...] = ()
     candidates: Candidates
     labels: tuple[Label, ...] = Field(min_length=1)
     training: Training = Training()
@@ -62,12 +62,12 @@ class Schema(Declaration):
         return self.event_log(self.candidates.source)
 
     @property
-    def histories(self) -> tuple[Sequence, ...]:
+    def histories(self) -> tuple[EventSequence, ...]:
         """Sequences of scope history, in declaration order."""
         return tuple(s for s in self.sequences if s.scope == "history")
 
     @property
-    def realtime(self) -> Sequence | None:
+    def realtime(self) -> EventSequence | None:
         """The one sequence of scope realtime, if declared."""
         return next((s for s in self.sequences if s.scope == "realtime"), None)
 

@@ -18,7 +18,7 @@ from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate
 from genrank.model.trainer import train
 from genrank.schemas import load_schema
-from genrank.schemas.text import from_json
+from genrank.schemas.present.serialization import from_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = ROOT / "tests" / "fixtures" / "release_0_1"

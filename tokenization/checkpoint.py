@@ -25,10 +25,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from genrank.schemas.diff import carried_rows
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.errors import UserError
-from genrank.schemas.tables import LogicalTable, transform_of
-from genrank.schemas.vocabulary import Vocabulary
+from genrank.schemas.review.diff import carried_rows
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.vocabularies import Vocabulary
 from genrank.tokenization.dynamic import Entries
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.table_backend import Shard

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from genrank.schemas.columns import offered
+from genrank.schemas.derive.columns import offered
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.schemas.tables import LogicalTable, transform_of
+from genrank.schemas.table import LogicalTable
 from genrank.tokenization.plan import MergedTable, Plan, input_width, merge_key, tokens_per_row
 from genrank.tokenization.schema_bridge import id_column
 

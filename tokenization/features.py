@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.feature import Transform
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.schema import Schema
-from genrank.schemas.tables import transform_of
-from genrank.schemas.vocabulary import Identity, Vocabulary
+from genrank.schemas.transforms import Transform
+from genrank.schemas.vocabularies import Identity, Vocabulary
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.feature_kinds import GroupView, feature_values
 from genrank.tokenization.plan import Lookup, Plan

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
 
 
 def splitmix64(x: Tensor) -> Tensor:

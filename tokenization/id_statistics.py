@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrank.schemas.contract import leaves
+from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.files import reading
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import Schema
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.reader import SampleReader
 
 COUNTED_ROWS = 1 << 18

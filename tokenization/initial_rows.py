@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genrank.schemas.ids import hash_string
 from genrank.schemas.table import Normal, Uniform
-from genrank.schemas.vocabulary import hash_string
 from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.plan import MergedTable
 

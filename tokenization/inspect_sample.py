@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from genrank.schemas.base import DAY_MS
-from genrank.schemas.contract import stored_as
+from genrank.schemas.derive.sample_schema import stored_as
+from genrank.schemas.derive.tables import TYPE, event_names, logical_tables
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.schemas.tables import TYPE, event_names, logical_tables
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.sample_columns import SampleColumns

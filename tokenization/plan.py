@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from genrank.schemas.derive.tables import TYPE, logical_tables, table_name
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Transform
 from genrank.schemas.schema import USER, Schema
-from genrank.schemas.table import Initializer, SparseOptimizer
-from genrank.schemas.tables import TYPE, LogicalTable, logical_tables, table_name
+from genrank.schemas.table import Initializer, LogicalTable, SparseOptimizer
+from genrank.schemas.transforms import Transform
 from genrank.tokenization.schema_bridge import list_pooling, row_count
 
 MAX_ROWS = 2**31 - 1

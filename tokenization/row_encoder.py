@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.vocabulary import MISSING_ID, MISSING_ROW
+from genrank.schemas.ids import MISSING_ID, MISSING_ROW
 
 
 class RowEncoder(nn.Module, ABC):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from genrank.schemas.contract import Leaf, arrow_schema, leaves
+from genrank.schemas.derive.sample_schema import Leaf, arrow_schema, leaves
+from genrank.schemas.derive.tables import TYPE
 from genrank.schemas.errors import UserError
+from genrank.schemas.ids import hash_strings
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.schemas.tables import TYPE
-from genrank.schemas.vocabulary import hash_strings
 from genrank.tokenization.batch import Group, Ragged, ranges
 from genrank.tokenization.schema_bridge import list_limit
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from genrank.schemas.feature import AutoDis, Categorical, Dense, Feature, Log, MultiValued, Sql, Transform
+from genrank.schemas.features import Categorical, Feature, MultiValued, Sql
+from genrank.schemas.transforms import AutoDis, Dense, Log1p, Transform
 
 
 def list_pooling(feature: Feature) -> Literal["sum", "mean"] | None:
@@ -26,4 +27,4 @@ def id_column(feature: Feature) -> str | None:
 
 def row_count(transform: Transform) -> int | None:
     """`transform.row_count`."""
-    return None if isinstance(transform, Dense | Log | AutoDis) else 1
+    return None if isinstance(transform, Dense | Log1p | AutoDis) else 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
-from genrank.schemas.vocabulary import SPECIAL_ROWS
+from genrank.schemas.ids import SPECIAL_ROWS
 from genrank.tokenization import buffer_pool
 from genrank.tokenization.initial_rows import INIT_CHUNK, initial_rows
 from genrank.tokenization.plan import MergedTable, Plan

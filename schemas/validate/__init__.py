@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from genrank.schemas.base import parse_duration
 from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.messages import twice
 from genrank.schemas.validate.features import feature_mistakes
 from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes
 from genrank.schemas.validate.labels import label_mistakes
 from genrank.schemas.validate.sources import source_mistakes
 from genrank.schemas.validate.tables import table_mistakes
-from genrank.schemas.validate.words import twice
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema

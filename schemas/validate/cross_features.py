@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from genrank.schemas import columns
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.columns import Types, event_logs, families, joined, offered, snapshots
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.columns import Types, event_logs, families, joined, offered, snapshots
 from genrank.schemas.expression import nearest
-from genrank.schemas.feature import CrossFeature
+from genrank.schemas.features import CrossFeature
 from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.messages import condition_mistakes, twice, unknown_column, unknown_log
 from genrank.schemas.source import EventLog
-from genrank.schemas.validate.kinds import IDS, NUMBERS, vocabulary_mistakes
-from genrank.schemas.validate.words import condition_mistakes, twice, unknown_column, unknown_log
+from genrank.schemas.type_rules import IDS, NUMBERS, vocabulary_mistakes
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema

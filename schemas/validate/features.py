@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from genrank.schemas import columns, expression
+from genrank.schemas import expression
 from genrank.schemas.base import parse_duration
-from genrank.schemas.columns import Types, families, offered, rows
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.columns import Types, families, offered, rows
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.expression import nearest
-from genrank.schemas.feature import (
-    AutoDis,
+from genrank.schemas.features import (
     Categorical,
-    Crossed,
     CrossFeature,
-    Dense,
     Feature,
-    FixedBuckets,
+    HashedCross,
     MultiValued,
     Numeric,
     Sql,
@@ -25,11 +24,11 @@ from genrank.schemas.feature import (
     TimePart,
 )
 from genrank.schemas.group import USER
-from genrank.schemas.tables import transform_of
+from genrank.schemas.messages import and_, twice, unknown_column, with_article
+from genrank.schemas.transforms import AutoDis, Dense, FixedBuckets
+from genrank.schemas.type_rules import ID_LISTS, IDS, NUMBERS, TIMES, vocabulary_mistakes, vocabulary_of
 from genrank.schemas.validate.cross_features import cross_feature_mistakes
-from genrank.schemas.validate.kinds import ID_LISTS, IDS, NUMBERS, TIMES, vocabulary_mistakes, vocabulary_of
-from genrank.schemas.validate.words import and_, twice, unknown_column, with_article
-from genrank.schemas.vocabulary import Dynamic, Enumerated, Identity
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Identity
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
@@ -43,7 +42,7 @@ def feature_mistakes(schema: Schema) -> Iterator[str]:
             at = f"{group}.{feature.name}"
             if isinstance(feature, CrossFeature):
                 yield from cross_feature_mistakes(schema, group, at, feature)
-            elif isinstance(feature, Crossed):
+            elif isinstance(feature, HashedCross):
                 yield from _crossed(schema, group, at, feature)
             elif isinstance(feature, Sql):
                 yield from _sql(schema, group, at, feature)
@@ -93,7 +92,7 @@ def _column(schema: Schema, group: str, at: str, feature: Feature, types: Types)
         yield from vocabulary_mistakes(at, reference, vocabulary, text="string" in type_)
 
 
-def _crossed(schema: Schema, group: str, at: str, feature: Crossed) -> Iterator[str]:
+def _crossed(schema: Schema, group: str, at: str, feature: HashedCross) -> Iterator[str]:
     groups = dict(schema.groups())
     own = {f.name: f for f in groups[group]}
     users = {f"{USER}.{f.name}": f for f in groups[USER]} if group != USER else {}
@@ -158,7 +157,7 @@ def _sql(schema: Schema, group: str, at: str, feature: Sql) -> Iterator[str]:
 
 
 def _encoding(at: str, feature: Feature) -> Iterator[str]:
-    if isinstance(feature, Categorical | MultiValued | Crossed | Sql):
+    if isinstance(feature, Categorical | MultiValued | HashedCross | Sql):
         own = [name for name in ("vocabulary", "dim") if getattr(feature, name) is not None]
         if feature.table and own:
             yield f"{at}: both table and {' and '.join(own)} are given; keep the table, or its own vocabulary and dim"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from genrank.schemas.base import parse_duration
-from genrank.schemas.columns import event_logs, hidden_from_candidates, joined, snapshots
+from genrank.schemas.derive.columns import event_logs, hidden_from_candidates, joined, snapshots
+from genrank.schemas.derive.tables import event_names
 from genrank.schemas.expression import nearest
-from genrank.schemas.group import Changes, Events
-from genrank.schemas.tables import event_names
-from genrank.schemas.validate.words import and_, condition_mistakes, twice, unknown_log
+from genrank.schemas.group import ChangePoints, Events
+from genrank.schemas.messages import and_, condition_mistakes, twice, unknown_log
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
@@ -71,18 +71,18 @@ def _events(schema: Schema, at: str, event: Events) -> Iterator[str]:
         )
 
 
-def _changes(schema: Schema, at: str, change: Changes) -> Iterator[str]:
+def _changes(schema: Schema, at: str, change: ChangePoints) -> Iterator[str]:
     known, exposures = snapshots(schema), event_logs(schema).get(schema.candidates.source)
     if change.source in event_logs(schema):
-        yield f"{at}: Changes of {change.source!r}, an event log; use Events(source={change.source!r}), or name a snapshot keyed by the user"
+        yield f"{at}: ChangePoints of {change.source!r}, an event log; use Events(source={change.source!r}), or name a snapshot keyed by the user"
     elif change.source not in known:
-        yield f"{at}: Changes of unknown source {change.source!r}{nearest(change.source, known)}"
+        yield f"{at}: ChangePoints of unknown source {change.source!r}{nearest(change.source, known)}"
     else:
         snapshot = known[change.source]
         if exposures and snapshot.key != exposures.user:
             yield (
-                f"{at}: Changes of {change.source!r}, which is keyed by {snapshot.key!r}, not by the user ({exposures.user!r}); "
+                f"{at}: ChangePoints of {change.source!r}, which is keyed by {snapshot.key!r}, not by the user ({exposures.user!r}); "
                 "a user's sequence takes change points of the user's own attributes"
             )
         if change.column not in snapshot.columns:
-            yield f"{at}: Changes column {change.column!r} is not in {change.source}{nearest(change.column, snapshot.columns)}"
+            yield f"{at}: ChangePoints column {change.column!r} is not in {change.source}{nearest(change.column, snapshot.columns)}"

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from genrank.schemas.base import parse_duration
-from genrank.schemas.columns import event_logs, families, joined
+from genrank.schemas.derive.columns import event_logs, families, joined
 from genrank.schemas.expression import nearest
 from genrank.schemas.label import Label
+from genrank.schemas.messages import and_, condition_mistakes, unknown_log
 from genrank.schemas.source import EventLog
-from genrank.schemas.validate.kinds import NUMBERS
-from genrank.schemas.validate.words import and_, condition_mistakes, unknown_log
+from genrank.schemas.type_rules import NUMBERS
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema

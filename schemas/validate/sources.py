@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import TYPE_CHECKING
 
-from genrank.schemas.columns import event_logs, families
+from genrank.schemas.derive.columns import event_logs, families
 from genrank.schemas.expression import nearest
+from genrank.schemas.messages import and_, condition_mistakes, twice
 from genrank.schemas.source import EventLog
-from genrank.schemas.validate.kinds import IDS, TIMES
-from genrank.schemas.validate.words import and_, condition_mistakes, twice
+from genrank.schemas.type_rules import IDS, TIMES
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from genrank.schemas import columns
-from genrank.schemas.columns import event_logs, joined, offered
-from genrank.schemas.feature import Crossed, CrossFeature, Feature, Sql
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.columns import event_logs, joined, offered
+from genrank.schemas.features import CrossFeature, Feature, HashedCross, Sql
+from genrank.schemas.messages import and_, short
 from genrank.schemas.table import Table
-from genrank.schemas.validate.kinds import ID_LISTS, IDS, table_of
-from genrank.schemas.validate.words import and_, short
+from genrank.schemas.type_rules import ID_LISTS, IDS, table_of
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
@@ -44,7 +44,7 @@ def table_mistakes(schema: Schema) -> Iterator[str]:
 
 def _id_space(schema: Schema, group: str, feature: Feature) -> str | None:
     """What kind of id a feature looks up with; None where a mistake is told elsewhere."""
-    if isinstance(feature, Crossed):
+    if isinstance(feature, HashedCross):
         return "crossed ids"
     type_: str | None
     if isinstance(feature, CrossFeature):

@@ -13,9 +13,10 @@ from genrank.examples.marketplace import preferences
 from genrank.examples.marketplace.world import SOURCES, generate
 from genrank.schemas import CrossFeature, EventLog, Schema, load_schema
 from genrank.schemas.base import ARROW_TYPES, parse_duration
-from genrank.schemas.feature import Feature, Transform
-from genrank.schemas.tables import logical_tables
-from genrank.schemas.vocabulary import Vocabulary
+from genrank.schemas.derive.tables import logical_tables
+from genrank.schemas.features import Feature
+from genrank.schemas.transforms import Transform
+from genrank.schemas.vocabularies import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("marketplace", "kuairand", "minimal")

@@ -53,7 +53,7 @@ def walk(tmp_path_factory) -> Path:
     """Every user walks the catalogue in steps of 3: what comes next is known from the last event. Item 0 is shown to all."""
     from random_samples import day_start, publish
 
-    from genrank.schemas.contract import arrow_schema
+    from genrank.schemas.derive.sample_schema import arrow_schema
 
     schema, root = shop(), tmp_path_factory.mktemp("walk")
     rng = np.random.default_rng(0)

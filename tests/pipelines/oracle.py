@@ -18,7 +18,7 @@ import sqlglot
 
 from genrank.schemas import (
     Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     EventLog,
     MultiValued,
@@ -29,8 +29,8 @@ from genrank.schemas import (
     TimeGap,
 )
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import stored_as
-from genrank.schemas.vocabulary import MISSING_ID, hash_string
+from genrank.schemas.derive.sample_schema import stored_as
+from genrank.schemas.ids import MISSING_ID, hash_string
 
 Row = dict[str, Any]
 DAY = 86_400_000
@@ -257,7 +257,7 @@ class Oracle:
         """The user's events in order, each with its stored features. Rows that tie to the end are ordered by their content."""
         found = []
         for kind, entry in enumerate(sequence.events):
-            if isinstance(entry, Changes):
+            if isinstance(entry, ChangePoints):
                 found += self.changes(sequence, kind, entry, user)
                 continue
             for made in self.logs[entry.source]:
@@ -266,7 +266,7 @@ class Oracle:
                     found.append({"ts": made["ts"], "available": made["available"], "type": kind, "features": features})
         return sorted(found, key=order)
 
-    def changes(self, sequence: Any, kind: int, entry: Changes, user: Any) -> list[Row]:
+    def changes(self, sequence: Any, kind: int, entry: ChangePoints, user: Any) -> list[Row]:
         found = []
         before: Any = None
         for dt in sorted(self.snapshots[entry.source]):

@@ -18,7 +18,7 @@ from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.days import moment_text
 from genrank.schemas import EventLog, Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import stored_as
+from genrank.schemas.derive.sample_schema import stored_as
 from tests.pipelines.oracle import DAY, Oracle, order
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 

@@ -13,7 +13,7 @@ import pytest
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.quality import INVARIANTS, gate, violations
 from genrank.schemas import UserError
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import sample_files
 from tests.pipelines.worlds import full_schema, write_world
 

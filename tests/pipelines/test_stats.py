@@ -17,7 +17,7 @@ from rich.console import Console
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.stats import Summary, print_statistics, statistics, write_statistics
 from genrank.schemas import UserError
-from genrank.schemas.vocabulary import MISSING_ID, hash_strings
+from genrank.schemas.ids import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")

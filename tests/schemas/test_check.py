@@ -19,6 +19,7 @@ from genrank.schemas import (
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Hashed,
     Identity,
@@ -26,11 +27,10 @@ from genrank.schemas import (
     MultiValued,
     Numeric,
     Schema,
-    Sequence,
     Snapshot,
     UserError,
 )
-from genrank.schemas.check import Checked, check
+from genrank.schemas.review.check import Checked, check
 
 EVENT = {"user_id": "int64", "item_id": "int64", "ts": "int64"}
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -63,7 +63,7 @@ def schema(**vocabularies: object) -> Schema:
             ),
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history",
                 events=(Events(source="buys"),),
                 features=(Categorical(name="item_id", vocabulary=given["item_id"], dim=4),),

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
 from genrank.schemas.cli import app
-from genrank.schemas.contract import arrow_schema
-from genrank.schemas.docs import feature_page, in_words, lineage_picture
+from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.present.docs import feature_page, in_words, lineage_picture
 
 
 @pytest.fixture

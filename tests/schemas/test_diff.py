@@ -27,10 +27,10 @@ from genrank.schemas import (
     Table,
     Training,
 )
-from genrank.schemas.diff import carried_rows, compatible_samples, diff, require_samples
+from genrank.schemas.derive.fingerprints import model_meaning, samples_meaning
 from genrank.schemas.errors import UserError
-from genrank.schemas.meaning import model_meaning, samples_meaning
-from genrank.schemas.tables import LogicalTable
+from genrank.schemas.review.diff import carried_rows, compatible_samples, diff, require_samples
+from genrank.schemas.table import LogicalTable
 
 
 def feature(group: str, name: str, **changes: object) -> Schema:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from genrank.schemas import Schema
 from genrank.schemas.cli import app
-from genrank.schemas.diff import diff
 from genrank.schemas.expression import FUNCTIONS
-from genrank.schemas.lint import lint
+from genrank.schemas.review.diff import diff
+from genrank.schemas.review.lint import lint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

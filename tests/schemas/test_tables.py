@@ -10,19 +10,20 @@ from genrank.schemas import (
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Identity,
     Label,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     SparseOptimizer,
     Table,
     TimeGap,
     TimePart,
 )
-from genrank.schemas.tables import LogicalTable, logical_tables, table_name, transform_of
+from genrank.schemas.derive.tables import logical_tables, table_name, transform_of
+from genrank.schemas.table import LogicalTable
 
 ITEMS = Table(name="items", dim=16, vocabulary=Dynamic(capacity=1000), optimizer=SparseOptimizer(kind="rowwise_adam"))
 
@@ -45,7 +46,7 @@ def schema() -> Schema:
             ),
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history",
                 events=(Events(source="clicks", name="click"), Events(source="exposures", where="price > 1")),
                 features=(Categorical(name="item_id", table=ITEMS), TimeGap(name="gap")),

@@ -12,8 +12,8 @@ from schemas_shop import SHOP
 from strategies import schemas
 
 from genrank.schemas import Schema, UserError, from_json, from_yaml, load_schema, to_json, to_yaml
-from genrank.schemas.contract import SCHEMA_KEY, arrow_schema
-from genrank.schemas.text import json_schema
+from genrank.schemas.derive.sample_schema import SCHEMA_KEY, arrow_schema
+from genrank.schemas.present.serialization import json_schema
 
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 

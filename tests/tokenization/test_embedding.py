@@ -280,7 +280,7 @@ def test_pool(rows: list[list[float]], mean: bool) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.permutations(["a", "b", "c"]), st.integers(1, 3))
 def test_initial_rows_depend_on_name_and_row_alone(names: list[str], dim: int) -> None:
-    from genrank.schemas.tables import LogicalTable
+    from genrank.schemas.table import LogicalTable
     from genrank.tokenization.plan import MergedTable
 
     members = tuple(LogicalTable(name, (f"user.{name}",), dim, s.Identity(size=ord(name) % 5 + 1)) for name in names)

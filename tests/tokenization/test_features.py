@@ -18,7 +18,7 @@ from random_samples import BOUNDARIES, demo_schema, random_table, write_random_s
 
 import genrank.schemas as s
 from genrank.schemas.errors import UserError
-from genrank.schemas.vocabulary import MISSING_ID, hash_string
+from genrank.schemas.ids import MISSING_ID, hash_string
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_kinds.times import running_max, time_part

@@ -13,10 +13,10 @@ from rich.console import Console
 from strategies import schemas
 
 import genrank.schemas as s
+from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.errors import UserError
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import Schema
-from genrank.schemas.tables import logical_tables
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.explain import PlanExplanation, explain, plan_warnings
 from genrank.tokenization.id_statistics import ObservedIds, observe_ids
 from genrank.tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row

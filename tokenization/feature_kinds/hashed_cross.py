@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genrank.schemas.feature import Crossed
+from genrank.schemas.features import HashedCross
 from genrank.tokenization.feature_kinds.interface import GroupView
 from genrank.tokenization.hashing import combine_ids
 
 
-def crossed_ids(feature: Crossed, view: GroupView) -> Tensor:
+def crossed_ids(feature: HashedCross, view: GroupView) -> Tensor:
     """[N] int64: `combine_ids` of the features it is declared of; missing where all of them are."""
     return combine_ids([_operand(name, view) for name in feature.of])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Feature
+from genrank.schemas.features import Feature
 from genrank.schemas.schema import USER
 from genrank.tokenization.batch import Batch, Group, Ragged
 

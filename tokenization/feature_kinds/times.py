@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.feature import TimeGap, TimePart
+from genrank.schemas.features import TimeGap, TimePart
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import CANDIDATES
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.feature_kinds.interface import GroupView
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.feature import AutoDis
+from genrank.schemas.transforms import AutoDis
 from genrank.tokenization.transforms.interface import InputEncoder
 from genrank.tokenization.transforms.scalars import signed_log
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrank.schemas.feature import FixedBuckets, QuantileBuckets
-from genrank.schemas.vocabulary import MISSING_ROW, SPECIAL_ROWS
+from genrank.schemas.ids import MISSING_ROW, SPECIAL_ROWS
+from genrank.schemas.transforms import FixedBuckets, QuantileBuckets
 from genrank.tokenization.row_encoder import RowEncoder
 from genrank.tokenization.transforms.interface import BucketTransform
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Transform
+from genrank.schemas.transforms import Transform
 from genrank.tokenization.plan import input_width
 
 T = TypeVar("T", bound=Transform)

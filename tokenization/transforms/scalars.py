@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrank.schemas.feature import Dense, Log
+from genrank.schemas.transforms import Dense, Log1p
 from genrank.tokenization.transforms.interface import InputEncoder
 
 
-class ScalarInputs(InputEncoder[Dense | Log]):
+class ScalarInputs(InputEncoder[Dense | Log1p]):
     """[value, missing flag] of each number; the value is 0 where it is missing. Logarithms lie before dense numbers."""
 
     STATE_NAME = "scalars"
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, features: Sequence[tuple[str, Dense | Log]]) -> None:
+    def __init__(self, features: Sequence[tuple[str, Dense | Log1p]]) -> None:
         super().__init__(features)
         dense = [transform for _, transform in self.features if transform.kind == "dense"]
         self.logs = len(self.features) - len(dense)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genrank.schemas.vocabulary import Dynamic
+from genrank.schemas.vocabularies import Dynamic
 from genrank.tokenization.vocabularies.interface import VocabularyRows
 
 if TYPE_CHECKING:

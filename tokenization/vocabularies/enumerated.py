@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrank.schemas.vocabulary import SPECIAL_ROWS, UNKNOWN_ROW, Enumerated, hash_string
+from genrank.schemas.ids import SPECIAL_ROWS, UNKNOWN_ROW, hash_string
+from genrank.schemas.vocabularies import Enumerated
 from genrank.tokenization.row_encoder import or_missing
 from genrank.tokenization.vocabularies.interface import VocabularyRows
 

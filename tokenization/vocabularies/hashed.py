@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genrank.schemas.vocabulary import SPECIAL_ROWS, Hashed
+from genrank.schemas.ids import SPECIAL_ROWS
+from genrank.schemas.vocabularies import Hashed
 from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.row_encoder import or_missing
 from genrank.tokenization.vocabularies.interface import VocabularyRows

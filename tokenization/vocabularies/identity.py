@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genrank.schemas.vocabulary import SPECIAL_ROWS, UNKNOWN_ROW, Identity
+from genrank.schemas.ids import SPECIAL_ROWS, UNKNOWN_ROW
+from genrank.schemas.vocabularies import Identity
 from genrank.tokenization.row_encoder import or_missing
 from genrank.tokenization.vocabularies.interface import VocabularyRows
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.vocabulary import Vocabulary
+from genrank.schemas.vocabularies import Vocabulary
 from genrank.tokenization.row_encoder import RowEncoder
 
 if TYPE_CHECKING:

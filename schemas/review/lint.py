@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genrank.schemas import columns, expression
+from genrank.schemas import expression
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.feature import AutoDis, Categorical, CrossFeature, Dense, Feature, Numeric
-from genrank.schemas.group import CANDIDATES, Changes, Events
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.sizes import sizes
+from genrank.schemas.derive.tables import logical_tables, transform_of
+from genrank.schemas.features import Categorical, CrossFeature, Feature, Numeric
+from genrank.schemas.group import CANDIDATES, ChangePoints, Events
 from genrank.schemas.schema import Schema
-from genrank.schemas.size import sizes
 from genrank.schemas.source import EventLog, Snapshot
-from genrank.schemas.tables import LogicalTable, logical_tables, transform_of
-from genrank.schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.transforms import AutoDis, Dense
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity
 
 LARGE_BYTES = 64 * 2**30
 """Weights and optimizer state beyond what one accelerator of today holds."""
@@ -91,7 +94,7 @@ def _unused(schema: Schema) -> Iterator[str]:
             yield f"source {source.name}: nothing reads {', '.join(idle)}; fewer columns to keep make a faster build"
     for sequence in schema.sequences:
         for event in sequence.events:
-            if isinstance(event, Changes) and not any(
+            if isinstance(event, ChangePoints) and not any(
                 event.column in columns.reads(f) or f"{event.source}.{event.column}" in columns.reads(f)
                 for f in sequence.features
             ):
@@ -122,7 +125,7 @@ def _statistics(schema: Schema) -> Iterator[str]:
             and isinstance(feature.transform, Dense)
             and feature.transform.scale == 1
         ):
-            yield f"{at}: {feature.op} has a long tail, which Dense passes on; use Log or QuantileBuckets"
+            yield f"{at}: {feature.op} has a long tail, which Dense passes on; use Log1p or QuantileBuckets"
     for group, features in schema.groups():
         for feature in features:
             if (

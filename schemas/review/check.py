@@ -22,16 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genrank.schemas import columns
 from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.errors import UserError
 from genrank.schemas.expression import nearest
-from genrank.schemas.feature import Categorical, CrossFeature, Feature, FixedBuckets, MultiValued, Numeric
+from genrank.schemas.features import Categorical, CrossFeature, Feature, MultiValued, Numeric
 from genrank.schemas.files import days_present, files_of, readable_as
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
-from genrank.schemas.tables import transform_of
-from genrank.schemas.vocabulary import Dynamic, Enumerated, Hashed, Identity, Vocabulary
+from genrank.schemas.transforms import FixedBuckets
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity, Vocabulary
 
 Level = Literal["error", "warning"]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
-from genrank.schemas.feature import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
+from genrank.schemas.features import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
 from genrank.schemas.group import CANDIDATES, USER
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from genrank.schemas.errors import SchemaError
-from genrank.schemas.readable import readable
+from genrank.schemas.pydantic_errors import readable
 from genrank.schemas.schema import Schema
 from genrank.schemas.table import Table
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from genrank.schemas import expression
 from genrank.schemas.base import ColumnType
-from genrank.schemas.feature import Categorical, Crossed, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
-from genrank.schemas.group import CANDIDATES, USER, Changes, Events
+from genrank.schemas.features import Categorical, CrossFeature, Feature, HashedCross, MultiValued, Numeric, Sql, TimeGap
+from genrank.schemas.group import CANDIDATES, USER, ChangePoints, Events
 from genrank.schemas.source import EventLog, Snapshot
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def rows(schema: Schema, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
     for event in next((s.events for s in schema.sequences if s.name == group), ()):
         if isinstance(event, Events) and event.source in logs:
             found.append((event.source, joined(schema, logs[event.source].columns)))
-        types = states[event.source].columns if isinstance(event, Changes) and event.source in states else {}
-        if isinstance(event, Changes) and (type_ := types.get(event.column)):
+        types = states[event.source].columns if isinstance(event, ChangePoints) and event.source in states else {}
+        if isinstance(event, ChangePoints) and (type_ := types.get(event.column)):
             found.append((event.source, {event.column: type_, f"{event.source}.{event.column}": type_}))
     return found
 
@@ -155,7 +155,7 @@ def lineage(schema: Schema) -> dict[tuple[str, str], list[str]]:
 
 def _parts(schema: Schema, group: str, feature: Feature) -> list[tuple[str, Feature]]:
     """(group, feature) of the features a crossed one is made of; any other is its own."""
-    if not isinstance(feature, Crossed):
+    if not isinstance(feature, HashedCross):
         return [(group, feature)]
     known = {f"{home}.{f.name}": (home, f) for home, features in schema.groups() for f in features}
     return [known[name if name in known else f"{group}.{name}"] for name in feature.of]

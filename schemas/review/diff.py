@@ -19,14 +19,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from genrank.schemas.derive.fingerprints import Meaning, model_meaning, samples_meaning
+from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Feature, FixedBuckets
+from genrank.schemas.features import Feature
 from genrank.schemas.group import CANDIDATES, USER
-from genrank.schemas.meaning import Meaning, model_meaning, samples_meaning
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
-from genrank.schemas.tables import LogicalTable, logical_tables
-from genrank.schemas.vocabulary import Dynamic, Enumerated, Identity
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.transforms import FixedBuckets
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Identity
 
 Cost = Literal["nothing", "retrain", "rebuild"]
 COSTS: tuple[Cost, ...] = ("rebuild", "retrain", "nothing")

@@ -6,30 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genrank.schemas import columns
-from genrank.schemas.contract import stored_as
-from genrank.schemas.feature import (
-    AutoDis,
-    Crossed,
-    CrossFeature,
-    Dense,
-    Feature,
-    FixedBuckets,
-    Log,
-    MultiValued,
-    QuantileBuckets,
-    Sql,
-    TimeGap,
-    TimePart,
-    Transform,
-)
-from genrank.schemas.group import CANDIDATES, USER, Sequence
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.sample_schema import stored_as
+from genrank.schemas.derive.sizes import sizes
+from genrank.schemas.derive.tables import TYPE, event_names, table_name, transform_of
+from genrank.schemas.features import CrossFeature, Feature, HashedCross, MultiValued, Sql, TimeGap, TimePart
+from genrank.schemas.group import CANDIDATES, USER, EventSequence
 from genrank.schemas.label import Label
-from genrank.schemas.lint import lint
+from genrank.schemas.review.lint import lint
 from genrank.schemas.schema import Schema
-from genrank.schemas.size import sizes
-from genrank.schemas.tables import TYPE, event_names, table_name, transform_of
-from genrank.schemas.vocabulary import Dynamic, Enumerated, Vocabulary
+from genrank.schemas.transforms import AutoDis, Dense, FixedBuckets, Log1p, QuantileBuckets, Transform
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Vocabulary
 
 STORED_TEXT = {"id": "int64", "ids": "list<int64>", "number": "float32", "time": "int64 ms"}
 
@@ -50,7 +37,7 @@ def in_words(feature: Feature) -> str:
         )
         when = ", as of the day's start" if feature.as_of == "window_start" else ""
         return f"{feature.op}{of} {'in' if of else 'of'} {feature.source}{over}{where}{by} in {feature.window}{prior}{when}"
-    if isinstance(feature, Crossed):
+    if isinstance(feature, HashedCross):
         return " × ".join(feature.of)
     if isinstance(feature, Sql):
         return feature.expression
@@ -99,7 +86,7 @@ def _transform(transform: Transform) -> str:
         case Dense():
             shift = f"x - {transform.shift:g}" if transform.shift else "x"
             return f"({shift}) · {transform.scale:g}" if transform.scale != 1 else shift
-        case Log():
+        case Log1p():
             return "log(1 + x)"
         case FixedBuckets():
             return f"{len(transform.boundaries) + 1} buckets × {transform.dim}"
@@ -222,7 +209,7 @@ def _place(schema: Schema, picture: Picture, group: str, feature: Feature, y: in
     return y + ROW
 
 
-def _place_type(picture: Picture, sequence: Sequence, y: int) -> int:
+def _place_type(picture: Picture, sequence: EventSequence, y: int) -> int:
     """The implicit feature of a sequence: which of its events a token is."""
     name = f"{sequence.name}.{TYPE}"
     table, token = f"table {name}", f"token {sequence.name} event"

@@ -13,28 +13,23 @@ Dense, log and AutoDis numbers look nothing up: their parameters belong to the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from genrank.schemas.feature import (
+from genrank.schemas.features import (
     Categorical,
-    Crossed,
     CrossFeature,
-    Dense,
     Feature,
-    FixedBuckets,
-    Log,
+    HashedCross,
     MultiValued,
     Numeric,
-    QuantileBuckets,
     Sql,
     TimeGap,
     TimePart,
-    Transform,
 )
-from genrank.schemas.group import Events, Sequence
-from genrank.schemas.table import Initializer, Normal, SparseOptimizer
-from genrank.schemas.vocabulary import SPECIAL_ROWS, Dynamic, Enumerated, Identity, Vocabulary
+from genrank.schemas.group import Events, EventSequence
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.transforms import Dense, FixedBuckets, Log1p, QuantileBuckets, Transform
+from genrank.schemas.vocabularies import Enumerated, Identity
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
@@ -44,40 +39,6 @@ TIME_PART_VALUES = {"hour": 24, "weekday": 7, "hour_of_week": 168, "day_of_month
 
 TYPE = "type"
 """The implicit feature of every sequence: which of its `events` a token is."""
-
-
-@dataclass(frozen=True)
-class LogicalTable:
-    """One logical embedding table, float32: row 0 missing, row 1 unknown, values from row 2."""
-
-    name: str
-    features: tuple[str, ...]
-    """Who looks rows up here, as `<group>.<feature>`, in token order."""
-    dim: int
-    vocabulary: Vocabulary
-    initializer: Initializer = field(default_factory=Normal)
-    optimizer: SparseOptimizer = field(default_factory=SparseOptimizer)
-
-    @property
-    def rows(self) -> int:
-        """Rows with the two special ones; of a dynamic table, at most."""
-        return self.vocabulary.size + SPECIAL_ROWS
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether ids get their rows as training meets them."""
-        return isinstance(self.vocabulary, Dynamic)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the float32 weights."""
-        return self.rows * self.dim * 4
-
-    @property
-    def optimizer_bytes(self) -> int:
-        """Bytes of the float32 optimizer state: one number a row for rowwise Adagrad; for rowwise Adam also a first moment
-        per weight."""
-        return self.rows * 4 * (1 if self.optimizer.kind == "rowwise_adagrad" else self.dim + 1)
 
 
 def logical_tables(schema: Schema) -> list[LogicalTable]:
@@ -110,13 +71,13 @@ def transform_of(feature: Feature) -> Transform | None:
     if isinstance(feature, CrossFeature):
         if feature.op == "last" and feature.table:
             return None
-        return feature.transform or (Dense() if feature.op == "rate" else Log())
+        return feature.transform or (Dense() if feature.op == "rate" else Log1p())
     if isinstance(feature, Sql) and not (feature.table or feature.vocabulary):
-        return feature.transform or Log()
+        return feature.transform or Log1p()
     return None
 
 
-def event_names(sequence: Sequence) -> tuple[str, ...]:
+def event_names(sequence: EventSequence) -> tuple[str, ...]:
     """The types of a sequence's events, in declaration order: the stored `type` is a position in this."""
     return tuple(e.name or (e.source if isinstance(e, Events) else e.column) for e in sequence.events)
 
@@ -126,10 +87,10 @@ def _looked_up(group: str, feature: Feature) -> LogicalTable | None:
     own = f"{group}.{feature.name}"
     if isinstance(feature, TimePart):
         return LogicalTable(own, (own,), feature.dim, Identity(size=TIME_PART_VALUES[feature.part]))
-    if isinstance(feature, Categorical | MultiValued | Crossed | CrossFeature | Sql) and feature.table:
+    if isinstance(feature, Categorical | MultiValued | HashedCross | CrossFeature | Sql) and feature.table:
         table = feature.table
         return LogicalTable(table.name, (own,), table.dim, table.vocabulary, table.initializer, table.optimizer)
-    if isinstance(feature, Categorical | MultiValued | Crossed | Sql) and feature.vocabulary and feature.dim:
+    if isinstance(feature, Categorical | MultiValued | HashedCross | Sql) and feature.vocabulary and feature.dim:
         return LogicalTable(own, (own,), feature.dim, feature.vocabulary)
     transform = transform_of(feature)
     if isinstance(transform, FixedBuckets):

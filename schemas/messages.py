@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from genrank.schemas import columns, expression
-from genrank.schemas.columns import Types, event_logs, hidden_from_candidates, rows, snapshots
+from genrank.schemas import expression
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.columns import Types, event_logs, hidden_from_candidates, rows, snapshots
 from genrank.schemas.expression import nearest
 from genrank.schemas.group import CANDIDATES, USER
 

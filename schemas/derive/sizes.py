@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genrank.schemas.contract import leaves
-from genrank.schemas.feature import Feature, MultiValued
+from genrank.schemas.derive.sample_schema import leaves
+from genrank.schemas.derive.tables import logical_tables
+from genrank.schemas.features import Feature, MultiValued
 from genrank.schemas.group import CANDIDATES, USER
 from genrank.schemas.schema import Schema
-from genrank.schemas.tables import LogicalTable, logical_tables
+from genrank.schemas.table import LogicalTable
 
 
 @dataclass(frozen=True)

@@ -15,51 +15,8 @@ from pydantic import Field
 
 from genrank.schemas.base import ColumnType, Declaration, Duration, Name
 from genrank.schemas.table import Table
-from genrank.schemas.vocabulary import Hashed, Vocabulary
-
-# ---------------------------------------------------------------------- encodings of numbers
-
-
-class Dense(Declaration):
-    """(x - shift) * scale, as one input of the token's projection."""
-
-    kind: Literal["dense"] = "dense"
-    shift: float = 0.0
-    scale: float = 1.0
-
-
-class Log(Declaration):
-    """sign(x) * log(1 + |x|), as one input of the token's projection."""
-
-    kind: Literal["log"] = "log"
-
-
-class FixedBuckets(Declaration):
-    """One row per bucket: bucket i holds boundaries[i-1] <= x < boundaries[i]."""
-
-    kind: Literal["fixed"] = "fixed"
-    boundaries: tuple[float, ...] = Field(min_length=1)
-    dim: int = Field(default=8, gt=0)
-
-
-class QuantileBuckets(Declaration):
-    """One row per bucket, the boundaries fitted on training days only."""
-
-    kind: Literal["quantile"] = "quantile"
-    buckets: int = Field(default=16, gt=1)
-    dim: int = Field(default=8, gt=0)
-
-
-class AutoDis(Declaration):
-    """Soft buckets learned end to end (Guo et al., KDD 2021, arXiv:2012.08986): meta-embeddings mixed by a softmax."""
-
-    kind: Literal["autodis"] = "autodis"
-    buckets: int = Field(default=16, gt=1)
-    dim: int = Field(default=8, gt=0)
-    temperature: float = Field(default=1.0, gt=0)
-
-
-Transform = Annotated[Dense | Log | FixedBuckets | QuantileBuckets | AutoDis, Field(discriminator="kind")]
+from genrank.schemas.transforms import Log1p, Transform
+from genrank.schemas.vocabularies import Hashed, Vocabulary
 
 # ---------------------------------------------------------------------- features
 
@@ -101,7 +58,7 @@ class Numeric(_Feature):
 
     kind: Literal["numeric"] = "numeric"
     column: str | None = None
-    transform: Transform = Log()
+    transform: Transform = Log1p()
 
 
 class TimePart(_Feature):
@@ -121,10 +78,10 @@ class TimeGap(_Feature):
 
     kind: Literal["time_gap"] = "time_gap"
     column: str | None = None
-    transform: Transform = Log()
+    transform: Transform = Log1p()
 
 
-class Crossed(_Embedded):
+class HashedCross(_Embedded):
     """One id from the combination of other features' ids, hashed. Derived.
 
     `of` names categorical features of the same group, or of the user group as `"user.<feature>"`.
@@ -168,7 +125,7 @@ class CrossFeature(_Feature):
     as_of: Literal["exposure", "window_start"] = "exposure"
     """`window_start` is the cheaper snapshot: the statistic as of the day's start, one value for the whole day."""
     transform: Transform | None = None
-    """How the number is encoded; default `Log()`, and `Dense()` for rates."""
+    """How the number is encoded; default `Log1p()`, and `Dense()` for rates."""
     table: Table | None = None
     """`last` of an id: its table."""
 
@@ -186,5 +143,6 @@ class Sql(_Feature):
 
 
 Feature = Annotated[
-    Categorical | MultiValued | Numeric | TimePart | TimeGap | Crossed | CrossFeature | Sql, Field(discriminator="kind")
+    Categorical | MultiValued | Numeric | TimePart | TimeGap | HashedCross | CrossFeature | Sql,
+    Field(discriminator="kind"),
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genrank.schemas.base import ColumnType
-from genrank.schemas.feature import Feature
+from genrank.schemas.features import Feature
 from genrank.schemas.table import Table
-from genrank.schemas.vocabulary import Enumerated, Identity, Vocabulary
+from genrank.schemas.vocabularies import Enumerated, Identity, Vocabulary
 
 NUMBERS: tuple[ColumnType, ...] = ("bool", "int32", "int64", "float32", "float64")
 IDS: tuple[ColumnType, ...] = ("bool", "int32", "int64", "string")

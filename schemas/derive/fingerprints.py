@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from genrank.schemas import columns, expression
-from genrank.schemas.columns import families, snapshots
-from genrank.schemas.contract import stored_as
-from genrank.schemas.feature import Crossed, CrossFeature, Feature, MultiValued, Sql, TimeGap, TimePart
-from genrank.schemas.group import CANDIDATES, USER, Events, Sequence
+from genrank.schemas import expression
+from genrank.schemas.derive import columns
+from genrank.schemas.derive.columns import families, snapshots
+from genrank.schemas.derive.sample_schema import stored_as
+from genrank.schemas.derive.tables import event_names, logical_tables, table_name, transform_of
+from genrank.schemas.features import CrossFeature, Feature, HashedCross, MultiValued, Sql, TimeGap, TimePart
+from genrank.schemas.group import CANDIDATES, USER, Events, EventSequence
 from genrank.schemas.label import Label
 from genrank.schemas.source import EventLog, Snapshot
-from genrank.schemas.tables import event_names, logical_tables, table_name, transform_of
-from genrank.schemas.vocabulary import Dynamic
+from genrank.schemas.vocabularies import Dynamic
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
@@ -235,7 +236,7 @@ def model_meaning(schema: Schema) -> Meaning:
     return parts
 
 
-def _layout(sequence: Sequence) -> Meaning:
+def _layout(sequence: EventSequence) -> Meaning:
     return {
         "scope": sequence.scope,
         "types": event_names(sequence),
@@ -257,6 +258,6 @@ def _input(group: str, feature: Feature) -> Meaning:
         own["part"] = feature.part
     if isinstance(feature, TimeGap) and feature.column is None:
         own["gap"] = "previous"
-    if isinstance(feature, Crossed):
+    if isinstance(feature, HashedCross):
         own["of"] = feature.of
     return own
