@@ -220,7 +220,7 @@ def world(
 def inputs(
     schema: SchemaFlag,
     data: DataFlag,
-    day: Annotated[str, typer.Option(metavar="DAY", help="YYYY-MM-DD.", show_default=False)],
+    day: Annotated[str, typer.Option("--day", metavar="DAY", help="YYYY-MM-DD.", show_default=False)],
     marker: Annotated[str | None, typer.Option(help="A file that closes a day's folder, such as _SUCCESS.")] = None,
 ) -> None:
     """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
@@ -326,7 +326,7 @@ def show(
     sample_id: Annotated[str | None, typer.Argument(help="user:day:chunk. Default: a telling one of --day.")] = None,
     samples: SamplesFlag = ...,  # type: ignore[assignment]
     schema: SchemaFlag = ...,  # type: ignore[assignment]
-    day: Annotated[str | None, typer.Option(metavar="DAY", help="Choose a sample of this day.")] = None,
+    day: Annotated[str | None, typer.Option("--day", metavar="DAY", help="Choose a sample of this day.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it to a picture instead.")] = None,
 ) -> None:
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
@@ -510,7 +510,9 @@ def _setting(text: str) -> tuple[str, str]:
 
 @app.command(rich_help_panel="Models")
 def evaluate(
-    run: Annotated[Path, typer.Option(metavar="RUN", help="The --out folder of `genrank train`.", show_default=False)],
+    run: Annotated[
+        Path, typer.Option("--run", metavar="RUN", help="The --out folder of `genrank train`.", show_default=False)
+    ],
     samples: SamplesFlag,
     dates: DatesFlag,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/metrics.json.")] = None,
@@ -534,7 +536,7 @@ def evaluate(
 @app.command(rich_help_panel="Models")
 def report(
     run: Annotated[
-        list[Path], typer.Option(metavar="RUN", help="An evaluated run; the first is compared with the rest.")
+        list[Path], typer.Option("--run", metavar="RUN", help="An evaluated run; the first is compared with the rest.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page.")] = Path("report.html"),
     samples: Annotated[

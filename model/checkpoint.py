@@ -183,11 +183,19 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """The inverse of `optimizer_state`; a parameter it doesn't name starts fresh."""
+    """The inverse of `optimizer_state`; a parameter it doesn't name starts fresh.
+
+    A scalar (AdamW's `step`) goes where the optimizer keeps it: beside the parameter if `fused` or `capturable`, else on the CPU.
+    """
+    on_device = {
+        p for group in optimizer.param_groups if group.get("fused") or group.get("capturable") for p in group["params"]
+    }
     for name, p in model.named_parameters():
         if name in state:
+            home = p.device if p in on_device else torch.device("cpu")
             optimizer.state[p] = {
-                key: shard_like(value, p) if value.dim() else value.clone() for key, value in state[name].items()
+                key: shard_like(value, p) if value.dim() else value.to(home, copy=True)
+                for key, value in state[name].items()
             }
 
 

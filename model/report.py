@@ -259,6 +259,9 @@ def _run_row(run: Run) -> dict[str, str]:
         "seconds": f"{number('seconds')} s",
         "samples_per_s": number("samples_per_s"),
         "tokens_per_s": number("tokens_per_s"),
+        "step_ms": number("step_ms", 1),
+        "input_wait": number("input_wait", 2),
+        "mfu": number("mfu", 3),
         "device": str(run.summary.get("device", "–")),
     }
 

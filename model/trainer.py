@@ -29,7 +29,7 @@ from genrank.model.metrics import Estimate, Predictions
 from genrank.model.parallel import gathered
 from genrank.model.peak import matmul_rate
 from genrank.model.predict import candidate_users, predict
-from genrank.model.progress import Progress
+from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranker import Ranker, build_model, model_config
 from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.resume import Checkpoints
@@ -96,6 +96,10 @@ class Trainer:
         )
         self.position = self.checkpoints.restore(origin)
         self.feed = Feed(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
+        self.process_steps = 0
+        """Steps taken by this process."""
+        self.flops = 0
+        """Of the model, forward and backward, since the last line of the log."""
         self.peak = 1.0
         if isinstance(self.model, Ranker):
             half = self.learner.bf16 and ranks.device.type == "cuda"
@@ -108,24 +112,25 @@ class Trainer:
         config, at = self.config, self.position
         metrics: Metrics = {}
         stop = False
+        clock = StepClock()
         with Progress(config.model, at.total_steps, self.ranks.chief) as progress, self._profiler() as profiler:
             while at.epoch < config.epochs and not stop:
-                began = time.perf_counter()
-                for batches in self.feed.steps(at.epoch):
+                clock.start()
+                for batches in clock.waiting(self.feed.steps(at.epoch)):
                     loss, tasks = self.learner.step(batches, at)
                     at.step += 1
-                    # Reading included: on a GPU it goes on while the device is still computing this step.
-                    at.seconds += time.perf_counter() - began
-                    self._account(batches, loss, tasks, progress)
+                    self._account(batches, loss, tasks, clock.lap(), progress)
                     profiler.step()
-                    if self._evaluates_at(at.step):
+                    evaluates, saves = self._evaluates_at(at.step), self.checkpoints.due(at.step)
+                    if evaluates:
                         metrics, stop = self._evaluate()
-                    if self.checkpoints.due(at.step):
+                    if saves:
                         self._save()
                     if stop or at.step == config.max_steps:
                         stop = True
                         break
-                    began = time.perf_counter()
+                    if evaluates or saves:
+                        clock.start()
                 else:
                     self._require_a_step()
                     at.epoch += 1
@@ -147,9 +152,12 @@ class Trainer:
         return done == self.config.max_steps or self._evaluates_at(done) or self.checkpoints.due(done)
 
     def _save(self) -> None:
+        self._count_flops()
         self.checkpoints.save(self.position, self.feed.reader_state)
 
-    def _account(self, batches: list[Batch], loss: float, tasks: dict[str, float], progress: Progress) -> None:
+    def _account(
+        self, batches: list[Batch], loss: float, tasks: dict[str, float], took: StepTime, progress: Progress
+    ) -> None:
         """Count over all ranks, hear whether rank 0 wants a checkpoint, and every `log_every` steps tell."""
         at = self.position
         own = [batch for batch in batches if batch.sample_id]
@@ -161,9 +169,19 @@ class Trainer:
         at.samples += samples
         at.candidates += candidates
         at.tokens += tokens
-        progress.update(at.step, at.epoch, loss, samples, tokens)
-        if at.step % self.config.log_every == 0 or at.step == 1:
-            flops = self.model.work.flops(self.model.encoder.config) if isinstance(self.model, Ranker) else 0
+        at.seconds += took.seconds
+        self.process_steps += 1
+        if self.process_steps > SETTLING_STEPS:
+            at.timed_steps += 1
+            at.timed_seconds += took.seconds
+            at.timed_samples += samples
+            at.timed_tokens += tokens
+            at.waited_seconds += took.waited
+        progress.update(at.step, at.epoch, loss, samples, tokens, took)
+        logs = at.step % self.config.log_every == 0 or at.step == 1
+        if logs or self.process_steps == SETTLING_STEPS:
+            self._count_flops()
+        if logs:
             self._log(
                 {
                     "step": at.step,
@@ -172,9 +190,20 @@ class Trainer:
                     "tasks": tasks,
                     "lr": self.learner.lr,
                     "sparse_lr": self.embeddings.lr,
-                    **progress.rates(flops, self.peak),
+                    **progress.rates(self.flops, self.peak),
+                    "peak_gpu_bytes": peak_gpu_bytes(self.ranks.device),
                 }
             )
+            self.flops = 0
+
+    def _count_flops(self) -> None:
+        """Read what the model has counted since it was last read, which waits for the device."""
+        if not isinstance(self.model, Ranker):
+            return
+        flops = self.model.work.flops(self.model.encoder.config)
+        self.flops += flops
+        if self.process_steps > SETTLING_STEPS:
+            self.position.timed_flops += flops
 
     def _log(self, row: dict[str, object]) -> None:
         if self.folder:
@@ -250,7 +279,8 @@ class Trainer:
             if config.patience:
                 self._save()
                 if self.ranks.chief:
-                    write_json(config.out / "checkpoints" / "best.json", {"step": at.step, "gauc": score})
+                    best = {"step": at.step, "metric": headline, "value": score}
+                    write_json(config.out / "checkpoints" / "best.json", best)
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience
@@ -277,7 +307,13 @@ class Trainer:
             return
         config, at = self.config, self.position
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-        seconds = max(at.seconds, 1e-9)
+        if at.timed_steps:
+            took = StepTime(at.timed_seconds, at.waited_seconds)
+            rates = speeds(at.timed_steps, at.timed_samples, at.timed_tokens, at.timed_flops, took, self.peak)
+        else:  # too short a run to leave its first steps out
+            rates = speeds(at.step, at.samples, at.tokens, 0, StepTime(at.seconds, math.nan), self.peak) | {
+                "input_wait": None
+            }
         self.folder.finish(
             {
                 "model": config.model,
@@ -296,10 +332,11 @@ class Trainer:
                 "max_steps": config.max_steps,
                 "samples": at.samples,
                 "candidates": at.candidates,
-                "seconds": round(seconds, 3),
-                "samples_per_s": at.samples / seconds,
-                "tokens_per_s": at.tokens / seconds,
+                "seconds": round(at.seconds, 3),
+                "timed_steps": at.timed_steps,
+                **rates,
                 "peak_rss_bytes": peak,
+                "peak_gpu_bytes": peak_gpu_bytes(self.ranks.device),
                 "device": str(self.ranks.device) if self.ranks.device.type == "cpu" else torch.cuda.get_device_name(),
                 "ranks": self.ranks.size,
                 "versions": {"torch": torch.__version__, "python": platform.python_version()},

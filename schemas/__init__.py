@@ -68,13 +68,13 @@ __all__ = [
 ]
 
 _RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p", "Sequence": "EventSequence"}
-"""Names of release 0.1, importable until 0.3."""
+"""Names of release 0.1, importable for one release more."""
 
 
 def __getattr__(name: str) -> object:
     if name in _RENAMED:
         warnings.warn(
-            f"genrank.schemas.{name} is called {_RENAMED[name]} now; the old name goes with release 0.3",
+            f"genrank.schemas.{name} is called {_RENAMED[name]} now; the next release drops the old name",
             DeprecationWarning,
             stacklevel=2,
         )

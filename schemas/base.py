@@ -40,6 +40,11 @@ _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DAY_MS = _UNITS_MS["d"]
 
 
+USER = "user"
+CANDIDATES = "candidates"
+"""Names of the two token groups every schema has; sequences name themselves."""
+
+
 class Declaration(BaseModel):
     """Immutable, closed to unknown fields, comparable and hashable by value."""
 

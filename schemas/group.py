@@ -9,10 +9,6 @@ from pydantic import Field
 from genrank.schemas.base import Declaration, Duration, Name
 from genrank.schemas.features import Feature
 
-USER = "user"
-CANDIDATES = "candidates"
-"""Names of the two groups every schema has; sequences name themselves."""
-
 
 class UserGroup(Declaration):
     """The user's profile as of the window's start (snapshots keyed by the user)."""
@@ -32,6 +28,11 @@ class Events(Declaration):
     name: Name | None = None
     """The event's type, as the model sees it; defaults to the source's name."""
 
+    @property
+    def type_name(self) -> str:
+        """The event's type."""
+        return self.name or self.source
+
 
 class ChangePoints(Declaration):
     """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value
@@ -44,6 +45,11 @@ class ChangePoints(Declaration):
     """A feature of the sequence reads the new value under this column's name."""
     name: Name | None = None
     """The event's type; defaults to the column's name."""
+
+    @property
+    def type_name(self) -> str:
+        """The event's type."""
+        return self.name or self.column
 
 
 class EventSequence(Declaration):

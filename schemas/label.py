@@ -37,6 +37,16 @@ class Label(Declaration):
     """Column of the exposure with the label's true probability (synthetic worlds), of a conditional task too that of the label
     itself, p(given) * p(this | given), as it is predicted: evaluation prints it beside the model."""
 
+    def in_words(self) -> str:
+        """`a purchases event within 1d, given click`."""
+        if self.column:
+            what = self.column if self.kind == "value" else f"{self.column} is not 0"
+        else:
+            where = f" where {self.where}" if self.where else ""
+            event = f"sum of {self.value} of {self.source}" if self.kind == "value" else f"an event of {self.source}"
+            what = f"{event}{where} within {self.window} on {', '.join(self.on)}"
+        return what + (f", given {self.given}" if self.given else "")
+
 
 class Training(Declaration):
     """How a stored row (a user and day) becomes training samples."""

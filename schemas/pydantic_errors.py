@@ -1,4 +1,4 @@
-"""pydantic's errors in the words of this house: one line a mistake, naming the field and the remedy."""
+"""pydantic's errors in plain words: one line a mistake, naming the field and the remedy."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _place(loc: tuple[int | str, ...], data: object) -> tuple[str, str]:
         elif isinstance(step, int):
             words, field = [*words, field], f"[{step}]"
         elif (isinstance(data, Mapping) and step not in data and step in (data.get("kind"), *_UNION_MEMBERS)) or (
-            data is None and step in (*_KINDS, *_UNION_MEMBERS)
+            data is None and step in (*_kinds(), *_UNION_MEMBERS)
         ):
             continue
         else:
@@ -94,8 +94,9 @@ def _place(loc: tuple[int | str, ...], data: object) -> tuple[str, str]:
 
 def _fields(error: ErrorDetails, title: str) -> set[str]:
     """Fields of the declarations that the error can be about: of the one validated (`title`), where it lies in that itself."""
-    tags = [step for step in error["loc"][:-1] if isinstance(step, str) and step in _KINDS]
-    owners = _KINDS[tags[-1]] if tags else list(_declarations(Declaration))
+    kinds = _kinds()
+    tags = [step for step in error["loc"][:-1] if isinstance(step, str) and step in kinds]
+    owners = kinds[tags[-1]] if tags else list(_declarations(Declaration))
     if len(error["loc"]) == 1:
         owners = [owner for owner in owners if owner.__name__ == title] or owners
     return {name for owner in owners for name in owner.model_fields}
@@ -108,9 +109,7 @@ def _declarations(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _kinds() -> dict[str, list[type[BaseModel]]]:
-    # Every declaration must have been imported to be found.
-    import genrank.schemas.schema  # noqa: F401
-
+    """Declarations by their tag: those imported by now, which what was validated has needed."""
     found: dict[str, list[type[BaseModel]]] = {}
     for declaration in _declarations(Declaration):
         kind = declaration.model_fields.get("kind")
@@ -119,7 +118,6 @@ def _kinds() -> dict[str, list[type[BaseModel]]]:
     return found
 
 
-_KINDS = _kinds()
 _EVERYWHERE = {"kind", "description", "owner"}
 """Fields that nobody looks for in a list of them."""
 _UNION_MEMBERS = ("tuple[str, ...]", "tuple[int, ...]")

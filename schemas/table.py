@@ -9,7 +9,7 @@ from pydantic import Field
 
 from genrank.schemas.base import Declaration, Name
 from genrank.schemas.ids import SPECIAL_ROWS
-from genrank.schemas.vocabularies import Dynamic, Vocabulary
+from genrank.schemas.vocabularies import Vocabulary
 
 
 class Normal(Declaration):
@@ -79,7 +79,7 @@ class LogicalTable:
     @property
     def dynamic(self) -> bool:
         """Whether ids get their rows as training meets them."""
-        return isinstance(self.vocabulary, Dynamic)
+        return self.vocabulary.grows
 
     @property
     def weight_bytes(self) -> int:

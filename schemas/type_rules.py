@@ -1,35 +1,34 @@
-"""Which column types are numbers, ids and times, and which vocabulary holds which ids."""
+"""Which column types are numbers, ids and times, and how a reference to a column is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 
 from genrank.schemas.base import ColumnType
-from genrank.schemas.features import Feature
-from genrank.schemas.table import Table
-from genrank.schemas.vocabularies import Enumerated, Identity, Vocabulary
 
 NUMBERS: tuple[ColumnType, ...] = ("bool", "int32", "int64", "float32", "float64")
 IDS: tuple[ColumnType, ...] = ("bool", "int32", "int64", "string")
 ID_LISTS: tuple[ColumnType, ...] = ("list<int64>", "list<string>")
 TIMES: tuple[ColumnType, ...] = ("timestamp", "int64")
 
-
-def vocabulary_mistakes(at: str, what: str, vocabulary: Vocabulary, *, text: bool) -> Iterator[str]:
-    """Of a vocabulary that is to hold the ids of `what`: strings (`text`) or integers."""
-    if isinstance(vocabulary, Identity) and text:
-        yield f"{at}: {what!r} holds strings, which Identity can't index; use Enumerated, Hashed or Dynamic"
-    if isinstance(vocabulary, Enumerated) and isinstance(vocabulary.values[0], str) != text:
-        wanted = "strings" if text else "integers"
-        yield f"{at}: {what!r} holds {wanted}, but the vocabulary enumerates {'integers' if text else 'strings'}; write {wanted}"
+Types = Mapping[str, ColumnType]
+"""Reference -> the type of its column."""
 
 
-def vocabulary_of(feature: Feature) -> Vocabulary | None:
-    """Its table's, or its own."""
-    table = table_of(feature)
-    return table.vocabulary if table else getattr(feature, "vocabulary", None)
+def split(reference: str) -> tuple[str | None, str]:
+    """(snapshot or None, column)."""
+    snapshot, _, column = reference.rpartition(".")
+    return snapshot or None, column
 
 
-def table_of(feature: Feature) -> Table | None:
-    """The table it shares by name, if any."""
-    return getattr(feature, "table", None)
+def families(types: Iterable[ColumnType]) -> set[str]:
+    """Types up to width: ids of int32 and int64 columns are the same ids."""
+    widths = {"int32": "int", "int64": "int", "float32": "float", "float64": "float"}
+    return {widths.get(type_, type_) for type_ in types}
+
+
+def id_space(type_: ColumnType | None) -> str | None:
+    """`"strings"` or `"integers"`: which ids a column holds; None for what is no id."""
+    if type_ not in (*IDS, *ID_LISTS):
+        return None
+    return "strings" if "string" in str(type_) else "integers"

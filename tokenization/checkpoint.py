@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.errors import UserError
 from genrank.schemas.review.diff import carried_rows
 from genrank.schemas.table import LogicalTable
@@ -221,7 +220,7 @@ def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | No
     for key in table.features:
         group, _, name = key.partition(".")
         feature = next((f for f in dict(embeddings.plan.schema.groups())[group] if f.name == name), None)
-        transform = transform_of(feature) if feature else None
+        transform = feature.number_transform if feature else None
         if transform and (buckets := buckets_of(transform)):
             return buckets.edges(transform, embeddings.boundaries.get(key))
     return None

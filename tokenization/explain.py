@@ -11,11 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from genrank.schemas.derive.columns import offered
-from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.schemas.table import LogicalTable
 from genrank.tokenization.plan import MergedTable, Plan, input_width, merge_key, tokens_per_row
-from genrank.tokenization.schema_bridge import id_column
 
 if TYPE_CHECKING:
     from genrank.tokenization.id_statistics import ObservedIds
@@ -279,7 +277,7 @@ def _flops(plan: Plan, tokens: Mapping[str, GroupTokens], d_model: int, blocks: 
 
 
 def _width(plan: Plan, group: str) -> int:
-    transforms = [transform_of(feature) for feature in dict(plan.schema.groups())[group]]
+    transforms = [feature.number_transform for feature in dict(plan.schema.groups())[group]]
     inputs = sum(input_width(transform) for transform in transforms if transform)
     return inputs + sum(lookup.dim for lookup in plan.lookups_of(group))
 
@@ -290,7 +288,8 @@ def _id_columns(schema: Schema) -> dict[str, tuple[str, str]]:
     for group, features in schema.groups():
         types = offered(schema, group)
         for feature in features:
-            if reference := id_column(feature):
+            reference = feature.column_reference
+            if reference and feature.stored in ("id", "ids"):
                 kind = "string" if "string" in types.get(reference, "int64") else "integer"
                 found[f"{group}.{feature.name}"] = (reference, kind)
     return found

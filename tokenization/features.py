@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genrank.schemas.derive.tables import transform_of
 from genrank.schemas.schema import Schema
 from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Identity, Vocabulary
@@ -87,7 +86,7 @@ class GroupEncoder(nn.Module):
             if feature is None:
                 # The event type, which is stored as a position among the table's names.
                 vocabulary = Identity(size=vocabulary.size)
-            elif transform := transform_of(feature):
+            elif transform := feature.number_transform:
                 finder = buckets_of(transform)
                 assert finder is not None, f"{self.group}.{feature.name} has a table and no buckets"
                 buckets[at] = finder.edges(transform, boundaries.get(f"{self.group}.{feature.name}"))
@@ -156,7 +155,7 @@ class GroupInputs(nn.Module):
     def __init__(self, plan: Plan, group: str) -> None:
         super().__init__()
         features = dict(plan.schema.groups())[group]
-        numbers = [(feature.name, transform) for feature in features if (transform := transform_of(feature))]
+        numbers = [(feature.name, transform) for feature in features if (transform := feature.number_transform)]
         self.families = {kind.STATE_NAME: kind(members) for kind, members in input_families(numbers)}
         for name, family in self.families.items():
             self.add_module(name, family)
@@ -190,7 +189,7 @@ def fitted_features(schema: Schema) -> list[tuple[str, str, Transform]]:
         (group, feature.name, transform)
         for group, features in schema.groups()
         for feature in features
-        if (transform := transform_of(feature)) and (buckets := buckets_of(transform)) and buckets.fitted
+        if (transform := feature.number_transform) and (buckets := buckets_of(transform)) and buckets.fitted
     ]
 
 

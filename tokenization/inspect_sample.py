@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 
 from genrank.schemas.base import DAY_MS
-from genrank.schemas.derive.sample_schema import stored_as
 from genrank.schemas.derive.tables import TYPE, event_names, logical_tables
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
@@ -138,7 +137,7 @@ class SampleText:
             for table in logical_tables(self.schema)
             for feature in table.features
         }
-        self.kinds = {(g, f.name): stored_as(f) for g, features in self.schema.groups() for f in features}
+        self.kinds = {(g, f.name): f.stored for g, features in self.schema.groups() for f in features}
         self.types = {s.name: event_names(s) for s in self.schema.sequences}
 
     def time(self, ms: int) -> str:

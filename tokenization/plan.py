@@ -15,7 +15,6 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.schema import USER, Schema
 from genrank.schemas.table import Initializer, LogicalTable, SparseOptimizer
 from genrank.schemas.transforms import Transform
-from genrank.tokenization.schema_bridge import list_pooling, row_count
 
 MAX_ROWS = 2**31 - 1
 """Rows of one merged table at most: fbgemm's and Triton's row arithmetic stays in range."""
@@ -172,7 +171,7 @@ def tokens_per_row(schema: Schema, group: str) -> int:
 
 def input_width(transform: Transform) -> int:
     """Columns of a token's input that a transform makes without a lookup: its `dim`, or a value and its missing flag; 0 with buckets."""
-    if row_count(transform) is not None:
+    if transform.table_shape is not None:
         return 0
     width: int = getattr(transform, "dim", 2)
     return width
@@ -188,7 +187,7 @@ def _lookups(schema: Schema, merged: list[MergedTable]) -> list[Lookup]:
     order = {table.name: i for i, table in enumerate(merged)}
     found: list[Lookup] = []
     for group, features in schema.groups():
-        names = [(f.name, table_name(group, f), list_pooling(f)) for f in features]
+        names = [(f.name, table_name(group, f), f.list_pooling) for f in features]
         if any(s.name == group for s in schema.sequences):
             names.append((TYPE, f"{group}.{TYPE}", None))
         own = []

@@ -11,32 +11,30 @@ A reference is `column` (of the row itself) or `snapshot.column` (joined where t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import cached_property
 
-from genrank.schemas import expression
-from genrank.schemas.base import ColumnType
-from genrank.schemas.features import Categorical, CrossFeature, Feature, HashedCross, MultiValued, Numeric, Sql, TimeGap
-from genrank.schemas.group import CANDIDATES, USER, ChangePoints, Events
+from genrank.schemas.base import CANDIDATES, USER, ColumnType
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.expression import nearest
+from genrank.schemas.features import Feature
+from genrank.schemas.group import ChangePoints, Events
+from genrank.schemas.messages import and_
 from genrank.schemas.source import EventLog, Snapshot
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
-
-Types = Mapping[str, ColumnType]
+from genrank.schemas.type_rules import Types, split
 
 
-def event_logs(schema: Schema) -> dict[str, EventLog]:
+def event_logs(schema: SchemaDeclaration) -> dict[str, EventLog]:
     """Event logs by name."""
     return {source.name: source for source in schema.sources if isinstance(source, EventLog)}
 
 
-def snapshots(schema: Schema) -> dict[str, Snapshot]:
+def snapshots(schema: SchemaDeclaration) -> dict[str, Snapshot]:
     """Snapshots by name."""
     return {source.name: source for source in schema.sources if isinstance(source, Snapshot)}
 
 
-def joined(schema: Schema, own: Types) -> dict[str, ColumnType]:
+def joined(schema: SchemaDeclaration, own: Types) -> dict[str, ColumnType]:
     """Own columns, and those of every snapshot whose key is one of them as `snapshot.column`."""
     types = dict(own)
     for name, snapshot in snapshots(schema).items():
@@ -45,7 +43,7 @@ def joined(schema: Schema, own: Types) -> dict[str, ColumnType]:
     return types
 
 
-def hidden_from_candidates(schema: Schema) -> dict[str, str]:
+def hidden_from_candidates(schema: SchemaDeclaration) -> dict[str, str]:
     """Columns of the exposures that no feature of a candidate may read, each with the reason."""
     log = event_logs(schema).get(schema.candidates.source)
     reasons = dict.fromkeys(log.post_exposure if log else (), "is known only after the exposure")
@@ -56,7 +54,7 @@ def hidden_from_candidates(schema: Schema) -> dict[str, str]:
     return reasons
 
 
-def rows(schema: Schema, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
+def rows(schema: SchemaDeclaration, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
     """(source name, what its rows offer to a feature) for every kind of row in a token group."""
     logs, states = event_logs(schema), snapshots(schema)
     exposures = logs.get(schema.candidates.source)
@@ -78,7 +76,7 @@ def rows(schema: Schema, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
     return found
 
 
-def offered(schema: Schema, group: str) -> dict[str, ColumnType]:
+def offered(schema: SchemaDeclaration, group: str) -> dict[str, ColumnType]:
     """What a feature of the group may read. A reference that only some of a sequence's sources offer is missing elsewhere."""
     types: dict[str, ColumnType] = {}
     for _, own in rows(schema, group):
@@ -86,88 +84,75 @@ def offered(schema: Schema, group: str) -> dict[str, ColumnType]:
     return types
 
 
-def column_of(feature: Feature) -> str | None:
-    """The one reference a plain feature reads; None for derived ones, cross features and SQL."""
-    if isinstance(feature, Categorical | MultiValued | Numeric):
-        return feature.column or feature.name
-    return feature.column if isinstance(feature, TimeGap) else None
+class SchemaScope:
+    """A schema, as far as its features ask about it (`features.Scope`)."""
 
+    def __init__(self, schema: SchemaDeclaration) -> None:
+        self.schema = schema
+        self._rows: dict[str, list[tuple[str, dict[str, ColumnType]]]] = {}
 
-def reads(feature: Feature) -> tuple[str, ...]:
-    """Every reference the feature reads of its own row. ValueError if its SQL doesn't parse."""
-    if isinstance(feature, Sql):
-        return expression.columns(feature.expression)
-    column = column_of(feature)
-    return (column,) if column else ()
+    @cached_property
+    def event_logs(self) -> dict[str, EventLog]:
+        """Event logs by name."""
+        return event_logs(self.schema)
 
+    @cached_property
+    def snapshots(self) -> dict[str, Snapshot]:
+        """Snapshots by name."""
+        return snapshots(self.schema)
 
-def lineage(schema: Schema) -> dict[tuple[str, str], list[str]]:
-    """(source, column) -> who reads it: features (`candidates.price`), `label click`, `sequence history`, `candidates`.
+    @property
+    def exposures_name(self) -> str:
+        """The name of the log whose rows are ranked."""
+        return self.schema.candidates.source
 
-    A joined reference reads the snapshot's column and, to find it, the key on both sides. What only says which rows there are
-    (user, times, dedup, valid) isn't told.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    known = snapshots(schema)
+    @cached_property
+    def _features(self) -> dict[str, dict[str, Feature]]:
+        return {group: {feature.name: feature for feature in features} for group, features in self.schema.groups()}
 
-    def note(reader: str, source: str, references: Iterable[str | None]) -> None:
-        for reference in references:
-            if reference is None:
-                continue
-            snapshot, column = split(reference)
-            homes = [(source, column)]
-            if snapshot in known and snapshot != source:
-                key = known[snapshot].key
-                homes = [(snapshot, column), (snapshot, key), (source, key)]
-            for home in homes:
-                readers = found.setdefault(home, [])
-                if reader not in readers:
-                    readers.append(reader)
+    def features(self, group: str) -> Mapping[str, Feature]:
+        """Features of a group by name."""
+        return self._features[group]
 
-    def sql(text: str | None) -> tuple[str, ...]:
-        return expression.columns(text) if text else ()
+    def rows(self, group: str) -> list[tuple[str, dict[str, ColumnType]]]:
+        """As `rows`."""
+        if group not in self._rows:
+            self._rows[group] = rows(self.schema, group)
+        return self._rows[group]
 
-    exposures = schema.candidates.source
-    note(CANDIDATES, exposures, [schema.candidates.item, schema.candidates.request])
-    for sequence in schema.sequences:
-        for event in sequence.events:
-            read = sql(event.where) if isinstance(event, Events) else (event.column,)
-            note(f"sequence {sequence.name}", event.source, read)
-    for group, features in schema.groups():
-        for feature in features:
-            reader = f"{group}.{feature.name}"
-            if isinstance(feature, CrossFeature):
-                for source in dict.fromkeys((exposures, feature.source, *([feature.per] if feature.per else []))):
-                    note(reader, source, feature.keys)
-                note(reader, feature.source, [feature.value, *sql(feature.where)])
-                continue
-            for home, part in _parts(schema, group, feature):
-                for source, own in rows(schema, home):
-                    note(reader, source, [reference for reference in reads(part) if reference in own])
-    for label in schema.labels:
-        reader = f"label {label.name}"
-        note(reader, exposures, [label.column, label.oracle])
-        if label.source:
-            note(reader, exposures, label.on)
-            note(reader, label.source, [*label.on, label.value, *sql(label.where)])
-    return found
+    def offered(self, group: str) -> Types:
+        """As `offered`."""
+        types: dict[str, ColumnType] = {}
+        for _, own in self.rows(group):
+            types = own | types
+        return types
 
+    def joined(self, own: Types) -> Types:
+        """As `joined`."""
+        return joined(self.schema, own)
 
-def _parts(schema: Schema, group: str, feature: Feature) -> list[tuple[str, Feature]]:
-    """(group, feature) of the features a crossed one is made of; any other is its own."""
-    if not isinstance(feature, HashedCross):
-        return [(group, feature)]
-    known = {f"{home}.{f.name}": (home, f) for home, features in schema.groups() for f in features}
-    return [known[name if name in known else f"{group}.{name}"] for name in feature.of]
+    def unknown_log(self, name: str) -> str:
+        """What to say of a source that is no event log."""
+        if name in self.snapshots:
+            return f"{name!r} is a snapshot; name an event log{nearest(name, self.event_logs)}"
+        return f"{name!r} is unknown{nearest(name, self.event_logs)}"
 
-
-def split(reference: str) -> tuple[str | None, str]:
-    """(snapshot or None, column)."""
-    snapshot, _, column = reference.rpartition(".")
-    return snapshot or None, column
-
-
-def families(types: Iterable[ColumnType]) -> set[str]:
-    """Types up to width: ids of int32 and int64 columns are the same ids."""
-    widths = {"int32": "int", "int64": "int", "float32": "float", "float64": "float"}
-    return {widths.get(type_, type_) for type_ in types}
+    def unknown_column(self, group: str, reference: str) -> str:
+        """What to say of a reference that a group's features can't read."""
+        snapshot, column = split(reference)
+        known = self.snapshots
+        sources = list(dict.fromkeys(source for source, _ in self.rows(group)))
+        if group == CANDIDATES and reference in (hidden := hidden_from_candidates(self.schema)):
+            return (
+                f"column {reference!r} {hidden[reference]}: no feature of a candidate may read it; count past ones with a cross "
+                "feature, or read it in a sequence"
+            )
+        if snapshot in known and column in known[snapshot].columns:
+            has = " or ".join(sources) if group != USER else "the user group"
+            return f"column {reference!r} can't be joined: {has} has no column {known[snapshot].key!r}, the key of {snapshot}"
+        if snapshot and snapshot not in known:
+            return f"column {reference!r}: there is no snapshot {snapshot!r}{nearest(snapshot, known)}"
+        if snapshot:
+            return f"column {column!r} is not in {snapshot}{nearest(column, known[snapshot].columns)}"
+        where = and_(sources) if group != USER else "the user group"
+        return f"column {reference!r} is not in {where}{nearest(reference, set(self.offered(group)))}"

@@ -14,27 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel
-
-from genrank.schemas import expression
-from genrank.schemas.derive import columns
-from genrank.schemas.derive.columns import families, snapshots
-from genrank.schemas.derive.sample_schema import stored_as
-from genrank.schemas.derive.tables import event_names, logical_tables, table_name, transform_of
-from genrank.schemas.features import CrossFeature, Feature, HashedCross, MultiValued, Sql, TimeGap, TimePart
-from genrank.schemas.group import CANDIDATES, USER, Events, EventSequence
+from genrank.schemas.base import CANDIDATES, USER
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.columns import SchemaScope
+from genrank.schemas.derive.tables import event_names, logical_tables, table_name
+from genrank.schemas.features import Feature
+from genrank.schemas.group import ChangePoints, Events, EventSequence
 from genrank.schemas.label import Label
-from genrank.schemas.source import EventLog, Snapshot
-from genrank.schemas.vocabularies import Dynamic
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
-
-Meaning = dict[str, Any]
-"""Part -> plain data (JSON) that says what it means."""
+from genrank.schemas.source_meaning import Meaning, column_meaning, references_meaning, rows_meaning, sql_meaning
 
 
 def digest(value: object) -> str:
@@ -48,7 +37,7 @@ _WITHOUT_MEANING = {"description", "owner"}
 _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure", "on", "keys"}
 
 
-def whole_meaning(schema: Schema) -> Meaning:
+def whole_meaning(schema: SchemaDeclaration) -> Meaning:
     """Everything with meaning. Histories keep their order, which is the order of their tokens; the realtime sequence is last
     wherever it is declared."""
     data: Meaning = schema.model_dump(mode="json")
@@ -68,19 +57,19 @@ def _canonical(value: Any, key: str = "") -> Any:
 # ---------------------------------------------------------------------- the samples
 
 
-def samples_meaning(schema: Schema) -> Meaning:
+def samples_meaning(schema: SchemaDeclaration) -> Meaning:
     """What decides each stored column, by its path (`candidates.price`), and which rows there are (`candidates`, `history`).
 
     A leaf's meaning includes that of every source it reads: which rows count, and which physical columns are read. Samples of a
     schema serve any other whose parts are among theirs with equal meaning.
     """
-    exposures, candidates = schema.exposures, schema.candidates
+    exposures, candidates, scope = schema.exposures, schema.candidates, SchemaScope(schema)
     parts: Meaning = {
         "days": {"utc_offset": schema.utc_offset},
         CANDIDATES: {
-            "source": _rows(exposures),
-            "item": _column(exposures, candidates.item),
-            "request": _column(exposures, candidates.request) if candidates.request else None,
+            "source": rows_meaning(exposures),
+            "item": column_meaning(exposures, candidates.item),
+            "request": column_meaning(exposures, candidates.request) if candidates.request else None,
             "max_candidates": candidates.max_candidates,
             "negative_keep_rate": candidates.negative_keep_rate,
             "keep_correction": candidates.keep_correction and candidates.negative_keep_rate < 1,
@@ -91,129 +80,57 @@ def samples_meaning(schema: Schema) -> Meaning:
     for sequence in schema.sequences:
         parts[sequence.name] = {
             "scope": sequence.scope,
-            "events": [_event(schema, event) for event in sequence.events],
+            "events": [_event(scope, event) for event in sequence.events],
             "max_length": sequence.max_length,
             "lookback": sequence.lookback if sequence.scope == "history" else None,
         }
     for group, features in schema.groups():
         for feature in features:
-            if stored := stored_as(feature):
-                parts[f"{group}.{feature.name}"] = {"stored": stored, **_read(schema, group, feature)}
+            if stored := feature.stored:
+                parts[f"{group}.{feature.name}"] = {"stored": stored, **feature.samples_meaning(group, scope)}
     return parts | _labels(schema)
 
 
-def _labels(schema: Schema) -> Meaning:
+def _labels(schema: SchemaDeclaration) -> Meaning:
     by_name = {label.name: label for label in schema.labels}
     parts: Meaning = {}
     for label in schema.labels:
         parts[f"labels.{label.name}"] = _label(schema, label, by_name)
         if label.oracle:
-            parts[f"labels.{label.name}_oracle"] = _column(schema.exposures, label.oracle)
+            parts[f"labels.{label.name}_oracle"] = column_meaning(schema.exposures, label.oracle)
     return parts
 
 
-def _label(schema: Schema, label: Label, by_name: dict[str, Label]) -> Meaning:
+def _label(schema: SchemaDeclaration, label: Label, by_name: dict[str, Label]) -> Meaning:
     # A conditional label is positive only where the one it is given is.
     own: Meaning = {"kind": label.kind, "given": _label(schema, by_name[label.given], by_name) if label.given else None}
     if label.column:
-        return own | {"column": _column(schema.exposures, label.column)}
-    log = schema.event_log(label.source or "")
+        return own | {"column": column_meaning(schema.exposures, label.column)}
+    log, snapshots = schema.event_log(label.source or ""), SchemaScope(schema).snapshots
     return own | {
-        "source": _rows(log),
-        "on": sorted([column, *_column(schema.exposures, column), *_column(log, column)] for column in label.on),
-        "where": _sql(schema, log, label.where),
-        "value": _references(schema, log, [label.value]) if label.value else None,
+        "source": rows_meaning(log),
+        "on": sorted(
+            [column, *column_meaning(schema.exposures, column), *column_meaning(log, column)] for column in label.on
+        ),
+        "where": sql_meaning(snapshots, log, label.where),
+        "value": references_meaning(snapshots, log, [label.value]) if label.value else None,
         "window": label.window,
         "attribution": label.attribution,
     }
 
 
-def _read(schema: Schema, group: str, feature: Feature) -> Meaning:
-    """What a stored feature reads."""
-    if isinstance(feature, CrossFeature):
-        logs = [schema.event_log(name) for name in (feature.source, feature.per) if name]
-        return {
-            "op": feature.op,
-            "logs": [_rows(log) for log in logs],
-            "keys": sorted(
-                [key, *(_references(schema, log, [key]) for log in (schema.exposures, *logs))] for key in feature.keys
-            ),
-            "window": feature.window,
-            "value": _references(schema, logs[0], [feature.value]) if feature.value else None,
-            "where": _sql(schema, logs[0], feature.where),
-            "prior": feature.prior,
-            "strength": feature.strength,
-            "as_of": feature.as_of if group == CANDIDATES else "window_start",
-        }
-    read: Meaning = {"max_values": feature.max_values} if isinstance(feature, MultiValued) else {}
-    if isinstance(feature, Sql):
-        read["expression"] = feature.expression
-    sources = []
-    for name, offered in columns.rows(schema, group):
-        references = [reference for reference in columns.reads(feature) if reference in offered]
-        sources.append(_references(schema, schema.source(name), references))
-    return read | {"sources": sources}
-
-
-def _event(schema: Schema, event: Any) -> Meaning:
+def _event(scope: SchemaScope, event: Events | ChangePoints) -> Meaning:
     if isinstance(event, Events):
-        log = schema.event_log(event.source)
-        return {"rows": _rows(log), "where": _sql(schema, log, event.where)}
-    snapshot = schema.source(event.source)
-    return {"changes": _rows(snapshot), "column": _column(snapshot, event.column)}
-
-
-def _rows(source: EventLog | Snapshot) -> Meaning:
-    """Which rows of a source there are, who they are of, and when they are visible."""
-    own: Meaning = {"name": source.name, "valid": sorted(source.valid)}
-    read = {reference for condition in source.valid for reference in expression.columns(condition)}
-    if isinstance(source, Snapshot):
-        own |= {"key": _column(source, source.key), "max_age": source.max_age}
-    else:
-        times = [source.time, *([source.arrival] if source.arrival else [])]
-        # Without `dedup`, rows are one event if they agree on every declared column.
-        read |= set(source.dedup or source.columns)
-        own |= {
-            "user": _column(source, source.user),
-            "times": [_column(source, column) for column in times],
-            "time_unit": None if all(source.columns[c] == "timestamp" for c in times) else source.time_unit,
-            "delay": source.delay,
-            "lateness": source.lateness,
-            "dedup": sorted(source.dedup),
-        }
-    return own | {"columns": sorted([column, *_column(source, column)] for column in read)}
-
-
-def _column(source: EventLog | Snapshot, column: str) -> list[str]:
-    """[physical name, type up to its width]."""
-    return [source.physical(column), *families([source.columns[column]])]
-
-
-def _references(schema: Schema, source: EventLog | Snapshot, references: Iterable[str | None]) -> list[Any]:
-    """What references mean when read from a row of `source`."""
-    found: list[Any] = []
-    for reference in references:
-        assert reference is not None
-        snapshot, column = columns.split(reference)
-        owner = snapshots(schema).get(snapshot or "", source)
-        joined = owner.name != source.name and isinstance(owner, Snapshot)
-        by = (
-            _column(source, owner.key)
-            if joined and isinstance(owner, Snapshot) and owner.key in source.columns
-            else None
-        )
-        found.append([_column(owner, column), _rows(owner) if joined else owner.name, by])
-    return found
-
-
-def _sql(schema: Schema, source: EventLog | Snapshot, text: str | None) -> list[Any] | None:
-    return [text, _references(schema, source, expression.columns(text))] if text else None
+        log = scope.event_logs[event.source]
+        return {"rows": rows_meaning(log), "where": sql_meaning(scope.snapshots, log, event.where)}
+    snapshot = scope.snapshots[event.source]
+    return {"changes": rows_meaning(snapshot), "column": column_meaning(snapshot, event.column)}
 
 
 # ---------------------------------------------------------------------- the model
 
 
-def model_meaning(schema: Schema) -> Meaning:
+def model_meaning(schema: SchemaDeclaration) -> Meaning:
     """What decides each parameter: logical tables by name (`table items`), inputs (`candidates.price`), token groups, heads.
 
     Left out, because they change no shape and no meaning of a stored weight: initialisers, learning rates, admission and
@@ -221,9 +138,7 @@ def model_meaning(schema: Schema) -> Meaning:
     """
     parts: Meaning = {"groups": [group for group, _ in schema.groups()]}
     for table in logical_tables(schema):
-        vocabulary = table.vocabulary.model_dump(mode="json")
-        if isinstance(table.vocabulary, Dynamic):
-            vocabulary = {"kind": "dynamic", "capacity": table.vocabulary.capacity}
+        vocabulary = table.vocabulary.model_meaning()
         parts[f"table {table.name}"] = {"dim": table.dim, "vocabulary": vocabulary, "optimizer": table.optimizer.kind}
     for group, features in schema.groups():
         for feature in features:
@@ -247,17 +162,9 @@ def _layout(sequence: EventSequence) -> Meaning:
 
 def _input(group: str, feature: Feature) -> Meaning:
     """How a feature's value becomes numbers of its token."""
-    transform: BaseModel | None = transform_of(feature)
-    own: Meaning = {
+    transform = feature.number_transform
+    return {
         "table": table_name(group, feature),
         "transform": _canonical(transform.model_dump(mode="json")) if transform else None,
+        **feature.model_meaning(),
     }
-    if isinstance(feature, MultiValued):
-        own["pooling"] = feature.pooling
-    if isinstance(feature, TimePart):
-        own["part"] = feature.part
-    if isinstance(feature, TimeGap) and feature.column is None:
-        own["gap"] = "previous"
-    if isinstance(feature, HashedCross):
-        own["of"] = feature.of
-    return own

@@ -18,29 +18,19 @@ No leaf holds a null: a missing id is `MISSING_ID`, a missing number NaN, a miss
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from genrank.schemas.features import Categorical, CrossFeature, Feature, MultiValued, Numeric, Sql, TimeGap
-from genrank.schemas.group import CANDIDATES, USER
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
+from genrank.schemas.base import CANDIDATES, USER
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.fingerprints import digest, whole_meaning
+from genrank.schemas.features import Feature
+from genrank.schemas.stored import STORED_TYPES, Stored
 
 SCHEMA_KEY = b"genrank.schema"
 FINGERPRINT_KEY = b"genrank.fingerprint"
 BUILD_KEY = b"genrank.build_id"
-
-Stored = Literal["id", "ids", "number", "time"]
-"""How a feature's raw value is kept: int64 id, list<int64>, float32, int64 epoch ms."""
-
-STORED_TYPES: dict[Stored, pa.DataType] = {
-    "id": pa.int64(),
-    "ids": pa.list_(pa.field("element", pa.int64(), nullable=False)),
-    "number": pa.float32(),
-    "time": pa.int64(),
-}
 
 
 class Leaf(NamedTuple):
@@ -58,34 +48,20 @@ class Leaf(NamedTuple):
 
 def stored_as(feature: Feature) -> Stored | None:
     """How the sample keeps the feature; None where it is derived by the reader."""
-    if isinstance(feature, Categorical):
-        return "id"
-    if isinstance(feature, MultiValued):
-        return "ids"
-    if isinstance(feature, Numeric):
-        return "number"
-    if isinstance(feature, TimeGap):
-        return "time" if feature.column else None
-    if isinstance(feature, CrossFeature):
-        return "id" if feature.op == "last" and feature.table else "number"
-    if isinstance(feature, Sql):
-        if not (feature.table or feature.vocabulary):
-            return "number"
-        return "ids" if feature.type.startswith("list") else "id"
-    return None
+    return feature.stored
 
 
-def leaves(schema: Schema) -> list[Leaf]:
+def leaves(schema: SchemaDeclaration) -> list[Leaf]:
     """Every stored feature, group by group in token order, by name within a group."""
     return [
         Leaf(group, feature.name, stored)
         for group, features in schema.groups()
         for feature in features
-        if (stored := stored_as(feature))
+        if (stored := feature.stored)
     ]
 
 
-def arrow_schema(schema: Schema) -> pa.Schema:
+def arrow_schema(schema: SchemaDeclaration) -> pa.Schema:
     """The exact Arrow schema of a sample file, with the declaration and its fingerprint as metadata."""
     user_type = schema.exposures.columns[schema.exposures.user]
     fields = [
@@ -116,7 +92,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
     fields.append(_struct("labels", _lists(tasks)))
     if schema.realtime:
         fields.append(_struct("mask", _lists({"candidate_sees": pa.int32(), "realtime_sees": pa.int32()})))
-    metadata = {SCHEMA_KEY: schema.model_dump_json().encode(), FINGERPRINT_KEY: schema.fingerprint.encode()}
+    metadata = {SCHEMA_KEY: schema.model_dump_json().encode(), FINGERPRINT_KEY: digest(whole_meaning(schema)).encode()}
     return pa.schema(fields, metadata=metadata)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genrank.schemas.base import CANDIDATES, USER
+from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.derive.tables import logical_tables
-from genrank.schemas.features import Feature, MultiValued
-from genrank.schemas.group import CANDIDATES, USER
-from genrank.schemas.schema import Schema
+from genrank.schemas.features import Feature
 from genrank.schemas.table import LogicalTable
 
 
@@ -55,7 +55,7 @@ class Sizes:
         return sum(table.optimizer_bytes for table in self.tables)
 
 
-def sizes(schema: Schema) -> Sizes:
+def sizes(schema: SchemaDeclaration) -> Sizes:
     """Sizes at full length, group by group in token order."""
     stored: dict[str, int] = {}
     widths: dict[str, int] = {}
@@ -74,7 +74,7 @@ def sizes(schema: Schema) -> Sizes:
     return Sizes(tuple(found), tuple(logical_tables(schema)))
 
 
-def _shape(schema: Schema, group: str, features: int) -> tuple[int, int, int]:
+def _shape(schema: SchemaDeclaration, group: str, features: int) -> tuple[int, int, int]:
     """(rows, tokens a row, bytes a row that the sample keeps beside the features)."""
     if group == USER:
         return 1, (features if schema.user.tokens == "feature" else min(features, 1)), 0
@@ -88,5 +88,5 @@ def _shape(schema: Schema, group: str, features: int) -> tuple[int, int, int]:
 
 def _width(stored: str, feature: Feature) -> int:
     if stored == "ids":
-        return 8 * (feature.max_values if isinstance(feature, MultiValued) else 1) + 4
+        return 8 * max(feature.list_limit, 1) + 4
     return 4 if stored == "number" else 8

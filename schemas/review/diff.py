@@ -6,7 +6,7 @@
     candidates.clicks_7d: window 7d -> 30d | rebuild: candidates.clicks_7d of every day
     table items: capacity 1000 -> 2000 | retrain: 1,002 rows carry over, 1,000 new ones start fresh
 
-What costs is decided by `meaning.py`, so it can't disagree with the fingerprints: there is a rebuild among the changes exactly if
+What costs is decided by `derive.fingerprints`, so it can't disagree with the fingerprints: there is a rebuild among the changes exactly if
 samples of `old` don't serve `new`, and a retraining exactly if the model fingerprints differ.
 """
 
@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from genrank.schemas.derive.fingerprints import Meaning, model_meaning, samples_meaning
+from genrank.schemas.base import CANDIDATES, USER
+from genrank.schemas.derive.fingerprints import model_meaning, samples_meaning
 from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.errors import UserError
 from genrank.schemas.features import Feature
-from genrank.schemas.group import CANDIDATES, USER
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_meaning import Meaning
 from genrank.schemas.table import LogicalTable
-from genrank.schemas.transforms import FixedBuckets
-from genrank.schemas.vocabularies import Dynamic, Enumerated, Identity
+from genrank.schemas.transforms import Transform
 
 Cost = Literal["nothing", "retrain", "rebuild"]
 COSTS: tuple[Cost, ...] = ("rebuild", "retrain", "nothing")
@@ -104,12 +104,7 @@ def carried_rows(old: LogicalTable, new: LogicalTable) -> int | None:
     before, after = old.vocabulary, new.vocabulary
     if old.dim != new.dim or before.kind != after.kind:
         return None
-    if isinstance(before, Enumerated) and isinstance(after, Enumerated):
-        grown = after.values[: len(before.values)] == before.values
-        return old.rows if grown else None
-    if isinstance(before, Identity | Dynamic):
-        return old.rows if new.rows >= old.rows else None
-    return old.rows if before.size == after.size else None
+    return old.rows if before.carries_over(after) else None
 
 
 # ---------------------------------------------------------------------- what costs
@@ -325,16 +320,14 @@ def _feature(part: str, old: Feature, new: Feature, costs: _Costs) -> Iterator[C
             continue
         cost = costs.of(part)
         told = _feature_consequence(cost, part)
-        if field == "transform" and cost == "retrain" and _same_rows_of_other_meaning(before, after):
+        if (
+            isinstance(before, Transform)
+            and isinstance(after, Transform)
+            and cost == "retrain"
+            and before.moves_rows(after)
+        ):
             told = f"its table starts afresh: --reset-table {part}"
         yield Change(part, _changed(field, before, after), cost, told)
-
-
-def _same_rows_of_other_meaning(before: object, after: object) -> bool:
-    """Whether buckets keep their number but not their boundaries."""
-    if not isinstance(before, FixedBuckets) or not isinstance(after, FixedBuckets):
-        return False
-    return len(before.boundaries) == len(after.boundaries) and before.dim == after.dim
 
 
 def _feature_consequence(cost: Cost, part: str) -> str:
@@ -365,7 +358,8 @@ def _table(where: str, old: LogicalTable, new: LogicalTable) -> Iterator[Change]
         before, after = getattr(old, field), getattr(new, field)
         if before == after:
             continue
-        only_policy = isinstance(before, Dynamic) and isinstance(after, Dynamic) and before.capacity == after.capacity
+        # Such as admission and eviction.
+        only_policy = field == "vocabulary" and old.vocabulary.model_meaning() == new.vocabulary.model_meaning()
         if only_policy:
             told, cost = _COSTLESS["vocabulary"], "nothing"
         elif rows is None:

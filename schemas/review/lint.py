@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genrank.schemas import expression
-from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.derive import columns
+from genrank.schemas.base import CANDIDATES, DAY_MS, parse_duration
+from genrank.schemas.derive.columns import SchemaScope
+from genrank.schemas.derive.lineage import lineage
 from genrank.schemas.derive.sizes import sizes
-from genrank.schemas.derive.tables import logical_tables, transform_of
-from genrank.schemas.features import Categorical, CrossFeature, Feature, Numeric
-from genrank.schemas.group import CANDIDATES, ChangePoints, Events
+from genrank.schemas.derive.tables import logical_tables, table_name
+from genrank.schemas.features import Feature
+from genrank.schemas.group import ChangePoints, Events
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
 from genrank.schemas.table import LogicalTable
-from genrank.schemas.transforms import AutoDis, Dense
-from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity
+from genrank.schemas.type_rules import split
 
 LARGE_BYTES = 64 * 2**30
 """Weights and optimizer state beyond what one accelerator of today holds."""
@@ -24,7 +24,7 @@ LARGE_BYTES = 64 * 2**30
 def lint(schema: Schema) -> list[str]:
     """Advice, one line each; none of it stops a build."""
     return list(
-        dict.fromkeys([*_leaks(schema), *_unused(schema), *_statistics(schema), *_tables(schema), *_shape(schema)])
+        dict.fromkeys([*_leaks(schema), *_unused(schema), *_features(schema), *_tables(schema), *_shape(schema)])
     )
 
 
@@ -55,31 +55,23 @@ def _leaks(schema: Schema) -> Iterator[str]:
 def _past_readers(schema: Schema, log: str) -> Iterator[tuple[str, set[str]]]:
     """(who, columns of the log read) for whatever looks at its past events."""
     for feature in schema.candidates.features:
-        if isinstance(feature, CrossFeature) and feature.source == log:
-            where = set(expression.columns(feature.where)) if feature.where else set()
-            yield f"{CANDIDATES}.{feature.name}", where | ({feature.value} if feature.value else set())
+        yield f"{CANDIDATES}.{feature.name}", set(feature.past_references(log))
     for sequence in schema.sequences:
         events = [event for event in sequence.events if isinstance(event, Events) and event.source == log]
         for event in events:
             yield f"sequence {sequence.name}", set(expression.columns(event.where)) if event.where else set()
         if events:
             for feature in sequence.features:
-                yield f"{sequence.name}.{feature.name}", set(columns.reads(feature))
+                yield f"{sequence.name}.{feature.name}", set(feature.references())
 
 
 # ---------------------------------------------------------------------- what nobody reads
 
 
 def _unused(schema: Schema) -> Iterator[str]:
-    read = columns.lineage(schema)
+    read = lineage(schema)
     entered = {event.source for sequence in schema.sequences for event in sequence.events}
-    counted = {
-        name
-        for _, features in schema.groups()
-        for f in features
-        if isinstance(f, CrossFeature)
-        for name in (f.source, f.per)
-    }
+    counted = {name for _, features in schema.groups() for feature in features for name in feature.past_logs}
     for source in schema.sources:
         if source.name not in {name for name, _ in read} | entered | counted:
             yield f"source {source.name}: nothing reads it; drop it, and builds no longer wait for its days"
@@ -95,7 +87,7 @@ def _unused(schema: Schema) -> Iterator[str]:
     for sequence in schema.sequences:
         for event in sequence.events:
             if isinstance(event, ChangePoints) and not any(
-                event.column in columns.reads(f) or f"{event.source}.{event.column}" in columns.reads(f)
+                event.column in f.references() or f"{event.source}.{event.column}" in f.references()
                 for f in sequence.features
             ):
                 yield (
@@ -103,37 +95,19 @@ def _unused(schema: Schema) -> Iterator[str]:
                     f'add a feature with column="{event.column}"'
                 )
             if isinstance(event, Events):
-                own = columns.joined(schema, schema.event_log(event.source).columns)
-                if not any(set(columns.reads(f)) & set(own) for f in sequence.features):
+                own = SchemaScope(schema).joined(schema.event_log(event.source).columns)
+                if not any(set(f.references()) & set(own) for f in sequence.features):
                     yield f"sequence {sequence.name}: no feature reads {event.source}: its events are tokens of their type and time alone"
 
 
-# ---------------------------------------------------------------------- statistics
+# ---------------------------------------------------------------------- features
 
 
-def _statistics(schema: Schema) -> Iterator[str]:
-    for feature in schema.candidates.features:
-        if not isinstance(feature, CrossFeature):
-            continue
-        at = f"{CANDIDATES}.{feature.name}"
-        if feature.as_of == "window_start" and parse_duration(feature.window) < DAY_MS:
-            yield f"{at}: as of the day's start, a window of {feature.window} is stale by up to a day; use as_of='exposure' or a longer window"
-        if feature.op == "rate" and feature.strength == 0:
-            yield f"{at}: without strength, one event of one makes a rate of 1; give prior= (the overall rate) and strength= (20 or so)"
-        if (
-            feature.op in ("count", "sum", "recency")
-            and isinstance(feature.transform, Dense)
-            and feature.transform.scale == 1
-        ):
-            yield f"{at}: {feature.op} has a long tail, which Dense passes on; use Log1p or QuantileBuckets"
+def _features(schema: Schema) -> Iterator[str]:
     for group, features in schema.groups():
         for feature in features:
-            if (
-                isinstance(feature, Numeric)
-                and isinstance(transform := transform_of(feature), AutoDis)
-                and transform.temperature < 0.01
-            ):
-                yield f"{group}.{feature.name}: AutoDis at temperature {transform.temperature} is a hard choice without a gradient; 0.1 to 1 learns"
+            for line in feature.advice():
+                yield f"{group}.{feature.name}: {line}"
 
 
 # ---------------------------------------------------------------------- tables
@@ -141,35 +115,31 @@ def _statistics(schema: Schema) -> Iterator[str]:
 
 def _tables(schema: Schema) -> Iterator[str]:
     spaces: dict[tuple[str, str], dict[str, str]] = {}
+    scope = SchemaScope(schema)
     for group, features in schema.groups():
         for feature in features:
-            if not isinstance(feature, Categorical):
+            reference, table = feature.column_reference, table_name(group, feature)
+            if not feature.is_id or reference is None or table is None:
                 continue
-            own_table = feature.table.name if feature.table else f"{group}.{feature.name}"
-            for name, own in columns.rows(schema, group):
-                reference = feature.column or feature.name
+            for name, own in scope.rows(group):
                 if reference in own:
-                    snapshot, column = columns.split(reference)
-                    spaces.setdefault((snapshot or name, column), {}).setdefault(own_table, f"{group}.{feature.name}")
+                    snapshot, column = split(reference)
+                    spaces.setdefault((snapshot or name, column), {}).setdefault(table, f"{group}.{feature.name}")
     for (source, column), tables in spaces.items():
         if len(tables) > 1:
             users = ", ".join(f"{user} in {table}" for table, user in tables.items())
             yield f"{source}.{column}: the same ids are learned {len(tables)} times ({users}); share one table, or mean it"
-    for table in logical_tables(schema):
-        where = f"table {table.name}"
-        if table.dim % 4:
-            yield f"{where}: dim {table.dim} is no multiple of 4, the width GPU lookups move at once; use {table.dim + 4 - table.dim % 4}"
-        declared = any(isinstance(feature, Categorical) for feature in _users(schema, table))
-        if declared and isinstance(table.vocabulary, Enumerated | Identity) and table.vocabulary.size < table.dim / 4:
-            yield f"{where}: {table.vocabulary.size} values in {table.dim} dimensions; {-(-table.vocabulary.size // 4) * 4} are plenty"
-        if (
-            isinstance(table.vocabulary, Dynamic)
-            and table.vocabulary.admit_after == 1
-            and table.vocabulary.capacity >= 1_000_000
-        ):
-            yield f"{where}: every id gets a row at first sight; admit_after=2 or more keeps ids seen once from pushing others out"
-        if isinstance(table.vocabulary, Hashed) and table.vocabulary.size < 8:
-            yield f"{where}: {table.vocabulary.size} buckets mix most ids; use Enumerated or Identity for so few values"
+    for logical in logical_tables(schema):
+        where = f"table {logical.name}"
+        if logical.dim % 4:
+            multiple = logical.dim + 4 - logical.dim % 4
+            yield f"{where}: dim {logical.dim} is no multiple of 4, the width GPU lookups move at once; use {multiple}"
+        values = logical.vocabulary.size
+        declared = any(feature.is_id for feature in _users(schema, logical))
+        if declared and logical.vocabulary.is_closed and values < logical.dim / 4:
+            yield f"{where}: {values} values in {logical.dim} dimensions; {-(-values // 4) * 4} are plenty"
+        for line in logical.vocabulary.advice():
+            yield f"{where}: {line}"
 
 
 def _users(schema: Schema, table: LogicalTable) -> list[Feature]:
@@ -186,9 +156,9 @@ def _shape(schema: Schema) -> Iterator[str]:
         largest = max(size.tables, key=lambda table: table.weight_bytes)
         yield f"tables take {gib:,.0f} GiB with their optimizer state, {largest.name} most; shard them over several GPUs, or shrink it"
     if not schema.sequences:
-        yield "no sequence: the model sees statistics, not what the user did; declare Sequence(name='history', ...)"
+        yield "no sequence: the model sees statistics, not what the user did; declare EventSequence(name='history', ...)"
     elif not schema.histories:
-        yield "no history: what happened before today is invisible but for statistics; declare a Sequence of scope history"
+        yield "no history: what happened before today is invisible but for statistics; declare an EventSequence of scope history"
     if schema.candidates.request is None:
         yield "candidates: without `request`, a user's exposures of a day are one request, and the request view is the user_day view"
     for label in schema.labels:

@@ -1,51 +1,22 @@
-"""How a number becomes an input of its token."""
+"""How a number becomes an input of its token, one transform a module.
 
-from __future__ import annotations
+| kind | input |
+|---|---|
+| `Dense` | (x - shift) * scale |
+| `Log1p` | sign(x) * log(1 + abs(x)) |
+| `FixedBuckets` | the row of x's bucket, boundaries declared |
+| `QuantileBuckets` | the row of x's bucket, boundaries fitted |
+| `AutoDis` | rows mixed by a softmax, all learned |
+"""
 
-from typing import Annotated, Literal
+from genrank.schemas.transforms.autodis import AutoDis
+from genrank.schemas.transforms.base import Transform
+from genrank.schemas.transforms.dense import Dense
+from genrank.schemas.transforms.fixed_buckets import FixedBuckets
+from genrank.schemas.transforms.log1p import Log1p
+from genrank.schemas.transforms.quantile_buckets import QuantileBuckets
 
-from pydantic import Field
+__all__ = ["AutoDis", "Dense", "FixedBuckets", "Log1p", "QuantileBuckets", "Transform"]
 
-from genrank.schemas.base import Declaration
-
-
-class Dense(Declaration):
-    """(x - shift) * scale, as one input of the token's projection."""
-
-    kind: Literal["dense"] = "dense"
-    shift: float = 0.0
-    scale: float = 1.0
-
-
-class Log1p(Declaration):
-    """sign(x) * log(1 + |x|), as one input of the token's projection."""
-
-    kind: Literal["log"] = "log"
-
-
-class FixedBuckets(Declaration):
-    """One row per bucket: bucket i holds boundaries[i-1] <= x < boundaries[i]."""
-
-    kind: Literal["fixed"] = "fixed"
-    boundaries: tuple[float, ...] = Field(min_length=1)
-    dim: int = Field(default=8, gt=0)
-
-
-class QuantileBuckets(Declaration):
-    """One row per bucket, the boundaries fitted on training days only."""
-
-    kind: Literal["quantile"] = "quantile"
-    buckets: int = Field(default=16, gt=1)
-    dim: int = Field(default=8, gt=0)
-
-
-class AutoDis(Declaration):
-    """Soft buckets learned end to end (Guo et al., KDD 2021, arXiv:2012.08986): meta-embeddings mixed by a softmax."""
-
-    kind: Literal["autodis"] = "autodis"
-    buckets: int = Field(default=16, gt=1)
-    dim: int = Field(default=8, gt=0)
-    temperature: float = Field(default=1.0, gt=0)
-
-
-Transform = Annotated[Dense | Log1p | FixedBuckets | QuantileBuckets | AutoDis, Field(discriminator="kind")]
+for _member in (Dense, Log1p, FixedBuckets, QuantileBuckets, AutoDis):
+    Transform.register(_member)

@@ -1,54 +1,20 @@
-"""How ids become rows of an embedding table."""
+"""How ids become rows of an embedding table, one vocabulary a module.
 
-from __future__ import annotations
+| kind | ids | row |
+|---|---|---|
+| `Enumerated` | a closed list | its place in the list |
+| `Identity` | 0 .. size-1 | the id |
+| `Hashed` | any | its hash modulo size |
+| `Dynamic` | any | given as training meets it, with admission and eviction |
+"""
 
-from typing import Annotated, Literal
+from genrank.schemas.vocabularies.base import Vocabulary
+from genrank.schemas.vocabularies.dynamic import Dynamic
+from genrank.schemas.vocabularies.enumerated import Enumerated
+from genrank.schemas.vocabularies.hashed import Hashed
+from genrank.schemas.vocabularies.identity import Identity
 
-from pydantic import Field
+__all__ = ["Dynamic", "Enumerated", "Hashed", "Identity", "Vocabulary"]
 
-from genrank.schemas.base import Declaration, Duration
-
-
-class Enumerated(Declaration):
-    """A closed list, in the order of its rows; anything else is unknown."""
-
-    kind: Literal["enumerated"] = "enumerated"
-    values: tuple[str, ...] | tuple[int, ...] = Field(min_length=1)
-
-    @property
-    def size(self) -> int:
-        return len(self.values)
-
-
-class Identity(Declaration):
-    """Integers 0 .. size-1, each its own row; anything else is unknown."""
-
-    kind: Literal["identity"] = "identity"
-    size: int = Field(gt=0)
-
-
-class Hashed(Declaration):
-    """Any id, hashed into `size` buckets: no admission, collisions accepted."""
-
-    kind: Literal["hashed"] = "hashed"
-    size: int = Field(gt=0)
-
-
-class Dynamic(Declaration):
-    """Ids get rows as training meets them."""
-
-    kind: Literal["dynamic"] = "dynamic"
-    capacity: int = Field(gt=0)
-    """Rows at most; beyond it `evict` makes room."""
-    admit_after: int = Field(default=1, ge=1)
-    """An id gets a row of its own at this many sightings; until then it reads the unknown row."""
-    evict: Literal["age", "frequency"] = "age"
-    max_age: Duration | None = None
-    """Rows unseen for longer are evicted even when there is room."""
-
-    @property
-    def size(self) -> int:
-        return self.capacity
-
-
-Vocabulary = Annotated[Enumerated | Identity | Hashed | Dynamic, Field(discriminator="kind")]
+for _member in (Enumerated, Identity, Hashed, Dynamic):
+    Vocabulary.register(_member)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
 from genrank.schemas.cli import app
 from genrank.schemas.derive.sample_schema import arrow_schema
-from genrank.schemas.present.docs import feature_page, in_words, lineage_picture
+from genrank.schemas.present.docs import feature_page
+from genrank.schemas.present.lineage_picture import lineage_picture
 
 
 @pytest.fixture
@@ -162,11 +163,11 @@ def test_any_schema_has_a_page_without_overlaps(schema: Schema) -> None:
     for one, other in picture.edges:
         assert {one, other} <= picture.nodes.keys()
     features = [f for _, own in schema.groups() for f in own]
-    assert all(in_words(feature) for feature in features)
+    assert all(feature.value_in_words() for feature in features)
 
 
 def test_values_are_told_in_words() -> None:
-    words = {feature.name: in_words(feature) for feature in SHOP.candidates.features}
+    words = {feature.name: feature.value_in_words() for feature in SHOP.candidates.features}
     assert words["item_ctr"] == "rate of clicks over exposures by item_id in 30d, towards 0.05 with strength 20"
     assert words["last_item"] == "last of item_id in purchases by user_id in 90d"
     assert words["city_category"] == "user.city × category"

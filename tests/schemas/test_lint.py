@@ -24,7 +24,7 @@ from genrank.schemas import (
     Schema,
     Table,
 )
-from genrank.schemas.derive import columns
+from genrank.schemas.derive.lineage import lineage
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.derive.sizes import sizes
 from genrank.schemas.review.lint import lint
@@ -151,7 +151,7 @@ def test_a_careful_schema_is_left_in_peace() -> None:
     def shared(features: tuple) -> tuple:
         return tuple(f.replace(table=city, vocabulary=None, dim=None) if f.name == "city" else f for f in features)
 
-    read = columns.lineage(SHOP)
+    read = lineage(SHOP)
     kept = []
     for each in SHOP.sources:
         own = {c: t for c, t in each.columns.items() if (each.name, c) in read or c in ("user_id", "ts", "p_click")}
