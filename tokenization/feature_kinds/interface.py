@@ -13,6 +13,7 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.features import Feature
 from genrank.schemas.schema import USER
 from genrank.tokenization.batch import Batch, Group, Ragged
+from genrank.tokenization.registry import Registry
 
 F = TypeVar("F", bound=Feature)
 
@@ -53,18 +54,16 @@ def _one_value(leaf: Tensor | Ragged) -> Tensor:
 Values = Callable[[F, GroupView], Tensor | Ragged]
 """(feature, token group) -> [N] int64 ids (`MISSING_ID` where missing), [N] float32 numbers (NaN where missing), or N lists of ids."""
 
-_KINDS: dict[str, Values[Feature]] = {}
+_KINDS: Registry[Values[Feature]] = Registry("feature")
 
 
 def register_values(kind: str, values: Values[F]) -> None:
-    """Derive the values of features whose `kind` is this with `values`. A kind without an entry is read as it is stored.
+    """Derive the values of features whose `kind` is this with `values`. A stored kind without an entry is read as it is stored.
 
     Raises:
-        ValueError: the kind is registered already.
+        ValueError: the kind is another's.
     """
-    if kind in _KINDS:
-        raise ValueError(f"feature kind {kind!r} is registered already")
-    _KINDS[kind] = cast(Values[Feature], values)
+    _KINDS.add(kind, cast(Values[Feature], values))
 
 
 def feature_values(feature: Feature, view: GroupView) -> Tensor | Ragged:
@@ -73,13 +72,12 @@ def feature_values(feature: Feature, view: GroupView) -> Tensor | Ragged:
     Raises:
         UserError: it is neither stored nor registered.
     """
-    derive = _KINDS.get(feature.kind)
-    if derive is not None:
-        return derive(feature, view)
-    try:
+    if feature.kind not in _KINDS and feature.stored is not None:
         return view.group.features[feature.name]
-    except KeyError:
+    derive = _KINDS.get(feature.kind)
+    if derive is None:
         raise UserError(
             f"feature {view.name}.{feature.name} of kind {feature.kind!r} is not stored and nothing derives it; "
             "register the kind with genrank.tokenization.feature_kinds.register_values"
-        ) from None
+        )
+    return derive(feature, view)

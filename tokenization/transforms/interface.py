@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from genrank.schemas.errors import UserError
 from genrank.schemas.transforms import Transform
 from genrank.tokenization.plan import input_width
+from genrank.tokenization.registry import Registry
 
 T = TypeVar("T", bound=Transform)
 
@@ -68,18 +69,16 @@ class InputEncoder(nn.Module, ABC, Generic[T]):
         """[N, sum of widths] float32."""
 
 
-_BUCKETS: dict[str, BucketTransform[Transform]] = {}
-_INPUTS: dict[str, type[InputEncoder[Transform]]] = {}
+_KINDS: Registry[BucketTransform[Transform] | type[InputEncoder[Transform]]] = Registry("transform")
 
 
 def register_buckets(kind: str, buckets: BucketTransform[T]) -> None:
     """Put numbers whose transform has this `kind` into buckets.
 
     Raises:
-        ValueError: the kind is registered already.
+        ValueError: the kind is another's.
     """
-    _refuse_second(kind)
-    _BUCKETS[kind] = cast(BucketTransform[Transform], buckets)
+    _KINDS.add(kind, cast(BucketTransform[Transform], buckets))
 
 
 def register_input(kind: str, encoder: type[InputEncoder[T]]) -> None:
@@ -88,15 +87,19 @@ def register_input(kind: str, encoder: type[InputEncoder[T]]) -> None:
     Columns lie in the order in which kinds were registered.
 
     Raises:
-        ValueError: the kind is registered already.
+        ValueError: the kind is another's.
     """
-    _refuse_second(kind)
-    _INPUTS[kind] = cast(type[InputEncoder[Transform]], encoder)
+    _KINDS.add(kind, cast(type[InputEncoder[Transform]], encoder))
 
 
-def _refuse_second(kind: str) -> None:
-    if kind in _BUCKETS or kind in _INPUTS:
-        raise ValueError(f"transform kind {kind!r} is registered already")
+def _entry(transform: Transform) -> BucketTransform[Transform] | type[InputEncoder[Transform]]:
+    entry = _KINDS.get(transform.kind)
+    if entry is None:
+        raise UserError(
+            f"transform kind {transform.kind!r} encodes no number; "
+            "register it with genrank.tokenization.transforms.register_input or register_buckets"
+        )
+    return entry
 
 
 def buckets_of(transform: Transform) -> BucketTransform[Transform] | None:
@@ -105,21 +108,18 @@ def buckets_of(transform: Transform) -> BucketTransform[Transform] | None:
     Raises:
         UserError: nothing is registered for its kind.
     """
-    if transform.kind not in _BUCKETS and transform.kind not in _INPUTS:
-        raise UserError(
-            f"transform kind {transform.kind!r} encodes no number; "
-            "register it with genrank.tokenization.transforms.register_input or register_buckets"
-        )
-    return _BUCKETS.get(transform.kind)
+    entry = _entry(transform)
+    return None if isinstance(entry, type) else entry
 
 
 def input_families(
     features: Iterable[tuple[str, Transform]],
 ) -> list[tuple[type[InputEncoder[Transform]], list[tuple[str, Transform]]]]:
     """Numbers that become inputs, those of one encoder together: in the order of registration, then as given."""
-    order = list(_INPUTS)
-    inputs = [(name, transform) for name, transform in features if buckets_of(transform) is None]
     families: dict[type[InputEncoder[Transform]], list[tuple[str, Transform]]] = {}
-    for name, transform in sorted(inputs, key=lambda each: order.index(each[1].kind)):
-        families.setdefault(_INPUTS[transform.kind], []).append((name, transform))
+    found = [(name, transform, _entry(transform)) for name, transform in features]
+    order = list(_KINDS)
+    for name, transform, entry in sorted(found, key=lambda each: order.index(each[1].kind)):
+        if isinstance(entry, type):
+            families.setdefault(entry, []).append((name, transform))
     return list(families.items())

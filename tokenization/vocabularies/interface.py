@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.vocabularies import Vocabulary
+from genrank.tokenization.registry import Registry
 from genrank.tokenization.row_encoder import RowEncoder
 
 if TYPE_CHECKING:
@@ -43,18 +44,16 @@ class VocabularyRows(RowEncoder, Generic[V]):
         return []
 
 
-_KINDS: dict[str, type[VocabularyRows[Vocabulary]]] = {}
+_KINDS: Registry[type[VocabularyRows[Vocabulary]]] = Registry("vocabulary")
 
 
 def register_vocabulary_rows(kind: str, rows: type[VocabularyRows[V]]) -> None:
     """Make `rows` what turns ids into rows for vocabularies whose `kind` is this.
 
     Raises:
-        ValueError: the kind is registered already.
+        ValueError: the kind is another's.
     """
-    if kind in _KINDS:
-        raise ValueError(f"vocabulary kind {kind!r} is registered already, as {_KINDS[kind].__name__}")
-    _KINDS[kind] = cast(type[VocabularyRows[Vocabulary]], rows)
+    _KINDS.add(kind, cast(type[VocabularyRows[Vocabulary]], rows))
 
 
 def vocabulary_rows(vocabulary: Vocabulary) -> type[VocabularyRows[Vocabulary]]:
@@ -63,10 +62,10 @@ def vocabulary_rows(vocabulary: Vocabulary) -> type[VocabularyRows[Vocabulary]]:
     Raises:
         UserError: nothing is registered for its kind.
     """
-    try:
-        return _KINDS[vocabulary.kind]
-    except KeyError:
+    rows = _KINDS.get(vocabulary.kind)
+    if rows is None:
         raise UserError(
             f"vocabulary kind {vocabulary.kind!r} turns no ids into rows; "
             "register it with genrank.tokenization.vocabularies.register_vocabulary_rows"
-        ) from None
+        )
+    return rows
