@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_samples import BOUNDARIES, demo_schema, random_table, write_random_samples
 
-import genrank.schemas as s
 from genrank.schemas.errors import UserError
 from genrank.schemas.ids import MISSING_ID, hash_string
 from genrank.tokenization.batch import Batch
@@ -28,8 +27,6 @@ from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.transforms.autodis import AutoDisInputs
-from genrank.tokenization.transforms.buckets import BucketRows
-from genrank.tokenization.vocabularies import vocabulary_rows
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema(utc_offset="+05:30")
@@ -146,42 +143,6 @@ def test_splitmix64(values: list[int]) -> None:
     assert splitmix64(torch.tensor(values)).tolist() == [mix_int(v) for v in values]
 
 
-IDS = st.integers(-(2**63), 2**63 - 1)
-VOCABULARIES = {
-    "identity": st.builds(s.Identity, size=st.integers(1, 20)),
-    "hashed": st.builds(s.Hashed, size=st.integers(1, 2**40)),
-    "enumerated": st.lists(IDS.filter(lambda v: v != MISSING_ID), min_size=1, max_size=5, unique=True).map(
-        lambda values: s.Enumerated(values=tuple(values))
-    ),
-    "dynamic": st.builds(s.Dynamic, capacity=st.just(5)),
-}
-
-
-def one_by_one(vocabulary: s.Vocabulary, values: list[int]) -> list[int]:
-    """The rows of ids, written out."""
-    match vocabulary.kind:
-        case "dynamic":
-            return values
-        case "hashed":
-            return [hashed(v, vocabulary.size) for v in values]
-        case "identity":
-            return [0 if v == MISSING_ID else 2 + v if 0 <= v < vocabulary.size else 1 for v in values]
-    at = {v: 2 + i for i, v in enumerate(vocabulary.values)} | {MISSING_ID: 0}
-    return [at.get(v, 1) for v in values]
-
-
-@pytest.mark.parametrize("kind", VOCABULARIES)
-@given(data=st.data())
-def test_vocabularies_together_equal_each_alone(kind: str, data: st.DataObject) -> None:
-    vocabularies = data.draw(st.lists(VOCABULARIES[kind], min_size=1, max_size=6))
-    n = data.draw(st.integers(0, 8))
-    some = st.one_of(st.integers(-2, 22), IDS, st.just(MISSING_ID))
-    table = [data.draw(st.lists(some, min_size=n, max_size=n)) for _ in vocabularies]
-    encoder = vocabulary_rows(vocabularies[0])(vocabularies)
-    rows = encoder(torch.tensor(table, dtype=torch.int64).view(len(vocabularies), n)).tolist()
-    assert rows == [one_by_one(each, values) for each, values in zip(vocabularies, table, strict=True)]
-
-
 def test_cross_depends_on_the_order() -> None:
     a, b = torch.tensor([1, 2, MISSING_ID]), torch.tensor([2, 1, MISSING_ID])
     assert combine_ids([a, b])[0] != combine_ids([b, a])[0]
@@ -194,13 +155,6 @@ def test_cross_depends_on_the_order() -> None:
 
 def test_fixed_buckets(batch: Batch, stored: list[dict[str, Any]]) -> None:
     assert rows_of(batch, "user", "age") == [bucket(r["user"]["age"], [18.0, 30.0, 45.0, 60.0]) for r in stored]
-
-
-def test_boundaries_belong_to_the_upper_bucket() -> None:
-    x = torch.tensor([[17.9, 18.0, 60.0, torch.inf, -torch.inf, torch.nan]])
-    assert BucketRows([[18.0, 30.0, 45.0, 60.0]])(x).tolist() == [[2, 3, 6, 6, 2, 0]]
-    padded = BucketRows([[1.0], [], [1.0, 2.0, 3.0]])(torch.tensor([[torch.inf], [5.0], [torch.inf]]))
-    assert padded.tolist() == [[3], [2], [5]]
 
 
 def test_quantile_buckets(batch: Batch, stored: list[dict[str, Any]]) -> None:
