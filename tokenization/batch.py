@@ -231,7 +231,8 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
     """Concatenated integer ranges, without a loop.
 
     Args:
-        begin, end: [K] int64, `begin <= end`.
+        begin: [K] int64, the first of each range.
+        end: [K] int64, one past the last, `begin <= end`.
         total: sum of end - begin, where the caller knows it: saves a GPU a synchronisation.
 
     Returns:
@@ -248,8 +249,10 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
 
 
 def _ranges_in_numpy(begin: Ints, end: Ints) -> tuple[Tensor, Tensor]:
-    """In a third of torch's time, and without its threads, which would spin on beside a reader's: the running sum of ones, with a
-    jump where a range begins."""
+    """The running sum of ones, with a jump where a range begins.
+
+    In a third of torch's time, and without its threads, which would spin on beside a reader's.
+    """
     lengths = end - begin
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

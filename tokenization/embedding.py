@@ -126,9 +126,12 @@ class Embeddings(nn.Module):
             self.tables.hold(False)
 
     def dispatch(self, batch: Batch) -> None:
-        """Begin a training batch's lookup while the one before it is computed: ids become rows, and on sharded tables set out for the
-        ranks that hold them. `forward` of this same batch finishes it; it reads rows after every update before it, so that nothing
-        changes but the time. Dispatch batches in the order they are computed in; state that is saved in between counts them as seen."""
+        """Begin a training batch's lookup while the one before it is computed.
+
+        Ids become rows, and on sharded tables set out for the ranks that hold them. `forward` of this same batch finishes it; it reads
+        rows after every update before it, so that nothing changes but the time. Dispatch batches in the order they are computed in;
+        state that is saved in between counts them as seen.
+        """
         self._pending.append(self._begin(batch))
 
     def _begin(self, batch: Batch) -> PendingLookup:
@@ -182,8 +185,11 @@ class Embeddings(nn.Module):
         return out
 
     def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> list[tuple[str, Tensor]]:
-        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way. Returns the
-        merged tables' rows that got a new owner."""
+        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way.
+
+        Returns:
+            The merged tables' rows that got a new owner.
+        """
         renewed = []
         for name, vocabulary in self.vocabularies.items():
             merged, start = self.plan.logical[name][1], self.plan.start_of(name)
@@ -226,7 +232,9 @@ def pool(values: Tensor, offsets: Tensor, mean: bool) -> Tensor:
     """[M, D] vectors to [N, D]: the sum, or mean, of each row's values; zeros for a row without any.
 
     Args:
-        offsets: [N+1] int64.
+        values: [M, D] float32.
+        offsets: [N+1] int64: row n pools values[offsets[n]:offsets[n+1]].
+        mean: the mean instead of the sum.
     """
     lengths = offsets.diff()
     owner = torch.repeat_interleave(lengths, output_size=len(values))

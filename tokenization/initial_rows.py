@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genrank.schemas.ids import hash_string
-from genrank.schemas.table import Normal, Uniform
+from genrank.schemas.table import Initializer, Normal, Uniform, Zeros
 from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.plan import MergedTable
 
@@ -26,9 +26,16 @@ def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:
     counter = (rows - starts[member])[:, None] * table.dim + torch.arange(table.dim, device=rows.device)
     bits = splitmix64(splitmix64(counter) ^ keys[member][:, None]) >> 11 & (2**53 - 1)
     uniform = (bits.double() + 0.5) * 2.0**-53
-    if isinstance(table.initializer, Normal):
-        normal: Tensor = torch.special.ndtri(uniform)
-        return (normal * table.initializer.std).float()
-    if isinstance(table.initializer, Uniform):
-        return ((uniform * 2 - 1) * table.initializer.bound).float()
-    return torch.zeros_like(uniform, dtype=torch.float32)
+    return _spread(table.initializer, uniform).float()
+
+
+def _spread(initializer: Initializer, uniform: Tensor) -> Tensor:
+    """Numbers of the initialiser's distribution from uniform ones of (0, 1), float64."""
+    match initializer:
+        case Normal(std=std):
+            normal: Tensor = torch.special.ndtri(uniform)
+            return normal * std
+        case Uniform(bound=bound):
+            return (uniform * 2 - 1) * bound
+        case Zeros():
+            return torch.zeros_like(uniform)

@@ -51,8 +51,9 @@ class Sample:
 
 
 def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> str:
-    """The id of a sample of a day worth looking at: the first with history, realtime events, 5 to 40 candidates and a positive
-    label; else the one that comes nearest. Deterministic.
+    """The id of a sample of a day worth looking at.
+
+    The first with history, realtime events, 5 to 40 candidates and a positive label; else the one that comes nearest. Deterministic.
 
     Raises:
         UserError: the day isn't published, or has no samples.

@@ -131,6 +131,7 @@ def make_plan(schema: Schema, *, merge: bool = True) -> Plan:
     """The merged-table plan of a schema.
 
     Args:
+        schema: what declares the features and their tables.
         merge: False keeps every logical table by itself: the baseline that benchmarks and tests compare with.
 
     Raises:

@@ -227,6 +227,7 @@ class SampleReader:
         requests or sessions.
 
         Args:
+            epochs: which, from 0.
             limit: batches of all the epochs after which counting may stop; 0: none.
 
         Raises:

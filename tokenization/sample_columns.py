@@ -95,8 +95,11 @@ class SampleColumns:
                 )
 
     def check(self, table: pa.Table, path: Path, first_row: int) -> None:
-        """UserError, naming the row, for a null, a list of another length than its group's, or a count of visible events beyond
-        the sequence."""
+        """Check the values that a file's rows hold.
+
+        Raises:
+            UserError: a null, a list of another length than its group's, or a count of visible events beyond the sequence; with its row.
+        """
 
         def wrong(row: int, what: str) -> UserError:
             return UserError(f"{path} row {first_row + row}: {what}: build the day again")

@@ -157,8 +157,14 @@ class View:
 
 
 def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
-    """The samples of stored rows: one per stored row (`user_day`), request (`request`) or run of exposures without a gap above the
-    schema's `session_gap` (`session`)."""
+    """The samples of stored rows.
+
+    Args:
+        stored: the rows.
+        schema: what they were built from.
+        name: `user_day`: a sample per stored row; `request`: per request; `session`: per run of exposures without a gap above the
+            schema's `session_gap`.
+    """
     shape = stored.shape
     row, order, begin, end, realtime, tokens = slices_of(shape, schema, name)
     part: pa.Array | None = None
@@ -172,8 +178,10 @@ def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
 
 
 def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
-    """A view's samples, from lengths alone. Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`,
-    `user_day` none."""
+    """A view's samples, from lengths alone.
+
+    Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`, `user_day` none.
+    """
     candidates = shape.lengths[CANDIDATES]
     rows = len(candidates)
     realtime = schema.realtime.name if schema.realtime else None
@@ -201,6 +209,7 @@ def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
 
     Args:
         tokens: [V] tokens of each sample.
+        budget: tokens of a batch at most.
 
     Returns:
         [batches + 1]: batch i is samples cuts[i]:cuts[i+1]. Binary search over the cumulative lengths: O(batches log V).

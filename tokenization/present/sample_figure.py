@@ -89,8 +89,10 @@ def _value_lines(text: SampleText) -> list[tuple[str, str]]:
 
 
 def _draw_day(sample: Sample, axes: Axes) -> None:
-    """The window in time, pauses shortened: exposures above, stacked by request; realtime events below, each with a line from
-    when it happened to when it was available."""
+    """The window in time, pauses shortened.
+
+    Exposures above, stacked by request; realtime events below, each with a line from when it happened to when it was available.
+    """
     batch, schema, text = sample.batch, sample.schema, SampleText(sample)
     exposed = batch.candidates.ts.numpy()
     happened = batch.groups[schema.realtime.name].ts.numpy() if schema.realtime else np.zeros(0, np.int64)

@@ -33,6 +33,7 @@ class BucketTransform(ABC, Generic[T]):
         """Ascending edges.
 
         Args:
+            transform: the declaration.
             fitted: what `fit` returned, for a transform that is fitted.
         """
 

@@ -38,6 +38,8 @@ class VocabularyRows(RowEncoder, Generic[V]):
         """What is wrong with the vocabulary's size for the ids that samples hold: one line each, with the remedy.
 
         Args:
+            table: the logical table's name.
+            vocabulary: its vocabulary.
             ids: the ids of each feature (`<group>.<feature>`) that reads the table; none of them is empty.
             distinct: how many different ids they are together.
         """
