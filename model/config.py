@@ -79,6 +79,7 @@ class TrainConfig:
     recompute: bool = False
     """Activation checkpointing: less memory, a third more compute."""
     deterministic: bool = False
+    """Only deterministic algorithms; on a GPU the kernels then take fixed configurations instead of timing several."""
     seed: int = 0
     # -------------------------------------------------- safety
     checkpoint_every: int = 0
