@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.derive.sample_schema import stored_as
 from genrank.schemas.ids import MISSING_ID
 
 
@@ -56,7 +57,7 @@ def key_sets(schema: Schema) -> list[KeySet]:
     """All cross features, grouped by keys, in a fixed order."""
     groups: dict[tuple[tuple[str, ...], str], list[CrossFeature]] = {}
     for feature in cross_features(schema):
-        distinct = (feature.value or "") if feature.op == "distinct" else ""
+        distinct = (feature.value or "") if evaluation_of(feature).keyed_by_value else ""
         groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
     return [KeySet(keys, tuple(features), distinct) for (keys, distinct), features in sorted(groups.items())]
 
@@ -146,7 +147,7 @@ def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, 
 
 def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
     """Which ops of the key set ask a tile of the log for its newest events."""
-    return {f.op for f in key_set.features if f.source == log.name} & {"last", "recency"}
+    return {f.op for f in key_set.features if f.source == log.name and evaluation_of(f).newest}
 
 
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
@@ -175,14 +176,14 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
             parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
     codes, groups = group.codes, group.count
-    ops = newest_ops(key_set, log)
+    newest_of = {evaluation_of(f).newest for f in key_set.features if f.source == log.name} - {None}
     ts = np.full(groups, moment)
     id_ = np.zeros(groups, np.int64)
     newest = np.empty(groups, np.int64)
-    if ops:
+    if newest_of:
         ts = _greatest(numpy(rows, "ts"), codes, groups)
         at = np.flatnonzero(numpy(rows, "ts") == ts[codes])
-        if "last" in ops:
+        if "event" in newest_of:
             id_ = _greatest(numpy(rows, "id")[at], codes[at], groups)
             at = at[numpy(rows, "id")[at] == id_[codes[at]]]
         newest[codes[at]] = at
@@ -268,68 +269,31 @@ def answer(
             asked[log, start] = scans[log].at(keys, window_start if start else ts)
         return asked[log, start]
 
+    def count_all(start: bool, window: int, log: str) -> Int:
+        return scans[log].sum(at(log, start), window)[0]
+
     for feature in key_set.features:
         start = feature.as_of == "window_start"
         scan, table, queries = scans[feature.source], events[feature.source], at(feature.source, start)
         window = parse_duration(feature.window)
-        chosen = _flag(table, feature.where)
-        value = value_column(feature)
-        values = numpy(table, value.name) if value and value.role != "number" else None
-        if values is not None:
-            present = values != MISSING_ID
-            chosen = present if chosen is None else chosen & present
-        result: NDArray[Any]
-        if feature.op == "count":
-            result = scan.sum(queries, window, chosen=chosen)[0]
-        elif feature.op == "rate":
-            hits = scan.sum(queries, window, chosen=chosen)[0].astype(np.float64)
-            log = feature.per or feature.source
-            shown = scans[log].sum(at(log, start), window)[0].astype(np.float64)
-            prior, strength = feature.prior, feature.strength
-            weight = shown + strength
-            result = np.where(weight > 0, (hits + prior * strength) / np.where(weight > 0, weight, 1), prior)
-        elif feature.op in ("sum", "mean"):
-            assert feature.value is not None
+        scale = 1
+        if feature.value is not None:
             scale = unit_scale(column_type(schema, schema.event_log(feature.source), feature.value))
-            count, total = scan.sum(queries, window, values, chosen)
-            if feature.op == "sum":
-                result = total / scale
-            else:
-                result = np.where(count > 0, total / scale / np.maximum(count, 1), np.nan)
-        elif feature.op == "distinct":
-            assert values is not None
-            result = scan.distinct(queries, window, values, chosen)
-        else:
-            result = _newest(feature, scan, queries, window, chosen, table, start, ts, window_start)
-        stored = np.int64 if stored_as(feature) == "id" else np.float32
+        question = Question(
+            feature,
+            scan,
+            queries,
+            window,
+            table,
+            _flag(table, feature.where),
+            value_column(feature),
+            scale,
+            window_start if start else ts,
+            partial(count_all, start, window),
+        )
+        result = evaluation_of(feature).answer(question)
+        stored = np.int64 if feature.stored == "id" else np.float32
         yield feature.name, pa.array(result.astype(stored))
-
-
-def _newest(
-    feature: CrossFeature,
-    scan: Scan,
-    queries: Queries,
-    window: int,
-    chosen: NDArray[np.bool_] | None,
-    table: pa.Table,
-    start: bool,
-    ts: Int,
-    window_start: Int,
-) -> NDArray[Any]:
-    if feature.op == "recency":
-        row = scan.newest(queries, window, chosen)
-        at = window_start if start else ts
-        then = np.append(numpy(table, "ts"), 0)[row]
-        return np.where(row >= 0, (at - then) / 1000.0, np.nan)
-    column = value_column(feature)
-    assert column is not None
-    value = table.column(column.name).to_numpy()
-    if column.role == "number":
-        present = ~np.isnan(value)
-        chosen = present if chosen is None else chosen & present
-    row = scan.newest(queries, window, chosen)
-    missing = MISSING_ID if column.role == "id" else np.float32("nan")
-    return np.append(value, np.array([missing], value.dtype))[row]
 
 
 def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genrank.pipelines.columns import ROLE_TYPES, Column, compute, declared_schema, joined_columns, needed, store
+from genrank.pipelines.column_roles import ROLE_TYPES, Column
+from genrank.pipelines.columns import compute, declared_schema, joined_columns, needed, store
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.merge_scan import Axis, Bool, Int, mix, order_by, slot_of
 from genrank.pipelines.partials import PartialRef, load

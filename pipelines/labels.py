@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.columns import Column, column_type, unit_scale
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import column_type, unit_scale
 from genrank.pipelines.cross_features import numpy
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from genrank.pipelines import cross_features, sequences
 from genrank.pipelines.blocks import Reader, Reading, Use
-from genrank.pipelines.columns import Column, feature_column, on_snapshot, user_sources
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import feature_column, on_snapshot, user_sources
 from genrank.pipelines.cross_features import KeySet, key_sets, numpy
 from genrank.pipelines.days import dt_of, start_of, whole_days
 from genrank.pipelines.engine import Piece, scatter

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from genrank.pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available, numpy
 from genrank.pipelines.days import start_of, whole_days
 from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by

@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.cross_features import key_sets
-from genrank.schemas import CrossFeature, Schema, UserError
+from genrank.schemas import Schema, UserError
 from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.files import reading, write_atomically
 from genrank.schemas.ids import MISSING_ID
@@ -102,18 +103,12 @@ def _rows(table: pa.Table, schema: Schema) -> Iterator[tuple[str, dict[str, Any]
         yield f"labels.{label.name}", _number(np.where(weight > 0, value, np.nan), weight)
     for key_set in key_sets(schema):
         leaves_ = {feature: groups["candidates"].field(feature.name).flatten() for feature in key_set.features}
-        found = np.any([_answered(feature, values.to_numpy()) for feature, values in leaves_.items()], axis=0)
+        found = np.any(
+            [evaluation_of(feature).saw_events(feature, values.to_numpy()) for feature, values in leaves_.items()],
+            axis=0,
+        )
         by = f" by {', '.join(key_set.keys)}" if key_set.keys else ""
         yield f"candidates → {', '.join(sorted(key_set.windows(schema)))}{by}", _join(int(found.sum()), len(found))
-
-
-def _answered(feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether a cross feature's value tells of an event (a sum of nothing but zeros, or a rate that equals its prior, doesn't)."""
-    if feature.op == "rate":
-        return values != np.float32(feature.prior)
-    if feature.op in ("count", "sum", "distinct"):
-        return values != 0
-    return values != MISSING_ID if values.dtype == np.int64 else ~np.isnan(values)
 
 
 def join_rows(day: int, joins: Mapping[str, tuple[int, int]]) -> pa.Table:

@@ -17,12 +17,18 @@ from genrank.schemas.features import (
 from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
+from genrank.schemas.operations import Operation, register_operation
 from genrank.schemas.present.serialization import from_json, from_yaml, to_json, to_yaml
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
 from genrank.schemas.table import Normal, SparseOptimizer, Table, Uniform, Zeros
-from genrank.schemas.transforms import AutoDis, Dense, FixedBuckets, Log1p, QuantileBuckets
-from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity
+from genrank.schemas.transforms import AutoDis, Dense, FixedBuckets, Log1p, QuantileBuckets, Transform
+from genrank.schemas.vocabularies import Dynamic, Enumerated, Hashed, Identity, Vocabulary
+
+register_feature_kind = Feature.register
+register_transform = Transform.register
+register_vocabulary = Vocabulary.register
+"""Make a kind from outside the package known; see `schemas.kind`."""
 
 __all__ = [
     "AutoDis",
@@ -46,6 +52,7 @@ __all__ = [
     "MultiValued",
     "Normal",
     "Numeric",
+    "Operation",
     "QuantileBuckets",
     "Schema",
     "SchemaError",
@@ -56,13 +63,19 @@ __all__ = [
     "TimeGap",
     "TimePart",
     "Training",
+    "Transform",
     "Uniform",
     "UserError",
     "UserGroup",
+    "Vocabulary",
     "Zeros",
     "from_json",
     "from_yaml",
     "load_schema",
+    "register_feature_kind",
+    "register_operation",
+    "register_transform",
+    "register_vocabulary",
     "to_json",
     "to_yaml",
 ]

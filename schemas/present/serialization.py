@@ -6,15 +6,16 @@ defaults out and writes a shared table once (`&items`, then `*items`).
 
 from __future__ import annotations
 
+import io
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml.error import YAMLError
 
 from genrank.schemas.errors import SchemaError
+from genrank.schemas.present.yaml_format import Shared, in_one_line, styled, yaml_reader, yaml_writer
 from genrank.schemas.pydantic_errors import readable
 from genrank.schemas.schema import Schema
 from genrank.schemas.table import Table
@@ -40,10 +41,9 @@ def from_json(text: str | bytes, *, where: str = "schema") -> Schema:
 
 def to_yaml(schema: Schema) -> str:
     """The schema without what is default."""
-    tables: dict[Table, dict[str, Any]] = {}
-    return yaml.dump(
-        _plain(schema, tables), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
-    )
+    text = io.StringIO()
+    yaml_writer().dump(styled(_plain(schema, {})), text)
+    return text.getvalue()
 
 
 def from_yaml(text: str | bytes, *, where: str = "schema") -> Schema:
@@ -53,12 +53,9 @@ def from_yaml(text: str | bytes, *, where: str = "schema") -> Schema:
         SchemaError: not YAML, or not a schema; every mistake, under the heading `where`.
     """
     try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise SchemaError(where, [f"not YAML: {line}{problem}"]) from None
+        data = yaml_reader().load(text)
+    except YAMLError as error:
+        raise SchemaError(where, [f"not YAML: {in_one_line(error)}"]) from None
     return from_data(data, where=where)
 
 
@@ -88,7 +85,7 @@ def _plain(value: object, tables: dict[Table, dict[str, Any]]) -> Any:
     """Dicts, lists and scalars without defaults; one dict for equal tables, so that YAML can refer to it."""
     if isinstance(value, Table):
         if value not in tables:
-            tables[value] = _fields(value, tables)
+            tables[value] = Shared(_fields(value, tables), name=value.name)
         return tables[value]
     if isinstance(value, BaseModel):
         return _fields(value, tables)
@@ -117,70 +114,3 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r} stands twice in one object")
         data[key] = value
     return data
-
-
-# ---------------------------------------------------------------------- YAML 1.2
-
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_NULL = re.compile(r"~|null|Null|NULL|")
-_INT = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, where PyYAML's own reads 1.1: a label's key `on` would become True, an offset +08:00 480."""
-
-    yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than a string; names anchors after tables."""
-
-    yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-    def generate_anchor(self, node: yaml.Node) -> str:
-        fields = {key.value: value.value for key, value in node.value}
-        return str(fields["name"])
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-
-for _tag, _pattern, _first in (
-    ("bool", _BOOL, "tTfF"),
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("int", _INT, "-+0123456789"),
-    ("float", _FLOAT, "-+.0123456789"),
-    ("merge", re.compile("<<"), "<"),
-):
-    for _resolver in (_Loader, _Dumper):
-        _resolver.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern.pattern})$"), list(_first)
-        )
-
-
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(str(loader.construct_scalar(node)))
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)))
-
-
-def _str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these line breaks as they are, and its reader folds them into spaces; in double quotes it escapes them.
-    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _str)
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)

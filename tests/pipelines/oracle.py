@@ -190,7 +190,7 @@ class Oracle:
         if kind == "id":
             return stored_id(value)
         if kind == "ids":
-            return [stored_id(v) for v in value or [] if v is not None][:limit]
+            return [stored_id(v) for v in value or [] if v is not None][: limit or None]
         if kind == "time":
             if value is None:
                 return MISSING_ID
