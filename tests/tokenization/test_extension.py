@@ -1,7 +1,7 @@
 """Kinds from outside the package, from a declaration to a trained vector: what a user writes to add a feature kind, a transform or a
 vocabulary.
 
-Each is a class that the schema's family registers (`Feature.register`, ...) and one entry on the tensor side. A package of one's own
+Each is a class that the schema's family registers (`register_feature_kind`, ...) and one entry on the tensor side. A package of one's own
 does both when it is imported, and names its modules in the entry points `genrank.kinds` (declarations) and `genrank.tensor_kinds`.
 """
 
@@ -42,7 +42,7 @@ DAY = "2026-01-01"
 # ---------------------------------------------------------------------- declarations: no torch
 
 
-@Feature.register
+@s.register_feature_kind
 class Ratio(Feature):
     """One stored number divided by another of the same group. Derived: takes no space in samples."""
 
@@ -67,7 +67,7 @@ class Ratio(Feature):
         return self.transform
 
 
-@Vocabulary.register
+@s.register_vocabulary
 class Modulo(Vocabulary):
     """An id's row is its remainder."""
 
@@ -75,7 +75,7 @@ class Modulo(Vocabulary):
     size: int = Field(gt=0)
 
 
-@Transform.register
+@s.register_transform
 class Root(Transform):
     """scale * sign(x) * sqrt(|x|), the scale learned, in `dim` columns."""
 
@@ -83,7 +83,7 @@ class Root(Transform):
     dim: int = 3
 
 
-@Transform.register
+@s.register_transform
 class Halves(Transform):
     """Two buckets that the training days' median divides."""
 
@@ -222,7 +222,7 @@ def candidates_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_names_the_registry_that_lacks_a_kind(root: Path) -> None:
-    @Feature.register
+    @s.register_feature_kind
     class Unknown(Ratio):
         kind: Literal["test_unknown"] = "test_unknown"  # type: ignore[assignment]
 
