@@ -128,8 +128,8 @@ def show(
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
     from genrank.model.config import samples_folder
     from genrank.schemas import load_schema
-    from genrank.tokenization.show import interesting_sample
-    from genrank.tokenization.show import show as show_sample
+    from genrank.tokenization.inspect_sample import interesting_sample
+    from genrank.tokenization.present.sample import show_sample
 
     declared, folder = load_schema(schema), samples_folder(samples)
     if sample_id is None:

@@ -16,7 +16,6 @@ from torch.utils.dlpack import from_dlpack
 from genrank.schemas.derive.sample_schema import Leaf, arrow_schema, leaves
 from genrank.schemas.derive.tables import TYPE
 from genrank.schemas.errors import UserError
-from genrank.schemas.features import MultiValued
 from genrank.schemas.ids import hash_strings
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Group, Ints, Ragged, ranges
@@ -34,7 +33,7 @@ class Shape(NamedTuple):
 
 
 @dataclass
-class Block:
+class StoredRows:
     """Stored rows: what `Batch` holds, for all rows at once."""
 
     groups: dict[str, Group]
@@ -73,11 +72,11 @@ class SampleColumns:
         self.leaves: dict[str, list[Leaf]] = {}
         for leaf in leaves(schema):
             self.leaves.setdefault(leaf.group, []).append(leaf)
-        self.max_values = {
-            (group, feature.name): feature.max_values
+        self.list_limits = {
+            (group, feature.name): feature.list_limit
             for group, features in schema.groups()
             for feature in features
-            if isinstance(feature, MultiValued)
+            if feature.list_limit
         }
         self.lists = [field.name for field in self.expected if field.name != USER and pa.types.is_struct(field.type)]
 
@@ -96,8 +95,11 @@ class SampleColumns:
                 )
 
     def check(self, table: pa.Table, path: Path, first_row: int) -> None:
-        """UserError, naming the row, for a null, a list of another length than its group's, or a count of visible events beyond
-        the sequence."""
+        """Check the values that a file's rows hold.
+
+        Raises:
+            UserError: a null, a list of another length than its group's, or a count of visible events beyond the sequence; with its row.
+        """
 
         def wrong(row: int, what: str) -> UserError:
             return UserError(f"{path} row {first_row + row}: {what}: build the day again")
@@ -151,7 +153,7 @@ class SampleColumns:
 
     # ------------------------------------------------------------------ tensors
 
-    def block(self, table: pa.Table) -> Block:
+    def stored_rows(self, table: pa.Table) -> StoredRows:
         """The rows of a checked table."""
         structs = {name: _struct(table, name) for name in (USER, *self.lists) if name in table.schema.names}
         n = len(table)
@@ -166,7 +168,7 @@ class SampleColumns:
         rows = len(groups[CANDIDATES].ts)
         realtime = self.schema.realtime
         user = _one(table["user_id"])
-        return Block(
+        return StoredRows(
             groups=groups,
             sample_id=_one(table["sample_id"]),
             user=_tensor(hash_strings(user) if pa.types.is_string(user.type) else user),
@@ -192,7 +194,7 @@ class SampleColumns:
         if leaf.stored != "ids":
             return leaf.name, _tensor(values)
         offsets, ids = _offsets(values), _values(values)
-        limit = self.max_values.get((leaf.group, leaf.name))
+        limit = self.list_limits.get((leaf.group, leaf.name))
         if limit is not None and len(offsets) > 1 and int(offsets.diff().max()) > limit:
             begin = offsets[:-1]
             offsets, kept = ranges(begin, torch.minimum(offsets[1:], begin + limit))

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from random_samples import demo_schema, random_table, write_random_samples
 from rich.console import Console
 
 from genrank.schemas.errors import UserError
-from genrank.tokenization.show import coarse, interesting_sample, load_sample, print_sample, show
+from genrank.tokenization.inspect_sample import coarse, interesting_sample, load_sample
+from genrank.tokenization.present.colors import ends
+from genrank.tokenization.present.sample import show_sample
+from genrank.tokenization.present.sample_terminal import print_sample
 
 DAYS = ["2026-01-01", "2026-01-02"]
 SCHEMA = demo_schema()
@@ -40,7 +45,7 @@ def test_prints_values_as_people_read_them(root: Path) -> None:
     print_sample(sample, Console(file=page, width=200))
     text = page.getvalue()
     assert text.startswith(f"{sample_id}: {len(sample.group)} tokens")
-    for heading in ("user (1)", "history (", "realtime (", "candidates (", "clicks", "who sees whom"):
+    for heading in ("user (1)", "history (", "realtime (", "candidates (", "clicks", "what each token sees"):
         assert heading in text
     picture = text.rstrip("\n").split("\n")[-len(coarse(sample, 64)) :]
     assert picture[-1].endswith("c") and picture[0].startswith("uh")
@@ -56,8 +61,21 @@ def test_chooses_the_same_interesting_sample(root: Path) -> None:
 
 def test_draws_a_picture(root: Path, tmp_path: Path) -> None:
     png = tmp_path / "sample.png"
-    show(root, "3:2026-01-01:0", schema=SCHEMA, png=png)
+    show_sample(root, "3:2026-01-01:0", schema=SCHEMA, png=png)
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 20_000
+
+
+def test_a_picture_ends_in_png(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"end it in \.png"):
+        show_sample(root, "3:2026-01-01:0", schema=SCHEMA, png=tmp_path / "sample.jpg")
+
+
+@given(st.integers(0, 40), st.integers(1, 20))
+def test_the_ends_of_rows(n: int, most: int) -> None:
+    rows = ends(n, most)
+    kept = [row for row in rows if row is not None]
+    assert len(kept) == min(n, most) and kept == sorted(set(kept)) and all(0 <= row < n for row in kept)
+    assert (None in rows) == (n > most)
 
 
 def test_names_the_sample_that_is_missing(root: Path) -> None:
