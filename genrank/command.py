@@ -490,7 +490,7 @@ def train(
 
 def _trained(run: Path) -> str:
     """What a run took in, by its summary and the last line of its log."""
-    from genrank.model.run_folder import read_json, read_log
+    from genrank.model.run_dir import read_json, read_log
 
     done = read_json(run / "summary.json")
     # A skipped batch's loss is text: it may be no number.

@@ -63,13 +63,13 @@ def save_checkpoint(
     """
     root = run / "checkpoints"
     final, staging = root / f"step-{step}", root / f".step-{step}.incomplete"
-    if ranks.chief:
+    if ranks.is_main:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     ranks.barrier()
     save_tables(embeddings, staging / "tables")
     ranks.barrier()
-    if ranks.chief:
+    if ranks.is_main:
         torch.save(dict(dense), staging / "dense.pt")
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         manifest = {

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from genrank.model.baselines.counts import Counts, count_days
 from genrank.model.checkpoint import find_checkpoint, load_dense, load_weights, read_manifest
 from genrank.model.config import EvaluateConfig, samples_folder
-from genrank.model.label_check import require_two_classes
+from genrank.model.label_guard import require_two_classes
 from genrank.model.metrics import Predictions
 from genrank.model.predict import candidate_users, predict
 from genrank.model.ranker import build_model, model_config
 from genrank.model.ranks import join_ranks
 from genrank.model.retriever import NEXT_ITEM, Retriever, evaluate_retriever
-from genrank.model.run_folder import read_json, write_json
+from genrank.model.run_dir import read_json, write_json
 from genrank.schemas.errors import UserError
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genrank.model.feed import in_step
+from genrank.model.prefetch import in_step
 from genrank.model.losses import predictions
 from genrank.model.ranks import Ranks
 from genrank.schemas.schema import Schema

@@ -10,7 +10,7 @@ from typing import Any
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate
 from genrank.model.ranks import join_ranks
-from genrank.model.run_folder import read_json, write_json
+from genrank.model.run_dir import read_json, write_json
 from genrank.model.trainer import train
 from genrank.schemas.errors import UserError
 

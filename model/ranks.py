@@ -26,7 +26,7 @@ class Ranks:
     """What hosts tell one another by, past their GPUs, which would finish all their work first; None: as everything else."""
 
     @property
-    def chief(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes files."""
         return self.rank == 0
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from genrank.model.config import samples_folder
-from genrank.model.run_folder import read_json, read_log, read_schema
+from genrank.model.run_dir import read_json, read_log, read_schema
 from genrank.schemas import Schema, UserError
 from genrank.schemas.files import write_atomically
 

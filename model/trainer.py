@@ -1,6 +1,6 @@
 """`genrank train`: samples in, a run's folder out. `Trainer.run` is the loop.
 
-Its parts: `feed` gives each step its batches, `learner` takes the step, `resume` saves how far it is and goes on from there.
+Its parts: `prefetch` gives each step its batches, `train_step` takes the step, `checkpoint_manager` saves how far it is and goes on from there.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch import nn
 from genrank.model.checkpoint import find_checkpoint, read_manifest
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.encoders.block import parameter_count
-from genrank.model.feed import Feed, make_reader
-from genrank.model.label_check import require_two_classes
-from genrank.model.learner import Learner
+from genrank.model.prefetch import Prefetcher, make_reader
+from genrank.model.label_guard import require_two_classes
+from genrank.model.train_step import TrainStep
 from genrank.model.metrics import Estimate, Predictions
 from genrank.model.parallel import gathered
-from genrank.model.peak import matmul_rate
+from genrank.model.flops import matmul_rate
 from genrank.model.predict import candidate_users, predict
 from genrank.model.progress import Progress
 from genrank.model.ranker import Ranker, build_model, model_config
 from genrank.model.ranks import Ranks, join_ranks
-from genrank.model.resume import Checkpoints
+from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.retriever import NEXT_ITEM, Retriever, RetrieverConfig, catalogue, evaluate_retriever
-from genrank.model.run_folder import RunFolder, read_json, write_json
+from genrank.model.run_dir import RunDir, read_json, write_json
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     ranks = join_ranks(config.device)
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunFolder.open(config)) if ranks.chief else None
+        run = stack.enter_context(RunDir.open(config)) if ranks.is_main else None
         if (config.out / "summary.json").is_file():
             summary = read_json(config.out / "summary.json")
             if summary["epochs"] == config.epochs and summary["max_steps"] == config.max_steps:
@@ -79,7 +79,7 @@ class Trainer:
         run: the run's folder on rank 0, None on the others.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, run: RunFolder | None) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, run: RunDir | None) -> None:
         self.config, self.ranks, self.folder = config, ranks, run
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -90,15 +90,15 @@ class Trainer:
         origin = find_checkpoint(config.from_checkpoint) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
-        self.learner = Learner(self.model, self.embeddings, config, ranks, run)
-        self.checkpoints = Checkpoints(
-            config, ranks, self.model, self.embeddings, self.learner.optimizer, self.reader, run
+        self.train_step = TrainStep(self.model, self.embeddings, config, ranks, run)
+        self.checkpoints = CheckpointManager(
+            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run
         )
         self.position = self.checkpoints.restore(origin)
-        self.feed = Feed(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
+        self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
         self.peak = 1.0
         if isinstance(self.model, Ranker):
-            half = self.learner.bf16 and ranks.device.type == "cuda"
+            half = self.train_step.bf16 and ranks.device.type == "cuda"
             self.peak = matmul_rate(ranks.device, torch.bfloat16 if half else torch.float32)
 
     # ------------------------------------------------------------------ the loop
@@ -108,11 +108,11 @@ class Trainer:
         config, at = self.config, self.position
         metrics: Metrics = {}
         stop = False
-        with Progress(config.model, at.total_steps, self.ranks.chief) as progress, self._profiler() as profiler:
+        with Progress(config.model, at.total_steps, self.ranks.is_main) as progress, self._profiler() as profiler:
             while at.epoch < config.epochs and not stop:
                 began = time.perf_counter()
-                for batches in self.feed.steps(at.epoch):
-                    loss, tasks = self.learner.step(batches, at)
+                for batches in self.prefetcher.steps(at.epoch):
+                    loss, tasks = self.train_step.run(batches, at)
                     at.step += 1
                     # Reading included: on a GPU it goes on while the device is still computing this step.
                     at.seconds += time.perf_counter() - began
@@ -147,7 +147,7 @@ class Trainer:
         return done == self.config.max_steps or self._evaluates_at(done) or self.checkpoints.due(done)
 
     def _save(self) -> None:
-        self.checkpoints.save(self.position, self.feed.reader_state)
+        self.checkpoints.save(self.position, self.prefetcher.reader_state)
 
     def _account(self, batches: list[Batch], loss: float, tasks: dict[str, float], progress: Progress) -> None:
         """Count over all ranks, hear whether rank 0 wants a checkpoint, and every `log_every` steps tell."""
@@ -170,7 +170,7 @@ class Trainer:
                     "epoch": at.epoch,
                     "loss": loss,
                     "tasks": tasks,
-                    "lr": self.learner.lr,
+                    "lr": self.train_step.lr,
                     "sparse_lr": self.embeddings.lr,
                     **progress.rates(flops, self.peak),
                 }
@@ -249,7 +249,7 @@ class Trainer:
             at.best, at.best_step, at.worse = score, at.step, 0
             if config.patience:
                 self._save()
-                if self.ranks.chief:
+                if self.ranks.is_main:
                     write_json(config.out / "checkpoints" / "best.json", {"step": at.step, "gauc": score})
         else:
             at.worse += 1
@@ -265,7 +265,7 @@ class Trainer:
         reader = make_reader(config, self.samples, config.schema, config.eval_dates, self.ranks, shuffle=False)
         found = {label.name: Predictions(label.kind) for label in config.schema.labels}
         with gathered(self.model):
-            for batch, scores in predict(self.model, reader, config.schema, self.ranks, bf16=self.learner.bf16):
+            for batch, scores in predict(self.model, reader, config.schema, self.ranks, bf16=self.train_step.bf16):
                 for task, each in found.items():
                     each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
         return {task: each.gather().compute() for task, each in found.items()}
@@ -308,7 +308,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[torch.profiler.profile | _NoProfiler]:
-        if not (self.config.profile and self.ranks.chief):
+        if not (self.config.profile and self.ranks.is_main):
             yield _NoProfiler()
             return
         handler = torch.profiler.tensorboard_trace_handler(str(self.config.out / "profile"))

@@ -1,4 +1,4 @@
-"""A training step of the dense half, as `model.learner` takes it on a GPU: encoder, heads, loss, backward, clipping, AdamW.
+"""A training step of the dense half, as `model.train_step` takes it on a GPU: encoder, heads, loss, backward, clipping, AdamW.
 
 The tokens' vectors are random: tables and their lookups are not part of it (`benchmarks/tables.py`). Each step has its tokens for
 the first time, so that what attention plans once a batch is part of every step.

@@ -44,7 +44,9 @@ def build_encoder(config: EncoderConfig) -> Encoder[Any]:
     for kind in type(config).__mro__:
         if kind in builders:
             return builders[kind](config)
-    raise TypeError(f"{type(config).__name__} belongs to no encoder; add an EncoderSpec of it to model.encoders.ENCODERS")
+    raise TypeError(
+        f"{type(config).__name__} belongs to no encoder; add an EncoderSpec of it to model.encoders.ENCODERS"
+    )
 
 
 __all__ = [

@@ -51,7 +51,9 @@ class HstuConfig(BlockConfig):
             if not 1 < self.stochastic_length <= 2:
                 raise self.refuse("stochastic_length", "give a number above 1 and at most 2, or null for every token")
             if not self.max_history:
-                raise self.refuse("max_history", "stochastic_length needs it: the most history tokens that a sample has")
+                raise self.refuse(
+                    "max_history", "stochastic_length needs it: the most history tokens that a sample has"
+                )
 
     def wants(self) -> Wants:
         """The mask that `visibility` names, within the window."""

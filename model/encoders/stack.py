@@ -88,7 +88,9 @@ class Stack(Encoder[StackState]):
         positions = local_positions(sequence.offsets, len(sequence.x))
         seconds = sequence.timestamps // 1000
         state = StackState(sequence.offsets.long(), [], [], seconds, share)
-        of_row = None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=len(seconds))
+        of_row = (
+            None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=len(seconds))
+        )
         x = sequence.x
         for block in self._blocks():
             rows = block.project(x, sequence.group_ids)

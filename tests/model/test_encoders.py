@@ -377,7 +377,9 @@ def test_an_encoder_that_defines_the_two_parts_alone_trains_through_them() -> No
 
         def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> Tensor:
             owner = torch.repeat_interleave(sequence.offsets.diff())
-            sums = sequence.x.new_zeros((len(sequence.offsets) - 1, sequence.x.shape[1])).index_add(0, owner, sequence.x)
+            sums = sequence.x.new_zeros((len(sequence.offsets) - 1, sequence.x.shape[1])).index_add(
+                0, owner, sequence.x
+            )
             return self.map(sums)
 
         def score(self, state: Tensor, candidates: Candidates) -> Tensor:

@@ -24,11 +24,11 @@ from genrank.kernels.attention import RelativeBias
 from genrank.kernels.interval import Problem
 from genrank.kernels.launch import recording
 from genrank.model.config import TrainConfig, samples_folder
-from genrank.model.learner import Learner
+from genrank.model.train_step import TrainStep
 from genrank.model.losses import loss_sums, total_loss, weight_sums
 from genrank.model.ranker import build_model, model_config
 from genrank.model.ranks import Ranks
-from genrank.model.resume import Position
+from genrank.model.checkpoint_manager import Position
 from genrank.model.retriever import Retriever
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -148,7 +148,7 @@ def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pyte
     assert len(updates) == len(plan.tables) > 1
 
 
-def test_the_learner_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To learn whether to learn from it; nowhere else in the step of `genrank train`."""
     from random_samples import BOUNDARIES
 
@@ -158,17 +158,17 @@ def test_the_learner_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, mo
     tasks = [label.name for label in schema.labels]
     model = build_model(*model_config("mtgr-tiny"), embeddings, tasks).to(META)
     config = TrainConfig(schema=schema, samples=tmp_path, dates=("2026-01-01",), out=tmp_path, clip_norm=1.0)
-    learner = Learner(model, embeddings, config, Ranks(0, 1, META), None)
+    train_step = TrainStep(model, embeddings, config, Ranks(0, 1, META), None)
     reads: list[Tensor] = []
 
     def read(sums: Tensor, batch: Batch) -> tuple[list[float], list[float]]:
         reads.append(sums)
         return [5.0, 6.0], [10.0, 0.0]
 
-    monkeypatch.setattr(learner, "_read", read)
+    monkeypatch.setattr(train_step, "_read", read)
     with nothing_waits(), recording():
         sent = batch.to(META)
-        _, each = learner.step([sent, sent], Position())
+        _, each = train_step.run([sent, sent], Position())
     assert len(reads) == 2 and each == {"click": 0.5, "watch": 12 / 1e-12}
 
 

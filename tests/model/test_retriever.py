@@ -14,7 +14,7 @@ import torch
 import genrank.schemas as s
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate, load_model
-from genrank.model.learner import Learner
+from genrank.model.train_step import TrainStep
 from genrank.model.ranker import model_config
 from genrank.model.report import print_metrics, write_report
 from genrank.model.retriever import ItemFrequency, Retriever, item_feature
@@ -149,17 +149,17 @@ def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch
         config(walk, tmp_path / name, epochs=2, checkpoint_every=2, deterministic=True) for name in ("whole", "cut")
     ]
     train(runs[0])
-    step = Learner.step
+    step = TrainStep.step
 
     def mortal(self, batches, at):
         if at.step == 3:
             raise KeyboardInterrupt
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "step", mortal)
     with pytest.raises(KeyboardInterrupt):
         train(runs[1])
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     train(runs[1])
     whole, cut = (load_model(run.out).model for run in runs)
     for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values(), strict=True):

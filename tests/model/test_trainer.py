@@ -16,7 +16,7 @@ import genrank.model.checkpoint
 from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate, load_model
-from genrank.model.learner import Learner, decay_factor, warmup
+from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.progressive import progressive
 from genrank.model.trainer import train
 from genrank.schemas import Categorical, Dynamic, Label, UserError
@@ -65,17 +65,17 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     )
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    step = Learner.step
+    step = TrainStep.step
 
     def mortal(self, batches, at):
         if at.step == kill_at:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "step", mortal)
     with pytest.raises(Killed):
         train(config)
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     done = train(config)
     assert done.steps > kill_at
     assert steps(config.out) == steps(whole.out)
@@ -89,27 +89,27 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
 def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
     config: TrainConfig, monkeypatch, tmp_path
 ) -> None:
-    import genrank.model.resume
+    import genrank.model.checkpoint_manager
 
     minutes = itertools.count()
-    monkeypatch.setattr(genrank.model.resume, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+    monkeypatch.setattr(genrank.model.checkpoint_manager, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
     config = dataclasses.replace(config, epochs=1, token_budget=300, deterministic=True, checkpoint_minutes=3)
     whole = dataclasses.replace(config, checkpoint_minutes=0, out=tmp_path / "whole")
     train(whole)
-    step = Learner.step
+    step = TrainStep.step
 
     def mortal(self, batches, at):
         if at.step == 8:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "step", mortal)
     with pytest.raises(Killed):
         train(config)
     # Asked for after the third minute's step, written after the next one; then again.
     assert steps_of(config.out) == [4, 8] and steps_of(whole.out)[0] > 8
     shutil.rmtree(config.out / "checkpoints" / "step-8")
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     train(config)
     resumed, expected = weights(config.out), weights(whole.out)
     for name in expected:
@@ -120,16 +120,16 @@ def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
 
 def test_another_number_of_processes_resumes_between_epochs_only(config: TrainConfig, monkeypatch) -> None:
     """As if two processes had written the checkpoint; tests/model/test_two_ranks.py has the processes."""
-    import genrank.model.resume
+    import genrank.model.checkpoint_manager
 
-    load = genrank.model.resume.load_dense
+    load = genrank.model.checkpoint_manager.load_dense
 
     def of_two(folder: Path) -> dict:
         state = load(folder)
         return {**state, "readers": state["readers"] * 2}
 
     train(dataclasses.replace(config, max_steps=1))
-    monkeypatch.setattr(genrank.model.resume, "load_dense", of_two)
+    monkeypatch.setattr(genrank.model.checkpoint_manager, "load_dense", of_two)
     with pytest.raises(UserError, match=r"middle of an epoch by 2 processes and 1 resume it; .* --from-checkpoint"):
         train(dataclasses.replace(config, max_steps=3))
 
@@ -240,9 +240,9 @@ def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: 
 
 
 def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig, monkeypatch) -> None:
-    import genrank.model.learner
+    import genrank.model.train_step
 
-    monkeypatch.setattr(genrank.model.learner, "SPIKE_WARMUP", 3)
+    monkeypatch.setattr(genrank.model.train_step, "SPIKE_WARMUP", 3)
     from genrank.model.encoders import Encoder
 
     forward, calls = Encoder.forward, []

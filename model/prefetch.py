@@ -42,7 +42,7 @@ def make_reader(
     )
 
 
-class Feed:
+class Prefetcher:
     """The steps of an epoch, from the reader to the device.
 
     Args:

@@ -23,7 +23,7 @@ from genrank.model.checkpoint import (
 from genrank.model.config import TrainConfig
 from genrank.model.parallel import whole_state
 from genrank.model.ranks import Ranks
-from genrank.model.run_folder import RunFolder
+from genrank.model.run_dir import RunDir
 from genrank.schemas.errors import UserError
 from genrank.tokenization.checkpoint import load_tables
 from genrank.tokenization.embedding import Embeddings
@@ -52,7 +52,7 @@ class Position:
     log_lines: int = 0
 
 
-class Checkpoints:
+class CheckpointManager:
     """A run's checkpoints: when all ranks write one, and how training begins from one.
 
     By steps (`checkpoint_every`) and by the clock (`checkpoint_minutes`). The clock is rank 0's: its word travels with the counts that
@@ -67,7 +67,7 @@ class Checkpoints:
         embeddings: Embeddings,
         optimizer: torch.optim.Optimizer,
         reader: SampleReader,
-        folder: RunFolder | None,
+        folder: RunDir | None,
     ) -> None:
         self.config, self.ranks, self.reader, self.folder = config, ranks, reader, folder
         self.model, self.embeddings, self.optimizer = model, embeddings, optimizer
@@ -85,7 +85,7 @@ class Checkpoints:
     def overdue(self) -> bool:
         """Whether rank 0's clock asks for a checkpoint; False on the others."""
         minutes = self.config.checkpoint_minutes
-        return self.ranks.chief and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.ranks.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save_after(self, step: int) -> None:
         """All ranks know of rank 0's wish: the checkpoint is of `step`, unless one is agreed on already."""

@@ -14,9 +14,9 @@ from genrank.model.losses import Weighted, loss_sums, total_loss, weight_sums
 from genrank.model.optimizer import adamw
 from genrank.model.parallel import spread, unsynchronised
 from genrank.model.ranks import Ranks
-from genrank.model.resume import Position
+from genrank.model.checkpoint_manager import Position
 from genrank.model.retriever import NEXT_ITEM, Retriever, Task
-from genrank.model.run_folder import RunFolder
+from genrank.model.run_dir import RunDir
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -27,7 +27,7 @@ SPIKES_IN_A_ROW = 5
 """So many skipped steps are no accident of one batch: training stops."""
 
 
-class Learner:
+class TrainStep:
     """A model with its optimizers, which learns one step's batches at a time.
 
     Args:
@@ -36,7 +36,7 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, embeddings: Embeddings, config: TrainConfig, ranks: Ranks, folder: RunFolder | None
+        self, model: nn.Module, embeddings: Embeddings, config: TrainConfig, ranks: Ranks, folder: RunDir | None
     ) -> None:
         self.model, self.embeddings, self.config, self.ranks, self.folder = model, embeddings, config, ranks, folder
         self.tasks: Sequence[Weighted] = config.schema.labels
@@ -46,7 +46,7 @@ class Learner:
         self.wrapped = spread(model, ranks, config.dense_parallel)
         self.optimizer = adamw(model, config.lr, config.weight_decay)
 
-    def step(self, batches: list[Batch], at: Position) -> tuple[float, dict[str, float]]:
+    def run(self, batches: list[Batch], at: Position) -> tuple[float, dict[str, float]]:
         """One optimizer step; returns the mean loss and each task's.
 
         Gradients are weighted by the global sum of weights, over ranks and accumulated batches: how samples fall into batches does

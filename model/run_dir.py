@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 
-class RunFolder:
+class RunDir:
     """What training writes, besides checkpoints. Rank 0 only."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
@@ -30,7 +30,7 @@ class RunFolder:
         """Of the log."""
 
     @classmethod
-    def open(cls, config: TrainConfig) -> RunFolder:
+    def open(cls, config: TrainConfig) -> RunDir:
         """The folder of this configuration: made, or found where an interrupted run left it.
 
         Raises:
@@ -82,7 +82,7 @@ class RunFolder:
         """Write summary.json: the run is complete."""
         write_json(self.path / "summary.json", summary)
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> RunDir:
         return self
 
     def __exit__(
