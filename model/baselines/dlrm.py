@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrank.model.baselines.context import Context, mean, visible_mean
+from genrank.model.baselines.context import mean, visible_mean
+from genrank.model.baselines.tower import Baseline, Tower
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -23,20 +25,21 @@ INTERACTIONS = 1 << 21
 
 
 @dataclass(frozen=True)
-class DlrmConfig:
-    dim: int = 16
+class DlrmConfig(Checked):
+    """Fields that `--set` changes."""
+
+    dim: Positive = 16
     """Width of a feature's vector in the interactions."""
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[Positive, ...] = (128, 64)
     """The top MLP, shared by the tasks."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
 
 
-class Dlrm(nn.Module):
+class Dlrm(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DlrmConfig, head: HeadConfig) -> None:
-        super().__init__()
-        self.context = Context(embeddings)
+        super().__init__(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
         widths = {group: [c.stop - c.start for c in embeddings.layout[group].values()] for group in self.groups}
         self.fields = nn.ModuleDict({f"of_{group}": Fields(widths[group], config.dim) for group in self.groups})
@@ -44,18 +47,11 @@ class Dlrm(nn.Module):
         first, second = torch.triu_indices(count, count, 1)
         self.register_buffer("pairs", first * count + second, persistent=False)
         width = count * config.dim + len(self.pairs)
-        layers: list[nn.Module] = []
-        for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(config.dropout)]
-            width = size
-        self.top = nn.Sequential(*layers)
-        self.heads = Heads(width, tasks, head)
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return self.context.embeddings
+        self.top = Tower(width, config.hidden, config.dropout)
+        self.heads = Heads(self.top.out_dim, tasks, head)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logit [C]}."""
         context, x = self.context, self.context(batch)
         owner = context.owner(batch)
         # Fields are linear and so are means: what belongs to a user or an event is computed once for it, then spread.

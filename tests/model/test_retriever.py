@@ -149,17 +149,17 @@ def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch
         config(walk, tmp_path / name, epochs=2, checkpoint_every=2, deterministic=True) for name in ("whole", "cut")
     ]
     train(runs[0])
-    step = TrainStep.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == 3:
             raise KeyboardInterrupt
         return step(self, batches, at)
 
-    monkeypatch.setattr(TrainStep, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(KeyboardInterrupt):
         train(runs[1])
-    monkeypatch.setattr(TrainStep, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     train(runs[1])
     whole, cut = (load_model(run.out).model for run in runs)
     for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values(), strict=True):

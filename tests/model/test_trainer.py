@@ -65,17 +65,17 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     )
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    step = TrainStep.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == kill_at:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(TrainStep, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(Killed):
         train(config)
-    monkeypatch.setattr(TrainStep, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     done = train(config)
     assert done.steps > kill_at
     assert steps(config.out) == steps(whole.out)
@@ -96,20 +96,20 @@ def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
     config = dataclasses.replace(config, epochs=1, token_budget=300, deterministic=True, checkpoint_minutes=3)
     whole = dataclasses.replace(config, checkpoint_minutes=0, out=tmp_path / "whole")
     train(whole)
-    step = TrainStep.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == 8:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(TrainStep, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(Killed):
         train(config)
     # Asked for after the third minute's step, written after the next one; then again.
     assert steps_of(config.out) == [4, 8] and steps_of(whole.out)[0] > 8
     shutil.rmtree(config.out / "checkpoints" / "step-8")
-    monkeypatch.setattr(TrainStep, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     train(config)
     resumed, expected = weights(config.out), weights(whole.out)
     for name in expected:
