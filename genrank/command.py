@@ -219,7 +219,7 @@ def world(
 def inputs(
     schema: SchemaFlag,
     data: DataFlag,
-    day: Annotated[str, typer.Option(metavar="DAY", help="YYYY-MM-DD.", show_default=False)],
+    day: Annotated[str, typer.Option("--day", metavar="DAY", help="YYYY-MM-DD.", show_default=False)],
     marker: Annotated[str | None, typer.Option(help="A file that closes a day's folder, such as _SUCCESS.")] = None,
 ) -> None:
     """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
@@ -325,7 +325,7 @@ def show(
     sample_id: Annotated[str | None, typer.Argument(help="user:day:chunk. Default: a telling one of --day.")] = None,
     samples: SamplesFlag = ...,  # type: ignore[assignment]
     schema: SchemaFlag = ...,  # type: ignore[assignment]
-    day: Annotated[str | None, typer.Option(metavar="DAY", help="Choose a sample of this day.")] = None,
+    day: Annotated[str | None, typer.Option("--day", metavar="DAY", help="Choose a sample of this day.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it to a picture instead.")] = None,
 ) -> None:
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
@@ -472,8 +472,8 @@ def train(
         profile=profile,
     )
     if progressive:
-        from genrank.model.progressive import print_progressive
         from genrank.model.progressive import progressive as run_days
+        from genrank.model.terminal import print_progressive
 
         print_progressive(run_days(config))
     else:
@@ -484,20 +484,10 @@ def train(
             _say(f"{out} is complete ({done.steps:,} steps): nothing to do; more --epochs go on from it")
             return
         if os.environ.get("RANK", "0") == "0":  # Of several ranks the first tells.
-            _say(_trained(out))
+            from genrank.model.run_dir import training_message
+
+            _say(training_message(out))
     _say(f"wrote {out}")
-
-
-def _trained(run: Path) -> str:
-    """What a run took in, by its summary and the last line of its log."""
-    from genrank.model.run_dir import read_json, read_log
-
-    done = read_json(run / "summary.json")
-    # A skipped batch's loss is text: it may be no number.
-    losses = [loss for row in read_log(run) if isinstance(loss := row.get("loss"), float)]
-    told = f"{done['steps']:,} steps over {done['samples']:,} samples in {done['seconds']:,.0f} s"
-    speed = f" ({done['samples_per_s']:,.0f} samples/s, {done['tokens_per_s']:,.0f} tokens/s, {done['device']})"
-    return told + speed + (f"; training loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "")
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -509,7 +499,9 @@ def _setting(text: str) -> tuple[str, str]:
 
 @app.command(rich_help_panel="Models")
 def evaluate(
-    run: Annotated[Path, typer.Option(metavar="RUN", help="The --out folder of `genrank train`.", show_default=False)],
+    run: Annotated[
+        Path, typer.Option("--run", metavar="RUN", help="The --out folder of `genrank train`.", show_default=False)
+    ],
     samples: SamplesFlag,
     dates: DatesFlag,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/metrics.json.")] = None,
@@ -519,7 +511,7 @@ def evaluate(
     """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves; HR, NDCG and MRR of retrieval."""
     from genrank.model.evaluate import EvaluateConfig
     from genrank.model.evaluate import evaluate as run_evaluation
-    from genrank.model.report import print_metrics
+    from genrank.model.terminal import print_metrics
 
     metrics = run_evaluation(
         EvaluateConfig(
@@ -533,7 +525,7 @@ def evaluate(
 @app.command(rich_help_panel="Models")
 def report(
     run: Annotated[
-        list[Path], typer.Option(metavar="RUN", help="An evaluated run; the first is compared with the rest.")
+        list[Path], typer.Option("--run", metavar="RUN", help="An evaluated run; the first is compared with the rest.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page.")] = Path("report.html"),
     samples: Annotated[

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from genrank.model.checkpoint import (
+    DenseState,
     load_dense,
     load_optimizer_state,
     load_weights,
@@ -21,6 +24,7 @@ from genrank.model.checkpoint import (
     steps_of,
 )
 from genrank.model.config import TrainConfig
+from genrank.model.documents import ModelIdentity
 from genrank.model.parallel import whole_state
 from genrank.model.ranks import Ranks
 from genrank.model.run_dir import RunDir
@@ -38,13 +42,22 @@ class Position:
     step: int = 0
     epoch: int = 0
     total_steps: int = 0
-    """Expected, for the learning rate's decay; fixed when training begins."""
+    """Of the whole training, for the learning rate's decay; fixed when training begins."""
     running_loss: float = math.nan
     spikes: int = 0
     samples: int = 0
     candidates: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    """Of all steps, evaluations and checkpoints left out."""
+    timed_steps: int = 0
+    """Those that rates are taken over: not the first ones of a process, which compile and tune (`model.progress.SETTLING_STEPS`)."""
+    timed_seconds: float = 0.0
+    timed_samples: int = 0
+    timed_tokens: int = 0
+    timed_flops: int = 0
+    waited_seconds: float = 0.0
+    """Of the timed ones, in which the host waited for batches."""
     best: float = -math.inf
     best_step: int = 0
     worse: int = 0
@@ -108,7 +121,7 @@ class CheckpointManager:
                 "model": whole_state(self.model),
                 "optimizer": optimizer_state(self.model, self.optimizer),
                 "position": dataclasses.asdict(at),
-                "readers": self.ranks.gather(reader_state),
+                "readers": cast(list[dict[str, int]], self.ranks.gather(reader_state)),
             },
             embeddings=self.embeddings,
             ranks=self.ranks,
@@ -137,7 +150,6 @@ class CheckpointManager:
         at = Position(**state["position"])  # type: ignore[arg-type]
         self._saved_step = at.step
         readers = state["readers"]
-        assert isinstance(readers, list)
         if len(readers) == self.ranks.size:
             self.reader.load_state_dict(readers[self.ranks.rank])
         else:
@@ -153,38 +165,46 @@ class CheckpointManager:
                 f" as many, or give a new --out with --from-checkpoint {self.config.out}, which begins the days anew"
             )
         self.reader.load_state_dict({**self.reader.state_dict(), "epoch": at.epoch})
-        at.total_steps = at.step + self._steps_ahead(self.config.epochs - at.epoch)
+        at.total_steps = self._total_steps(at)
 
     def _begun(self, origin: Path | None) -> Position:
         if origin:
             model, wanted = read_manifest(origin).model, self._identity()
             if model != wanted:
                 raise UserError(
-                    f"--from-checkpoint {self.config.from_checkpoint}: it is of model {_model_name(model)}, not of"
-                    f" {_model_name(wanted)}; give the same --model and --set"
+                    f"--from-checkpoint {self.config.from_checkpoint}: it is of model {model}, not of"
+                    f" {wanted}; give the same --model and --set"
                 )
             self._load(origin, origin=True)
-        total = self._steps_ahead(self.config.epochs)
-        return Position(total_steps=min(total, self.config.max_steps) if self.config.max_steps else total)
+        at = Position()
+        at.total_steps = self._total_steps(at)
+        return at
 
-    def _steps_ahead(self, epochs: int) -> int:
-        """Optimizer steps of so many epochs, estimated alike by all ranks."""
-        batches = max(int(str(n)) for n in self.ranks.gather(self.reader.estimate_batches()))
-        return max(1, math.ceil(batches / self.config.accumulate)) * epochs
+    def _total_steps(self, at: Position) -> int:
+        """The step at which training ends if nothing stops it early, counted from the beginning of an epoch; the same on all ranks."""
+        config = self.config
+        most = config.max_steps - at.step if config.max_steps else 0
+        own = self.reader.count_batches(range(at.epoch, config.epochs), most * config.accumulate)
+        steps = at.step + steps_of_batches(self.ranks.gather(own), config.accumulate)  # type: ignore[arg-type]
+        return min(steps, config.max_steps) if config.max_steps else steps
 
-    def _load(self, folder: Path, *, origin: bool = False) -> dict[str, object]:
+    def _load(self, folder: Path, *, origin: bool = False) -> DenseState:
         """Model, tables and optimizer from a checkpoint; returns its dense part."""
         state = load_dense(folder)
-        load_weights(self.model, state["model"], folder, grown=origin)  # type: ignore[arg-type]
-        load_optimizer_state(self.model, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
+        load_weights(self.model, state["model"], folder, grown=origin)
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         load_tables(self.embeddings, folder / "tables", reset=self.config.reset_tables if origin else ())
         return state
 
-    def _identity(self) -> dict[str, object]:
-        return {"name": self.config.model, "settings": dict(self.config.settings)}
+    def _identity(self) -> ModelIdentity:
+        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings))
 
 
-def _model_name(model: dict[str, object]) -> str:
-    settings = model.get("settings")
-    assert isinstance(settings, dict)
-    return " ".join([str(model["name"]), *(f"--set {k}={v}" for k, v in settings.items())])
+def steps_of_batches(batches: Sequence[Sequence[int]], accumulate: int) -> int:
+    """Optimizer steps of some epochs, from each rank's batches in each: all ranks take as many as the one that has most
+    (`model.prefetch.in_step`), and an epoch's last step takes what is left.
+
+    >>> steps_of_batches([[5, 4], [3, 6]], accumulate=2)
+    6
+    """
+    return sum(math.ceil(max(epoch) / accumulate) for epoch in zip(*batches, strict=True))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
 
 from genrank.model.metrics import Estimate
 from genrank.schemas.errors import UserError
@@ -63,6 +63,10 @@ class CheckpointManifest(Document):
     files: dict[str, FileDigest]
     """By their path in the checkpoint's folder."""
 
+    @field_serializer("declared")
+    def _as_schema_json(self, schema: Schema) -> dict[str, Any]:
+        return schema.model_dump(mode="json")
+
 
 class Best(Document):
     """The best checkpoint so far, by the mean of the task's headline metric over its objectives."""
@@ -70,6 +74,20 @@ class Best(Document):
     step: int
     metric: str = "gauc"
     value: float | None = None
+
+
+class Speeds(Document):
+    """What some steps came to; None where there is nothing to say."""
+
+    step_ms: float | None = None
+    """Milliseconds a step, reading included."""
+    input_wait: float | None = None
+    """The share of them that the host waited for batches."""
+    samples_per_s: float
+    tokens_per_s: float
+    model_gflops_per_s: float | None = None
+    mfu: float | None = None
+    """The same as a share of what the device can do at most."""
 
 
 class StepRow(Document):
@@ -83,10 +101,14 @@ class StepRow(Document):
     """Loss by objective."""
     lr: float
     sparse_lr: float
+    step_ms: float | None = None
+    input_wait: float | None = None
     samples_per_s: float
     tokens_per_s: float
     model_gflops_per_s: float | None = None
     mfu: float | None = None
+    """These six as in `Speeds`."""
+    peak_gpu_bytes: int | None = None
     time: float
     """Epoch seconds."""
 
@@ -143,9 +165,17 @@ class Summary(Document):
     samples: int
     candidates: int
     seconds: float
+    timed_steps: int = 0
+    """Steps that the rates are taken over."""
+    step_ms: float | None = None
+    input_wait: float | None = None
     samples_per_s: float
     tokens_per_s: float
+    model_gflops_per_s: float | None = None
+    mfu: float | None = None
+    """These six as in `Speeds`."""
     peak_rss_bytes: int
+    peak_gpu_bytes: int | None = None
     device: str
     ranks: int
     versions: Versions
@@ -192,6 +222,7 @@ class ProgressiveDay(Document):
     steps: int
     ids: dict[str, int]
     """Ids that have a row after the day, by dynamic table."""
+    task: str = "ranking"
     tasks: Rows
 
 
@@ -223,9 +254,7 @@ def parse_document(text: str, kind: type[DocumentT], path: Path) -> DocumentT:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"{path}: {where}: {first['msg']}; write it again with the command that made it"
-        ) from None
+        raise UserError(f"{path}: {where}: {first['msg']}; write it again with the command that made it") from None
 
 
 def read_text(path: Path) -> str:

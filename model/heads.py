@@ -35,7 +35,8 @@ def mlp(width: int, hidden: Sequence[int], out: int, dropout: float = 0.0) -> nn
 
 
 class Heads(nn.Module):
-    """[C, dim] -> {task: logit [C]}; in float32 under autocast, too: bfloat16's logits would tie candidates.
+    """[C, dim] of any float dtype -> {task: logit [C]}, computed in the parameters' (float32) under autocast too: bfloat16's
+    logits would tie candidates.
 
     Args:
         dim: width of the candidates' vectors.
@@ -58,6 +59,8 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """[C, dim] -> {task: logit [C]}."""
+        # Outside autocast nothing else casts what a model's last layer left in bfloat16.
+        x = x.to(next(self.parameters()).dtype)
         if torch.amp.is_autocast_available(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._logits(x)

@@ -35,7 +35,7 @@ class Model(nn.Module, ABC):
     def prepare(self, samples: Path, dates: Sequence[str]) -> None:
         """Called once before training, with the samples' folder and the days to be learned."""
 
-    def layers(self) -> Sequence[nn.Module]:
+    def shardable_layers(self) -> Sequence[nn.Module]:
         """Layers that FSDP gathers one at a time; the rest is gathered with the whole."""
         return ()
 
@@ -45,7 +45,9 @@ class Model(nn.Module, ABC):
         Raises:
             UserError: nothing can.
         """
-        raise UserError(f"--compile is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none")
+        raise UserError(
+            f"--compile is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none"
+        )
 
     def recompute_activations(self) -> None:
         """Drop activations in forward and compute them again in backward.
@@ -53,7 +55,9 @@ class Model(nn.Module, ABC):
         Raises:
             UserError: the model can't.
         """
-        raise UserError(f"--recompute is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none")
+        raise UserError(
+            f"--recompute is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none"
+        )
 
     @property
     def counts_flops(self) -> bool:

@@ -1,71 +1,134 @@
-"""A progress bar with throughput (off a terminal, a line now and then), and the same figures for the log."""
+"""A progress bar with throughput (off a terminal, a line now and then), and the figures of log and summary: a step's time and what
+of it was waiting for input, samples, tokens and operations a second, memory of the GPU."""
 
 from __future__ import annotations
 
-import sys
+import math
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
-from rich.console import Console
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-TOLD_EVERY_S = 30.0
+from genrank.model.documents import Speeds
+from genrank.schemas.console import logger, stderr
+
+T = TypeVar("T")
+REPORT_EVERY_S = 30.0
 """Off a terminal: seconds between lines, so that a scheduler's log shows a long training's way and a short one's not at all."""
+SETTLING_STEPS = 2
+"""First steps of a process that the summary's rates leave out: kernels are compiled and tuned then, and caches filled."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step took on the host, reading included, and for how much of it the host waited for batches."""
+
+    seconds: float
+    waited: float
+
+
+class StepClock:
+    """Times steps end to end, so that what the device still computes when a step returns counts for the next one."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin now: whatever came before, such as an evaluation, is part of no step."""
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def waiting(self, steps: Iterator[T]) -> Iterator[T]:
+        """The same; what it takes to get each is waiting for input."""
+        while True:
+            asked = time.perf_counter()
+            step = next(steps, None)
+            self._waited += time.perf_counter() - asked
+            if step is None:
+                return
+            yield step
+
+    def lap(self) -> StepTime:
+        """The step that ends now; the next one begins."""
+        done = StepTime(time.perf_counter() - self._began, self._waited)
+        self.start()
+        return done
+
+
+def speeds(steps: int, samples: int, tokens: int, flops: int, time: StepTime, peak: float) -> Speeds:
+    """What steps that took `time` together came to.
+
+    Args:
+        flops: of the model; 0 where they aren't counted.
+        peak: FLOP/s of which `mfu` is a share.
+    """
+    seconds = max(time.seconds, 1e-9)
+    return Speeds(
+        step_ms=round(1e3 * seconds / steps, 3) if steps else None,
+        input_wait=round(time.waited / seconds, 4) if steps and math.isfinite(time.waited) else None,
+        samples_per_s=round(samples / seconds, 2),
+        tokens_per_s=round(tokens / seconds, 1),
+        model_gflops_per_s=round(flops / seconds / 1e9, 3) if flops else None,
+        mfu=round(flops / seconds / peak, 4) if flops else None,
+    )
+
+
+def peak_gpu_bytes(device: torch.device) -> int | None:
+    """The most GPU memory that tensors took at once so far in this process; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 class Progress:
-    """Counts steps, samples and tokens; tells them on stderr: a bar on a terminal, else a line every 30 seconds."""
+    """Counts steps, samples and tokens; reports them on stderr: a bar on a terminal, else a line every 30 seconds."""
 
     def __init__(self, title: str, total_steps: int, show: bool) -> None:
-        terminal = Console(stderr=True).is_terminal
+        terminal = stderr().is_terminal
         self._title, self._total, self._lines = title, total_steps, show and not terminal
-        self._told = time.perf_counter()
+        self._reported = time.perf_counter()
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=stderr(),
             disable=not (show and terminal),
             transient=True,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task(title, total=total_steps or None, told="")
+        self._task = self._bar.add_task(title, total=total_steps or None, rates="")
         self._reset()
 
     def _reset(self) -> None:
-        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+        self._steps, self._samples, self._tokens = 0, 0, 0
+        self._time = StepTime(0.0, 0.0)
 
-    def update(self, step: int, epoch: int, loss: float, samples: int, tokens: int) -> None:
-        """After each step: where training is and what the step took in."""
+    def update(self, step: int, epoch: int, loss: float, samples: int, tokens: int, took: StepTime) -> None:
+        """After each step: where training is, what the step took in and how long it took."""
+        self._steps += 1
         self._samples += samples
         self._tokens += tokens
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
-        # How many steps there will be is an estimate from the first rows.
+        self._time = StepTime(self._time.seconds + took.seconds, self._time.waited + took.waited)
+        seconds = max(self._time.seconds, 1e-9)
+        rates = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
+        # Of a finished run that goes on for more epochs than it was begun with.
         if step > self._total:
             self._total = 0
-        self._bar.update(self._task, completed=step, total=self._total or None, told=told)
-        if self._lines and time.perf_counter() - self._told >= TOLD_EVERY_S:
-            self._told = time.perf_counter()
-            total = f" of about {self._total:,}" if self._total else ""
-            print(f"{self._title}: step {step:,}{total}, {told}", file=sys.stderr, flush=True)
+        self._bar.update(self._task, completed=step, total=self._total or None, rates=rates)
+        if self._lines and time.perf_counter() - self._reported >= REPORT_EVERY_S:
+            self._reported = time.perf_counter()
+            total = f" of {self._total:,}" if self._total else ""
+            logger.info(f"{self._title}: step {step:,}{total}, {rates}")
 
-    def rates(self, flops: int, peak: float) -> dict[str, float]:
-        """Samples, tokens and (given how many there were) floating point operations per second since the last call, and these as a
-        share of `peak` (MFU)."""
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        rates = {
-            "samples_per_s": round(self._samples / seconds, 2),
-            "tokens_per_s": round(self._tokens / seconds, 1),
-        }
-        if flops:
-            rates["model_gflops_per_s"] = round(flops / seconds / 1e9, 3)
-            rates["mfu"] = round(flops / seconds / peak, 4)
+    def rates(self, flops: int, peak: float) -> Speeds:
+        """`speeds` of the steps since the last call."""
+        found = speeds(self._steps, self._samples, self._tokens, flops, self._time, peak)
         self._reset()
-        return rates
+        return found
 
     def __enter__(self) -> Progress:
         self._bar.start()

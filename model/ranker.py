@@ -16,7 +16,8 @@ from genrank.model.interface import Model
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.tokens import Tokenizer, Tokens
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.tokens import Tokenizer
 from genrank.tokenization.wants import One, PerFeature, Wants
 
 
@@ -61,9 +62,9 @@ class EncoderModel(Model):
         """The features' embedding tables."""
         return self.tokenizer.embeddings
 
-    def layers(self) -> Sequence[nn.Module]:
+    def shardable_layers(self) -> Sequence[nn.Module]:
         """The encoder's."""
-        return self.encoder.layers()
+        return self.encoder.shardable_layers()
 
     def compile_encoder(self) -> None:
         """torch.compile the encoder, for any number of tokens.

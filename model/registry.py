@@ -59,9 +59,7 @@ class ModelSpec:
     """Whether it has heads a label, which `--set head.FIELD` changes."""
 
 
-def encoder_spec(
-    name: str, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
-) -> ModelSpec:
+def encoder_spec(name: str, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder) -> ModelSpec:
     """A ranker on an encoder.
 
     Args:

@@ -160,11 +160,14 @@ class Retriever(EncoderModel, RetrievalModel):
         start = self.embeddings.plan.start_of(self.table)
         if self.vocabulary is None:
             return self.embeddings.vocabularies[self.table].rows_of(ids) + start
-        return self.vocabulary(ids[None])[0] + start
+        rows: Tensor = self.vocabulary(ids[None])
+        return rows[0] + start
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N, item_dim]; in training, backward learns the rows."""
-        return self.item(self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged])
+        rows = self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged]
+        vectors: Tensor = self.item(rows)
+        return vectors
 
     def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[N, item_dim] after each history event, and [N] int64 the event's item."""
@@ -206,6 +209,8 @@ class Retriever(EncoderModel, RetrievalModel):
 
 class ItemFrequency(nn.Module):
     """How often each item occurs in the training stream, in a hashed array; part of the model's checkpoint."""
+
+    counts: Tensor
 
     def __init__(self) -> None:
         super().__init__()

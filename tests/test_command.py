@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+import typer
 
 from genrank import command as genrank_command
 from genrank.schemas import UserError
@@ -42,6 +45,27 @@ def test_help_names_every_step() -> None:
         "clean",
     ):
         assert f" {command} " in done.stdout, f"`genrank --help` does not name {command}"
+
+
+def commands(app: typer.Typer) -> Iterator[Any]:
+    yield from (command.callback for command in app.registered_commands)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from commands(group.typer_instance)
+
+
+def test_a_placeholder_that_spells_its_option_does_not_name_it() -> None:
+    """typer 0.27 makes `--RUN` of a parameter `run` with the metavar RUN, unless `--run` is written out."""
+    spelled = 0
+    for command in commands(genrank.app):
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            for option in get_args(hint)[1:]:
+                if isinstance(option, typer.models.OptionInfo) and (option.metavar or "").lower() == name:
+                    spelled += 1
+                    # Option's first positional argument is called `default`; inside Annotated it is a name.
+                    names = (option.default, *(option.param_decls or ()))
+                    assert f"--{name}" in names, f"{command.__name__}: write out --{name}"
+    assert spelled == 4
 
 
 @pytest.mark.parametrize(

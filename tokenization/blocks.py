@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,18 @@ from genrank.schemas.feature import MultiValued
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.schemas.tables import TYPE
 from genrank.schemas.vocabulary import hash_strings
-from genrank.tokenization.batch import Group, Ragged, ranges
+from genrank.tokenization.batch import Group, Ints, Ragged, ranges
+
+
+class Shape(NamedTuple):
+    """What decides which samples R stored rows hold, and of how many tokens each."""
+
+    lengths: dict[str, Ints]
+    """Candidates and sequences -> [R] rows of it."""
+    ts: Ints
+    request: Ints
+    sees: Ints
+    """Of each candidate, [C] int64: exposure, epoch ms; request; realtime events before it (0 without such a sequence)."""
 
 
 @dataclass
@@ -39,6 +51,16 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def shape(self) -> Shape:
+        """Lengths and candidates, as numpy."""
+        return Shape(
+            {name: group.lengths.numpy() for name, group in self.groups.items() if name != USER},
+            self.groups[CANDIDATES].ts.numpy(),
+            self.request.numpy(),
+            self.candidate_sees.numpy().astype(np.int64),
+        )
 
 
 class SampleColumns:
@@ -80,14 +102,11 @@ class SampleColumns:
         def wrong(row: int, what: str) -> UserError:
             return UserError(f"{path} row {first_row + row}: {what}: build the day again")
 
-        for field in table.schema:
-            for name, array in _children(field.name, _one(table[field.name])):
-                if (row := _null_row(array)) is not None:
-                    raise wrong(row, f"column {name} is null; samples hold no nulls")
-        for group, names in self._same_length().items():
-            wanted = _lengths(table, group)
+        self.check_nulls(table, path, first_row)
+        for group, names in self.same_length().items():
+            wanted = list_lengths(table, group)
             for name in names:
-                own = _lengths(table, name)
+                own = list_lengths(table, name)
                 if not np.array_equal(own, wanted):
                     row = int(np.flatnonzero(own != wanted)[0])
                     raise wrong(
@@ -96,7 +115,7 @@ class SampleColumns:
                         "the lists of one group must be of equal length",
                     )
         if self.schema.realtime:
-            events = _lengths(table, f"{self.schema.realtime.name}.ts")
+            events = list_lengths(table, f"{self.schema.realtime.name}.ts")
             for column in _struct(table, "mask").type:
                 seen = _struct(table, "mask").field(column.name)
                 owner = np.repeat(np.arange(len(table)), np.diff(seen.offsets.to_numpy()))
@@ -108,7 +127,16 @@ class SampleColumns:
                         row, f"mask.{column.name} says {counts[beyond[0]]} of {events[row]} realtime events are visible"
                     )
 
-    def _same_length(self) -> dict[str, list[str]]:
+    def check_nulls(self, table: pa.Table, path: Path, first_row: int) -> None:
+        """UserError, naming the row, for a null at any depth of the table's columns."""
+        for field in table.schema:
+            for name, array in _children(field.name, _one(table[field.name])):
+                if (row := _null_row(array)) is not None:
+                    raise UserError(
+                        f"{path} row {first_row + row}: column {name} is null; samples hold no nulls: build the day again"
+                    )
+
+    def same_length(self) -> dict[str, list[str]]:
         """First list of a token group -> every list of that length."""
         groups: dict[str, list[str]] = {}
         realtime = self.schema.realtime.name if self.schema.realtime else ""
@@ -218,9 +246,18 @@ def _struct(table: pa.Table, name: str) -> pa.StructArray:
     return _one(table[name])
 
 
-def _lengths(table: pa.Table, path: str) -> np.ndarray:
+def list_lengths(table: pa.Table, path: str) -> Ints:
+    """[R] int64: values in each row of a list column, `group.leaf`."""
     group, _, leaf = path.partition(".")
-    return np.diff(_struct(table, group).field(leaf).offsets.to_numpy())
+    lengths: Ints = np.diff(_struct(table, group).field(leaf).offsets.to_numpy()).astype(np.int64)
+    return lengths
+
+
+def list_values(table: pa.Table, path: str) -> Ints:
+    """[N] int64: every row's values of a list column without nulls, side by side."""
+    group, _, leaf = path.partition(".")
+    values: Ints = _inner(_struct(table, group).field(leaf)).to_numpy().astype(np.int64, copy=False)
+    return values
 
 
 def _inner(array: pa.ListArray) -> pa.Array:

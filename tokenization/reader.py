@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
 from genrank.tokenization.blocks import Block, SampleColumns
+from genrank.tokenization.lengths import SampleLengths
 from genrank.tokenization.views import cut_by_budget, view_of
 
 T = TypeVar("T")
@@ -123,16 +124,17 @@ class SampleReader:
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
         windows = self._windows(start.epoch)[start.window :]
-        blocks = self._decode_ahead(windows) if self.prefetch else map(self._read, windows)
+        blocks = _read_ahead(self._read, windows) if self.prefetch else map(self._read, windows)
         for number, block in enumerate(blocks, start.window):
             view = view_of(block, self.schema, self.view)
-            batches = self._batches(view.tokens, np.random.default_rng([self.seed, 1, start.epoch, self.rank, number]))
+            batches = self._batches(view.tokens, start.epoch, number)
             done = start.batches if number == start.window else 0
             for at, batch in enumerate(view.batches(batches[done:]), done + 1):
                 yield batch, Position(start.epoch, number, at)
 
-    def _batches(self, tokens: Ints, random: np.random.Generator) -> list[Ints]:
-        """The samples of each batch of a window, from each sample's tokens."""
+    def _batches(self, tokens: Ints, epoch: int, window: int) -> list[Ints]:
+        """The samples of each batch of a window, by its number, from each sample's tokens."""
+        random = np.random.default_rng([self.seed, 1, epoch, self.rank, window])
         order = np.arange(len(tokens))
         if self.shuffle:
             random.shuffle(order)
@@ -142,20 +144,6 @@ class SampleReader:
         if self.by_length and self.shuffle:
             batches = [batches[at] for at in random.permutation(len(batches))]
         return batches
-
-    def _decode_ahead(self, windows: list[list[RowGroup]]) -> Iterator[Block]:
-        """The windows' rows, those of the next ones decoded meanwhile: one decode alone leaves cores idle."""
-        pool = ThreadPoolExecutor(DECODED_AHEAD, "genrank-reader", initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            ahead: deque[Future[Block]] = deque()
-            for window in windows:
-                ahead.append(pool.submit(self._read, window))
-                if len(ahead) > DECODED_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _read(self, window: list[RowGroup]) -> Block:
         tables = []
@@ -241,15 +229,43 @@ class SampleReader:
         """Stored rows (a user and day) of all days, on all ranks."""
         return sum(unit.rows for unit in self.row_groups)
 
-    def estimate_batches(self) -> int:
-        """Batches of an epoch on this rank, from the mean sample of its first row group."""
-        windows = self._windows(self.position.epoch)
-        if not windows:
-            return 0
-        view = view_of(self._read(windows[0][:1]), self.schema, self.view)
-        tokens_per_row = view.tokens.sum() / windows[0][0].rows
-        rows = [sum(unit.rows for unit in window) for window in windows]
-        return sum(int(np.ceil(n * tokens_per_row / self.token_budget)) for n in rows)
+    def count_batches(self, epochs: Sequence[int], limit: int = 0) -> list[int]:
+        """How many batches with a candidate this rank hands out in each of some epochs: exactly, by the same order, on lengths alone.
+
+        Costs a read of list lengths (`tokenization.lengths`), of each row group that falls to this rank in any of the epochs once:
+        10 to 20 million tokens a second and core, a tenth of the time of reading the batches by user-days and a fifth of it by
+        requests or sessions.
+
+        Args:
+            limit: batches of all the epochs after which counting may stop; 0: none.
+
+        Raises:
+            UserError: a file is corrupt, or holds a null.
+        """
+        lengths = SampleLengths(self.columns, self.view, remember=len(epochs) > 1)
+        counts = [0] * len(epochs)
+        for at, epoch in enumerate(epochs):
+            for number, (tokens, ranked) in enumerate(_read_ahead(lengths.of, self._windows(epoch))):
+                batches = self._batches(tokens, epoch, number)
+                counts[at] += sum(bool(ranked[samples].any()) for samples in batches)
+                if limit and sum(counts) >= limit:
+                    return counts
+        return counts
+
+
+def _read_ahead(read: Callable[[list[RowGroup]], T], windows: list[list[RowGroup]]) -> Iterator[T]:
+    """What is read of each window, the next ones meanwhile: one decode alone leaves cores idle."""
+    pool = ThreadPoolExecutor(DECODED_AHEAD, "genrank-reader", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        ahead: deque[Future[T]] = deque()
+        for window in windows:
+            ahead.append(pool.submit(read, window))
+            if len(ahead) > DECODED_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Failed(NamedTuple):

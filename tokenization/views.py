@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,27 @@ import torch
 from genrank.schemas.base import parse_duration
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
-from genrank.tokenization.blocks import Block
+from genrank.tokenization.blocks import Block, Shape
 from genrank.tokenization.plan import tokens_per_row
 
 GATHERED_TOKENS = 1 << 20
 """Tokens of the batches that are gathered together."""
+
+
+class Slices(NamedTuple):
+    """V samples as slices of R stored rows."""
+
+    row: Ints
+    """[V]: the stored row a sample is part of."""
+    order: Ints
+    """[C]: the rows' candidates, each sample's side by side."""
+    begin: Ints
+    end: Ints
+    """[V]: the sample's candidates are order[begin:end]."""
+    realtime: Ints
+    """[V]: how many of the row's realtime events the sample has."""
+    tokens: Ints
+    """[V]: tokens of the sample."""
 
 
 @dataclass
@@ -142,32 +159,41 @@ class View:
 def view_of(block: Block, schema: Schema, name: str) -> View:
     """The samples of a block: one per stored row (`user_day`), request (`request`) or run of exposures without a gap above the
     schema's `session_gap` (`session`)."""
-    candidates = block.groups[CANDIDATES]
-    realtime = schema.realtime.name if schema.realtime else None
-    owner = torch.repeat_interleave(candidates.lengths, output_size=len(candidates.ts)).numpy()
+    shape = block.shape
+    row, order, begin, end, realtime, tokens = slices_of(shape, schema, name)
     part: pa.Array | None = None
-    if name == "user_day":
-        offsets = candidates.offsets.numpy()
-        row, order, begin, end = np.arange(len(block)), np.arange(len(owner)), offsets[:-1], offsets[1:]
-        seen = _lengths(block, realtime)
-    else:
-        ts, request = candidates.ts.numpy(), block.request.numpy()
-        if name == "request":
-            order, first = _requests(owner, request)
-        else:
-            order, first = _sessions(owner, ts, parse_duration(schema.training.session_gap))
-        begin, end = first, np.append(first[1:], len(order))
-        row = owner[order[begin]]
-        sees = block.candidate_sees.numpy()[order].astype(np.int64)
-        seen = np.maximum.reduceat(sees, begin) if len(begin) else np.zeros(0, np.int64)
-        keys = request if name == "request" else ts
+    if name != "user_day":
+        keys = shape.request if name == "request" else shape.ts
         part = pc.cast(pa.array(keys[order[begin]]), block.sample_id.type)
-    tokens = (end - begin) + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
-    for history in schema.histories:
-        tokens = tokens + _lengths(block, history.name)[row] * tokens_per_row(schema, history.name)
     tasks = {label.name: label.oracle is not None for label in schema.labels}
     in_order = bool((order[1:] > order[:-1]).all())
-    return View(block, realtime, tasks, row, order, in_order, begin, end, seen, part, tokens)
+    sequence = schema.realtime.name if schema.realtime else None
+    return View(block, sequence, tasks, row, order, in_order, begin, end, realtime, part, tokens)
+
+
+def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
+    """A view's samples, from lengths alone. Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`,
+    `user_day` none."""
+    candidates = shape.lengths[CANDIDATES]
+    rows = len(candidates)
+    realtime = schema.realtime.name if schema.realtime else None
+    offsets = np.concatenate([[0], np.cumsum(candidates)])
+    if name == "user_day":
+        row, order, begin, end = np.arange(rows), np.arange(offsets[-1]), offsets[:-1], offsets[1:]
+        seen = shape.lengths[realtime] if realtime else np.zeros(rows, np.int64)
+    else:
+        owner = np.repeat(np.arange(rows), candidates)
+        if name == "request":
+            order, begin = _requests(owner, shape.request)
+        else:
+            order, begin = _sessions(owner, shape.ts, parse_duration(schema.training.session_gap))
+        end = np.append(begin[1:], len(order))
+        row = owner[order[begin]]
+        seen = np.maximum.reduceat(shape.sees[order], begin) if len(begin) else np.zeros(0, np.int64)
+    tokens = (end - begin) + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
+    for history in schema.histories:
+        tokens = tokens + shape.lengths[history.name][row] * tokens_per_row(schema, history.name)
+    return Slices(row, order, begin, end, seen, tokens)
 
 
 def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
@@ -185,11 +211,6 @@ def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
         fits = int(np.searchsorted(total, total[cuts[-1]] + budget, side="right")) - 1
         cuts.append(max(fits, cuts[-1] + 1))
     return cuts
-
-
-def _lengths(block: Block, group: str | None) -> Ints:
-    lengths: Ints = block.groups[group].lengths.numpy() if group else np.zeros(len(block), np.int64)
-    return lengths
 
 
 def _requests(owner: Ints, request: Ints) -> tuple[Ints, Ints]:

@@ -54,4 +54,4 @@ class Dcn(Baseline):
         first = x = self.norm(torch.cat([pooled[group] for group in self.groups], 1))
         for cross in self.crosses:
             x = first * cross(x) + x
-        return self.heads(torch.cat([x, self.deep(first)], 1))
+        return self.logits(torch.cat([x, self.deep(first)], 1))

@@ -56,7 +56,7 @@ class Din(Baseline):
             interest = self.unit(candidate, events, *self.context.pairs(batch, owner))
         else:
             interest = torch.zeros_like(candidate)
-        return self.heads(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
+        return self.logits(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
 
 
 class ActivationUnit(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class DlrmConfig(Checked):
 class Dlrm(Baseline):
     """Batch -> {task: logit [C]}."""
 
+    pairs: Tensor
+
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DlrmConfig, head: HeadConfig) -> None:
         super().__init__(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
@@ -61,14 +64,18 @@ class Dlrm(Baseline):
             found[name] = mean(found[name], batch.groups[name].offsets)[owner]
         if context.realtime:
             found[context.realtime] = visible_mean(found[context.realtime], *context.prefix(batch, owner))
-        vectors = torch.cat([self.fields[f"of_{group}"].shifted(found[group]) for group in self.groups], 1)
+        vectors = torch.cat([self._field(group).shifted(found[group]) for group in self.groups], 1)
         rows = max(1, INTERACTIONS // vectors.shape[1] ** 2)
-        return self.heads(torch.cat([self._interact(part) for part in vectors.split(rows)]))
+        return self.logits(torch.cat([self._interact(part) for part in torch.split(vectors, rows)]))
 
     def _interact(self, vectors: Tensor) -> Tensor:
         """[C, F, dim] -> [C, top]: the vectors and the dot product of every pair of them."""
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
-        return self.top(torch.cat([vectors.flatten(1), dots], 1))
+        top: Tensor = self.top(torch.cat([vectors.flatten(1), dots], 1))
+        return top
+
+    def _field(self, group: str) -> Fields:
+        return cast(Fields, self.fields[f"of_{group}"])
 
 
 class Fields(nn.Module):
@@ -85,13 +92,13 @@ class Fields(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width of the group] -> [N, features * dim], before the bias."""
-        parts = x.split([width * count for width, count in self.runs], 1)
+        parts = torch.split(x, [width * count for width, count in self.runs], 1)
         found = [
-            torch.bmm(part.unflatten(1, (count, width)).transpose(0, 1), weight).transpose(0, 1).flatten(1)
+            torch.bmm(part.reshape(len(x), count, width).transpose(0, 1), weight).transpose(0, 1).flatten(1)
             for part, weight, (width, count) in zip(parts, self.weights, self.runs, strict=True)
         ]
         return torch.cat(found, 1) if found else x[:, :0]
 
     def shifted(self, found: Tensor) -> Tensor:
         """[C, features * dim] -> [C, features, dim], with the bias."""
-        return found.unflatten(1, (len(self.bias), self.dim)) + self.bias
+        return found.view(-1, len(self.bias), self.dim) + self.bias

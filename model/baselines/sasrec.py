@@ -81,7 +81,7 @@ class Sasrec(Baseline):
         seen = (lengths - realtime)[owner] - 1 + (batch.candidate_sees if self.context.realtime else 0)
         state = self.norm(padded[owner, seen])
         candidate = self.candidate(x[CANDIDATES])
-        return self.heads(self.top(torch.cat([x[USER][owner], x[CANDIDATES], state, state * candidate], 1)))
+        return self.logits(self.top(torch.cat([x[USER][owner], x[CANDIDATES], state, state * candidate], 1)))
 
 
 class _Layer(nn.Module):
@@ -97,9 +97,11 @@ class _Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, L, dim] -> [B, L, dim]."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0
         )
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.feed(self.norm2(x))
+        change: Tensor = self.feed(self.norm2(x))
+        return x + change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from genrank.model.baselines.context import Context
 from genrank.model.heads import Heads
@@ -45,3 +45,8 @@ class Baseline(Model):
     def embeddings(self) -> Embeddings:
         """The features' embedding tables."""
         return self.context.embeddings
+
+    def logits(self, x: Tensor) -> dict[str, Tensor]:
+        """[C, width of the heads] -> {label: logit [C]}."""
+        found: dict[str, Tensor] = self.heads(x)
+        return found

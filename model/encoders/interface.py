@@ -82,7 +82,7 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
         self.recompute = False
         """Set by the trainer: drop activations and compute them again in backward, where the encoder can."""
 
-    def layers(self) -> Sequence[nn.Module]:
+    def shardable_layers(self) -> Sequence[nn.Module]:
         """The layers, for what treats them one by one (FSDP); none where the encoder is one piece."""
         return ()
 

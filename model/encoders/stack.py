@@ -163,7 +163,7 @@ class Stack(Encoder[StackState]):
             )
         return 1.0 / (sequence.offsets.diff() + beside).float()
 
-    def layers(self) -> Sequence[nn.Module]:
+    def shardable_layers(self) -> Sequence[nn.Module]:
         """The blocks."""
         return list(self.blocks)
 

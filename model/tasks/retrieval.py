@@ -145,9 +145,7 @@ def found_ranks(
     task = model.target
     vectors = nn.functional.normalize(model.item_vectors(items), dim=-1)
     for date in dates:
-        reader = SampleReader(
-            samples, schema, [date], view="user_day", shuffle=False, token_budget=token_budget
-        )
+        reader = SampleReader(samples, schema, [date], view="user_day", shuffle=False, token_budget=token_budget)
         for batch in reader:
             batch = batch.to(items.device)
             states, _ = model.states(batch)

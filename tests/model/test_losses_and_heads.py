@@ -132,5 +132,8 @@ def test_logits_are_float32_under_autocast() -> None:
     heads, x = Heads(8, ("click",)), torch.randn(4000, 8)
     with torch.autocast("cpu", torch.bfloat16):
         logits = heads(x)["click"]
+        from_half = heads(x.bfloat16())["click"]
     assert torch.equal(logits, heads(x)["click"])
+    # What a model's last layer gives under autocast is bfloat16.
+    assert from_half.dtype == torch.float32 and torch.equal(from_half, heads(x.bfloat16().float())["click"])
     assert logits.to(torch.bfloat16).unique().numel() < logits.unique().numel()

@@ -15,11 +15,13 @@ import torch
 import genrank.model.checkpoint
 from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import as_json
 from genrank.model.evaluate import evaluate, load_model
-from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.progressive import progressive
+from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.trainer import train
 from genrank.schemas import Categorical, Dynamic, Label, UserError
+from genrank.tokenization.reader import SampleReader
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 
@@ -40,7 +42,7 @@ def config(schema, samples, tmp_path) -> TrainConfig:
 
 def steps(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    untimed = {"time", "samples_per_s", "tokens_per_s", "model_gflops_per_s", "mfu"}
+    untimed = {"time", "step_ms", "input_wait", "samples_per_s", "tokens_per_s", "model_gflops_per_s", "mfu"}
     return [{k: v for k, v in row.items() if k not in untimed} for row in rows]
 
 
@@ -205,8 +207,66 @@ def test_early_stopping_keeps_the_best(config: TrainConfig) -> None:
     gauc = {row["step"]: row["eval"]["click"]["gauc"] for row in evaluations}
     best = max(gauc, key=gauc.get)
     assert result.steps == best + 4  # two evaluations without a better one
-    assert json.loads((config.out / "checkpoints" / "best.json").read_text())["step"] == best
+    kept = config.out / "checkpoints" / "best.json"
+    mean = sum(row["eval"][task]["gauc"] for row in evaluations if row["step"] == best for task in ("click",))
+    assert json.loads(kept.read_text()) == {"step": best, "metric": "gauc", "value": pytest.approx(mean)}
     assert read_manifest(find_checkpoint(config.out)).step == best
+    assert result.steps > best
+    kept.write_text(json.dumps({"step": best, "gauc": mean}))  # as it was written once
+    assert read_manifest(find_checkpoint(config.out)).step == best
+
+
+@pytest.mark.parametrize(
+    "changes", [{"accumulate": 3}, {"by_length": True, "view": "request"}, {"max_steps": 7}, {"view": "session"}]
+)
+def test_the_decay_ends_where_training_does(config: TrainConfig, changes: dict) -> None:
+    config = dataclasses.replace(config, token_budget=250, warmup_steps=2, decay="linear", final_lr=0.0, **changes)
+    result = train(config)
+    position = load_dense(find_checkpoint(config.out, result.steps))["position"]
+    assert position["total_steps"] == position["step"] == result.steps
+    last = steps(config.out)[-1]
+    assert last["lr"] == pytest.approx(config.lr / (result.steps - 2)), "one step more, and it were 0"
+
+
+def test_log_and_summary_say_what_steps_took(config: TrainConfig, monkeypatch) -> None:
+    """Rates leave out the first steps of each process, which compile and tune; what was waited for is input."""
+    import time
+
+    step, batches = TrainStep.run, SampleReader.__iter__
+    slow = iter([0.8, 0.8, *[0.0] * 99])
+
+    def compiling(self, batches, at):
+        time.sleep(next(slow))
+        return step(self, batches, at)
+
+    def reading(self):
+        for batch in batches(self):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(TrainStep, "run", compiling)
+    monkeypatch.setattr(SampleReader, "__iter__", reading)
+    result = train(dataclasses.replace(config, epochs=1, token_budget=250))
+    summary = json.loads((config.out / "summary.json").read_text())
+    log = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
+    assert log[0]["step_ms"] > 800 and log[1]["step_ms"] > 800
+    assert summary["timed_steps"] == result.steps - 2 > 3
+    assert summary["step_ms"] == pytest.approx(sum(row["step_ms"] for row in log[2:]) / (result.steps - 2), rel=0.01)
+    assert summary["seconds"] == pytest.approx(sum(row["step_ms"] for row in log) / 1e3, rel=0.01)
+    waited = sum(row["input_wait"] * row["step_ms"] for row in log[2:])
+    assert summary["input_wait"] == pytest.approx(waited / sum(row["step_ms"] for row in log[2:]), rel=0.02)
+    assert waited > 90 * (result.steps - 3), "the reader's last batch is read while the one before it is computed"
+    gflops = [row["model_gflops_per_s"] * row["step_ms"] for row in log[2:]]
+    assert summary["model_gflops_per_s"] == pytest.approx(sum(gflops) / sum(r["step_ms"] for r in log[2:]), rel=0.02)
+    for row in (*log, summary):
+        assert row["peak_gpu_bytes"] is None and 0 < row["mfu"] < 1 and row["tokens_per_s"] > 0
+
+
+def test_a_run_of_a_step_or_two_has_rates_of_all_of_them(config: TrainConfig) -> None:
+    train(dataclasses.replace(config, max_steps=2, model="din"))
+    summary = json.loads((config.out / "summary.json").read_text())
+    assert summary["timed_steps"] == 0 and summary["step_ms"] == pytest.approx(500 * summary["seconds"], rel=0.01)
+    assert summary["input_wait"] is None and summary["mfu"] is None and summary["samples_per_s"] > 0
 
 
 def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
@@ -266,16 +326,16 @@ def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig,
 def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
     train(config)
     result = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=20))
-    assert result == json.loads((config.out / "metrics.json").read_text())
-    assert set(result["tasks"]["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
-    for row in result["tasks"]["click"].values():
+    assert as_json(result) == json.loads((config.out / "metrics.json").read_text())
+    assert set(result.tasks["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
+    for row in result.tasks["click"].values():
         for name in ("auc", "gauc", "ne", "logloss", "calibration"):
-            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
-    assert set(result["tasks"]["watch"]["model"]) == {"rmse", "mae", "bias"}
+            assert row[name].low <= row[name].value <= row[name].high
+    assert set(result.tasks["watch"]["model"]) == {"rmse", "mae", "bias"}
     import pyarrow.parquet as pq
 
     table = pq.read_table(config.out / "predictions" / f"dt={DAYS[2]}.parquet", partitioning=None)
-    assert len(table) == result["candidates"]
+    assert len(table) == result.candidates
     assert {"user_id", "request", "item", "ts", "click", "click_weight", "click_score", "click_oracle"} <= set(
         table.column_names
     )
@@ -284,8 +344,8 @@ def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
         EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, token_budget=300)
     )
     for name in ("auc", "gauc"):
-        assert other["tasks"]["click"]["model"][name]["value"] == pytest.approx(
-            result["tasks"]["click"]["model"][name]["value"], abs=2e-3
+        assert other.tasks["click"]["model"][name].value == pytest.approx(
+            result.tasks["click"]["model"][name].value, abs=2e-3
         )
 
 
@@ -298,9 +358,9 @@ def test_progressive_validation_learns_each_day_once_and_judges_on_the_next(conf
     write_random_samples(tmp_path / "samples", schema, list(DAYS), users=20)
     config = dataclasses.replace(config, schema=schema, samples=tmp_path, dates=DAYS, out=tmp_path / "series", epochs=1)
     rows = progressive(config)
-    assert [(row["trained"], row["evaluated"]) for row in rows] == list(itertools.pairwise(DAYS))
-    assert all(0 < row["tasks"]["click"]["model"]["gauc"]["value"] < 1 for row in rows)
-    first, later = (row["ids"] for row in rows)
+    assert [(row.trained, row.evaluated) for row in rows] == list(itertools.pairwise(DAYS))
+    assert all(0 < row.tasks["click"]["model"]["gauc"].value < 1 for row in rows)
+    first, later = (row.ids for row in rows)
     assert first and all(0 < first[name] <= later[name] for name in first) and sum(later.values()) > sum(first.values())
     second = json.loads((config.out / f"dt={DAYS[1]}" / "config.json").read_text())
     assert second["from_checkpoint"] == str(config.out / f"dt={DAYS[0]}")
@@ -464,9 +524,9 @@ def test_labels_all_of_one_class_are_refused_unless_a_number_is_left_to_learn(
     one_class(schema, tmp_path)
     train(dataclasses.replace(config, samples=tmp_path, epochs=1))
     result = evaluate(EvaluateConfig(run=config.out, samples=tmp_path, dates=DAYS[2:], bootstrap=3))
-    assert result["tasks"]["click"]["model"]["gauc"]["value"] is None
-    assert result["tasks"]["click"]["model"]["logloss"]["value"] > 0
-    assert result["tasks"]["watch"]["model"]["rmse"]["value"] > 0
+    assert result.tasks["click"]["model"]["gauc"].value is None
+    assert result.tasks["click"]["model"]["logloss"].value > 0
+    assert result.tasks["watch"]["model"]["rmse"].value > 0
 
     clicks = schema.replace(labels=schema.labels[:1])
     only = tmp_path / "only"

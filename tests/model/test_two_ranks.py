@@ -156,6 +156,9 @@ def test_two_ranks_of_unequal_batches_equal_one_rank_of_both(runs: Path, kind: s
     same(runs / kind, numbers(runs / "whole"))
     one, two = (rows(runs / name) for name in ("whole", kind))
     assert [row["step"] for row in two] == [row["step"] for row in one]
+    for name in ("whole", kind):
+        position = load_dense(runs / name / "checkpoints" / "step-2")["position"]
+        assert position["total_steps"] == position["step"] == 2
     for a, b in zip(one, two, strict=True):
         if "loss" in a:
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
@@ -187,6 +190,9 @@ def test_lookups_ahead_and_checkpoints_by_the_clock_change_nothing(runs: Path, n
         assert torch.equal(ahead[key], value), key
     losses = [[row["loss"] for row in rows(runs / run) if "loss" in row] for run in ("sequential", name)]
     assert losses[0] == losses[1] and len(losses[0]) > 12
+    # Ranks of unequal batches: the steps counted before training are those taken.
+    last = steps_of(runs / name)[-1]
+    assert load_dense(runs / name / "checkpoints" / f"step-{last}")["position"]["total_steps"] == last
     vocabularies = [
         load_model(runs / run).model.embeddings.vocabularies["candidates.rare"] for run in ("sequential", name)
     ]

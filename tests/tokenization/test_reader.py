@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -375,9 +376,34 @@ def test_long_lists_keep_their_first_values(tmp_path: Path) -> None:
     assert got == [row["user"]["tags"][:2] for row in stored(DATES[:1])]
 
 
-def test_estimate_is_near(root: Path) -> None:
-    reader = SampleReader(root, SCHEMA, DATES, token_budget=300)
-    assert abs(reader.estimate_batches() - len(list(reader))) <= 4
+def test_counting_reads_a_column_a_group(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def noting(self: Any, i: int, columns: list[str], **options: Any) -> pa.Table:
+        read.update(columns)
+        return read_row_group(self, i, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noting)
+
+    def columns(view: Any) -> set[str]:
+        read.clear()
+        SampleReader(root, SCHEMA, DATES, view=view).count_batches(range(2))
+        return set(read)
+
+    by_day = columns("user_day")
+    assert {name.partition(".")[0] for name in by_day} == {"labels", "history", "realtime"}
+    assert {"history.type", "realtime.type"} < by_day and not any("ts" in name for name in by_day)
+    assert columns("request") == {"candidates.request", "mask.candidate_sees", "history.type"}
+    assert columns("session") == {"candidates.ts", "mask.candidate_sees", "history.type"}
+
+
+def test_counting_names_a_null_as_reading_does(tmp_path: Path) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows[13]["history"] = dict.fromkeys(rows[13]["history"])
+
+    with pytest.raises(UserError, match=r"part-00001.parquet row 3: column history.type is null"):
+        damaged(tmp_path, change).count_batches(range(1))
 
 
 def test_batch_moves_as_a_whole(root: Path) -> None:

@@ -1,0 +1,94 @@
+"""How long stored samples are, read from as few bytes as say so: what counts an epoch's batches before any is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrank.schemas.files import reading
+from genrank.schemas.schema import CANDIDATES
+from genrank.tokenization.batch import Ints
+from genrank.tokenization.blocks import SampleColumns, Shape, list_lengths, list_values
+from genrank.tokenization.views import slices_of
+
+if TYPE_CHECKING:
+    from genrank.tokenization.reader import RowGroup
+
+Sizes = tuple[Ints, npt.NDArray[np.bool_]]
+"""[V] tokens of each sample, and whether it has a candidate."""
+_NONE: Ints = np.zeros(0, np.int64)
+
+
+class SampleLengths:
+    """Sizes of a view's samples.
+
+    A list's length is in each of its group's columns; of these the one that takes the fewest bytes is read, a column a group (usually
+    a label and the events' types). A view of less than a day needs the candidates' requests, or times, and what they see besides.
+
+    Args:
+        view: `user_day`, `request` or `session`.
+        remember: keep what was read, for another epoch: 5 bytes a sample.
+    """
+
+    def __init__(self, columns: SampleColumns, view: str, *, remember: bool = False) -> None:
+        self.columns, self.view, self.remember = columns, view, remember
+        realtime = columns.schema.realtime
+        self._key = {"user_day": None, "request": "candidates.request", "session": "candidates.ts"}[view]
+        self._sees = "mask.candidate_sees" if realtime and view != "user_day" else None
+        needed = [CANDIDATES, *(s.name for s in columns.schema.histories)]
+        needed += [realtime.name] if realtime and view == "user_day" else []
+        same_length = columns.same_length()
+        self._of_group = {group: same_length[f"{group}.ts"] for group in needed}
+        self._footers: dict[Path, pq.FileMetaData] = {}
+        self._known: dict[RowGroup, tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]] = {}
+
+    def of(self, window: list[RowGroup]) -> Sizes:
+        """The samples of some row groups, in their order.
+
+        Raises:
+            UserError: a file is corrupt, or holds a null.
+        """
+        tokens, ranked = zip(*(self._of_one(unit) for unit in window), strict=True)
+        return np.concatenate(tokens).astype(np.int64), np.concatenate(ranked)
+
+    def _of_one(self, unit: RowGroup) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        if unit in self._known:
+            return self._known[unit]
+        with reading(unit.path):
+            if unit.path not in self._footers:
+                self._footers[unit.path] = pq.read_metadata(unit.path)
+            footer = self._footers[unit.path]
+            columns = self._columns(footer.row_group(unit.number))
+            wanted = sorted({*columns.values(), *filter(None, (self._key, self._sees))})
+            file = pq.ParquetFile(unit.path, memory_map=True, metadata=footer)
+            table = file.read_row_group(unit.number, columns=wanted, use_threads=False)
+        self.columns.check_nulls(table, unit.path, unit.first_row)
+        slices = slices_of(self._shape(table, columns), self.columns.schema, self.view)
+        sizes = slices.tokens.astype(np.int32), slices.end > slices.begin
+        if self.remember:
+            self._known[unit] = sizes
+        return sizes
+
+    def _columns(self, row_group: pq.RowGroupMetaData) -> dict[str, str]:
+        """Group -> the column to read its lengths from: one that is read anyway, or else the smallest."""
+        size: dict[str, int] = {}
+        for i in range(row_group.num_columns):
+            column = row_group.column(i)
+            name = ".".join(column.path_in_schema.split(".")[:2])
+            size[name] = size.get(name, 0) + column.total_compressed_size
+        read = {self._key, self._sees}
+        return {
+            group: min(names, key=lambda name: (name not in read, size.get(name, 0)))
+            for group, names in self._of_group.items()
+        }
+
+    def _shape(self, table: pa.Table, columns: dict[str, str]) -> Shape:
+        lengths = {group: list_lengths(table, name) for group, name in columns.items()}
+        key = list_values(table, self._key) if self._key else _NONE
+        sees = list_values(table, self._sees) if self._sees else np.zeros(len(key), np.int64)
+        return Shape(lengths, key, key, sees)
