@@ -57,7 +57,7 @@ def commands(app: typer.Typer) -> Iterator[Any]:
 def test_a_placeholder_that_spells_its_option_does_not_name_it() -> None:
     """typer 0.27 makes `--RUN` of a parameter `run` with the metavar RUN, unless `--run` is written out."""
     spelled = 0
-    for command in commands(genrank.app):
+    for command in commands(genrank_command.app):
         for name, hint in get_type_hints(command, include_extras=True).items():
             for option in get_args(hint)[1:]:
                 if isinstance(option, typer.models.OptionInfo) and (option.metavar or "").lower() == name:

@@ -85,8 +85,8 @@ def test_a_training_of_before_goes_on(model: str, tmp_path: Path) -> None:
 def test_what_was_built_before_is_still_up_to_date(tmp_path: Path) -> None:
     """Neither partials nor samples of release 0.1 are stale, and a later day builds on them."""
     built = tmp_path / "data"
-    shutil.copytree(RELEASE / "build" / "data", built)
-    shutil.copytree(RELEASE / "build" / "logs", tmp_path / "logs")
+    shutil.copytree(RELEASE / "built" / "data", built)
+    shutil.copytree(RELEASE / "built" / "logs", tmp_path / "logs")
     for path, (_, mtime_ns, *_) in json.loads((built / "partials" / "footers.json").read_text()).items():
         os.utime(tmp_path / path, ns=(mtime_ns, mtime_ns))  # a checkout gives files a time of its own
     command = [sys.executable, "-m", "genrank", "status", "--schema", str(ROOT / "examples" / "minimal" / "schema.py")]
