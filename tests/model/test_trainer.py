@@ -281,20 +281,20 @@ def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
 
 def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=1, keep_checkpoints=9)
-    from genrank.model.encoders import Encoder
+    from genrank.model.encoders.stack import Stack
 
-    forward, calls = Encoder.forward, []
+    forward, calls = Stack.forward, []
 
     def poisoned(self, tokens):
         calls.append(1)
         return forward(self, tokens) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(Encoder, "forward", poisoned)
+    monkeypatch.setattr(Stack, "forward", poisoned)
     with pytest.raises(UserError, match=r"the loss is nan at step 3, on the batch of \d+ samples from \S+ to .* --lr"):
         train(config)
     event = next(row for row in steps(config.out) if row.get("event") == "nan")
     assert len(event["sample_ids"]) > 1
-    monkeypatch.setattr(Encoder, "forward", forward)
+    monkeypatch.setattr(Stack, "forward", forward)
     assert steps_of(config.out) == [1, 2]
     train(config)  # and it goes on from there
 
@@ -303,9 +303,9 @@ def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig,
     import genrank.model.train_step
 
     monkeypatch.setattr(genrank.model.train_step, "SPIKE_WARMUP", 3)
-    from genrank.model.encoders import Encoder
+    from genrank.model.encoders.stack import Stack
 
-    forward, calls = Encoder.forward, []
+    forward, calls = Stack.forward, []
 
     def spiky(at):
         def run(self, tokens):
@@ -314,11 +314,11 @@ def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig,
 
         return run
 
-    monkeypatch.setattr(Encoder, "forward", spiky({5}))
+    monkeypatch.setattr(Stack, "forward", spiky({5}))
     train(config)
     assert [row["step"] for row in steps(config.out) if row.get("event") == "spike"] == [4]
     calls.clear()
-    monkeypatch.setattr(Encoder, "forward", spiky(set(range(5, 99))))
+    monkeypatch.setattr(Stack, "forward", spiky(set(range(5, 99))))
     with pytest.raises(UserError, match=r"5 steps in a row.*diverges"):
         train(dataclasses.replace(config, out=config.out / "again", epochs=9))
 
