@@ -96,12 +96,12 @@ def step_cost(trainer: Trainer, name: str, ranks: Ranks, repeats: int, peak: flo
     assert isinstance(trainer.model, Ranker)
     batches = [batch for batch, _ in zip(cycle(trainer), range(repeats + 1), strict=False)]
     trainer.train_step.run(batches[:1], trainer.position)
-    trainer.model.work.flops(trainer.model.encoder.config)
+    trainer.model.take_flops()
     seconds, tokens, samples, candidates = [], 0, 0, 0
     for batch in batches[1:]:
         seconds.append(timed(lambda batch=batch: trainer.train_step.run([batch], trainer.position), ranks))  # type: ignore[misc]
         tokens, samples, candidates = tokens + token_count(batch), samples + len(batch), candidates + len(batch.item)
-    rate = trainer.model.work.flops(trainer.model.encoder.config) / sum(seconds)
+    rate = trainer.model.take_flops() / sum(seconds)
     return {
         "model": name,
         "dense_parameters": parameter_count([trainer.model]),
