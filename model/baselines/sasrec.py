@@ -71,7 +71,7 @@ class Sasrec(Baseline):
 
         sample = torch.repeat_interleave(lengths, output_size=len(values))
         place = torch.arange(len(values), device=owner.device) - offsets[:-1][sample]
-        # Counted back from the window's start, so that no position tells how much came after an exposure.
+        # Counted back from the window's start, so that no position depends on how much came after an exposure.
         back = ((lengths - realtime)[sample] - 1 - place).clamp(0, self.config.max_positions - 1)
         events = torch.stack([batch.groups[name].host_lengths for name in self.context.sequences]).sum(0)
         padded = values.new_zeros((samples, 1 + int(events.max()), values.shape[1]))

@@ -452,7 +452,7 @@ def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_p
     refused("no complete checkpoint", from_checkpoint=tmp_path)
     if not torch.cuda.is_available():
         refused("no GPU", device="cuda")
-    refused("--compile and --recompute are for the encoders", model="din", recompute=True)
+    refused("--recompute is for models with an encoder", model="din", recompute=True)
     with pytest.raises(UserError, match="training day too"):
         dataclasses.replace(config, eval_dates=DAYS[:1])
     with pytest.raises(UserError, match="--epochs 0"):
@@ -531,7 +531,7 @@ def test_labels_all_of_one_class_are_refused_unless_a_number_is_left_to_learn(
     clicks = schema.replace(labels=schema.labels[:1])
     only = tmp_path / "only"
     one_class(clicks, only)
-    with pytest.raises(UserError, match=r"all of one class .every click is 0.*nothing to tell apart"):
+    with pytest.raises(UserError, match=r"all of one class .every click is 0.*nothing to learn"):
         train(dataclasses.replace(config, schema=clicks, samples=only, out=tmp_path / "r"))
     run = dataclasses.replace(config, schema=clicks, out=tmp_path / "clicks", max_steps=1)
     train(run)
