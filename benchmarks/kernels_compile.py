@@ -4,7 +4,7 @@ instructions.
     python -m benchmarks.kernels_compile [--arch 80 90 100] [--only TEXT] [--quick] [--seconds N] [--workers 2]
 
 A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
-each dtype, shape and configuration that the autotuner may choose. Each row goes to
+each dtype, shape and configuration that tuning may choose. Each row goes to
 benchmarks/results/kernels_compile.jsonl as it is made, under a digest of the kernel's source and of everything it is
 compiled with, so that a run that was stopped (or bounded by --seconds) goes on where it was, and a changed kernel alone
 is compiled again. benchmarks/kernels_compile.md tells the table. Exits 1 if a kernel spills registers to

@@ -81,7 +81,7 @@ def interval_attention(
         bias: relative position and time bias, see `RelativeBias`.
         dropout: probability with which each attention weight is zeroed (the others are divided by `1 - dropout`).
         seed: of the dropout; drawn from PyTorch's generator when None. One seed always gives one mask on one backend.
-        max_length: tokens of the longest sample, if the host knows it: what the autotuner keys on, else the mean length.
+        max_length: tokens of the longest sample, if the host knows it: what the choice of a configuration depends on, else the mean length.
 
     Returns: [T, H, Dv], dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
         nothing but that sample: never on the batch's other lengths.

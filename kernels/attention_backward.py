@@ -12,7 +12,6 @@ import triton.language as tl
 from genrank.kernels.attention_tiles import (
     clear_rows,
     dropout_scale,
-    extent,
     half_scores,
     load_rows,
     load_tile,
@@ -88,8 +87,8 @@ def backward_q_tile(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_q_kernel(
-    q_data, k_data, v_data, k_desc, v_desc, above_data, dq_data, offsets, begin_data, end_data, scale_data,
-    unit_sample, unit_row, position_table, time_table, stamps, positions, position_sum, time_sum, fixed_point_data,
+    q_data, k_data, v_data, k_desc, v_desc, above_data, dq_data, begin_data, end_data, scale_data,
+    units, position_table, time_table, stamps, positions, position_sum, time_sum, fixed_point_data,
     alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dq_token, dq_head, bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -98,12 +97,11 @@ def backward_q_kernel(
     PRECISION: tl.constexpr, UNIT_ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """dq = alpha * scale * (ds k), ds = (above v^T) * silu'(scores) * visible; the sums of ds over the bias tables."""
-    sample, first_row, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_M)
-    if sample < 0:
+    first_row, keys, start, _, head = unit_of(units, heads, UNIT_ROWS, BLOCK_M)
+    if keys < 0:
         dq = sample_rows(dq_data, 0, dq_token, head, dq_head)
         clear_rows(dq, first_row, dq_token, tokens, BLOCK_M, WIDTH, DIM)
         return
-    start, keys = extent(offsets, sample)
     if first_row >= keys:
         return
     row = first_row + tl.arange(0, BLOCK_M)
@@ -242,8 +240,8 @@ def backward_kv_tile(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kv_kernel(
-    q_data, k_data, v_data, q_desc, above_desc, above_data, dk_data, dv_data, offsets, begin_data, end_data, scale_data,
-    unit_sample, unit_row, summary, chunk_first, position_table, time_table, stamps, positions,
+    q_data, k_data, v_data, q_desc, above_desc, above_data, dk_data, dv_data, begin_data, end_data, scale_data,
+    units, summary, position_table, time_table, stamps, positions,
     alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head, above_token, above_head, dk_token, dk_head, dv_token, dv_head,
     bucket,
@@ -254,8 +252,8 @@ def backward_kv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """dv = (weights * scale)^T above and dk = alpha * (ds * scale)^T q, for BLOCK_N keys of one sample and head."""
-    sample, first_key, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_N)
-    if sample < 0:
+    first_key, rows, start, first_chunk, head = unit_of(units, heads, UNIT_ROWS, BLOCK_N)
+    if rows < 0:
         if WANT_K:
             rows_k = sample_rows(dk_data, 0, dk_token, head, dk_head)
             clear_rows(rows_k, first_key, dk_token, tokens, BLOCK_N, WIDTH, DIM)
@@ -263,7 +261,6 @@ def backward_kv_kernel(
             rows_v = sample_rows(dv_data, 0, dv_token, head, dv_head)
             clear_rows(rows_v, first_key, dv_token, tokens, BLOCK_N, VALUE_WIDTH, VALUE_DIM)
         return
-    start, rows = extent(offsets, sample)
     if first_key >= rows:
         return
     key = first_key + tl.arange(0, BLOCK_N)
@@ -292,7 +289,7 @@ def backward_kv_kernel(
     if WANT_V:
         dv = tl.zeros([BLOCK_N, VALUE_WIDTH], dtype=tl.float32)
 
-    summary += tl.load(chunk_first + sample).to(tl.int64) * COLUMNS
+    summary += first_chunk.to(tl.int64) * COLUMNS
     chunks = tl.cdiv(rows, CHUNK_ROWS)
     low, high, full_low, full_high = walk_of_queries(
         summary, chunks, first_key, tl.minimum(first_key + BLOCK_N, rows), 1 << 24, CHUNK_ROWS

@@ -48,8 +48,8 @@ def forward_tile(
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    q_data, k_data, v_data, k_desc, v_desc, out_data, q_offsets, k_offsets, q_positions, begin_data, end_data, scale_data,
-    unit_sample, unit_row, position_table, time_table, stamps, positions,
+    q_data, k_data, v_data, k_desc, v_desc, out_data, k_offsets, q_positions, begin_data, end_data, scale_data,
+    units, position_table, time_table, stamps, positions,
     alpha, reach, time_rows, seed, threshold, inverse_keep, heads, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head, bucket,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -58,13 +58,15 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """out = scale * (silu(alpha q k^T + bias) * visible) v, for BLOCK_M queries of one sample and head."""
-    sample, first_row, head = unit_of(unit_sample, unit_row, heads, UNIT_ROWS, BLOCK_M)
-    if sample < 0:
+    first_row, queries, q_start, sample, head = unit_of(units, heads, UNIT_ROWS, BLOCK_M)
+    if queries < 0:
         out = sample_rows(out_data, 0, out_token, head, out_head)
         clear_rows(out, first_row, out_token, tokens, BLOCK_M, VALUE_WIDTH, VALUE_DIM)
         return
-    q_start, queries = extent(q_offsets, sample)
-    k_start, keys = extent(k_offsets, sample)
+    k_start = q_start
+    keys = queries
+    if not SELF:
+        k_start, keys = extent(k_offsets, sample)
     if first_row >= queries:
         return
     row = first_row + tl.arange(0, BLOCK_M)

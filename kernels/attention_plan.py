@@ -1,4 +1,9 @@
-"""Units of work for the attention kernels: made once per batch, on the device, without reading anything back."""
+"""Units of work for the attention kernels: made once per batch, on the device, without reading anything back.
+
+Programs start in the order of the units. The units of a sample stand together, so that the programs of one moment read the
+same keys and values, which then come from the L2 cache; samples with the most work come first, so that none of them
+finishes last, and so do the heaviest units inside a sample. Heads are innermost (`kernels.attention_tiles.unit_of`).
+"""
 
 from __future__ import annotations
 
@@ -17,20 +22,16 @@ CHUNK = 64
 
 
 class Plan(NamedTuple):
-    """Units of work on the device, heaviest first; unused ones at the end have sample -1. All int32 but `pairs`."""
+    """Units of work on the device, in the order in which their programs start. All int32 but `pairs`."""
 
-    q_sample: Tensor
-    q_row: Tensor
-    """[units]: the sample of each unit of `UNIT` queries, and its first query in the sample."""
-    k_sample: Tensor
-    k_row: Tensor
-    """The same of keys."""
+    q_units: Tensor
+    """[units, 4]: of `UNIT` queries, as `units` packs them; the last column is the sample."""
+    k_units: Tensor
+    """[units, 4]: of `UNIT` keys; the last column is the sample's first row of `summary`."""
     summary: Tensor
     """[chunks, 5]: of `CHUNK` queries, min begin and max end over those that see anything, max begin and min end over
     all, and whether any lies outside its own interval.
     """
-    chunk_first: Tensor
-    """[B]: the first chunk of each sample."""
     pairs: Tensor
     """int64 []: visible pairs of the batch, one head."""
 
@@ -42,7 +43,7 @@ def make_plan(problem: Problem, key_tokens: int) -> Plan:
     device, queries, batch = begin.device, len(begin), len(q_offsets) - 1
     seen = (end - begin).clamp(min=0)
     by_query = F.pad(seen.cumsum(0), (1, 0))
-    q_sample, q_row = units(q_offsets, queries, by_query)
+    q_units = units(q_offsets, queries, by_query, torch.arange(batch, device=device))
 
     sample = torch.searchsorted(q_offsets, torch.arange(queries, device=device), right=True) - 1
     first_key = k_offsets[sample.clamp(0, max(batch - 1, 0))] if batch else sample
@@ -51,11 +52,11 @@ def make_plan(problem: Problem, key_tokens: int) -> Plan:
     change.index_add_(0, (first_key + begin).clamp(0, key_tokens), counts)
     change.index_add_(0, (first_key + end).clamp(0, key_tokens), -counts)
     by_key = F.pad(change[:-1].cumsum(0).cumsum(0), (1, 0))
-    k_sample, k_row = units(k_offsets, key_tokens, by_key)
-
     lengths = q_offsets.diff()
     chunks = (lengths + CHUNK - 1) // CHUNK
     upto = chunks.cumsum(0)
+    k_units = units(k_offsets, key_tokens, by_key, upto - chunks)
+
     index = torch.arange(-(-queries // CHUNK) + batch, device=device)
     of = torch.searchsorted(upto, index, right=True)
     there = of < batch
@@ -78,26 +79,43 @@ def make_plan(problem: Problem, key_tokens: int) -> Plan:
         summary = torch.stack(columns, 1).to(torch.int32)
     else:
         summary = torch.zeros(1, 5, dtype=torch.int32, device=device)
-    return Plan(
-        q_sample, q_row, k_sample, k_row, summary.contiguous(), (upto - chunks).to(torch.int32), seen.sum() + queries
-    )
+    return Plan(q_units, k_units, summary.contiguous(), seen.sum() + queries)
 
 
-def units(offsets: Tensor, tokens: int, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Units of `UNIT` tokens by descending work; `work` [tokens + 1] is its running sum over tokens."""
+def units(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:
+    """[units, 4] int32, 16 bytes a unit of `UNIT` tokens, so that a program learns all of it from one place: its first row
+    in the sample, the sample's rows, the sample's first token, and the sample's number in `of_sample` [B].
+
+    What has no sample stands last, with -1 for the sample's rows, and with its first row in the whole batch: tokens beyond
+    the last offset, or nothing at all.
+
+    Args:
+        offsets: [B + 1] of samples among tokens.
+        tokens: how many there are; the host knows it, and bounds the number of units by it.
+        work: [tokens + 1], the running sum over tokens of what each costs.
+    """
     batch = len(offsets) - 1
     lengths = offsets.diff()
     count = (lengths + UNIT - 1) // UNIT
     upto = count.cumsum(0)
     index = torch.arange(-(-tokens // UNIT) + batch, device=offsets.device)
-    sample = torch.searchsorted(upto, index, right=True)
     if not batch:
-        return torch.full_like(index, -1, dtype=torch.int32), (index * UNIT).to(torch.int32)
+        zero = torch.zeros_like(index)
+        return torch.stack([index * UNIT, zero - 1, zero, zero], 1).to(torch.int32)
+    sample = torch.searchsorted(upto, index, right=True)
     there = sample < batch
     sample = sample.clamp(max=batch - 1)
     row = torch.where(there, (index - (upto - count)[sample]) * UNIT, offsets[-1] + (index - upto[-1]) * UNIT)
     first = offsets[sample] + row
     last = torch.minimum(first + UNIT, offsets[sample + 1])
-    cost = torch.where(there, work[last.clamp(0, tokens)] - work[first.clamp(0, tokens)], -1)
-    order = torch.argsort(cost, descending=True, stable=True)
-    return torch.where(there, sample, -1)[order].to(torch.int32), row[order].to(torch.int32)
+    cost = work[last.clamp(0, tokens)] - work[first.clamp(0, tokens)]
+    bounds = offsets.clamp(0, tokens)
+    heaviest = torch.argsort(work[bounds[1:]] - work[bounds[:-1]], descending=True, stable=True)
+    rank = torch.empty_like(heaviest)
+    rank[heaviest] = torch.arange(batch, device=offsets.device)
+    # One key for both: a unit's rows see fewer than 2^31 tokens each, so it costs less than 2^38.
+    order = torch.argsort(
+        torch.where(there, ((rank[sample] + 1) << 38) - cost, torch.iinfo(torch.int64).max), stable=True
+    )
+    columns = (row, torch.where(there, lengths[sample], -1), offsets[sample], of_sample[sample])
+    return torch.stack([column[order] for column in columns], 1).to(torch.int32)

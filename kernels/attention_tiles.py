@@ -167,12 +167,17 @@ def clear_rows(base, first, stride, tokens, BLOCK: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
-def unit_of(unit_sample, unit_row, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """What this program does: (sample, its first row, head). Without a sample (-1), the row is one of the whole batch."""
+def unit_of(units, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """What this program does: (its first row in the sample; the sample's rows, int32, its first token, int64, and its number,
+    as `kernels.attention_plan.units` packs them; head). Rows are -1 without a sample: the first row is then one of the whole
+    batch. Four loads that don't wait for one another, from one 16-byte record."""
     block = tl.program_id(0) // heads
     parts: tl.constexpr = UNIT_ROWS // BLOCK
-    first = tl.load(unit_row + block // parts) + (block % parts) * BLOCK
-    return tl.load(unit_sample + block // parts), first, tl.program_id(0) % heads
+    unit = units + (block // parts) * 4
+    first = tl.load(unit) + (block % parts) * BLOCK
+    rows = tl.load(unit + 1)
+    start = tl.load(unit + 2).to(tl.int64)
+    return first, rows, start, tl.load(unit + 3), tl.program_id(0) % heads
 
 
 @triton.jit

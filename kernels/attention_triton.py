@@ -4,12 +4,13 @@
     attention_backward.py    the same walk for dQ and the bias tables, a pass of its own, so that dQ sums in float32, in
                              order; and a program per key block, which walks the query blocks that see it, for dK and dV
     attention_tiles.py       what their tiles are made of
-    attention_plan.py        which program does what: units of work, heaviest first
+    attention_plan.py        which program does what: units of work, a sample's together, heaviest samples first
 
 Each walk has two parts. Tiles that every row sees whole run without mask arithmetic; the tiles at the edges of the
 intervals are masked. Rows outside their own interval (candidates) meet their own keys in further masked tiles, so
-that candidates cost their diagonal tiles only. Programs start in descending order of their work, over units of
-`UNIT` rows: no launch slot waits for a sample that is not there, and the longest samples do not finish last.
+that candidates cost their diagonal tiles only. Programs start sample by sample, in descending order of their work, over
+units of `UNIT` rows: no launch slot waits for a sample that is not there, the heaviest samples do not finish last, and the
+programs of one moment share their keys and values.
 
 Determinism: every sum has one owner and one order. Table gradients, which many programs share, add as 64-bit integers
 in a fixed-point scale derived from the data, because integer sums do not depend on their order.
@@ -19,7 +20,6 @@ This file chooses configurations and launches.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from genrank import environment
 from genrank.kernels.attention_backward import backward_kv_kernel, backward_q_kernel
 from genrank.kernels.attention_forward import forward_kernel
 from genrank.kernels.attention_plan import CHUNK, UNIT, Plan, make_plan
@@ -65,7 +66,7 @@ def configs(*blocks: tuple[int, int, int, int]) -> list[triton.Config]:
 
 
 FORWARD_CONFIGS = configs(
-    *((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3)),
+    *((128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3)),
     *((32, 32, 8, 2), (16, 32, 4, 1), (16, 32, 8, 1), (32, 32, 4, 2)),
 )
 BACKWARD_Q_CONFIGS = configs(
@@ -78,7 +79,7 @@ BACKWARD_KV_CONFIGS = configs(
 )
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "DROPOUT", "DESCRIBED"]
 """What a choice of configuration depends on; `bucket` is the batch's own length, so short batches never inherit the
-choice made for long ones. Triton adds the dtypes."""
+choice made for long ones. Dtypes count besides."""
 
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -195,9 +196,11 @@ def register_limit(
     return 150 if kernel == "dq" and half else 160
 
 
-forward_tuned = Tuned(forward_kernel, FORWARD_CONFIGS, [*TUNED_FOR, "SELF"], fits)
-backward_q_tuned = Tuned(backward_q_kernel, BACKWARD_Q_CONFIGS, TUNED_FOR, fits, sums=["position_sum", "time_sum"])
-backward_kv_tuned = Tuned(backward_kv_kernel, BACKWARD_KV_CONFIGS, [*TUNED_FOR, "WANT_K", "WANT_V", "ROOM"], fits)
+forward_tuned = Tuned(forward_kernel, FORWARD_CONFIGS, [*TUNED_FOR, "SELF"], fits, length="bucket")
+backward_q_tuned = Tuned(backward_q_kernel, BACKWARD_Q_CONFIGS, TUNED_FOR, fits, ["position_sum", "time_sum"], "bucket")
+backward_kv_tuned = Tuned(
+    backward_kv_kernel, BACKWARD_KV_CONFIGS, [*TUNED_FOR, "WANT_K", "WANT_V", "ROOM"], fits, length="bucket"
+)
 
 # --- launches ---------------------------------------------------------------------------------------------------------
 
@@ -217,7 +220,7 @@ def forward(
 ) -> Tensor:
     """[Tq, H, Dv]; arguments as in `kernels.attention.reference_attention`.
 
-    longest: tokens of the longest sample, -1 if not known; chosen: overrides the autotuner.
+    longest: tokens of the longest sample, -1 if not known; chosen: overrides what tuning chose.
     """
     q, k, v = (unit_stride(x) for x in (q, k, v))
     check_reach(longest, q, k, v)
@@ -225,13 +228,13 @@ def forward(
     if not len(q):
         return out
     plan = planned(problem, ("triton", len(k)), lambda: make_plan(problem, len(k)))
-    where = [problem.q_offsets, problem.k_offsets]
+    where = [problem.k_offsets]
     where += [problem.begin if problem.q_positions is None else problem.q_positions, problem.begin, problem.end, scale]
     described = descriptors(k, v)
     forward_tuned(
-        per_unit(len(plan.q_sample), q.shape[1], "BLOCK_M"),
+        per_unit(len(plan.q_units), q.shape[1], "BLOCK_M"),
         [
-            *(q, k, v, *described, out, *where, plan.q_sample, plan.q_row, *pointers(bias, scale)),
+            *(q, k, v, *described, out, *where, plan.q_units, *pointers(bias, scale)),
             *(*scalars(bias, alpha, dropout, seed, q), len(q), *strides(q, k, v, out), bucket_of(problem, longest)),
         ],
         constants(q, v, bias, dropout, described) | {"SELF": problem.q_positions is None},
@@ -265,19 +268,19 @@ def backward(
     plan = planned(problem, ("triton", len(k)), lambda: make_plan(problem, len(k)))
     sums = [torch.zeros(t.shape, dtype=torch.int64, device=t.device) for t in tables]
     fixed_point = fixed_point_for(grad, v, scale, dropout, plan) if tables else scale
-    # Never another argument in their place: the autotuner sets them to zero between its trials.
-    unused = plan.q_row.new_empty(1)
+    # Never another argument in their place: tuning sets them to zero between its trials.
+    unused = plan.q_units.new_empty(1)
     position_sum = sums[0] if bias.position_table is not None else unused
     time_sum = sums[-1] if bias.time_table is not None else unused
-    where = [problem.q_offsets, problem.begin, problem.end, scale]
+    where = [problem.begin, problem.end, scale]
     biases, numbers = pointers(bias, scale), scalars(bias, alpha, dropout, seed, q)
     # Beyond 128 columns, the sums of dK and dV do not fit one program's registers: a pass for each. Nor does TMA fit.
     wide = max(q.shape[2], v.shape[2]) > 128
     bucket, described = bucket_of(problem, longest), (None, None) if wide else descriptors(k, v)
     backward_q_tuned(
-        per_unit(len(plan.q_sample), q.shape[1], "BLOCK_M"),
+        per_unit(len(plan.q_units), q.shape[1], "BLOCK_M"),
         [
-            *(q, k, v, *described, grad, dq, *where, plan.q_sample, plan.q_row, *biases),
+            *(q, k, v, *described, grad, dq, *where, plan.q_units, *biases),
             *(position_sum, time_sum, fixed_point, *numbers, len(q), *strides(q, k, v, grad, dq), bucket),
         ],
         constants(q, v, bias, dropout, described)
@@ -287,10 +290,10 @@ def backward(
     described = (None, None) if wide else descriptors(q, grad)
     for wanted in ((True, False), (False, True)) if wide else ((True, True),):
         backward_kv_tuned(
-            per_unit(len(plan.k_sample), q.shape[1], "BLOCK_N"),
+            per_unit(len(plan.k_units), q.shape[1], "BLOCK_N"),
             [
                 *(q, k, v, *described, grad, dk, dv, *where),
-                *(plan.k_sample, plan.k_row, plan.summary, plan.chunk_first, *biases),
+                *(plan.k_units, plan.summary, *biases),
                 *(*numbers, len(k), *strides(q, k, v, grad, dk, dv), bucket),
             ],
             constants(q, v, bias, dropout, described)
@@ -302,7 +305,7 @@ def backward(
 
 
 def per_unit(units: int, heads: int, block: str) -> Callable[[dict[str, Any]], tuple[int, ...]]:
-    """One dimension, heads together: all heads of the heaviest units start first."""
+    """One dimension, heads innermost: all heads of a unit start together."""
     return lambda chosen: (units * (UNIT // chosen[block]) * heads,)
 
 
@@ -326,7 +329,7 @@ def descriptors(*streamed: Tensor) -> tuple[TensorDescriptor | None, ...]:
     """Of the tensors that a kernel streams, for TMA; None where it cannot be used. Only `GENRANK_TMA=1` asks for it: no
     device has shown yet that it pays."""
     none = (None,) * len(streamed)
-    if os.environ.get("GENRANK_TMA") != "1":
+    if not environment.TMA.is_set_to("1"):
         return none
     if streamed[0].is_cuda and torch.cuda.get_device_capability(streamed[0].device)[0] < 9:
         return none

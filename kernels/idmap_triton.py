@@ -136,7 +136,7 @@ def rowwise_kernel(
 
 
 PROBES = [triton.Config({"BLOCK": block}, num_warps=4, num_stages=1) for block in (256, 128)]
-# Writes to its own inputs: an autotuner would apply each update many times, so these have one configuration.
+# Writes to its own inputs: tuning would apply each update many times, so these have one configuration.
 find_tuned = Tuned(find_kernel, PROBES[:1], [])
 enter_tuned = Tuned(enter_kernel, PROBES[:1], [])
 place_tuned = Tuned(place_kernel, PROBES[:1], [])

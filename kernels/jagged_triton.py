@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genrank.kernels.attention_plan import UNIT, units
-from genrank.kernels.attention_tiles import time_bucket
+from genrank.kernels.attention_tiles import time_bucket, unit_of
 from genrank.kernels.launch import VARYING, Tuned
 
 # --- concat and split -------------------------------------------------------------------------------------------------
@@ -132,26 +132,24 @@ split_op.register_autograd(_differentiate_split, setup_context=_save_split)
 
 @triton.jit
 def grouped_linear_kernel(
-    x_data, weight_data, bias_data, y_data, order, group_offsets, unit_group, unit_row, inner, outer,
+    x_data, weight_data, bias_data, y_data, order, units, inner, outer,
     x_stride, weight_group, weight_in, weight_out, y_stride,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UNIT_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[order[r]] = x[order[r]] @ weight[g] (+ bias[g]) for BLOCK_M rows of one group and BLOCK_N outputs."""
-    pid = tl.program_id(0)
-    parts: tl.constexpr = UNIT_ROWS // BLOCK_M
-    group = tl.load(unit_group + pid // parts)
-    if group < 0:
+    at, rows, start, group, _ = unit_of(units, 1, UNIT_ROWS, BLOCK_M)
+    if rows < 0:
         return
-    first = tl.load(group_offsets + group)
-    row = first + tl.load(unit_row + pid // parts) + (pid % parts) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = row < tl.load(group_offsets + group + 1)
+    at += tl.arange(0, BLOCK_M)
+    row = start + at
+    real = at < rows
     token = tl.load(order + row, mask=real, other=0).to(tl.int64)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight_data += group.to(tl.int64) * weight_group
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for start in range(0, inner, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    for k_first in range(0, inner, BLOCK_K):
+        k = k_first + tl.arange(0, BLOCK_K)
         x_at = x_data + token[:, None] * x_stride + k[None, :]
         x = tl.load(x_at, mask=real[:, None] & (k < inner)[None, :], other=0.0)
         w_at = weight_data + k[:, None] * weight_in + out[None, :] * weight_out
@@ -228,11 +226,12 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor, offs
     y = x.new_empty(tokens, outer)
     if not tokens:
         return y
-    unit_group, unit_row = units(offsets, tokens, torch.arange(tokens + 1, device=x.device))
+    by_token = torch.arange(tokens + 1, device=x.device)
+    work = units(offsets, tokens, by_token, torch.arange(len(weight), device=x.device))
     linear_tuned(
-        lambda chosen: (len(unit_group) * (UNIT // chosen["BLOCK_M"]), triton.cdiv(outer, chosen["BLOCK_N"])),
+        lambda chosen: (len(work) * (UNIT // chosen["BLOCK_M"]), triton.cdiv(outer, chosen["BLOCK_N"])),
         [
-            *(x, weight, weight if bias is None else bias, y, order, offsets, unit_group, unit_row, x.shape[1], outer),
+            *(x, weight, weight if bias is None else bias, y, order, work, x.shape[1], outer),
             *(x.stride(0), *weight.stride(), y.stride(0)),
         ],
         {"HAS_BIAS": bias is not None, "PRECISION": precision(x), "UNIT_ROWS": UNIT},

@@ -1,8 +1,9 @@
 """A progress bar with throughput (off a terminal, a line now and then), and the figures of log and summary: a step's time and what
-of it was waiting for input, samples, tokens and operations a second, memory of the GPU."""
+of it was waiting for input, samples, tokens and operations a second, memory of the GPU. Messages of the kernels are shown above the bar."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -82,6 +84,23 @@ def peak_gpu_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
+KERNELS = logging.getLogger("genrank.kernels")
+"""What they report: that they are compiled and tuned, which is why the first step takes longer, or what is wrong with their
+tuning cache."""
+
+
+class Lines(logging.Handler):
+    """Log messages as lines on stderr, above the bar if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        self._console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
 class Progress:
     """Counts steps, samples and tokens; reports them on stderr: a bar on a terminal, else a line every 30 seconds."""
 
@@ -100,6 +119,7 @@ class Progress:
             transient=True,
             refresh_per_second=4,
         )
+        self._kernels = Lines(self._bar.console) if show else None
         self._task = self._bar.add_task(title, total=total_steps or None, rates="")
         self._reset()
 
@@ -132,9 +152,17 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bar.start()
+        if self._kernels:
+            KERNELS.addHandler(self._kernels)
+            KERNELS.setLevel(logging.INFO)
+            KERNELS.propagate = False  # the command shows what reaches "genrank": each message once
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._kernels:
+            KERNELS.removeHandler(self._kernels)
+            KERNELS.setLevel(logging.NOTSET)
+            KERNELS.propagate = True
         self._bar.stop()

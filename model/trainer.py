@@ -74,6 +74,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, ranks: Ranks, run: RunDir | None) -> None:
         self.config, self.ranks, self.folder = config, ranks, run
         if config.deterministic:
+            # Of the kernels too: `kernels.tuning` then chooses none by timing.
             torch.use_deterministic_algorithms(True)
         self.samples = samples_folder(config.samples)
         self.chosen = choose_model(config.model, config.settings)

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from genrank.pipelines import events, samples
 from genrank.pipelines.blocks import Reader, Shelf
-from genrank.pipelines.days import day_number, dt_of, moment, moment_text, start_of
+from genrank.pipelines.config import BuildConfig
+from genrank.pipelines.days import day_number, dt_of, moment_text, start_of
 from genrank.pipelines.engine import Engine, open_engine
 from genrank.pipelines.events import Normaliser, ReadUnit
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
@@ -37,42 +38,12 @@ from genrank.pipelines.quality import gate
 from genrank.pipelines.samples import Assembler
 from genrank.pipelines.sources import Partition, uri_of
 from genrank.pipelines.stats import join_rows, path_of
-from genrank.schemas import EventLog, Schema, Snapshot, UserError
+from genrank.schemas import EventLog, Snapshot, UserError
 from genrank.schemas.files import move, write_atomically
 from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
 READ_ROWS = 500_000
 """Rows a reading task takes at most (a row group is never split)."""
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """What `genrank build` is asked."""
-
-    schema: Schema
-    data: Path | str
-    """A folder, or a URI that Spark reads (`s3a://bucket/logs`)."""
-    out: Path
-    first: str
-    """First day, YYYY-MM-DD."""
-    last: str
-    """Last day, included."""
-    engine: str = "local"
-    """`spark` or `local`."""
-    as_of: str | None = None
-    """Labels as known at this moment (ISO 8601); default: the end of the newest day any source has."""
-    buckets: int | None = None
-    """Files a day is written in, and tasks it is built by; fixed by the first build of an output folder."""
-    force: bool = False
-    """Build again even what is up to date."""
-    days_per_job: int = 10
-    """Days built together at most; what waits on disk between two steps grows with it."""
-
-    def __post_init__(self) -> None:
-        if day_number(self.last, "--to") < day_number(self.first, "--from"):
-            raise UserError(f"--from {self.first} lies after --to {self.last}; swap them")
-        if self.as_of is not None:
-            moment(self.as_of)
 
 
 @dataclass

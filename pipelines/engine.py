@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas.console import logger
 
 Unit = TypeVar("Unit")
 Frame = TypeVar("Frame")
@@ -99,11 +100,15 @@ def default_engine() -> tuple[str, str]:
 
 
 def open_engine(name: str, folder: Path) -> Engine[object]:
-    """`spark` or `local`; in `folder` the local one keeps what is on its way between two steps.
+    """`spark`, `local` or `auto` (see `default_engine`); in `folder` the local one keeps what is on its way between two steps.
 
     Raises:
         UserError: no such engine, or Spark without Java.
     """
+    if name == "auto":
+        name, reason = default_engine()
+        if reason:
+            logger.info("engine: %s (%s)", name, reason)
     if name == "local":
         from genrank.pipelines.local_engine import LocalEngine
 

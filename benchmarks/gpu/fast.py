@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
 from benchmarks.gpu.right import implementation, largest_error
 from benchmarks.gpu.session import Session, described, environment
-from benchmarks.gpu.shapes import FLEX, TMA, Shape, shapes
+from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from genrank.kernels import idmap
+from genrank.kernels import attention_plan, idmap
 from genrank.kernels.attention import RelativeBias, interval_attention, reference_attention, row_scale
 from genrank.kernels.norm import group_layer_norm, norm_gate
 from genrank.kernels.projection import norm_linear_silu
@@ -80,7 +81,7 @@ class Problem:
         }
 
     def check(self) -> dict[str, Any]:
-        """The configurations that the autotuner chose, on the shape being timed: the first sample, forward and
+        """The configurations that tuning chose, on the shape being timed: the first sample, forward and
         backward, against the definition in float32."""
         n = int(self.batch.offsets[1])
         first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
@@ -147,7 +148,43 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
         from genrank.kernels import attention_triton
 
         for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
-            row[name] = str(getattr(attention_triton, name).tuner.best_config)
+            row[name] = str(getattr(attention_triton, name).latest)
+    return row
+
+
+@contextmanager
+def heaviest_units_first() -> Iterator[None]:
+    """The order of units that `kernels.attention_plan` is compared with: by their own work over the whole batch, so that the
+    programs of one moment belong to as many samples."""
+    units = attention_plan.units
+
+    def reordered(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:
+        made = units(offsets, tokens, work, of_sample)
+        row, rows, start, _ = made.long().unbind(1)
+        last = torch.minimum(row + attention_plan.UNIT, rows)
+        cost = work[(start + last).clamp(0, tokens)] - work[(start + row).clamp(0, tokens)]
+        return made[torch.argsort(torch.where(rows < 0, -1, cost), descending=True, stable=True)].contiguous()
+
+    attention_plan.units = reordered
+    try:
+        yield
+    finally:
+        attention_plan.units = units
+
+
+def measure_order(session: Session, shape: Shape) -> dict[str, Any]:
+    """Both orders in turn; the order decides nothing but time, so their results are equal to the bit."""
+    row: dict[str, Any] = {}
+    with heaviest_units_first():
+        before = Problem(session, shape)
+        row["before"] = before.time(before.ours())
+        out = [before.ours().attend()]
+        out += torch.autograd.grad(out[0], before.qkv, before.upstream)
+    now = Problem(session, shape)
+    row |= now.time(now.ours())
+    mine = [now.ours().attend()]
+    mine += torch.autograd.grad(mine[0], now.qkv, now.upstream)
+    row["tuned"] = {"right": all(torch.equal(a, b) for a, b in zip(out, mine, strict=True))}
     return row
 
 
@@ -254,6 +291,11 @@ def around(session: Session) -> None:
 def tma(session: Session) -> None:
     for shape in (s for s in shapes(session.rehearse) if s.name in TMA):
         session.attempt("tma", shape.name, lambda s=shape: measure_tma(session, s))
+
+
+def order(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if s.name in ORDER):
+        session.attempt("order", shape.name, lambda s=shape: measure_order(session, s))
 
 
 def flex(session: Session) -> None:

@@ -75,7 +75,7 @@ class Session:
             os._exit(RESTART)
 
     def time_ms(self, run: Callable[[], object]) -> float:
-        """Median milliseconds of `run`, after warming up (and, the first time, autotuning)."""
+        """Median milliseconds of `run`, after warming up (and, the first time, tuning)."""
         run()
         if self.rehearse:
             return 1.0

@@ -67,5 +67,7 @@ FLEX = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=300 H2 D256", "zipf N=40
 """FlexAttention compiles for each shape, half a minute each: these four."""
 TMA = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=8")
 """Where loading by TMA is tried."""
+ORDER = ("causal N=4096", "causal N=1024", "mtgr K=300 H2 D256", "zipf N=4096", "mtgr K=8")
+"""Where the order of units is compared with the heaviest of the whole batch first."""
 META_TMA = ("causal N=4096", "targets K=1024 N=2124 H2 D256")
 """Where Meta's is."""

@@ -94,7 +94,7 @@ def page(results: dict[str, Any]) -> str:
     lines += ["", f"| {heads} |", "|---|---|---|---|---|---|---|---|---|"]
     for row in of_section(results, "attention"):
         lines.append(attention_line(results, row, ceiling["matmul_tflops"]))
-    lines += step_lines(results)
+    lines += order_lines(results) + step_lines(results) + first_step_lines(results)
     lines += ["", "| by TMA | forward ms | TFLOPS | backward ms | TFLOPS |", "|---|---|---|---|---|"]
     for row in of_section(results, "tma"):
         cells = [row.get(f"{way}_{what}", "-") for way in ("forward", "backward") for what in ("ms", "tflops")]
@@ -130,6 +130,28 @@ def attention_line(results: dict[str, Any], row: dict[str, Any], matmul: float) 
         else:
             cells.append(peer.get("error") or peer.get("left_out") or "-")
     return "| " + " | ".join([name, *cells]) + " |"
+
+
+def order_lines(results: dict[str, Any]) -> list[str]:
+    """The order of units, beside the heaviest of the whole batch first."""
+    lines = ["", "| order of units | forward ms | before | ratio | backward ms | before | ratio |", "|---" * 7 + "|"]
+    for row in of_section(results, "order"):
+        if "forward_ms" not in row:
+            lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | |")
+            continue
+        pairs = [(row[f"{way}_ms"], row["before"][f"{way}_ms"]) for way in ("forward", "backward")]
+        cells = [f"{now:.3f} | {before:.3f} | {before / now:.2f}x" for now, before in pairs]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def first_step_lines(results: dict[str, Any]) -> list[str]:
+    """Seconds until a process has taken its first step."""
+    lines = ["", "| first step of a process, s | nothing cached | compiled before | and tuned |", "|---|---|---|---|"]
+    for row in of_section(results, "first step"):
+        cells = [str(row.get(key, "-")) for key in ("cold_s", "compiled_s", "tuned_s")]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + f" {row.get('error') or row.get('left_out') or ''} |")
+    return lines
 
 
 PARTS = ("attention", "matrix products", "norm and gate", "pointwise", "optimizer and clipping", "idle")

@@ -23,7 +23,7 @@ from genrank.kernels.launch import Launch
 
 
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:
-    """What will be launched, and whether the autotuner will try all its configurations (or the first one alone).
+    """What will be launched, and whether tuning will try all its configurations (or the first one alone).
 
     With the seed, the table sizes and the magnitudes of the run: whether an integer is a multiple of 16 is part of what is
     compiled."""

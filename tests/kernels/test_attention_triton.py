@@ -133,13 +133,13 @@ def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, mo
     check_error(case, torch.float32, attention_triton.config(64, 32, 4, 1, tma=True))
 
 
-def test_the_autotuner_keys_on_the_batchs_own_length() -> None:
+def test_tuning_keys_on_the_batchs_own_length() -> None:
     """Short batches never inherit the choice made for long ones: the longest sample decides, where the host knows it."""
     problem = Case(make_batch([100, 20, 3, 1], "causal"), torch.float32, (16, 16), 1, "none", "length").problem
     assert attention_triton.bucket_of(problem, -1) == 32
     assert attention_triton.bucket_of(problem, 100) == 128
     for tuned in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
-        assert "bucket" in getattr(attention_triton, tuned).tuner.keys
+        assert "bucket" in getattr(attention_triton, tuned).key
 
 
 @pytest.mark.parametrize("dims", [(256, 256), (128, 256), (200, 16)])
@@ -165,7 +165,7 @@ def test_backward_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize("bias", ["none", "position", "time"])
-def test_the_autotuner_clears_nothing_but_sums(bias: str) -> None:
+def test_tuning_clears_nothing_but_sums(bias: str) -> None:
     """Between trials it sets the sums to zero: an argument that stood in for an absent one would be lost with it."""
     case = Case(make_batch([9, 4], "causal"), torch.float32, (16, 16), 1, bias, "length")
     with recording() as launches:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import fast, told, warm
+from benchmarks.gpu import fast, repeat, told, warm
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
 from benchmarks.gpu.told import PAGE, page, targets_met, wrong
 from benchmarks.kernels_cases import make_batch
+from genrank.kernels import attention_plan
 from genrank.kernels.attention import interval_attention
 from genrank.kernels.launch import VARYING, Launch, recording
 from genrank.kernels.norm import norm_gate
@@ -36,8 +37,9 @@ def test_rehearsal() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--budget", "250", "--only", "mtgr K=8"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 checks; all right" in done.stdout, done.stdout
-    assert '"section": "flex"' in done.stdout and '"error":' not in done.stdout
+    assert "4 checks; all right" in done.stdout, done.stdout
+    assert all(f'"section": "{name}"' in done.stdout for name in ("order", "first step", "flex"))
+    assert '"error":' not in done.stdout, done.stdout
     assert PAGE.read_text() == before, "a rehearsal writes nothing"
 
 
@@ -56,7 +58,7 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         sys.meta_path.insert(0, Missing())
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
-        from benchmarks.gpu import fast, peers, right, step, told, warm
+        from benchmarks.gpu import fast, peers, repeat, right, step, told, warm
         from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
         print("imported")
     """
@@ -136,6 +138,31 @@ def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> N
     assert not missed and len(launches) > 20
 
 
+def test_two_processes_whose_bits_differ_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session("cpu", time.monotonic() + 60, Path("unused"), rehearse=True)
+    for digests, right in (("aa", True), ("ab", False)):
+        found = iter(digests)
+        monkeypatch.setattr(repeat, "run", lambda *_, **__: {"digest": next(found), "seconds": 1.0})  # noqa: B023
+        assert repeat.check_processes(session)["right"] is right
+
+    def tunes(session: Session, folder: Path, deterministic: bool) -> dict[str, Any]:
+        (folder / "tuning.json").write_text("{}")
+        return {"digest": "a", "seconds": 1.0}
+
+    monkeypatch.setattr(repeat, "run", tunes)
+    assert not repeat.check_processes(session)["right"], "a configuration was chosen by timing"
+
+
+def test_the_order_that_is_compared_with_has_the_heaviest_units_first() -> None:
+    offsets, work = torch.tensor([0, 300, 600, 620]), torch.arange(641) ** 2
+    with fast.heaviest_units_first():
+        made = attention_plan.units(offsets, 640, work, torch.arange(3)).tolist()
+    costs = [int(work[s + min(r + 128, n)] - work[s + r]) for r, n, s, _ in made if n >= 0]
+    assert costs == sorted(costs, reverse=True) and made[len(costs)][1] == -1
+    own = attention_plan.units(offsets, 640, work, torch.arange(3)).tolist()
+    assert sorted(own) == sorted(made) and own != made
+
+
 def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(told, "PLOT", tmp_path / "plot.png")
     rates = {"forward_ms": 1.0, "backward_ms": 2.0, "forward_tflops": 3.0, "backward_tflops": 4.0}
@@ -157,6 +184,9 @@ def test_page_tells_what_was_reached_and_what_was_not_measured() -> None:
         {"section": "flex", "name": "causal N=4096", **rates(35, 20), "forward_ms": 3.0},
         {"section": "pointwise", "name": "norm", "forward_gb_s": 9.0, "backward_gb_s": 8.0},
         {"section": "unique", "name": "5 ids", "error": "boom"},
+        {"section": "order", "name": "zipf N=4096", **rates(1, 1), "before": {"forward_ms": 1.5, "backward_ms": 2.5}},
+        {"section": "order", "name": "causal N=4096", "left_out": "the time was spent"},
+        {"section": "first step", "name": "mtgr-small K=300", "cold_s": 30.1, "compiled_s": 12.0, "tuned_s": 3.2},
     ]
     results = {"gpu": "a GPU", "torch": "2", "triton": "3", "date": "today", "rows": rows}
     shown = {what: (text, met) for what, text, met in targets_met(results)}
@@ -167,5 +197,7 @@ def test_page_tells_what_was_reached_and_what_was_not_measured() -> None:
     assert shown["GLN and norm-gate backward >= 85 % of copy bandwidth"] == ("0.80 to 0.80", False)
     text = page(results)
     assert "wrong: attention" in text and "OutOfMemoryError" in text and "1.50x, 1.10x" in text and "3.00x" in text
+    assert "| zipf N=4096 | 1.000 | 1.500 | 1.50x | 2.000 | 2.500 | 1.25x |" in text
+    assert "| causal N=4096 | the time was spent |" in text and "| mtgr-small K=300 | 30.1 | 12.0 | 3.2  |" in text
     nothing = page({**results, "rows": []})
     assert "not measured" in nothing, "without ceilings nothing is shown to hold"

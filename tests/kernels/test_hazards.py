@@ -1,5 +1,5 @@
 """What only a GPU would suffer from, shown without one: rows that no program writes, waits for the device, launches on the
-wrong device, updates that an autotuner repeats, addresses beyond 32 bits."""
+wrong device, updates that tuning repeats, addresses beyond 32 bits."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_updates_in_place_is_never_tuned() -> None:
-    """An autotuner runs a kernel dozens of times on the tensors at hand: ids would be entered and steps taken as often."""
+    """Tuning runs a kernel dozens of times on the tensors at hand: ids would be entered and steps taken as often."""
     in_place = {"place_kernel", "enter_kernel", "rowwise_kernel"}
     found = {tuned.kernel.__name__: len(tuned.configs) for tuned in TUNED.values()}
     assert {name: found[name] for name in in_place} == dict.fromkeys(in_place, 1)
@@ -218,7 +218,7 @@ def test_what_a_choice_depends_on_is_in_its_key() -> None:
         for chosen in tuned.configs:
             for arch in (80, 90, 100):
                 tuned.fits(chosen, Asked(), arch)
-        missing = {a for a in asked if not a.endswith("_data") and not {a, *same.get(a, ())} & set(tuned.tuner.keys)}
+        missing = {a for a in asked if not a.endswith("_data") and not {a, *same.get(a, ())} & set(tuned.key)}
         if "GROUP_WIDTH" not in present:
             missing.discard("GROUP_WIDTH")
         assert not missing, f"{name}: {missing}"

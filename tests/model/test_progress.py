@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
+from genrank.kernels import tuning
 from genrank.model import progress
 from genrank.model.progress import Progress, StepClock, StepTime
 
@@ -34,6 +37,15 @@ def test_steps_beyond_those_expected_are_counted_without_a_total(
     steps(total=2)
     reported = [line.split(",")[0] for line in caplog.messages]
     assert reported == ["mtgr-tiny: step 1 of 2", "mtgr-tiny: step 2 of 2", "mtgr-tiny: step 3"]
+
+
+def test_what_kernels_report_is_shown_while_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for show, shown in ((True, ["kernels: compiling on first use [fixed]"]), (False, [])):
+        with Progress("mtgr-tiny", 10, show):
+            tuning.logger.info("kernels: compiling on first use [fixed]")
+        assert capsys.readouterr().err.splitlines() == shown
+    tuning.logger.info("afterwards nobody listens")
+    assert capsys.readouterr().err == "" and tuning.logger.level == logging.NOTSET
 
 
 def test_a_clock_counts_steps_and_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import genrank.model.checkpoint
+from genrank.kernels import tuning
 from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import as_json
@@ -80,6 +81,7 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     monkeypatch.setattr(TrainStep, "run", step)
     done = train(config)
     assert done.steps > kill_at
+    assert tuning.fixed(), "kernels take configurations that no clock chose"
     assert steps(config.out) == steps(whole.out)
     resumed, expected = weights(config.out), weights(whole.out)
     assert resumed.keys() == expected.keys()

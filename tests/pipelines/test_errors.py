@@ -86,7 +86,7 @@ def test_bad_input(tmp_path: Path, harm: Callable[[Path], None], told: str) -> N
         ({"first": "2026-01-06", "last": "2026-01-05"}, "--from 2026-01-06 lies after --to 2026-01-05"),
         ({"as_of": "yesterday"}, "--as-of 'yesterday' is not a moment"),
         ({"as_of": "2026-01-05T00:00"}, "--as-of .* lies before the end of --to"),
-        ({"engine": "flink"}, "--engine 'flink' is unknown"),
+        ({"engine": "flink"}, "--engine 'flink': must be one of auto, spark, local"),
     ],
 )
 def test_bad_flags(tmp_path: Path, flags: dict[str, str], told: str) -> None:

@@ -14,8 +14,8 @@ from schemas_shop import SHOP, candidates
 from strategies import schemas
 from typer.testing import CliRunner, Result
 
+from genrank.command.schema import app
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
-from genrank.schemas.cli import app
 from genrank.schemas.contract import arrow_schema
 from genrank.schemas.docs import feature_page, in_words, lineage_picture
 
