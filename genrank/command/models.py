@@ -26,8 +26,8 @@ def train(
 ) -> None:
     """Train a ranker, or a retrieval model, on published samples."""
     if progressive:
-        from genrank.model.progressive import print_progressive
         from genrank.model.progressive import progressive as run_days
+        from genrank.model.terminal import print_progressive
 
         print_progressive(run_days(config))
     else:
@@ -38,20 +38,10 @@ def train(
             say(f"{config.out} is complete ({done.steps:,} steps): nothing to do; more --epochs go on from it")
             return
         if os.environ.get("RANK", "0") == "0":  # Of several ranks, the first reports.
-            say(_trained(config.out))
+            from genrank.model.run_dir import training_message
+
+            say(training_message(config.out))
     say(f"wrote {config.out}")
-
-
-def _trained(run: Path) -> str:
-    """What a run took in, by its summary and the last line of its log."""
-    from genrank.model.run_folder import read_json, read_log
-
-    done = read_json(run / "summary.json")
-    # A skipped batch's loss is text: it may be no number.
-    losses = [loss for row in read_log(run) if isinstance(loss := row.get("loss"), float)]
-    done_so_far = f"{done['steps']:,} steps over {done['samples']:,} samples in {done['seconds']:,.0f} s"
-    speed = f" ({done['samples_per_s']:,.0f} samples/s, {done['tokens_per_s']:,.0f} tokens/s, {done['device']})"
-    return done_so_far + speed + (f"; training loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "")
 
 
 @app.command(rich_help_panel="Models", cls=ConfigCommand)
@@ -59,7 +49,7 @@ def _trained(run: Path) -> str:
 def evaluate(config: EvaluateConfig) -> None:
     """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves; HR, NDCG and MRR of retrieval."""
     from genrank.model.evaluate import evaluate as run_evaluation
-    from genrank.model.report import print_metrics
+    from genrank.model.terminal import print_metrics
 
     print_metrics(config.run.name, run_evaluation(config))
     say(f"wrote {config.out or config.run / 'metrics.json'}")

@@ -20,7 +20,7 @@ import torch
 from genrank.model.checkpoint import load_dense, steps_of
 from genrank.model.config import TrainConfig
 from genrank.model.evaluate import load_model
-from genrank.model.run_folder import read_schema
+from genrank.model.run_dir import read_schema
 from genrank.schemas import load_schema
 from genrank.schemas.configuration import fields_of, flag_of
 
@@ -184,7 +184,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     assert "no such model; did you mean" in train(model="mtgr-tin")
     assert "no such field" in train(set="layer=3")
     assert "from 0 to below 1" in train(set="dropout=7")
-    assert "must not be negative" in train(set="layers=-1")
+    assert "must be at least 1" in train(set="layers=-1")
     for flag in ("lr", "seed", "max-steps", "checkpoint-minutes", "warmup-steps"):
         assert f"--{flag} -1" in train(**{flag: -1})
     assert "--lr nan" in train(lr="nan")

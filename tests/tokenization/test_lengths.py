@@ -82,7 +82,7 @@ def test_steps_counted_are_steps_taken(
     world_size: int,
     accumulate: int,
 ) -> None:
-    from genrank.model.resume import steps_of_batches
+    from genrank.model.checkpoint_manager import steps_of_batches
 
     epochs = range(2)
     with tempfile.TemporaryDirectory() as folder:

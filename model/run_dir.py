@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from genrank.model.config import FREE_TO_CHANGE, TrainConfig
+from genrank.model.documents import (
+    LOG_ROW,
+    LogRow,
+    StepRow,
+    Summary,
+    read_document,
+    read_text,
+    write_document,
+)
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import write_atomically
 from genrank.schemas.present.serialization import from_json
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 
-class RunFolder:
+class RunDir:
     """What training writes, besides checkpoints. Rank 0 only."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
@@ -30,7 +42,7 @@ class RunFolder:
         """Of the log."""
 
     @classmethod
-    def open(cls, config: TrainConfig) -> RunFolder:
+    def open(cls, config: TrainConfig) -> RunDir:
         """The folder of this configuration: made, or found where an interrupted run left it.
 
         Raises:
@@ -65,24 +77,22 @@ class RunFolder:
         self._log = path.open("a", buffering=1)
         self.lines = lines
 
-    def log(self, row: dict[str, object]) -> None:
+    def log(self, row: LogRow) -> None:
         """One line of log.jsonl, and its numbers as TensorBoard scalars."""
-        self._log.write(json.dumps(row) + "\n")
+        self._log.write(row.model_dump_json() + "\n")
         self.lines += 1
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
-        step = row["step"]
-        assert isinstance(step, int)
-        for name, value in _scalars("", row):
-            self._tensorboard.add_scalar(name, value, step)
+        for name, value in _scalars("", row.model_dump()):
+            self._tensorboard.add_scalar(name, value, row.step)
 
-    def finish(self, summary: dict[str, object]) -> None:
+    def finish(self, summary: Summary) -> None:
         """Write summary.json: the run is complete."""
-        write_json(self.path / "summary.json", summary)
+        write_document(self.path / "summary.json", summary)
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> RunDir:
         return self
 
     def __exit__(
@@ -99,7 +109,7 @@ class RunFolder:
                 self.path.rmdir()
 
 
-def _scalars(prefix: str, row: dict[str, object]) -> list[tuple[str, float]]:
+def _scalars(prefix: str, row: Mapping[str, object]) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for key, value in row.items():
         if isinstance(value, dict):
@@ -121,22 +131,29 @@ def read_schema(run: Path) -> Schema:
     return from_json(path.read_bytes(), where=str(path))
 
 
-def read_log(run: Path) -> list[dict[str, object]]:
+def read_log(run: Path) -> list[LogRow]:
     """The lines of a run's log.jsonl.
 
     Raises:
         UserError: it is missing or broken.
     """
     path = run / "log.jsonl"
-    rows: list[dict[str, object]] = []
+    rows: list[LogRow] = []
     try:
-        for line in path.read_text().splitlines():
-            rows.append(json.loads(line))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; is {run} the --out folder of `genrank train`?") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {len(rows) + 1} is not JSON ({error}); remove that line") from None
+        for line in read_text(path).splitlines():
+            rows.append(LOG_ROW.validate_json(line))
+    except ValidationError as error:
+        raise UserError(f"{path}: line {len(rows) + 1}: {error.errors()[0]['msg']}; remove that line") from None
     return rows
+
+
+def training_message(run: Path) -> str:
+    """What a complete training took in, by its summary and the first and last loss of its log."""
+    done = read_document(run / "summary.json", Summary)
+    losses = [row.loss for row in read_log(run) if isinstance(row, StepRow)]
+    took = f"{done.steps:,} steps over {done.samples:,} samples in {done.seconds:,.0f} s"
+    speed = f" ({done.samples_per_s:,.0f} samples/s, {done.tokens_per_s:,.0f} tokens/s, {done.device})"
+    return took + speed + (f"; training loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "")
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -145,10 +162,9 @@ def read_json(path: Path) -> dict[str, object]:
     Raises:
         UserError: it is missing or broken.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; is {path.parent} the --out folder of `genrank train`?") from None
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}); write it again with the command that made it") from None
     assert isinstance(value, dict)

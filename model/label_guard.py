@@ -1,4 +1,4 @@
-"""Do some days' labels tell anything apart? Read off Parquet's footers, before the first row."""
+"""Whether some days' labels are of more than one class. Read off Parquet's footers, before the first row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
 
 def spans(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str, Span]:
-    """By task; without a task of which the files tell nothing, as where there is no candidate."""
+    """By task; without a task whose statistics the files lack, as where there is no candidate."""
     found: dict[str, tuple[float, float]] = {}
     for file in (file for date in dates for file in sample_files(samples, date, schema)):
         metadata = read_footer(file)
@@ -64,6 +64,6 @@ def require_two_classes(samples: Path, schema: Schema, dates: Sequence[str], *, 
     if ripe and all(label.kind == "binary" and known[label.name].low == known[label.name].high for label in ripe):
         all_of_one = ", ".join(f"every {label.name} is {known[label.name].low:g}" for label in ripe)
         raise UserError(
-            f"--dates {days}: labels are all of one class ({all_of_one}), so there is nothing to tell apart; look at the label's"
+            f"--dates {days}: labels are all of one class ({all_of_one}), so there is nothing to learn; look at the label's"
             " source and window in the schema, or take other days"
         )

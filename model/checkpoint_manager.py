@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from genrank.model.checkpoint import (
+    DenseState,
     load_dense,
     load_optimizer_state,
     load_weights,
@@ -22,9 +24,10 @@ from genrank.model.checkpoint import (
     steps_of,
 )
 from genrank.model.config import TrainConfig
+from genrank.model.documents import ModelIdentity
 from genrank.model.parallel import whole_state
 from genrank.model.ranks import Ranks
-from genrank.model.run_folder import RunFolder
+from genrank.model.run_dir import RunDir
 from genrank.schemas.errors import UserError
 from genrank.tokenization.checkpoint import load_tables
 from genrank.tokenization.embedding import Embeddings
@@ -62,7 +65,7 @@ class Position:
     log_lines: int = 0
 
 
-class Checkpoints:
+class CheckpointManager:
     """A run's checkpoints: when all ranks write one, and how training begins from one.
 
     By steps (`checkpoint_every`) and by the clock (`checkpoint_minutes`). The clock is rank 0's: its word travels with the counts that
@@ -77,7 +80,7 @@ class Checkpoints:
         embeddings: Embeddings,
         optimizer: torch.optim.Optimizer,
         reader: SampleReader,
-        folder: RunFolder | None,
+        folder: RunDir | None,
     ) -> None:
         self.config, self.ranks, self.reader, self.folder = config, ranks, reader, folder
         self.model, self.embeddings, self.optimizer = model, embeddings, optimizer
@@ -95,7 +98,7 @@ class Checkpoints:
     def overdue(self) -> bool:
         """Whether rank 0's clock asks for a checkpoint; False on the others."""
         minutes = self.config.checkpoint_minutes
-        return self.ranks.chief and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.ranks.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save_after(self, step: int) -> None:
         """All ranks know of rank 0's wish: the checkpoint is of `step`, unless one is agreed on already."""
@@ -118,7 +121,7 @@ class Checkpoints:
                 "model": whole_state(self.model),
                 "optimizer": optimizer_state(self.model, self.optimizer),
                 "position": dataclasses.asdict(at),
-                "readers": self.ranks.gather(reader_state),
+                "readers": cast(list[dict[str, int]], self.ranks.gather(reader_state)),
             },
             embeddings=self.embeddings,
             ranks=self.ranks,
@@ -147,7 +150,6 @@ class Checkpoints:
         at = Position(**state["position"])  # type: ignore[arg-type]
         self._saved_step = at.step
         readers = state["readers"]
-        assert isinstance(readers, list)
         if len(readers) == self.ranks.size:
             self.reader.load_state_dict(readers[self.ranks.rank])
         else:
@@ -170,8 +172,8 @@ class Checkpoints:
             model, wanted = read_manifest(origin).model, self._identity()
             if model != wanted:
                 raise UserError(
-                    f"--from-checkpoint {self.config.from_checkpoint}: it is of model {_model_name(model)}, not of"
-                    f" {_model_name(wanted)}; give the same --model and --set"
+                    f"--from-checkpoint {self.config.from_checkpoint}: it is of model {model}, not of"
+                    f" {wanted}; give the same --model and --set"
                 )
             self._load(origin, origin=True)
         at = Position()
@@ -186,29 +188,23 @@ class Checkpoints:
         steps = at.step + steps_of_batches(self.ranks.gather(own), config.accumulate)  # type: ignore[arg-type]
         return min(steps, config.max_steps) if config.max_steps else steps
 
-    def _load(self, folder: Path, *, origin: bool = False) -> dict[str, object]:
+    def _load(self, folder: Path, *, origin: bool = False) -> DenseState:
         """Model, tables and optimizer from a checkpoint; returns its dense part."""
         state = load_dense(folder)
-        load_weights(self.model, state["model"], folder, grown=origin)  # type: ignore[arg-type]
-        load_optimizer_state(self.model, self.optimizer, state["optimizer"])  # type: ignore[arg-type]
+        load_weights(self.model, state["model"], folder, grown=origin)
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         load_tables(self.embeddings, folder / "tables", reset=self.config.reset_tables if origin else ())
         return state
 
-    def _identity(self) -> dict[str, object]:
-        return {"name": self.config.model, "settings": dict(self.config.settings)}
+    def _identity(self) -> ModelIdentity:
+        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings))
 
 
 def steps_of_batches(batches: Sequence[Sequence[int]], accumulate: int) -> int:
     """Optimizer steps of some epochs, from each rank's batches in each: all ranks take as many as the one that has most
-    (`model.feed.in_step`), and an epoch's last step takes what is left.
+    (`model.prefetch.in_step`), and an epoch's last step takes what is left.
 
     >>> steps_of_batches([[5, 4], [3, 6]], accumulate=2)
     6
     """
     return sum(math.ceil(max(epoch) / accumulate) for epoch in zip(*batches, strict=True))
-
-
-def _model_name(model: dict[str, object]) -> str:
-    settings = model.get("settings")
-    assert isinstance(settings, dict)
-    return " ".join([str(model["name"]), *(f"--set {k}={v}" for k, v in settings.items())])

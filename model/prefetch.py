@@ -42,7 +42,7 @@ def make_reader(
     )
 
 
-class Feed:
+class Prefetcher:
     """The steps of an epoch, from the reader to the device.
 
     Args:
@@ -61,7 +61,7 @@ class Feed:
         self.reader_state = reader.state_dict()
         """The reader's position after the batches yielded so far: what a checkpoint holds."""
         if ranks.device.type == "cuda":
-            self._copies = torch.cuda.Stream()
+            self._copies: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def steps(self, epoch: int) -> Iterator[list[Batch]]:
         """The batches of each optimizer step that is left of an epoch."""
@@ -78,8 +78,10 @@ class Feed:
             ahead = not self.pauses()
             if ahead:
                 following = next(steps, None)
-                for batches in [current] * (not begun) + [following] * (following is not None):
-                    self.embeddings.dispatch(batches[0])
+                if not begun:
+                    self.embeddings.dispatch(current[0])
+                if following is not None:
+                    self.embeddings.dispatch(following[0])
             yield current
             begun = ahead
             if not ahead:
@@ -126,7 +128,7 @@ def in_step(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, boo
     while True:
         batch = next(batches, None)
         last = last if batch is None else batch
-        has, ever = zip(*ranks.gather((batch is not None, last is not None)), strict=True)  # type: ignore[call-overload]
+        has, ever = zip(*ranks.gather((batch is not None, last is not None)), strict=True)
         if not any(has):
             return
         if not all(ever):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from genrank.model.checkpoint_manager import Position
 from genrank.model.config import TrainConfig
-from genrank.model.losses import Weighted, loss_sums, total_loss, weight_sums
+from genrank.model.documents import GuardRow
+from genrank.model.interface import Model
+from genrank.model.losses import total_loss
 from genrank.model.optimizer import adamw
 from genrank.model.parallel import spread, unsynchronised
 from genrank.model.ranks import Ranks
-from genrank.model.resume import Position
-from genrank.model.retriever import NEXT_ITEM, Retriever, Task
-from genrank.model.run_folder import RunFolder
+from genrank.model.run_dir import RunDir
+from genrank.model.tasks.base import AnyTask
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -27,26 +29,32 @@ SPIKES_IN_A_ROW = 5
 """So many skipped steps are no accident of one batch: training stops."""
 
 
-class Learner:
-    """A model with its optimizers, which learns one step's batches at a time.
+class TrainStep:
+    """A model with its optimizers, which learns a step's batches at a time.
 
     Args:
         model: on its device; spread over the ranks here.
+        task: what it learns.
         folder: where skipped and refused batches are logged; None: not on this rank.
     """
 
     def __init__(
-        self, model: nn.Module, embeddings: Embeddings, config: TrainConfig, ranks: Ranks, folder: RunFolder | None
+        self,
+        model: Model,
+        task: AnyTask,
+        embeddings: Embeddings,
+        config: TrainConfig,
+        ranks: Ranks,
+        folder: RunDir | None,
     ) -> None:
-        self.model, self.embeddings, self.config, self.ranks, self.folder = model, embeddings, config, ranks, folder
-        self.tasks: Sequence[Weighted] = config.schema.labels
-        if isinstance(model, Retriever):
-            self.tasks = [Task(NEXT_ITEM, 1.0)]
+        self.model, self.task, self.embeddings = model, task, embeddings
+        self.config, self.ranks, self.folder = config, ranks, folder
+        self.objectives = task.objectives
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
         self.wrapped = spread(model, ranks, config.dense_parallel)
         self.optimizer = adamw(model, config.lr, config.weight_decay)
 
-    def step(self, batches: list[Batch], at: Position) -> tuple[float, dict[str, float]]:
+    def run(self, batches: list[Batch], at: Position) -> tuple[float, dict[str, float]]:
         """One optimizer step; returns the mean loss and each task's.
 
         Gradients are weighted by the global sum of weights, over ranks and accumulated batches: how samples fall into batches does
@@ -58,25 +66,25 @@ class Learner:
         self._set_learning_rate(at)
         torch.manual_seed(_mix(self.config.seed, at.step, self.ranks.rank))
         normalisers = self.ranks.sum(torch.stack([self._weights(b) for b in batches]).sum(0))
-        learned, weighed = [0.0] * len(self.tasks), [0.0] * len(self.tasks)
+        learned, weighed = [0.0] * len(self.objectives), [0.0] * len(self.objectives)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._gather_gradients():
                 sums = self._loss_sums(batch)
                 # DDP and the sharded tables average over ranks; the normaliser is already global.
-                loss = total_loss(sums, normalisers, self.tasks) * self.ranks.size
+                loss = total_loss(sums, normalisers, self.objectives) * self.ranks.size
                 each = torch.stack([s.detach().double() for s in sums.values()])
                 found, weights = self._read(each, batch)
                 weighed = [a + b for a, b in zip(weighed, weights, strict=True)]
                 if self._is_sane(found, weights, batch, at):
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     learned = [a + b for a, b in zip(learned, found, strict=True)]
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tasks = {task.name: mean for task, mean in zip(self.tasks, _means(learned, weighed), strict=True)}
-        return sum(task.weight * tasks[task.name] for task in self.tasks), tasks
+        tasks = {task.name: mean for task, mean in zip(self.objectives, _means(learned, weighed), strict=True)}
+        return sum(task.weight * tasks[task.name] for task in self.objectives), tasks
 
     @property
     def lr(self) -> float:
@@ -91,18 +99,12 @@ class Learner:
             group["lr"] = config.lr * warm * decay_factor(config, at.step, at.total_steps)
 
     def _weights(self, batch: Batch) -> Tensor:
-        """float64 [tasks]: what a batch's loss sums are divided by, before ranks add theirs."""
-        if isinstance(self.model, Retriever):
-            return self.model.query_count(batch)
-        return weight_sums(batch.weights, self.config.schema.labels)
+        return self.task.weights(self.model, batch)
 
     def _loss_sums(self, batch: Batch) -> dict[str, Tensor]:
-        """Per task, the weighted sum of a batch's losses; scalars with a gradient."""
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
-            found: dict[str, Tensor] = self.wrapped(batch)
-        if isinstance(self.model, Retriever):
-            return found
-        return loss_sums(found, batch.labels, batch.weights, self.config.schema.labels)
+            output: dict[str, Tensor] = self.wrapped(batch)
+        return self.task.loss_sums(output, batch)
 
     @contextlib.contextmanager
     def _gather_gradients(self) -> Iterator[None]:
@@ -124,7 +126,7 @@ class Learner:
     def _is_sane(self, sums: list[float], weights: list[float], batch: Batch, at: Position) -> bool:
         """Whether to learn from a batch, decided before anything is updated and by all ranks alike."""
         config = self.config
-        loss = sum(task.weight * mean for task, mean in zip(self.tasks, _means(sums, weights), strict=True))
+        loss = sum(task.weight * mean for task, mean in zip(self.objectives, _means(sums, weights), strict=True))
         if not math.isfinite(loss):
             where = self._name_batch(batch, "nan", loss, at)
             raise UserError(
@@ -149,7 +151,7 @@ class Learner:
         """Write the batch's samples to the log, and say which they are in a few words."""
         ids = batch.sample_id
         if self.folder:
-            self.folder.log({"step": at.step, "event": event, "loss": str(loss), "sample_ids": ids})
+            self.folder.log(GuardRow(step=at.step, event=event, loss=str(loss), sample_ids=ids))
         if not ids:
             return "a batch of another rank (named in log.jsonl only where rank 0 has it)"
         return f"the batch of {len(ids)} samples from {ids[0]} to {ids[-1]} (all named in log.jsonl)"
