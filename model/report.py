@@ -181,7 +181,7 @@ def _plan(run: Run) -> Plan:
 
     explained = explain(make_plan(run.schema))
     rows = [[f"{each:,}" if isinstance(each, int) else each for each in row] for row in table_rows(explained)]
-    return Plan(explained.summary, COLUMNS, rows)
+    return Plan(explained.summary, list(COLUMNS), rows)
 
 
 def _sample(run: Run, samples: Path) -> Sample:
