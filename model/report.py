@@ -372,22 +372,25 @@ def _svg(figure: Figure) -> object:
 
 
 def _plan(run: Run) -> dict[str, object]:
+    from genrank.tokenization.explain import explain
     from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.present.plan import COLUMNS, table_rows
 
-    explained = make_plan(run.schema).explain()
+    explained = explain(make_plan(run.schema))
     return {
-        "summary": explained["summary"],
-        "columns": explained["columns"],
-        "rows": [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in explained["rows"]],
+        "summary": explained.summary,
+        "columns": COLUMNS,
+        "rows": [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in table_rows(explained)],
     }
 
 
 def _sample(run: Run, samples: Path) -> dict[str, str] | None:
-    from genrank.tokenization.show import interesting_sample, show
+    from genrank.tokenization.inspect_sample import interesting_sample
+    from genrank.tokenization.present.sample import show_sample
 
     folder = samples_folder(samples)
     sample_id = interesting_sample(folder, run.schema, _dates(run.metrics)[0])
     with tempfile.TemporaryDirectory() as scratch:
         png = Path(scratch) / "sample.png"
-        show(folder, sample_id, schema=run.schema, png=png)
+        show_sample(folder, sample_id, schema=run.schema, png=png)
         return {"id": sample_id, "png": base64.b64encode(png.read_bytes()).decode()}

@@ -32,7 +32,8 @@ from genrank.schemas.schema import CANDIDATES, Schema
 from genrank.tokenization import visibility
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.features import Vocabularies, mix
+from genrank.tokenization.features import row_encoder
+from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.tokens import Tokenizer
@@ -111,7 +112,7 @@ class Retriever(nn.Module):
         self.encoder = Hstu(config)
         logical, merged = embeddings.plan.logical[self.table]
         self.merged = merged.name
-        self.vocabulary = None if logical.dynamic else Vocabularies([logical.vocabulary])
+        self.vocabulary = None if logical.dynamic else row_encoder(logical.vocabulary)
         self.query = nn.Linear(config.dim, config.item_dim)
         self.item = nn.Linear(logical.dim, config.item_dim)
         self.frequency = ItemFrequency()
@@ -214,7 +215,7 @@ class ItemFrequency(nn.Module):
 
 
 def _slot(ids: Tensor) -> Tensor:
-    return mix(ids) & (FREQUENCY_SLOTS - 1)
+    return splitmix64(ids) & (FREQUENCY_SLOTS - 1)
 
 
 def item_feature(schema: Schema) -> tuple[str, str, str]:

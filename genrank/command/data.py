@@ -48,7 +48,7 @@ def inputs(
     ] = None,
 ) -> None:
     """Have the day's logs landed? Exits with 75 and names what is missing if not (for schedulers)."""
-    from genrank.pipelines.inputs import missing_inputs
+    from genrank.pipelines.landing import missing_inputs
     from genrank.schemas import load_schema
 
     parse_dates(day, "--day")
@@ -78,10 +78,11 @@ def _days(count: int) -> str:
 @app.command(rich_help_panel="Data")
 def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = None) -> None:
     """Which days are published, missing or stale, and why."""
-    from genrank.pipelines import planner
+    from genrank.pipelines.presentation.status import print_status
+    from genrank.pipelines.status import status as days_status
     from genrank.schemas import load_schema
 
-    planner.print_status(planner.status(load_schema(schema), data, out, as_of))
+    print_status(days_status(load_schema(schema), data, out, as_of))
 
 
 @app.command(rich_help_panel="Data")
@@ -90,9 +91,10 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove files that no manifest points to (left by killed builds, or replaced by newer ones)."""
-    from genrank.pipelines import planner
+    from genrank.pipelines.clean import clean as clean_folder
+    from genrank.pipelines.presentation.clean import print_cleaned
 
-    planner.print_cleaned(planner.clean(out, dry_run))
+    print_cleaned(clean_folder(out, dry_run))
 
 
 @app.command(rich_help_panel="Data")
@@ -104,13 +106,14 @@ def stats(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead.")] = None,
 ) -> None:
     """What the samples hold: null rates, lengths, quantiles, label rates, how often joins found a partner; and drift (PSI)."""
-    from genrank.pipelines import stats as sample_statistics
+    from genrank.pipelines.presentation.sample_statistics import print_statistics, write_statistics
+    from genrank.pipelines.sample_statistics import statistics
 
-    days = sample_statistics.statistics(out, parse_dates(dates) if dates else None)
+    days = statistics(out, parse_dates(dates) if dates else None)
     if html is None:
-        sample_statistics.print_statistics(days)
+        print_statistics(days)
     else:
-        sample_statistics.write_statistics(days, html)
+        write_statistics(days, html)
         say(f"wrote {html}")
 
 
@@ -125,8 +128,8 @@ def show(
     """Draw one sample: its tokens by group, their values and times, and what sees what."""
     from genrank.model.config import samples_folder
     from genrank.schemas import load_schema
-    from genrank.tokenization.show import interesting_sample
-    from genrank.tokenization.show import show as show_sample
+    from genrank.tokenization.inspect_sample import interesting_sample
+    from genrank.tokenization.present.sample import show_sample
 
     declared, folder = load_schema(schema), samples_folder(samples)
     if sample_id is None:

@@ -86,18 +86,19 @@ def explain(
     from rich.console import Console
 
     from genrank.schemas import load_schema
-    from genrank.tokenization.explain import render
+    from genrank.tokenization.explain import explain as explain_plan
     from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.present.plan import render
 
     declared, observed = load_schema(schema), None
     if samples is not None:
         from genrank.model.config import samples_folder
         from genrank.schemas.manifest import sample_days
-        from genrank.tokenization.observed import observe_ids
+        from genrank.tokenization.id_statistics import observe_ids
 
         folder = samples_folder(samples)
         observed = observe_ids(folder, declared, parse_dates(dates) if dates else sample_days(folder))
-    Console().print(render(make_plan(declared).explain(world_size=ranks, observed=observed)))
+    Console().print(render(explain_plan(make_plan(declared), world_size=ranks, observed=observed)))
 
 
 @app.command()

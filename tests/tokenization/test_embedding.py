@@ -18,9 +18,10 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.checkpoint import load_tables, save_tables
 from genrank.tokenization.embedding import Embeddings, pool
+from genrank.tokenization.initial_rows import initial_rows
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.torch_tables import EPS, StatePlace, initial_rows
+from genrank.tokenization.table_backend import EPS, StatePlace
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -78,7 +79,7 @@ def test_every_vector_is_the_row_the_plan_says(batches: list[Batch]) -> None:
         if lookup.pooling is None:
             encoder = embeddings.encoders[embeddings.groups.index(lookup.group)]
             at = [each for each in plan.lookups_of(lookup.group) if not each.pooling].index(lookup)
-            rows = encoder(batches[0]).rows[at]
+            rows = encoder(batches[0])[0][at]
             weight = embeddings.tables.shards(lookup.merged)[0].weight
             assert torch.equal(out[f"{lookup.group}.{lookup.feature}"], weight[rows])
 
