@@ -26,7 +26,6 @@ from genrank.schemas.base import CANDIDATES, USER
 from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.derive.fingerprints import whole_meaning
 from genrank.schemas.digest import digest
-from genrank.schemas.features import Feature
 from genrank.schemas.stored import STORED_TYPES, Stored
 
 SCHEMA_KEY = b"genrank.schema"
@@ -45,11 +44,6 @@ class Leaf(NamedTuple):
     def type(self) -> pa.DataType:
         """Arrow type of one value (a candidate's, an event's, the user's)."""
         return STORED_TYPES[self.stored]
-
-
-def stored_as(feature: Feature) -> Stored | None:
-    """How the sample keeps the feature; None where it is derived by the reader."""
-    return feature.stored
 
 
 def leaves(schema: SchemaDeclaration) -> list[Leaf]:

@@ -17,7 +17,6 @@ from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.features import Feature
 from genrank.schemas.group import EventSequence
 from genrank.schemas.table import LogicalTable
-from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Enumerated
 
 TYPE = "type"
@@ -45,11 +44,6 @@ def table_name(group: str, feature: Feature) -> str | None:
     """The logical table in which a feature of the group looks rows up; None for numbers that are not bucketed."""
     table = feature.looked_up(group)
     return table.name if table else None
-
-
-def transform_of(feature: Feature) -> Transform | None:
-    """How a number is encoded, defaults resolved; None for features that are not numbers."""
-    return feature.number_transform
 
 
 def event_names(sequence: EventSequence) -> tuple[str, ...]:
