@@ -158,7 +158,8 @@ class _Spilled:
     """The Spark engine, and what its stages shuffled and spilled."""
 
     def __init__(self) -> None:
-        from genrank.pipelines.spark_engine import SparkEngine, start_session
+        from genrank.pipelines.spark_engine import SparkEngine
+        from genrank.pipelines.spark_session import start_session
 
         self.session = start_session()
         self.inner = SparkEngine(self.session)
@@ -260,7 +261,7 @@ def check_polars(out: Path) -> list[float]:
 
 def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
     """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
-    from genrank.pipelines.spark_engine import start_session
+    from genrank.pipelines.spark_session import start_session
 
     session = start_session(
         **{

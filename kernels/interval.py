@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
@@ -10,6 +9,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from genrank import environment
 
 Made = TypeVar("Made")
 
@@ -81,5 +82,5 @@ def check_problem(problem: Problem, key_tokens: int) -> None:
 
 def check_if_asked(problem: Problem, key_tokens: int) -> None:
     """`check_problem`, once per batch, under `GENRANK_KERNELS_CHECK=1`."""
-    if os.environ.get("GENRANK_KERNELS_CHECK") == "1":
+    if environment.KERNELS_CHECK.is_set_to("1"):
         planned(problem, ("checked", key_tokens), lambda: check_problem(problem, key_tokens))

@@ -28,9 +28,9 @@ from genrank.schemas import (
     expression,
 )
 from genrank.schemas.base import ARROW_TYPES
-from genrank.schemas.derive.sample_schema import Stored
 from genrank.schemas.features import Feature
 from genrank.schemas.ids import MISSING_ID, hash_strings
+from genrank.schemas.stored import Stored
 
 
 def owner(schema: Schema, source: EventLog | Snapshot, reference: str) -> tuple[EventLog | Snapshot, str] | None:
@@ -130,9 +130,9 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
                 for column in change_columns(entry, sequence):
                     columns[entry.source].add(column)
     for cross in cross_features(schema):
-        for source in (exposures, *cross_sources(schema, cross)):
+        for log in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
-                add(source, Column("id", key))
+                add(log, Column("id", key))
         if column := value_column(cross):
             add(schema.event_log(cross.source), column)
         if cross.where:
@@ -202,8 +202,11 @@ def reads_change(changes: ChangePoints, column: Column) -> bool:
 
 
 def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> dict[str, pa.Array]:
-    """Each column's values by name. `frame` holds the source's declared columns; joined snapshot columns lie in it too: those
-    already computed by the snapshot under `snapshot/<name>`, raw ones as `snapshot.column`."""
+    """Each column's values by name.
+
+    `frame` holds the source's declared columns; joined snapshot columns lie in it too: those already computed by the snapshot under
+    `snapshot/<name>`, raw ones as `snapshot.column`.
+    """
     out: dict[str, pa.Array] = {}
     for column in columns:
         joined = _joined_name(column) if not column.sql and "." in column.expression else None

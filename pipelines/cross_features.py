@@ -4,7 +4,7 @@ Features with the same keys are answered together. Where the keys hold the user,
 exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
 
 A past day that lies inside a window, or outside it, for every moment of the days built need not be read event by event: its
-tile says the same, a row per key (`tile`). `ranges_of_tiles` tells which days those are; the days that a window's edge passes
+tile says the same, a row per key (`tile`). `ranges_of_tiles` says which days those are; the days that a window's edge passes
 through, the days built, and days of which much is yet to arrive are read in full.
 """
 
@@ -38,6 +38,7 @@ class KeySet:
 
     @property
     def tag(self) -> str:
+        """Its name in messages and folders: the keys, and the value counted distinct."""
         return ",".join(self.keys) + (f"#{self.distinct}" if self.distinct else "")
 
     def with_user(self, schema: Schema) -> bool:
@@ -90,7 +91,7 @@ def key_columns(key_set: KeySet) -> list[str]:
 
 def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
     """(hash of each row's keys, whether all of them are present)."""
-    columns = [numpy(table, name) for name in key_columns(key_set)]
+    columns = [int64_column(table, name) for name in key_columns(key_set)]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
         present &= column != MISSING_ID
@@ -151,8 +152,9 @@ def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
 
 
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
-    """Rows of `events_at_keys`, or of tiles, merged: what was available before `settled` becomes a row per key, condition, presence
-    of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
+    """Rows of `events_at_keys`, or of tiles, merged.
+
+    What was available before `settled` becomes a row per key, condition, presence of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
     What came later stays as it is, so that a tile is exact to the millisecond.
 
     Args:
@@ -160,12 +162,12 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     """
     if "merged" not in rows.column_names:
         rows = rows.append_column("merged", pa.array(np.zeros(rows.num_rows, np.int64)))
-    early = numpy(rows, "available") < settled
+    early = int64_column(rows, "available") < settled
     late, rows = rows.filter(pa.array(~early)), rows.filter(pa.array(early)).combine_chunks()
     if not rows.num_rows:
         return late
     columns = event_columns(key_set, log)
-    parts = [numpy(rows, "key")]
+    parts = [int64_column(rows, "key")]
     for column in columns:
         value = rows.column(column.name).to_numpy()
         if column.role == "flag":
@@ -181,11 +183,11 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     id_ = np.zeros(groups, np.int64)
     newest = np.empty(groups, np.int64)
     if newest_of:
-        ts = _greatest(numpy(rows, "ts"), codes, groups)
-        at = np.flatnonzero(numpy(rows, "ts") == ts[codes])
+        ts = _greatest(int64_column(rows, "ts"), codes, groups)
+        at = np.flatnonzero(int64_column(rows, "ts") == ts[codes])
         if "event" in newest_of:
-            id_ = _greatest(numpy(rows, "id")[at], codes[at], groups)
-            at = at[numpy(rows, "id")[at] == id_[codes[at]]]
+            id_ = _greatest(int64_column(rows, "id")[at], codes[at], groups)
+            at = at[int64_column(rows, "id")[at] == id_[codes[at]]]
         newest[codes[at]] = at
     else:
         newest[codes] = np.arange(rows.num_rows)
@@ -194,13 +196,13 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
         "ts": ts,
         "available": np.full(groups, settled - 1),
         "id": id_,
-        "merged": _total(np.maximum(numpy(rows, "merged"), 1), codes, groups),
+        "merged": _total(np.maximum(int64_column(rows, "merged"), 1), codes, groups),
     }
     for column in columns:
         if column.role == "units":
-            total = _total(numpy(rows, column.name), codes, groups)
+            total = _total(int64_column(rows, column.name), codes, groups)
             # A group's values are all there or all missing.
-            values[column.name] = np.where(numpy(out, column.name) == MISSING_ID, MISSING_ID, total)
+            values[column.name] = np.where(int64_column(out, column.name) == MISSING_ID, MISSING_ID, total)
     for name, value in values.items():
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])
@@ -215,9 +217,11 @@ def slices(first: int, last: int, number: int) -> Int:
 
 
 def slice_of_events(key_set: KeySet, schema: Schema, log: EventLog, rows: pa.Table, begin: int, end: int) -> pa.Table:
-    """Of events of one key (with `merged`), what queries at [begin, end) may see: those that come or go within the slice as they
-    are; of the others those merged that lie inside the same windows."""
-    ts, seen = numpy(rows, "ts"), numpy(rows, "available")
+    """Of events of one key (with `merged`), what queries at [begin, end) may see.
+
+    Those that come or go within the slice stay as they are; of the others those are merged that lie inside the same windows.
+    """
+    ts, seen = int64_column(rows, "ts"), int64_column(rows, "available")
     single = (seen >= begin) & (seen < end)
     inside = np.zeros(len(ts), np.int64)
     for window in {parse_duration(f.window) for f in key_set.features if log in cross_sources(schema, f)}:
@@ -257,8 +261,11 @@ def answer(
     """
     scans = {
         name: Scan(
-            *(numpy(table, column) for column in ("key", "ts", "available", "id")),
-            numpy(table, "merged") if "merged" in table.column_names else None,
+            int64_column(table, "key"),
+            int64_column(table, "ts"),
+            int64_column(table, "available"),
+            int64_column(table, "id"),
+            int64_column(table, "merged") if "merged" in table.column_names else None,
         )
         for name, table in events.items()
     }
@@ -305,10 +312,10 @@ def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:
 
 def available(log: EventLog, table: pa.Table) -> Int:
     """When each row of a log's partial can be seen: max(ts, arrival) + delay."""
-    return numpy(table, "arrived") + parse_duration(log.delay)
+    return int64_column(table, "arrived") + parse_duration(log.delay)
 
 
-def numpy(table: pa.Table, name: str) -> Int:
+def int64_column(table: pa.Table, name: str) -> Int:
     """An int64 column without nulls."""
     column: Int = table.column(name).to_numpy()
     return column

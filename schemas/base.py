@@ -53,8 +53,10 @@ class Declaration(BaseModel):
     )
 
     def replace(self, **changes: object) -> Self:
-        """A copy with some fields changed, validated as a whole:
-        `schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, mine)))`."""
+        """A copy with some fields changed, validated as a whole.
+
+        `schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, mine)))` adds a feature.
+        """
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -35,8 +35,10 @@ class Events(Declaration):
 
 
 class ChangePoints(Declaration):
-    """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value
-    (HSTU's sequentialisation of slowly changing sources, arXiv:2402.17152, section 2.1)."""
+    """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value.
+
+    HSTU's sequentialisation of slowly changing sources, arXiv:2402.17152, section 2.1.
+    """
 
     kind: Literal["changes"] = "changes"
     source: Name

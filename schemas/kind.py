@@ -1,4 +1,4 @@
-"""Open families of declarations: features, transforms and vocabularies, each member told apart by its tag `kind`.
+"""Open families of declarations: features, transforms and vocabularies, each member known by its tag `kind`.
 
 A family is a class that derives from `Kind` directly, a member one that derives from the family and is registered:
 

@@ -10,8 +10,9 @@ from genrank.schemas.base import Declaration, Duration, Name
 
 
 class Label(Declaration):
-    """One task. Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched
-    to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
+    """One task.
+
+    Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
 
     Events match within the same user, whatever `on` says. A label is mature, and has weight > 0, where the exposure's time +
     `window` lies strictly before the moment the labels are as of; that of a conditional label must be mature too, and positive

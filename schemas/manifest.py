@@ -100,8 +100,11 @@ class SampleManifest(_Record):
             raise UserError(f"{path} is not a manifest this version reads ({why}); build the day again") from error
 
     def check(self, day: Path, schema: Schema) -> None:
-        """UserError, with what changed, unless the samples in `day` serve the schema: every column it stores is among theirs and
-        means the same."""
+        """Whether the samples in `day` serve the schema: every column it stores is among theirs and means the same.
+
+        Raises:
+            UserError: they don't; with what changed.
+        """
         if self.fingerprint != schema.fingerprint and self.files:
             require_samples(built_schema(day / self.files[0].path), schema, f"samples of {self.dt}")
 

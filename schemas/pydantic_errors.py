@@ -17,7 +17,7 @@ def readable(error: ValidationError, data: object = None) -> list[str]:
     """One line per error: `candidates.features 'price': unknown field 'colum'; did you mean 'column'?`.
 
     Args:
-        data: what was validated, so that list elements are told by name instead of number.
+        data: what was validated, so that list elements are called by name instead of number.
     """
     title = "" if data is not None else f"{error.title}: "
     return list(dict.fromkeys(f"{title}{_line(e, data, error.title)}" for e in error.errors(include_url=False)))

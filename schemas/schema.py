@@ -9,7 +9,8 @@ from pydantic import model_validator
 from genrank.schemas.base import CANDIDATES as CANDIDATES
 from genrank.schemas.base import USER as USER
 from genrank.schemas.declaration import SchemaDeclaration
-from genrank.schemas.derive.fingerprints import digest, model_meaning, samples_meaning, whole_meaning
+from genrank.schemas.derive.fingerprints import model_meaning, samples_meaning, whole_meaning
+from genrank.schemas.digest import digest
 from genrank.schemas.errors import SchemaError
 from genrank.schemas.validate import mistakes
 

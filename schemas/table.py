@@ -88,6 +88,8 @@ class LogicalTable:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of the float32 optimizer state: one number a row for rowwise Adagrad; for rowwise Adam also a first moment
-        per weight."""
+        """Bytes of the float32 optimizer state.
+
+        One number a row for rowwise Adagrad; for rowwise Adam also a first moment per weight.
+        """
         return self.rows * 4 * (1 if self.optimizer.kind == "rowwise_adagrad" else self.dim + 1)

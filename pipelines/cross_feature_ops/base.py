@@ -70,4 +70,5 @@ class Evaluation(ABC):
 
     def saw_events(self, feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each stored value shows that there was an event: it differs from what the operation gives without one."""
-        return values != MISSING_ID if values.dtype == np.int64 else ~np.isnan(values)
+        seen: NDArray[np.bool_] = values != MISSING_ID if values.dtype == np.int64 else ~np.isnan(values)
+        return seen

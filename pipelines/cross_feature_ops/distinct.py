@@ -29,4 +29,5 @@ class DistinctEvaluation(Evaluation):
 
     def saw_events(self, feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Not 0."""
-        return values != 0
+        seen: NDArray[np.bool_] = values != 0
+        return seen

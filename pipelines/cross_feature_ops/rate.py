@@ -26,4 +26,5 @@ class RateEvaluation(Evaluation):
 
     def saw_events(self, feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Not the prior."""
-        return values != np.float32(feature.prior)
+        seen: NDArray[np.bool_] = values != np.float32(feature.prior)
+        return seen

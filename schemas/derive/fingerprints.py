@@ -12,7 +12,6 @@ what they mean, so they are nobody's but the whole's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -25,12 +24,6 @@ from genrank.schemas.group import ChangePoints, Events, EventSequence
 from genrank.schemas.label import Label
 from genrank.schemas.source_meaning import Meaning, column_meaning, references_meaning, rows_meaning, sql_meaning
 
-
-def digest(value: object) -> str:
-    """16 hex digits of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 # ---------------------------------------------------------------------- the whole
 
 _WITHOUT_MEANING = {"description", "owner"}
@@ -38,8 +31,10 @@ _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure"
 
 
 def whole_meaning(schema: SchemaDeclaration) -> Meaning:
-    """Everything with meaning. Histories keep their order, which is the order of their tokens; the realtime sequence is last
-    wherever it is declared."""
+    """Everything with meaning.
+
+    Histories keep their order, which is the order of their tokens; the realtime sequence is last wherever it is declared.
+    """
     data: Meaning = schema.model_dump(mode="json")
     data["sequences"] = sorted(data["sequences"], key=lambda sequence: sequence["scope"] == "realtime")
     return dict(_canonical(data))

@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from genrank.schemas.base import CANDIDATES, USER
 from genrank.schemas.declaration import SchemaDeclaration
-from genrank.schemas.derive.fingerprints import digest, whole_meaning
+from genrank.schemas.derive.fingerprints import whole_meaning
+from genrank.schemas.digest import digest
 from genrank.schemas.features import Feature
 from genrank.schemas.stored import STORED_TYPES, Stored
 

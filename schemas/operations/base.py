@@ -14,17 +14,34 @@ class Statistic(Protocol):
     """What an operation reads of the cross feature that names it: `features.CrossFeature`."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """The log counted."""
+        ...
+
     @property
-    def per(self) -> str | None: ...
+    def per(self) -> str | None:
+        """The log of all trials, for operations that take one."""
+        ...
+
     @property
-    def value(self) -> str | None: ...
+    def value(self) -> str | None:
+        """What is summed, averaged, kept or counted distinct."""
+        ...
+
     @property
-    def where(self) -> str | None: ...
+    def where(self) -> str | None:
+        """Which events count."""
+        ...
+
     @property
-    def prior(self) -> float: ...
+    def prior(self) -> float:
+        """What it tends to without events."""
+        ...
+
     @property
-    def strength(self) -> float: ...
+    def strength(self) -> float:
+        """Pseudo-count of the prior."""
+        ...
 
 
 class Operation(ABC):

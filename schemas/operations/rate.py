@@ -9,8 +9,10 @@ from genrank.schemas.transforms import Dense, Transform
 
 
 class Rate(Operation):
-    """(count of `where` + prior * strength) / (count of all + strength): the posterior mean of a beta-binomial, with prior
-    Beta(prior * strength, (1 - prior) * strength)."""
+    """(count of `where` + prior * strength) / (count of all + strength).
+
+    The posterior mean of a success probability whose prior is Beta(prior * strength, (1 - prior) * strength).
+    """
 
     name = "rate"
     takes_per = True

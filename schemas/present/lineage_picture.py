@@ -31,10 +31,12 @@ class Node:
 
     @property
     def x(self) -> int:
+        """Left edge, px."""
         return COLUMNS[self.column][0]
 
     @property
     def width(self) -> int:
+        """Width, px."""
         return COLUMNS[self.column][1]
 
 
@@ -49,6 +51,7 @@ class Picture:
 
     @property
     def height(self) -> int:
+        """Height of the whole, px."""
         return max((node.y for node in self.nodes.values()), default=0) + ROW + TOP
 
     def paths(self) -> Iterable[tuple[str, str, str]]:

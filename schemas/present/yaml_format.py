@@ -122,7 +122,7 @@ def in_one_line(error: YAMLError) -> str:
     """`line 2: key 'name' stands twice`."""
     mark = getattr(error, "problem_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or "not text"
     if isinstance(error, DuplicateKeyError) and (key := re.match(r'found duplicate key "(.*?)" with', problem)):
         problem = f"key {key[1]!r} stands twice"
     return f"{line}{problem}"

@@ -84,23 +84,25 @@ def compatible_samples(old: Schema, new: Schema) -> list[str]:
 
 
 def require_samples(old: Schema, new: Schema, where: str) -> None:
-    """UserError that begins with `where` and tells what changed, unless samples built with `old` serve `new`."""
+    """UserError that begins with `where` and says what changed, unless samples built with `old` serve `new`."""
     if compatible_samples(old, new):
-        told = in_one_line([change for change in diff(old, new) if change.cost == "rebuild"])
+        message = in_one_line([change for change in diff(old, new) if change.cost == "rebuild"])
         raise UserError(
-            f"{where} were built with a schema of other meaning ({told}); build them again, or train with that one"
+            f"{where} were built with a schema of other meaning ({message}); build them again, or train with that one"
         )
 
 
 def in_one_line(changes: list[Change], most: int = 5) -> str:
-    """The first of the changes, for an error's one line; `genrank schema diff` tells all."""
-    told = "; ".join(f"{change.where}: {change.what}" for change in changes[:most])
-    return told + (f"; and {len(changes) - most} more" if len(changes) > most else "")
+    """The first of the changes, for an error's one line; `genrank schema diff` shows all."""
+    message = "; ".join(f"{change.where}: {change.what}" for change in changes[:most])
+    return message + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
 def carried_rows(old: LogicalTable, new: LogicalTable) -> int | None:
-    """How many rows of a table keep their ids' weights under the new declaration, from row 0 up; None if the table has to start
-    afresh (`--reset-table`), because rows are of another width or ids would meet other ids' rows."""
+    """How many rows of a table keep their ids' weights under the new declaration, from row 0 up.
+
+    None if the table has to start afresh (`--reset-table`), because rows are of another width or ids would meet other ids' rows.
+    """
     before, after = old.vocabulary, new.vocabulary
     if old.dim != new.dim or before.kind != after.kind:
         return None
@@ -118,15 +120,15 @@ class _Costs:
         self.rebuild = _to_rebuild(self.stored, self.wanted)
         before, after = model_meaning(old), model_meaning(new)
         self.retrain = [part for part in sorted({*before, *after}) if before.get(part) != after.get(part)]
-        self.told: set[tuple[Cost, str]] = set()
+        self.reported: set[tuple[Cost, str]] = set()
 
     def of(self, part: str) -> Cost:
         """What a change of this part costs."""
         if part in self.rebuild:
-            self.told |= {("rebuild", part), ("retrain", part)}
+            self.reported |= {("rebuild", part), ("retrain", part)}
             return "rebuild"
         if part in self.retrain:
-            self.told.add(("retrain", part))
+            self.reported.add(("retrain", part))
             return "retrain"
         return "nothing"
 
@@ -137,15 +139,15 @@ class _Costs:
         ]
 
     def explain(self, parts: list[str]) -> None:
-        self.told |= {("rebuild", part) for part in parts}
+        self.reported |= {("rebuild", part) for part in parts}
 
     def unexplained(self) -> Iterator[Change]:
         """Parts that differ only through another, such as a label given one whose window changed."""
         for part in self.rebuild:
-            if ("rebuild", part) not in self.told:
+            if ("rebuild", part) not in self.reported:
                 yield Change(part, "rests on what changed", "rebuild", _days(part))
         for part in self.retrain:
-            if ("retrain", part) not in self.told and not part.startswith("table "):
+            if ("retrain", part) not in self.reported and not part.startswith("table "):
                 yield Change(
                     part, "rests on what changed", "retrain", "its dense layers start fresh; every table carries over"
                 )
@@ -250,8 +252,8 @@ def _source(where: str, old: EventLog | Snapshot, new: EventLog | Snapshot, cost
             costs.explain(parts)
             groups = [part for part in parts if "." not in part]
             named = groups or parts
-            told = ", ".join(_days(part).removesuffix(" of every day") for part in named) + " of every day"
-            yield Change(where, _changed(field, before, after), "rebuild", told)
+            message = ", ".join(_days(part).removesuffix(" of every day") for part in named) + " of every day"
+            yield Change(where, _changed(field, before, after), "rebuild", message)
         else:
             yield Change(where, _changed(field, before, after), "nothing", _consequence("nothing", field, where))
 
@@ -315,19 +317,19 @@ def _feature(part: str, old: Feature, new: Feature, costs: _Costs) -> Iterator[C
     for field in type(new).model_fields:
         before, after = getattr(old, field), getattr(new, field)
         if before == after or field in ("description", "owner", "vocabulary", "dim"):
-            continue  # a vocabulary of its own is told as a table
+            continue  # a vocabulary of its own is reported as a table
         if field == "table" and before and after and before.name == after.name:
             continue
         cost = costs.of(part)
-        told = _feature_consequence(cost, part)
+        message = _feature_consequence(cost, part)
         if (
             isinstance(before, Transform)
             and isinstance(after, Transform)
             and cost == "retrain"
             and before.moves_rows(after)
         ):
-            told = f"its table starts afresh: --reset-table {part}"
-        yield Change(part, _changed(field, before, after), cost, told)
+            message = f"its table starts afresh: --reset-table {part}"
+        yield Change(part, _changed(field, before, after), cost, message)
 
 
 def _feature_consequence(cost: Cost, part: str) -> str:
@@ -361,15 +363,15 @@ def _table(where: str, old: LogicalTable, new: LogicalTable) -> Iterator[Change]
         # Such as admission and eviction.
         only_policy = field == "vocabulary" and old.vocabulary.model_meaning() == new.vocabulary.model_meaning()
         if only_policy:
-            told, cost = _COSTLESS["vocabulary"], "nothing"
+            message, cost = _COSTLESS["vocabulary"], "nothing"
         elif rows is None:
-            told, cost = f"it starts afresh: --reset-table {old.name}", "retrain"
+            message, cost = f"it starts afresh: --reset-table {old.name}", "retrain"
         else:
-            told, cost = f"{rows:,} rows carry over, {new.rows - rows:,} new ones start fresh", "retrain"
-        yield Change(where, _changed(field, before, after), "nothing" if cost == "nothing" else "retrain", told)
+            message, cost = f"{rows:,} rows carry over, {new.rows - rows:,} new ones start fresh", "retrain"
+        yield Change(where, _changed(field, before, after), "nothing" if cost == "nothing" else "retrain", message)
     if old.optimizer.kind != new.optimizer.kind:
-        told = f"it starts afresh: --reset-table {old.name}"
-        yield Change(where, f"optimizer {old.optimizer.kind} -> {new.optimizer.kind}", "retrain", told)
+        message = f"it starts afresh: --reset-table {old.name}"
+        yield Change(where, f"optimizer {old.optimizer.kind} -> {new.optimizer.kind}", "retrain", message)
     for field in ("initializer", "optimizer"):
         before, after = getattr(old, field), getattr(new, field)
         if before != after and not (field == "optimizer" and before.kind != after.kind):
@@ -407,12 +409,12 @@ def _changed(field: str, before: object, after: object) -> str:
         pairs = {name: (getattr(before, name), getattr(after, name)) for name in type(before).model_fields}
         return ", ".join(_changed(name, a, b) for name, (a, b) in pairs.items() if a != b)
     if isinstance(before, dict) and isinstance(after, dict):
-        told = [
+        message = [
             f"{k} {_short(before.get(k))} -> {_short(after.get(k))}"
             for k in dict.fromkeys((*before, *after))
             if before.get(k) != after.get(k)
         ]
-        return f"{field}: " + ", ".join(told[:4]) + (", ..." if len(told) > 4 else "")
+        return f"{field}: " + ", ".join(message[:4]) + (", ..." if len(message) > 4 else "")
     return f"{field} {_short(before)} -> {_short(after)}"
 
 

@@ -21,7 +21,9 @@ class Vocabulary(Kind):
     if TYPE_CHECKING:
 
         @property
-        def size(self) -> int: ...
+        def size(self) -> int:
+            """Rows beside the two special ones."""
+            ...
 
     @property
     def grows(self) -> bool:

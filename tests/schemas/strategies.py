@@ -1,4 +1,4 @@
-"""Random valid schemas, for property tests of any room: `from strategies import schemas`, then `@given(schemas())`.
+"""Random valid schemas, for property tests of any package: `from strategies import schemas`, then `@given(schemas())`.
 
 Every kind of source, feature, vocabulary, transform, table sharing, sequence and label is drawn. One type per column name in
 the whole schema keeps joins, keys and merged sequences valid.

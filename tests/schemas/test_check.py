@@ -290,11 +290,11 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_found(world: Path, defect: str) -> None:
-    plant, told = DEFECTS[defect]
+    plant, report = DEFECTS[defect]
     plant(world)
     checked = check(schema(), world)
     lines = [str(finding) for finding in checked.findings]
-    assert any(told in line for line in lines), lines
+    assert any(report in line for line in lines), lines
     assert checked.ok == (not any(line.startswith("error") for line in lines))
     assert len(lines) <= 3, lines
 
@@ -317,9 +317,9 @@ VOCABULARIES = {
 
 @pytest.mark.parametrize("case", VOCABULARIES)
 def test_cardinality_is_held_against_the_vocabulary(world: Path, case: str) -> None:
-    given, told = VOCABULARIES[case]
+    given, report = VOCABULARIES[case]
     lines = [str(finding) for finding in check(schema(**given), world).findings]
-    assert any(told in line for line in lines), lines
+    assert any(report in line for line in lines), lines
 
 
 def test_a_sample_is_bounded_and_spread_over_files(world: Path) -> None:

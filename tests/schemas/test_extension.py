@@ -36,6 +36,7 @@ from genrank.schemas import (
     Vocabulary,
     from_json,
     from_yaml,
+    operations,
     register_feature_kind,
     register_operation,
     register_vocabulary,
@@ -57,7 +58,6 @@ from genrank.schemas.type_rules import NUMBERS
 # ---------------------------------------------------------------------- a feature kind
 
 
-@register_feature_kind
 class Ratio(Feature):
     """One column over another, missing where the other is 0: a number that the builder computes by SQL."""
 
@@ -95,7 +95,6 @@ class Ratio(Feature):
 # ---------------------------------------------------------------------- a vocabulary
 
 
-@register_vocabulary
 class Between(Vocabulary):
     """Integers low .. high, each its own row."""
 
@@ -129,7 +128,6 @@ class Between(Vocabulary):
 # ---------------------------------------------------------------------- an operation
 
 
-@register_operation
 class Variety(Operation):
     """Different values per event: 1 where none repeats."""
 
@@ -139,6 +137,16 @@ class Variety(Operation):
 
     def in_words(self) -> str:
         return "different `value`s per event"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    """For this module alone, where a package would write `@register_feature_kind` above its class."""
+    register_feature_kind(Ratio)
+    register_vocabulary(Between)
+    register_operation(Variety)
+    yield
+    del Feature.members_by_tag["ratio"], Vocabulary.members_by_tag["between"], operations._OPERATIONS["variety"]
 
 
 # ---------------------------------------------------------------------- a schema of them
@@ -269,7 +277,9 @@ def test_docs_lineage_and_lint() -> None:
 
 
 def test_a_taken_tag_and_a_class_of_another_family_are_refused() -> None:
-    with pytest.raises(ValueError, match="kind 'categorical' is genrank.schemas.features.categorical.Categorical's"):
+    with pytest.raises(
+        ValueError, match=r"kind 'categorical' is genrank\.schemas\.features\.categorical\.Categorical's"
+    ):
 
         @register_feature_kind
         class Other(Feature):

@@ -139,9 +139,9 @@ ADVICE: dict[str, tuple[Callable[[], Schema], str]] = {
 
 @pytest.mark.parametrize("case", ADVICE)
 def test_advice_names_place_reason_and_remedy(case: str) -> None:
-    make, told = ADVICE[case]
+    make, report = ADVICE[case]
     advice = lint(make())
-    assert any(line.startswith(told) for line in advice), advice
+    assert any(line.startswith(report) for line in advice), advice
     assert all("\n" not in line for line in advice)
 
 

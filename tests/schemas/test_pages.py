@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from genrank.command.schema import app
 from genrank.schemas import Schema
-from genrank.schemas.cli import app
 from genrank.schemas.expression import FUNCTIONS
 from genrank.schemas.review.diff import diff
 from genrank.schemas.review.lint import lint

@@ -1,4 +1,4 @@
-"""Validation that teaches: distinct mistakes, each told in one line that names the place and the remedy."""
+"""Validation that teaches: distinct mistakes, each said in one line that names the place and the remedy."""
 
 from __future__ import annotations
 
@@ -746,21 +746,23 @@ def test_a_mistake_is_named_with_its_place_and_remedy(mistake: str) -> None:
     make, message = MISTAKES[mistake]
     with pytest.raises(SchemaError) as raised:
         make()
-    assert any(told.startswith(message) or message in told for told in raised.value.mistakes), raised.value.mistakes
-    for told in raised.value.mistakes:
-        assert "\n" not in told and len(told) < 400
+    assert any(report.startswith(message) or message in report for report in raised.value.mistakes), (
+        raised.value.mistakes
+    )
+    for report in raised.value.mistakes:
+        assert "\n" not in report and len(report) < 400
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_mistake_is_told_once(mistake: str) -> None:
+def test_one_mistake_is_reported_once(mistake: str) -> None:
     """One slip may break several features, but a reader shouldn't wade through echoes of it in other words."""
     with pytest.raises(SchemaError) as raised:
         MISTAKES[mistake][0]()
-    places = [told.split(":")[0] for told in raised.value.mistakes]
+    places = [report.split(":")[0] for report in raised.value.mistakes]
     assert len(raised.value.mistakes) <= len(set(places)) + 1, raised.value.mistakes
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(UserError) as raised:
         SHOP.replace(
             sources=tuple(s.replace(path="nowhere") if s.name == "visits" else s for s in SHOP.sources),

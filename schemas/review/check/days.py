@@ -26,9 +26,9 @@ def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Fi
     lacking = [day for day in every if day not in set(present)]
     if not lacking:
         return
-    told = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+    message = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
     if isinstance(source, EventLog):
-        yield Finding("warning", source.name, f"missing days: {told}")
+        yield Finding("warning", source.name, f"missing days: {message}")
         return
     stale = parse_duration(source.max_age) // DAY_MS
     known = [date.fromisoformat(day) for day in present]
@@ -38,7 +38,7 @@ def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Fi
         if widest > stale
         else ""
     )
-    yield Finding("warning", source.name, f"missing days: {told}; the newest before serves{beyond}")
+    yield Finding("warning", source.name, f"missing days: {message}; the newest before serves{beyond}")
 
 
 def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Finding]:
@@ -58,8 +58,8 @@ def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fin
                 )
             fresh = (date.fromisoformat(ends) + timedelta(milliseconds=parse_duration(source.max_age))).isoformat()
             if fresh < last:
-                told = f"ends at {ends} and serves until {fresh} (max_age {source.max_age}), {name} go on to {last}"
-                yield Finding("error", source.name, f"{told}: attributes are missing from then on")
+                message = f"ends at {ends} and serves until {fresh} (max_age {source.max_age}), {name} go on to {last}"
+                yield Finding("error", source.name, f"{message}: attributes are missing from then on")
         elif ends < last:
             yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
 
@@ -67,7 +67,7 @@ def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fin
 def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
     """Of each file of some days: whether it can be read, and its columns' types; and days with few rows."""
     rows: dict[str, int] = {}
-    told: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
+    reported: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
     for day, folder in days.items():
         files = files_of(folder)
         if not files:
@@ -81,8 +81,8 @@ def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Find
                 continue
             rows[day] += metadata.num_rows
             for finding in _types(source, file, metadata.schema.to_arrow_schema()):
-                if finding.where not in told:
-                    told.add(finding.where)
+                if finding.where not in reported:
+                    reported.add(finding.where)
                     yield finding
     usual = median(rows.values())
     for day, count in rows.items():
@@ -95,8 +95,8 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
         physical = source.physical(column)
         where = f"{source.name}.{column}"
         if physical not in schema.names:
-            told = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
-            yield Finding("error", where, told)
+            message = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
+            yield Finding("error", where, message)
         elif not readable_as(schema.field(physical).type, declared):
             held = str(schema.field(physical).type).removeprefix("large_")
             remedy = "declare what it is"

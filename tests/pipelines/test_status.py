@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.planner import DayStatus, clean, print_status, status
+from genrank.pipelines.clean import clean
+from genrank.pipelines.presentation.status import print_status
+from genrank.pipelines.status import DayStatus, status
 from genrank.schemas.manifest import sample_days
 from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.stats import Summary, print_statistics, statistics, write_statistics
+from genrank.pipelines.messages import LeafSummary
+from genrank.pipelines.presentation.sample_statistics import print_statistics, write_statistics
+from genrank.pipelines.sample_statistics import Summary, statistics
 from genrank.schemas import UserError
 from genrank.schemas.ids import MISSING_ID, hash_strings
 from tests.pipelines.worlds import full_schema, read_samples, write_world
@@ -25,14 +27,19 @@ pytestmark = pytest.mark.usefixtures("plain_gate")
 
 def number(values: list[float], missing: int = 0) -> Summary:
     summary = Summary("x", "number")
-    row = {
-        "count": len(values) + missing,
-        "missing": missing,
-        "total": sum(values),
-        "low": min(values),
-        "high": max(values),
-    }
-    summary.add(row | {"distinct": None, "values": values, "weights": [1.0] * len(values), "ids": [], "id_counts": []})
+    part = LeafSummary(
+        0,
+        "x",
+        "number",
+        count=len(values) + missing,
+        missing=missing,
+        total=sum(values),
+        low=min(values),
+        high=max(values),
+        values=values,
+        weights=[1.0] * len(values),
+    )
+    summary.add(part)
     return summary
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genrank.examples.marketplace.schema import schema
-from genrank.pipelines.inputs import missing_inputs
+from genrank.pipelines.landing import missing_inputs
 from genrank.schemas.errors import UserError
 
 DAY = "2026-01-05"

@@ -1,4 +1,4 @@
-"""`genrank schema ...`: thin; each command calls one function of this room and prints what it returns."""
+"""`genrank schema check | explain | diff | docs | convert | json-schema`: each calls one function and prints what it returns."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from genrank.command.options import SchemaFlag
+from genrank.schemas.configuration import parse_dates
 from genrank.schemas.errors import UserError
 
 if TYPE_CHECKING:
     from genrank.schemas.schema import Schema
 
 app = typer.Typer(name="schema", no_args_is_help=True, help="Check, explain, compare and document a feature schema.")
-
-SchemaFlag = Annotated[
-    str, typer.Option("--schema", metavar="FILE", help="FILE.py:NAME, FILE.yaml or FILE.json.", show_default=False)
-]
 
 
 @app.command()
@@ -29,8 +27,10 @@ def check(
             "--data", metavar="DIR", help="Root folder of the sources; without it, only the declaration is checked."
         ),
     ] = None,
-    sample_rows: Annotated[int, typer.Option(min=1, help="Rows read of each source's newest day.")] = 200_000,
-    days: Annotated[int, typer.Option(min=1, help="Newest days whose footers are read.")] = 14,
+    sample_rows: Annotated[
+        int, typer.Option("--sample-rows", min=1, help="Rows read of each source's newest day.")
+    ] = 200_000,
+    days: Annotated[int, typer.Option("--days", min=1, help="Newest days whose footers are read.")] = 14,
     columns: Annotated[
         bool, typer.Option("--columns", help="Also print null rates, distinct values and ranges.")
     ] = False,
@@ -72,13 +72,44 @@ def check(
 
 
 @app.command()
+def explain(
+    schema: SchemaFlag,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Show the tables' bytes on each of so many ranks.")] = 1,
+    samples: Annotated[
+        Path | None, typer.Option("--samples", metavar="DIR", help="Compare the tables with the ids of these samples.")
+    ] = None,
+    dates: Annotated[
+        str | None, typer.Option("--dates", metavar="FROM:TO", help="Days of --samples. Default: all.")
+    ] = None,
+) -> None:
+    """Print the merged-table plan: rows, bytes, what merged with what and why not; tokens and FLOPs a sample."""
+    from rich.console import Console
+
+    from genrank.schemas import load_schema
+    from genrank.tokenization.explain import explain as explain_plan
+    from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.present.plan import render
+
+    declared, observed = load_schema(schema), None
+    if samples is not None:
+        from genrank.model.config import samples_folder
+        from genrank.schemas.manifest import sample_days
+        from genrank.tokenization.id_statistics import observe_ids
+
+        folder = samples_folder(samples)
+        observed = observe_ids(folder, declared, parse_dates(dates) if dates else sample_days(folder))
+    Console().print(render(explain_plan(make_plan(declared), world_size=ranks, observed=observed)))
+
+
+@app.command()
 def diff(
     old: Annotated[
         str, typer.Argument(metavar="OLD", help="A schema file, RUN/schema.json, or a sample's .parquet file.")
     ],
     new: Annotated[str, typer.Argument(metavar="NEW")],
     at_most: Annotated[
-        Literal["nothing", "retrain", "rebuild"], typer.Option(help="End with status 1 if a change costs more.")
+        Literal["nothing", "retrain", "rebuild"],
+        typer.Option("--at-most", help="End with status 1 if a change costs more."),
     ] = "rebuild",
 ) -> None:
     """Say of each change what it costs: nothing, a retraining from the checkpoint, or a rebuild of samples."""
@@ -107,7 +138,7 @@ def diff(
 @app.command()
 def docs(
     schema: SchemaFlag,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("features.html"),
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("features.html"),
 ) -> None:
     """Write the feature catalogue: one HTML page with lineage from source column to token."""
     from genrank.schemas.load import load_schema
@@ -119,7 +150,7 @@ def docs(
 @app.command()
 def convert(
     schema: SchemaFlag,
-    out: Annotated[Path, typer.Option(help="A .yaml or .json file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="A .yaml or .json file.", show_default=False)],
 ) -> None:
     """Write the schema as YAML (without defaults, as one would by hand) or JSON (in full)."""
     from genrank.schemas.load import load_schema
@@ -132,7 +163,7 @@ def convert(
 
 @app.command("json-schema")
 def json_schema(
-    out: Annotated[Path | None, typer.Option(help="The file to write; standard output without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; standard output without it.")] = None,
 ) -> None:
     """Print the JSON Schema by which editors check and complete .yaml and .json schemas."""
     from genrank.schemas.present.serialization import json_schema as described

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genrank.pipelines import samples
-from genrank.pipelines.blocks import blocks_over, uses
+from genrank.pipelines import hot_keys
 from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.clean import clean
+from genrank.pipelines.compaction.plan import aligned_runs
+from genrank.pipelines.compaction.uses import tile_uses
 from genrank.pipelines.engine import Piece, Step
 from genrank.pipelines.local_engine import LocalEngine, Stored
-from genrank.pipelines.planner import clean, status
+from genrank.pipelines.status import status
 from genrank.schemas import CrossFeature, Schema
 from tests.pipelines.oracle import DAY, Oracle
 from tests.pipelines.test_oracle import compare
@@ -69,7 +71,7 @@ def same_days(root: Path, days: list[str], out: str, other: str) -> None:
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), users=st.integers(1, 4), items=st.integers(1, 5), days=st.integers(9, 13))
 def test_days_that_follow_each_other_equal_the_oracle(
-    small_blocks: None, seed: int, users: int, items: int, days: int
+    small_compaction: None, seed: int, users: int, items: int, days: int
 ) -> None:
     schema = long_schema()
     with TemporaryDirectory() as folder:
@@ -127,14 +129,14 @@ def test_a_day_opens_no_partial_behind_a_block(tmp_path: Path) -> None:
     same_days(tmp_path, days[-1:], "out", "whole")
 
 
-def test_a_late_row_behind_a_block_is_seen(small_blocks: None, tmp_path: Path) -> None:
+def test_a_late_row_behind_a_block_is_seen(small_compaction: None, tmp_path: Path) -> None:
     schema = long_schema()
     days = write_world(tmp_path / "data", seed=53, users=3, items=3, days=11, per_day=30)
     one_by_one(schema, tmp_path, days)
     write_late_click(tmp_path, days[3], arrives=days[5])
-    told = status(schema, tmp_path / "data", tmp_path / "out")
-    stale = [day.dt for day in told if day.state == "stale"]
-    assert stale and all(f"clicks {days[3]}" in day.reason for day in told if day.dt in days[4:])
+    found = status(schema, tmp_path / "data", tmp_path / "out")
+    stale = [day.dt for day in found if day.state == "stale"]
+    assert stale and all(f"clicks {days[3]}" in day.reason for day in found if day.dt in days[4:])
     one_by_one(schema, tmp_path, days)
     assert {day.state for day in status(schema, tmp_path / "data", tmp_path / "out")} == {"up to date"}
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "once", days[0], days[-1], buckets=2))
@@ -151,7 +153,7 @@ def test_a_late_row_behind_a_block_is_seen(small_blocks: None, tmp_path: Path) -
 
 @given(st.integers(0, 500), st.integers(1, 200))
 def test_runs_of_days_are_made_up_of_aligned_blocks(start: int, days: int) -> None:
-    found = list(blocks_over(range(start, start + days)))
+    found = list(aligned_runs(range(start, start + days)))
     assert [day for block in found for day in block] == list(range(start, start + days))
     assert all(len(block) in (1, 4, 16) and block.start % len(block) == 0 for block in found)
     assert len(found) <= 12 + days // 16
@@ -165,7 +167,7 @@ def test_blocks_hold_what_a_schema_asks_and_no_other_schemas_are_read() -> None:
         base = full_schema()
         plain = [f for f in base.candidates.features if not isinstance(f, CrossFeature)]
         schema = base.replace(candidates=base.candidates.replace(features=(*plain, *cross)))
-        return {use.name(schema) for use in uses(schema) if use.key_set}
+        return {use.name(schema) for use in tile_uses(schema)}
 
     assert tiles(count) == tiles(count, count.replace(name="b", window="30d"))
     others: list[dict[str, str]] = [
@@ -187,7 +189,7 @@ class Watching(LocalEngine):
 
     def exchange(self, title: str, frames: Sequence[list[Stored]], slots: int, step: Step) -> list[Stored]:
         def watched(slot: int, tables: dict[str, pa.Table]) -> Iterable[Piece]:
-            self.asked += [rows.num_rows for tag, rows in tables.items() if tag.startswith("?")]
+            self.asked += [rows.num_rows for tag, rows in tables.items() if tag.startswith("queries:")]
             return step(slot, tables)
 
         return super().exchange(title, frames, slots, watched if title.startswith("cross features") else step)
@@ -200,7 +202,7 @@ def test_a_key_that_all_exposures_share_is_cut_in_slices_of_time(
     whole, sliced = Watching(), Watching()
     config = BuildConfig(long_schema(), tmp_path / "data", tmp_path / "whole", days[1], days[1], buckets=6)
     found = build(config, whole).candidates
-    monkeypatch.setattr(samples, "HOT_ROWS", found // 5)
+    monkeypatch.setattr(hot_keys, "HOT_ROWS", found // 5)
     build(replace(config, out=tmp_path / "sliced"), sliced)
     assert max(whole.asked) == found
     assert max(sliced.asked) < 0.7 * found
