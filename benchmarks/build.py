@@ -56,7 +56,17 @@ Told = dict[str, Any]
 
 def schema() -> Any:
     """Twelve cross features, two sequences, one label."""
-    from genrank.schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
+    from genrank.schemas import (
+        Candidates,
+        Categorical,
+        CrossFeature,
+        EventLog,
+        Events,
+        EventSequence,
+        Hashed,
+        Label,
+        Schema,
+    )
 
     columns = {"user_id": "int64", "item_id": "int64", "category": "int64", "ts": "int64"}
     side = tuple(Categorical(name=name, vocabulary=Hashed(size=1 << 20), dim=16) for name in ("item_id", "category"))
@@ -72,8 +82,10 @@ def schema() -> Any:
             EventLog(name="clicks", path="clicks/dt={dt}", columns=columns),
         ),
         sequences=(
-            Sequence(name="history", events=(Events(source="clicks"),), features=side, max_length=200, lookback="10d"),
-            Sequence(
+            EventSequence(
+                name="history", events=(Events(source="clicks"),), features=side, max_length=200, lookback="10d"
+            ),
+            EventSequence(
                 name="realtime", scope="realtime", events=(Events(source="clicks"),), features=side, max_length=4096
             ),
         ),
@@ -146,7 +158,8 @@ class _Spilled:
     """The Spark engine, and what its stages shuffled and spilled."""
 
     def __init__(self) -> None:
-        from genrank.pipelines.spark_engine import SparkEngine, start_session
+        from genrank.pipelines.spark_engine import SparkEngine
+        from genrank.pipelines.spark_session import start_session
 
         self.session = start_session()
         self.inner = SparkEngine(self.session)
@@ -248,7 +261,7 @@ def check_polars(out: Path) -> list[float]:
 
 def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
     """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
-    from genrank.pipelines.spark_engine import start_session
+    from genrank.pipelines.spark_session import start_session
 
     session = start_session(
         **{

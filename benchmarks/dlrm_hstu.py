@@ -27,10 +27,10 @@ from genrank.schemas import (
     Categorical,
     EventLog,
     Events,
+    EventSequence,
     Identity,
     Label,
     Schema,
-    Sequence,
     Snapshot,
     Table,
     UserGroup,
@@ -128,7 +128,7 @@ def encoders(repeats: int, histories: Tensor) -> dict[str, object]:
     def run_ours() -> Tensor:
         # A step of training never sees its tokens again: neither may what the attention remembers of them.
         tokens.begin, tokens.end = tokens.begin.clone(), tokens.end.clone()
-        return ours(tokens)
+        return ours.encode(tokens)
 
     expected, got = run_theirs(), run_ours()
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
@@ -228,7 +228,7 @@ def our_model() -> tuple[Ranker, Batch]:
             ),
         ),
         user=UserGroup(features=of_user, tokens="feature"),
-        sequences=(Sequence(name="history", events=(Events(source="seen"),), features=ids, max_length=HISTORY),),
+        sequences=(EventSequence(name="history", events=(Events(source="seen"),), features=ids, max_length=HISTORY),),
         candidates=Candidates(features=ids),
         labels=(Label(name="click", column="clicked"),),
     )

@@ -42,7 +42,17 @@ AROUND = {6: range(5, 8), 12: range(10, 15), 30: range(27, 35), 60: range(57, 65
 
 def schema(history: int, longest: str) -> Any:
     """Cross features of windows up to `longest` (seventeen for 30d, fourteen for 7d), two sequences, a label."""
-    from genrank.schemas import Candidates, Categorical, CrossFeature, EventLog, Events, Hashed, Label, Schema, Sequence
+    from genrank.schemas import (
+        Candidates,
+        Categorical,
+        CrossFeature,
+        EventLog,
+        Events,
+        EventSequence,
+        Hashed,
+        Label,
+        Schema,
+    )
 
     columns = {"user_id": "int64", "item_id": "int64", "category": "int64", "ts": "int64", "dwell": "int32"}
     side = tuple(Categorical(name=name, vocabulary=Hashed(size=1 << 20), dim=16) for name in ("item_id", "category"))
@@ -69,10 +79,10 @@ def schema(history: int, longest: str) -> Any:
             EventLog(name="clicks", path="clicks/dt={dt}", columns=columns, delay="5m"),
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history", events=(Events(source="clicks"),), features=side, max_length=history, lookback="60d"
             ),
-            Sequence(name="realtime", scope="realtime", events=(Events(source="clicks"),), features=side),
+            EventSequence(name="realtime", scope="realtime", events=(Events(source="clicks"),), features=side),
         ),
         candidates=Candidates(features=(*side, *features)),
         labels=(Label(name="click", source="clicks", window="10m"),),

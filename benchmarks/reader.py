@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.load import load_schema
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.tokenization.blocks import SampleColumns
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.sample_columns import SampleColumns
 
 RESULT = Path(__file__).parent / "results" / "reader.json"
 DAY_MS = 86_400_000

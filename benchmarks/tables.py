@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import genrank.schemas as s
-from genrank.schemas.tables import LogicalTable
+from genrank.schemas.table import LogicalTable
 from genrank.tokenization.batch import Batch, Group
 from genrank.tokenization.dynamic import DynamicVocabulary
 from genrank.tokenization.embedding import Embeddings

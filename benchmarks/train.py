@@ -24,7 +24,7 @@ from benchmarks import dlrm_hstu
 from genrank.examples.marketplace.world import generate
 from genrank.model.config import TrainConfig
 from genrank.model.encoders.block import parameter_count
-from genrank.model.peak import matmul_rate
+from genrank.model.flops import matmul_rate
 from genrank.model.ranker import Ranker
 from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.trainer import Trainer, token_count
@@ -95,13 +95,13 @@ def step_cost(trainer: Trainer, name: str, ranks: Ranks, repeats: int, peak: flo
     """A training step: forward, backward, both optimizers."""
     assert isinstance(trainer.model, Ranker)
     batches = [batch for batch, _ in zip(cycle(trainer), range(repeats + 1), strict=False)]
-    trainer.learner.step(batches[:1], trainer.position)
-    trainer.model.work.flops(trainer.model.encoder.config)
+    trainer.train_step.run(batches[:1], trainer.position)
+    trainer.model.take_flops()
     seconds, tokens, samples, candidates = [], 0, 0, 0
     for batch in batches[1:]:
-        seconds.append(timed(lambda batch=batch: trainer.learner.step([batch], trainer.position), ranks))  # type: ignore[misc]
+        seconds.append(timed(lambda batch=batch: trainer.train_step.run([batch], trainer.position), ranks))  # type: ignore[misc]
         tokens, samples, candidates = tokens + token_count(batch), samples + len(batch), candidates + len(batch.item)
-    rate = trainer.model.work.flops(trainer.model.encoder.config) / sum(seconds)
+    rate = trainer.model.take_flops() / sum(seconds)
     return {
         "model": name,
         "dense_parameters": parameter_count([trainer.model]),
@@ -121,11 +121,11 @@ def aggregation_cost(trainer: Trainer, batch: Batch, candidates: int, ranks: Ran
 
     def separately() -> None:
         for part in apart:
-            trainer.learner.step([part], trainer.position)
+            trainer.train_step.run([part], trainer.position)
 
-    trainer.learner.step([together], trainer.position)
+    trainer.train_step.run([together], trainer.position)
     seconds = [
-        (timed(lambda: trainer.learner.step([together], trainer.position), ranks), timed(separately, ranks))
+        (timed(lambda: trainer.train_step.run([together], trainer.position), ranks), timed(separately, ranks))
         for _ in range(repeats)
     ]
     return {
@@ -245,7 +245,7 @@ def make_trainer(name: str, schema: Schema, samples: Path, ranks: Ranks, budget:
 def cycle(trainer: Trainer) -> Iterator[Batch]:
     """The reader's batches, again and again."""
     while True:
-        yield from trainer.feed.batches(trainer.feed.reader_state["epoch"])
+        yield from trainer.prefetcher.batches(trainer.prefetcher.reader_state["epoch"])
 
 
 if __name__ == "__main__":

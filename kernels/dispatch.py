@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrank import environment
+
 Backend = Literal["reference", "blocked", "triton"]
 
 
@@ -22,7 +24,7 @@ def backend_for(tensor: Tensor) -> Backend:
 
     Raises ValueError for any other value, and for `triton` on a CPU tensor without the interpreter.
     """
-    choice = os.environ.get("GENRANK_KERNELS", "")
+    choice = environment.KERNELS.get()
     if choice == "reference":
         return "reference"
     if choice == "triton":

@@ -28,6 +28,8 @@ import triton
 from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from genrank import environment
+
 logger = logging.getLogger("genrank.kernels")
 
 FORMAT = "genrank tuning 1"
@@ -48,7 +50,7 @@ interpreter, where time means nothing."""
 
 def fixed() -> bool:
     """Whether kernels take fixed configurations."""
-    return torch.are_deterministic_algorithms_enabled() or os.environ.get("GENRANK_AUTOTUNE") == "0"
+    return torch.are_deterministic_algorithms_enabled() or environment.AUTOTUNE.is_set_to("0")
 
 
 def fastest(
@@ -176,7 +178,7 @@ def described(config: triton.Config) -> dict[str, Any]:
 
 def choices() -> Choices:
     """Those of the file that is named now."""
-    named = os.environ.get("GENRANK_TUNING_CACHE")
+    named = environment.TUNING_CACHE.get()
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return _opened(Path(named or f"{folder}/genrank/tuning.json").expanduser())
 

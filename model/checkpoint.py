@@ -14,12 +14,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from genrank.model.documents import Best, CheckpointManifest, FileDigest, ModelIdentity, read_document
 from genrank.model.parallel import shard_like, whole
 from genrank.model.ranks import Ranks
 from genrank.schemas.errors import UserError
@@ -33,16 +35,17 @@ _OF_FEATURE = ".weights.of_"
 """In the names of parameters that belong to one feature (tokenization.tokens.Projection)."""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint is of."""
+class DenseState(TypedDict):
+    """What dense.pt holds."""
 
-    folder: Path
-    step: int
-    model: dict[str, object]
-    """`name`, `config` and `head`, as in the run's config."""
-    schema: Schema
-    boundaries: dict[str, list[float]]
+    model: dict[str, Tensor]
+    """Parameters and buffers, whole, by name."""
+    optimizer: dict[str, dict[str, Tensor]]
+    """What the optimizer remembers of each parameter, by its name."""
+    position: dict[str, int | float]
+    """The fields of `checkpoint_manager.Position`."""
+    readers: list[dict[str, int]]
+    """Each rank's reader's position."""
 
 
 def save_checkpoint(
@@ -50,8 +53,8 @@ def save_checkpoint(
     step: int,
     *,
     schema: Schema,
-    model: Mapping[str, object],
-    dense: Mapping[str, object],
+    model: ModelIdentity,
+    dense: DenseState,
     embeddings: Embeddings,
     ranks: Ranks,
     keep: int,
@@ -63,25 +66,25 @@ def save_checkpoint(
     """
     root = run / "checkpoints"
     final, staging = root / f"step-{step}", root / f".step-{step}.incomplete"
-    if ranks.chief:
+    if ranks.is_main:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     ranks.barrier()
     save_tables(embeddings, staging / "tables")
     ranks.barrier()
-    if ranks.chief:
+    if ranks.is_main:
         torch.save(dict(dense), staging / "dense.pt")
         files = sorted(path for path in staging.rglob("*") if path.is_file())
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "model": dict(model),
-            "fingerprint": schema.fingerprint,
-            "schema": schema.model_dump(mode="json"),
-            "boundaries": embeddings.boundaries,
-            "files": {str(p.relative_to(staging)): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files},
-        }
-        (staging / "manifest.json").write_text(json.dumps(manifest))
+        manifest = CheckpointManifest(
+            format=FORMAT,
+            step=step,
+            model=model,
+            fingerprint=schema.fingerprint,
+            schema=schema,
+            boundaries=embeddings.boundaries,
+            files={str(p.relative_to(staging)): FileDigest(bytes=p.stat().st_size, sha256=_digest(p)) for p in files},
+        )
+        (staging / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
         for path in [*files, staging / "manifest.json"]:
             sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -117,35 +120,40 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
             f"{path}: no complete checkpoint in it; train first, or give the --out folder of `genrank train`"
         )
     best = path / "checkpoints" / "best.json"
-    wanted = json.loads(best.read_text())["step"] if best.is_file() else steps[-1]
+    wanted = read_document(best, Best).step if best.is_file() else steps[-1]
     return path / "checkpoints" / f"step-{wanted if wanted in steps else steps[-1]}"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint, every file of which is as it was written.
 
     Raises:
         UserError: a file is missing or changed, or the checkpoint is not this program's.
     """
     try:
-        raw = json.loads((folder / "manifest.json").read_text())
-        files, schema = raw["files"], Schema.model_validate(raw["schema"])
-        manifest = Manifest(folder, raw["step"], raw["model"], schema, raw["boundaries"])
+        text = (folder / "manifest.json").read_text()
+        format_ = json.loads(text)["format"]
+        if format_ != FORMAT:
+            raise UserError(f"{folder} has checkpoint format {format_}; this version reads {FORMAT}")
+        manifest = CheckpointManifest.model_validate_json(text)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise UserError(
+            f"{folder} is not a checkpoint of `genrank train` (manifest.json: {where}: {wrong['msg']})"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
-    if raw["format"] != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {raw['format']}; this version reads {FORMAT}")
-    for name, wanted in files.items():
+    for name, wanted in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != wanted["bytes"] or _digest(path) != wanted["sha256"]:
+        if not path.is_file() or path.stat().st_size != wanted.bytes or _digest(path) != wanted.sha256:
             raise UserError(f"{path} is missing or damaged; use another checkpoint (--checkpoint) or train again")
     return manifest
 
 
-def load_dense(folder: Path) -> dict[str, object]:
+def load_dense(folder: Path) -> DenseState:
     """What `save_checkpoint` got as `dense`, on the CPU."""
-    state = torch.load(folder / "dense.pt", map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
+    state: DenseState = torch.load(folder / "dense.pt", map_location="cpu", weights_only=True)
     return state
 
 

@@ -9,17 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from genrank.model.validation import Checked, Positive, Share
+
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Checked):
     """`mlp`: a tower per task. `mmoe`: experts shared by the tasks, a gate a task, then a tower a task (Ma et al., KDD 2018)."""
 
     kind: Literal["mlp", "mmoe"] = "mlp"
-    hidden: tuple[int, ...] = (64,)
+    hidden: tuple[Positive, ...] = (64,)
     """Widths of each tower's hidden layers."""
-    experts: int = 4
-    expert_dim: int = 64
-    dropout: float = 0.0
+    experts: Positive = 4
+    expert_dim: Positive = 64
+    dropout: Share = 0.0
 
 
 def mlp(width: int, hidden: Sequence[int], out: int, dropout: float = 0.0) -> nn.Sequential:
@@ -56,6 +58,7 @@ class Heads(nn.Module):
         self.towers = nn.ModuleDict({task: mlp(width, config.hidden, 1, config.dropout) for task in tasks})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[C, dim] -> {task: logit [C]}."""
         # Outside autocast nothing else casts what a model's last layer left in bfloat16.
         x = x.to(next(self.parameters()).dtype)
         if torch.amp.is_autocast_available(x.device.type):

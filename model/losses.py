@@ -29,6 +29,7 @@ class LogProbability:
 
     @property
     def probability(self) -> Tensor:
+        """p, [C] float32."""
         return self.yes.exp()
 
     @staticmethod
@@ -128,13 +129,15 @@ def weight_sums(weights: Mapping[str, Tensor], labels: Sequence[Label]) -> Tenso
 
 
 class Weighted(Protocol):
-    """A task as its loss is summed: a label, or retrieval's."""
+    """One of the losses that are added up: a label, or a task's objective."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the loss."""
 
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """In the sum."""
 
 
 def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Weighted]) -> Tensor:

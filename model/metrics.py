@@ -89,7 +89,7 @@ def _ne(loss: float, positives: float, total: float) -> float:
     if not 0 < positives < total:
         return float("nan")
     rate = positives / total
-    return loss / total / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return float(loss / total / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
 def _pairs(

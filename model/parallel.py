@@ -15,12 +15,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from genrank.model.interface import Model
 from genrank.model.ranks import Ranks
 
 DenseParallel = Literal["ddp", "fsdp"]
 
 
-def spread(model: nn.Module, ranks: Ranks, kind: DenseParallel) -> nn.Module:
+def spread(model: Model, ranks: Ranks, kind: DenseParallel) -> nn.Module:
     """What to call in the model's place: gradients are averaged over ranks. With `fsdp` the parameters become shards, in place:
     make the optimizer afterwards. A layer of the encoder is gathered when it is computed, everything else with the whole."""
     if ranks.size == 1:
@@ -31,8 +32,8 @@ def spread(model: nn.Module, ranks: Ranks, kind: DenseParallel) -> nn.Module:
         )  # its successor is newer than torch 2.11
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    for block in getattr(getattr(model, "encoder", None), "blocks", ()):
-        fully_shard(block, mesh=mesh)
+    for layer in model.shardable_layers():
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     # A task's logits are a view; nothing changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

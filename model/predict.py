@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genrank.model.feed import in_step
 from genrank.model.losses import predictions
+from genrank.model.prefetch import in_step
 from genrank.model.ranks import Ranks
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch

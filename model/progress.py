@@ -4,7 +4,7 @@ of it was waiting for input, samples, tokens and operations a second, memory of 
 from __future__ import annotations
 
 import logging
-import sys
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from genrank.model.documents import Speeds
+from genrank.schemas.console import logger, stderr
+
 T = TypeVar("T")
-TOLD_EVERY_S = 30.0
+REPORT_EVERY_S = 30.0
 """Off a terminal: seconds between lines, so that a scheduler's log shows a long training's way and a short one's not at all."""
 SETTLING_STEPS = 2
 """First steps of a process that the summary's rates leave out: kernels are compiled and tuned then, and caches filled."""
@@ -58,21 +61,22 @@ class StepClock:
         return done
 
 
-def speeds(steps: int, samples: int, tokens: int, flops: int, time: StepTime, peak: float) -> dict[str, float | None]:
-    """What steps that took `time` together came to; each None where there is nothing to say.
+def speeds(steps: int, samples: int, tokens: int, flops: int, time: StepTime, peak: float) -> Speeds:
+    """What steps that took `time` together came to.
 
-    `step_ms`; `input_wait`, the share of it that the host waited for batches; samples and tokens a second; the model's GFLOP/s, and
-    as a share of `peak` `mfu` (None where its operations aren't counted: models without an encoder of ours).
+    Args:
+        flops: of the model; 0 where they aren't counted.
+        peak: FLOP/s of which `mfu` is a share.
     """
     seconds = max(time.seconds, 1e-9)
-    return {
-        "step_ms": round(1e3 * seconds / steps, 3) if steps else None,
-        "input_wait": round(time.waited / seconds, 4) if steps else None,
-        "samples_per_s": round(samples / seconds, 2),
-        "tokens_per_s": round(tokens / seconds, 1),
-        "model_gflops_per_s": round(flops / seconds / 1e9, 3) if flops else None,
-        "mfu": round(flops / seconds / peak, 4) if flops else None,
-    }
+    return Speeds(
+        step_ms=round(1e3 * seconds / steps, 3) if steps else None,
+        input_wait=round(time.waited / seconds, 4) if steps and math.isfinite(time.waited) else None,
+        samples_per_s=round(samples / seconds, 2),
+        tokens_per_s=round(tokens / seconds, 1),
+        model_gflops_per_s=round(flops / seconds / 1e9, 3) if flops else None,
+        mfu=round(flops / seconds / peak, 4) if flops else None,
+    )
 
 
 def peak_gpu_bytes(device: torch.device) -> int | None:
@@ -93,29 +97,30 @@ class Lines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
         self._console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
 
 
 class Progress:
-    """Counts steps, samples and tokens; tells them on stderr: a bar on a terminal, else a line every 30 seconds."""
+    """Counts steps, samples and tokens; reports them on stderr: a bar on a terminal, else a line every 30 seconds."""
 
     def __init__(self, title: str, total_steps: int, show: bool) -> None:
-        terminal = Console(stderr=True).is_terminal
+        terminal = stderr().is_terminal
         self._title, self._total, self._lines = title, total_steps, show and not terminal
-        self._told = time.perf_counter()
+        self._reported = time.perf_counter()
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=stderr(),
             disable=not (show and terminal),
             transient=True,
             refresh_per_second=4,
         )
         self._kernels = Lines(self._bar.console) if show else None
-        self._task = self._bar.add_task(title, total=total_steps or None, told="")
+        self._task = self._bar.add_task(title, total=total_steps or None, rates="")
         self._reset()
 
     def _reset(self) -> None:
@@ -129,17 +134,17 @@ class Progress:
         self._tokens += tokens
         self._time = StepTime(self._time.seconds + took.seconds, self._time.waited + took.waited)
         seconds = max(self._time.seconds, 1e-9)
-        told = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
+        rates = f"epoch {epoch} loss {loss:.4f} {self._samples / seconds:,.0f} samples/s {self._tokens / seconds:,.0f} tokens/s"
         # Of a finished run that goes on for more epochs than it was begun with.
         if step > self._total:
             self._total = 0
-        self._bar.update(self._task, completed=step, total=self._total or None, told=told)
-        if self._lines and time.perf_counter() - self._told >= TOLD_EVERY_S:
-            self._told = time.perf_counter()
+        self._bar.update(self._task, completed=step, total=self._total or None, rates=rates)
+        if self._lines and time.perf_counter() - self._reported >= REPORT_EVERY_S:
+            self._reported = time.perf_counter()
             total = f" of {self._total:,}" if self._total else ""
-            print(f"{self._title}: step {step:,}{total}, {told}", file=sys.stderr, flush=True)
+            logger.info(f"{self._title}: step {step:,}{total}, {rates}")
 
-    def rates(self, flops: int, peak: float) -> dict[str, float | None]:
+    def rates(self, flops: int, peak: float) -> Speeds:
         """`speeds` of the steps since the last call."""
         found = speeds(self._steps, self._samples, self._tokens, flops, self._time, peak)
         self._reset()
@@ -150,6 +155,7 @@ class Progress:
         if self._kernels:
             KERNELS.addHandler(self._kernels)
             KERNELS.setLevel(logging.INFO)
+            KERNELS.propagate = False  # the command shows what reaches "genrank": each message once
         return self
 
     def __exit__(
@@ -158,4 +164,5 @@ class Progress:
         if self._kernels:
             KERNELS.removeHandler(self._kernels)
             KERNELS.setLevel(logging.NOTSET)
+            KERNELS.propagate = True
         self._bar.stop()

@@ -1,43 +1,24 @@
-"""Batch -> one logit a candidate and task. The generative rankers here, the baselines beside them, one constructor for all."""
+"""Batch -> one logit a candidate and label: tokens, an encoder, heads."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, get_type_hints
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
-from genrank.model.baselines.dcn import Dcn, DcnConfig
-from genrank.model.baselines.din import Din, DinConfig
-from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
-from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
-from genrank.model.encoders import PRESETS, EncoderConfig, Hstu, build_encoder, visibility_rule
+from genrank.model.encoders import Encoder, EncoderConfig, build_encoder
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.retriever import PRESETS as RETRIEVERS
-from genrank.model.retriever import Retriever, RetrieverConfig
+from genrank.model.interface import Model
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.tokens import Tokenizer, Tokens
-
-ModelConfig = EncoderConfig | DlrmConfig | DinConfig | DcnConfig | SasrecConfig
-
-Config = TypeVar("Config", EncoderConfig, DlrmConfig, DinConfig, DcnConfig, SasrecConfig, HeadConfig)
-
-MODELS: dict[str, ModelConfig] = {
-    **PRESETS,
-    "dlrm": DlrmConfig(),
-    "din": DinConfig(),
-    "dcn": DcnConfig(),
-    "sasrec": SasrecConfig(),
-    **RETRIEVERS,
-}
-"""What `--model` takes."""
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.tokens import Tokenizer
+from genrank.tokenization.wants import One, PerFeature, Wants
 
 
 class Work:
@@ -55,32 +36,106 @@ class Work:
 
     def flops(self, config: EncoderConfig) -> int:
         """Floating point operations of forward and backward (twice the forward) for what was counted; begins anew."""
-        total = 3 * config.flops(self.tokens, 0 if self.pairs is None else int(self.pairs))
+        total = 3 * (config.flops(self.tokens, 0 if self.pairs is None else int(self.pairs)) or 0)
         self.tokens, self.pairs = 0, None
         return total
 
 
-class Ranker(nn.Module):
-    """Tokens -> encoder -> heads at the candidates' rows. Batch -> {task: logit [C]}."""
+class EncoderModel(Model):
+    """A model whose dense part is an encoder: what `--compile`, `--recompute` and FSDP do, they do to it.
 
-    def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: EncoderConfig, head: HeadConfig) -> None:
+    Args:
+        encoder: makes it from `config`.
+    """
+
+    encoder: Encoder[Any]
+
+    def __init__(
+        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
+    ) -> None:
         super().__init__()
-        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility_rule(config))
-        self.encoder = build_encoder(config)
-        self.heads = Heads(config.dim, tasks, head)
-        self.work = Work()
+        self.tokenizer = make_tokenizer(embeddings, config)
+        self.encoder = encoder(config)
 
     @property
     def embeddings(self) -> Embeddings:
+        """The features' embedding tables."""
         return self.tokenizer.embeddings
 
+    def shardable_layers(self) -> Sequence[nn.Module]:
+        """The encoder's."""
+        return self.encoder.shardable_layers()
+
+    def compile_encoder(self) -> None:
+        """torch.compile the encoder, for any number of tokens.
+
+        Raises:
+            UserError: there is no C++ compiler.
+        """
+        require_compiler()
+        self.encoder.compile(dynamic=True)
+
+    def recompute_activations(self) -> None:
+        """Activation checkpointing, a layer at a time."""
+        self.encoder.recompute = True
+
+
+class Ranker(EncoderModel):
+    """Tokens -> encoder -> heads. Batch -> {label: logit [C]}.
+
+    Args:
+        tasks: names of the labels.
+        encoder: makes it from `config`; by default the one of `model.encoders` that has such a configuration.
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        tasks: Sequence[str],
+        config: EncoderConfig,
+        head: HeadConfig,
+        encoder: Callable[[Any], Encoder[Any]] = build_encoder,
+    ) -> None:
+        super().__init__(embeddings, config, encoder)
+        self.heads = Heads(config.out_dim, tasks, head)
+        self.work = Work()
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        tokens = self.tokenizer(batch)
-        if isinstance(self.encoder, Hstu):
-            tokens = self.encoder.shorten(tokens)
-        if self.training:
+        """{label: logit [C]}."""
+        tokens = self.encoder.shorten(self.tokenizer(batch))
+        if self.training and self.counts_flops:
             self.work.add(tokens)
-        return self.heads(self.encoder(tokens)[tokens.candidate_rows])
+        logits: dict[str, Tensor] = self.heads(self.encoder(tokens))
+        return logits
+
+    @property
+    def counts_flops(self) -> bool:
+        """Whether the encoder's operations can be counted."""
+        return self.encoder.config.flops(0, 0) is not None
+
+    def take_flops(self) -> int:
+        """Floating point operations of the encoder, forward and backward, since the last call."""
+        return self.work.flops(self.encoder.config) if self.counts_flops else 0
+
+
+def make_tokenizer(embeddings: Embeddings, config: EncoderConfig) -> Tokenizer:
+    """The tokenizer that makes what an encoder wants.
+
+    Raises:
+        UserError: the encoder wants tokens that the schema doesn't declare, or that the tokenizer doesn't make.
+    """
+    wants: Wants = config.wants()
+    declared = PerFeature() if embeddings.plan.schema.user.tokens == "feature" else One()
+    if wants.user not in (None, declared):
+        raise UserError(
+            f"{type(config).__name__} wants user tokens {wants.user}, the schema declares {declared}: change User(tokens=...) to it"
+        )
+    if wants.candidate != One() or not wants.sequence or wants.separators:
+        raise UserError(
+            f"{type(config).__name__} wants {wants}: the tokenizer makes one token a candidate, of every event its tokens, and no"
+            " separators; change the encoder's wants()"
+        )
+    return Tokenizer(embeddings, config.dim, visibility=wants.rule)
 
 
 def visible_pairs(tokens: Tokens) -> Tensor:
@@ -90,67 +145,14 @@ def visible_pairs(tokens: Tokens) -> Tensor:
     return (tokens.end - tokens.begin).clamp(min=0).sum() + outside.sum()
 
 
-def build_model(
-    config: ModelConfig, head: HeadConfig, embeddings: Embeddings, tasks: Sequence[str]
-) -> Ranker | Retriever | Dlrm | Din | Dcn | Sasrec:
-    """The model of a configuration. Every one has `embeddings`; rankers map a Batch to {task: logit [C]}, a retriever to its loss.
+def require_compiler() -> None:
+    """torch.compile writes C++, on a GPU for what launches its kernels.
 
     Raises:
-        UserError: retrieval with a schema that has no such thing, or with settings of a ranker's head.
+        UserError: there is no compiler.
     """
-    if isinstance(config, RetrieverConfig):
-        if head != HeadConfig():
-            raise UserError("--set head...: a retrieval model has no task heads; leave it out")
-        return Retriever(embeddings, config)
-    if isinstance(config, EncoderConfig):
-        return Ranker(embeddings, tasks, config, head)
-    if isinstance(config, DlrmConfig):
-        return Dlrm(embeddings, tasks, config, head)
-    if isinstance(config, DinConfig):
-        return Din(embeddings, tasks, config, head)
-    if isinstance(config, DcnConfig):
-        return Dcn(embeddings, tasks, config, head)
-    return Sasrec(embeddings, tasks, config, head)
-
-
-def model_config(name: str, settings: Mapping[str, str] | None = None) -> tuple[ModelConfig, HeadConfig]:
-    """A preset, with fields changed: `{"divisor": "length", "layers": "4", "head.kind": "mmoe"}`.
-
-    Raises:
-        UserError: no such model, no such field, or a value of the wrong type or out of range.
-    """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, 1, 0.3)
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if not any(map(shutil.which, wanted)):
         raise UserError(
-            f"--model {name}: no such model; {f'did you mean {near[0]}? ' if near else ''}There are {', '.join(MODELS)}"
+            f"--compile: no C++ compiler found ({', '.join(wanted)}); install one, set CXX, or leave --compile out"
         )
-    own = {k: v for k, v in (settings or {}).items() if not k.startswith("head.")}
-    head = {k.removeprefix("head."): v for k, v in (settings or {}).items() if k.startswith("head.")}
-    return _replace(MODELS[name], own, ""), _replace(HeadConfig(), head, "head.")
-
-
-def _replace(config: Config, settings: Mapping[str, str], prefix: str) -> Config:
-    hints = get_type_hints(type(config))
-    changes: dict[str, object] = {}
-    for key, text in settings.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1, 0.3)
-            raise UserError(f"--set {prefix}{key}: no such field{f'; did you mean {prefix}{near[0]}?' if near else ''}")
-        try:
-            changes[key] = TypeAdapter(hints[key]).validate_python(_value(text))
-        except ValidationError as error:
-            raise UserError(f"--set {prefix}{key}={text}: {error.errors()[0]['msg'].lower()}") from None
-        value = changes[key]
-        if key.endswith("dropout") and isinstance(value, float) and not 0 <= value < 1:
-            raise UserError(f"--set {prefix}{key}={text}: give the share that is dropped, from 0 to below 1")
-        if isinstance(value, int | float) and value < 0:
-            raise UserError(f"--set {prefix}{key}={text}: must not be negative")
-    return dataclasses.replace(config, **changes)
-
-
-def _value(text: str) -> object:
-    """`3`, `0.5`, `true`, `null` and `[64, 32]` by JSON; a bare word is itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

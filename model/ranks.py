@@ -23,10 +23,10 @@ class Ranks:
     size: int
     device: torch.device
     host: dist.ProcessGroup | None = None
-    """What hosts tell one another by, past their GPUs, which would finish all their work first; None: as everything else."""
+    """What hosts exchange messages by, past their GPUs, which would finish all their work first; None: as everything else."""
 
     @property
-    def chief(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes files."""
         return self.rank == 0
 

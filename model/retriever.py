@@ -8,34 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genrank.model.encoders import Hstu, HstuConfig, hstu, visibility_rule
+from genrank.model.catalogue import catalogue
+from genrank.model.encoders import Hstu, HstuConfig, hstu
 from genrank.model.losses import sampled_softmax
-from genrank.model.metrics import Estimate, RetrievalMetrics, target_ranks
-from genrank.model.sample_files import read_columns
+from genrank.model.ranker import EncoderModel
+from genrank.model.tasks.retrieval import NEXT_ITEM, RetrievalModel
+from genrank.model.validation import Positive, Scale
+from genrank.schemas.derive.tables import table_name
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Categorical
-from genrank.schemas.manifest import sample_files
+from genrank.schemas.features import Categorical
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import CANDIDATES, Schema
-from genrank.schemas.tables import table_name
-from genrank.schemas.vocabulary import MISSING_ID
 from genrank.tokenization import visibility
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.features import Vocabularies, mix
+from genrank.tokenization.features import row_encoder
+from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.plan import tokens_per_row
-from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.tokens import Tokenizer
 
 FREQUENCY_SLOTS = 1 << 20
 """Of the hashed array that counts items for log Q (Yi et al., RecSys 2019, algorithm 2)."""
@@ -47,19 +44,24 @@ class RetrieverConfig(HstuConfig):
 
     visibility: Literal["dynamic", "targets", "causal"] = "causal"
     """Anything else would show an event the ones it is to predict, user tokens that see the whole history included."""
-    item_dim: int = 64
+    item_dim: Positive = 64
     """Width of the space queries and items meet in."""
-    negatives: int = 512
+    negatives: Positive = 512
     """A batch, shared by its queries."""
     sampling: Literal["in_batch", "uniform"] = "in_batch"
     """Negatives are other queries' items, or drawn evenly from the training days' catalogue."""
     log_q: bool = True
     """Correct negatives for how often they are drawn."""
-    temperature: float = 0.05
+    temperature: Scale = 0.05
     target: str | None = None
     """The label that makes an exposure an item to be found; null: the schema's first binary one."""
-    cutoffs: tuple[int, ...] = (10, 50, 200)
+    cutoffs: tuple[Positive, ...] = (10, 50, 200)
     """K of HR@K and NDCG@K."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.visibility != "causal":
+            raise self.refuse("visibility", "retrieval predicts what comes next; only causal hides it")
 
 
 PRESETS = {
@@ -68,14 +70,6 @@ PRESETS = {
     )
     for size in ("tiny", "small", "large")
 }
-NEXT_ITEM = "next_item"
-
-
-class Task(NamedTuple):
-    """What the trainer weighs losses by."""
-
-    name: str
-    weight: float
 
 
 class Pairs(NamedTuple):
@@ -91,32 +85,46 @@ class Pairs(NamedTuple):
     """[Q] int64: each query's next item, as a row of `items`."""
 
 
-class Retriever(nn.Module):
+class Retriever(EncoderModel, RetrievalModel):
     """History -> query vectors; ids -> item vectors. Called on a batch, it is the loss of its histories.
 
     Raises:
         UserError: the schema has not exactly one history sequence with a feature on the items' table.
     """
 
+    encoder: Hstu
+    several_ranks: ClassVar[bool] = False
+
     def __init__(self, embeddings: Embeddings, config: RetrieverConfig) -> None:
-        super().__init__()
+        super().__init__(embeddings, config, Hstu)
+        # Parameters of features are named by it in checkpoints, as by the first of the modules that hold them.
+        self._modules = {"embeddings": embeddings, **self._modules}
         schema = embeddings.plan.schema
-        if config.visibility != "causal":
-            raise UserError(
-                f"--set visibility={config.visibility}: retrieval predicts what comes next; only causal hides it"
-            )
-        self.schema, self.embeddings, self.config = schema, embeddings, config
+        self.schema, self.config = schema, config
         self.table, self.sequence, self.feature = item_feature(schema)
-        self.tokenizer = Tokenizer(embeddings, config.dim, visibility=visibility_rule(config))
-        self.encoder = Hstu(config)
         logical, merged = embeddings.plan.logical[self.table]
         self.merged = merged.name
-        self.vocabulary = None if logical.dynamic else Vocabularies([logical.vocabulary])
+        self.vocabulary = None if logical.dynamic else row_encoder(logical.vocabulary)
         self.query = nn.Linear(config.dim, config.item_dim)
         self.item = nn.Linear(logical.dim, config.item_dim)
         self.frequency = ItemFrequency()
         self.items = torch.zeros(0, dtype=torch.int64)
-        """The catalogue that uniform negatives are drawn from; the trainer sets it."""
+        """The catalogue that uniform negatives are drawn from; `prepare` sets it."""
+
+    def prepare(self, samples: Path, dates: Sequence[str]) -> None:
+        """Learn which items there are, for uniform negatives."""
+        if self.config.sampling == "uniform":
+            self.items = catalogue(samples, self.schema, dates)
+
+    @property
+    def target(self) -> str:
+        """The label that makes an exposure an item to be found."""
+        return self.config.target or next(label.name for label in self.schema.labels if label.kind == "binary")
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """K of HR@K and NDCG@K."""
+        return self.config.cutoffs
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"next_item": sum over the batch's queries of the sampled softmax loss}; `query_count` is how many they are."""
@@ -153,11 +161,14 @@ class Retriever(nn.Module):
         start = self.embeddings.plan.start_of(self.table)
         if self.vocabulary is None:
             return self.embeddings.vocabularies[self.table].rows_of(ids) + start
-        return self.vocabulary(ids[None])[0] + start
+        rows: Tensor = self.vocabulary(ids[None])
+        return rows[0] + start
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N, item_dim]; in training, backward learns the rows."""
-        return self.item(self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged])
+        rows = self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged]
+        vectors: Tensor = self.item(rows)
+        return vectors
 
     def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[N, item_dim] after each history event, and [N] int64 the event's item."""
@@ -165,7 +176,7 @@ class Retriever(nn.Module):
         tokens = self.tokenizer(batch)
         events = (tokens.group_ids == visibility.HISTORY).nonzero().squeeze(1)
         last = tokens_per_row(self.schema, self.sequence)
-        encoded = self.encoder(tokens)[events].unflatten(0, (-1, last))[:, -1]
+        encoded = self.encoder(tokens, events).unflatten(0, (-1, last))[:, -1]
         ids = batch.groups[self.sequence].features[self.feature]
         assert isinstance(ids, Tensor)
         return self.query(encoded), ids
@@ -200,6 +211,8 @@ class Retriever(nn.Module):
 class ItemFrequency(nn.Module):
     """How often each item occurs in the training stream, in a hashed array; part of the model's checkpoint."""
 
+    counts: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("counts", torch.zeros(FREQUENCY_SLOTS, dtype=torch.float64))
@@ -214,7 +227,7 @@ class ItemFrequency(nn.Module):
 
 
 def _slot(ids: Tensor) -> Tensor:
-    return mix(ids) & (FREQUENCY_SLOTS - 1)
+    return splitmix64(ids) & (FREQUENCY_SLOTS - 1)
 
 
 def item_feature(schema: Schema) -> tuple[str, str, str]:
@@ -260,98 +273,3 @@ def history_only(batch: Batch, schema: Schema) -> Batch:
         item=none,
         request=none,
     )
-
-
-@torch.inference_mode()
-def found_ranks(
-    model: Retriever, samples: Path, dates: Sequence[str], items: Tensor, token_budget: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first item that each user responded to on each day: (its rank among `items` by the model, its index in them), int64 [Q] by
-    batches. Users without a history have no query.
-
-    Args:
-        items: [N] int64, ascending; every positive item of the days among them.
-    """
-    task = model.config.target or next(label.name for label in model.schema.labels if label.kind == "binary")
-    vectors = nn.functional.normalize(model.item_vectors(items), dim=-1)
-    for date in dates:
-        reader = SampleReader(
-            samples, model.schema, [date], view="user_day", shuffle=False, token_budget=token_budget
-        )  # fmt: skip
-        for batch in reader:
-            batch = batch.to(items.device)
-            states, _ = model.states(batch)
-            group = batch.groups[model.sequence]
-            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-            positive = ((batch.labels[task] > 0.5) & (batch.weights[task] > 0)).nonzero().squeeze(1)
-            users, first = np.unique(owner[positive].cpu().numpy(), return_index=True)
-            user = torch.from_numpy(users).to(items.device)
-            kept = group.lengths[user] > 0
-            target = batch.item[positive[torch.from_numpy(first).to(items.device)]][kept]
-            if len(target):
-                query = nn.functional.normalize(states[group.offsets[1:][user[kept]] - 1], dim=-1)
-                own = torch.searchsorted(items, target)
-                yield target_ranks(query @ vectors.T, own), own
-
-
-def evaluate_retriever(
-    model: Retriever,
-    samples: Path,
-    dates: Sequence[str],
-    *,
-    trained: Sequence[str],
-    token_budget: int = 16_384,
-    bootstrap: int = 0,
-    seed: int = 0,
-) -> tuple[dict[str, dict[str, Estimate]], int, int]:
-    """HR@K, NDCG@K and MRR of the first item each user responded to on each day, among every item that was a candidate on any of the
-    days: by the model, and by how often items were responded to on the training days (`trained`).
-
-    Returns: {"model", "popularity": metrics}, queries, items in the catalogue.
-    Raises:
-        UserError: the days hold no response of a user with a history.
-    """
-    training = model.training
-    items = catalogue(samples, model.schema, (*trained, *dates)).to(model.query.weight.device)
-    task = model.config.target or next(label.name for label in model.schema.labels if label.kind == "binary")
-    popular = torch.from_numpy(responses(samples, model.schema, trained, task, items.cpu().numpy()))
-    order = torch.sort(popular).values
-    by_model, by_popularity = RetrievalMetrics(model.config.cutoffs), RetrievalMetrics(model.config.cutoffs)
-    queries = 0
-    for ranks, own in found_ranks(model.eval(), samples, dates, items, token_budget):
-        by_model.update(ranks)
-        by_popularity.update(len(order) - torch.searchsorted(order, popular[own.cpu()]))
-        queries += len(ranks)
-    model.train(training)
-    if not queries:
-        raise UserError(
-            f"--dates {', '.join(dates)}: no user with a history has a positive {task}; nothing to look for"
-        )
-    rows = {"model": by_model, "popularity": by_popularity}
-    return {n: m.compute(bootstrap=bootstrap, seed=seed) for n, m in rows.items()}, queries, len(items)
-
-
-def responses(
-    samples: Path, schema: Schema, dates: Sequence[str], task: str, items: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """[N] int64: how often each item (ascending) was a positive candidate on some days."""
-    counts = np.zeros(len(items), np.int64)
-    for date in dates:
-        for file in sample_files(samples, date, schema):
-            table = read_columns(file, ["candidates.item", f"labels.{task}"])
-            ids, labels = (
-                pc.struct_field(table[group].combine_chunks(), name).flatten().to_numpy(zero_copy_only=False)
-                for group, name in (("candidates", "item"), ("labels", task))
-            )
-            counts += np.bincount(np.searchsorted(items, ids[labels > 0.5]), minlength=len(items))
-    return counts
-
-
-def catalogue(samples: Path, schema: Schema, dates: Sequence[str]) -> Tensor:
-    """[N] int64: every item that was a candidate on some day, ascending."""
-    found = [
-        pc.struct_field(read_columns(file, ["candidates.item"])["candidates"].combine_chunks(), "item")
-        for date in dict.fromkeys(dates)
-        for file in sample_files(samples, date, schema)
-    ]
-    return torch.from_numpy(np.unique(np.concatenate([each.flatten().to_numpy() for each in found])))

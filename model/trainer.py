@@ -1,48 +1,40 @@
 """`genrank train`: samples in, a run's folder out. `Trainer.run` is the loop.
 
-Its parts: `feed` gives each step its batches, `learner` takes the step, `resume` saves how far it is and goes on from there.
+Its parts: `prefetch` gives each step its batches, `train_step` takes the step, `checkpoint_manager` saves how far it is and goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import resource
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from genrank.model.checkpoint import find_checkpoint, read_manifest
+from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.config import TrainConfig, samples_folder
+from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Versions, read_document, write_document
 from genrank.model.encoders.block import parameter_count
-from genrank.model.feed import Feed, make_reader
-from genrank.model.label_check import require_two_classes
-from genrank.model.learner import Learner
-from genrank.model.metrics import Estimate, Predictions
-from genrank.model.parallel import gathered
-from genrank.model.peak import matmul_rate
-from genrank.model.predict import candidate_users, predict
+from genrank.model.flops import matmul_rate
+from genrank.model.interface import Model
+from genrank.model.prefetch import Prefetcher, make_reader
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
-from genrank.model.ranker import Ranker, build_model, model_config
 from genrank.model.ranks import Ranks, join_ranks
-from genrank.model.resume import Checkpoints
-from genrank.model.retriever import NEXT_ITEM, Retriever, RetrieverConfig, catalogue, evaluate_retriever
-from genrank.model.run_folder import RunFolder, read_json, write_json
+from genrank.model.registry import choose_model
+from genrank.model.run_dir import RunDir
+from genrank.model.tasks.base import Metrics
+from genrank.model.train_step import TrainStep
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
-
-Metrics = dict[str, dict[str, Estimate]]
-"""Task -> metric -> its value and interval."""
 
 
 class TrainResult(NamedTuple):
@@ -64,11 +56,11 @@ def train(config: TrainConfig) -> TrainResult:
     """
     ranks = join_ranks(config.device)
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunFolder.open(config)) if ranks.chief else None
+        run = stack.enter_context(RunDir.open(config)) if ranks.is_main else None
         if (config.out / "summary.json").is_file():
-            summary = read_json(config.out / "summary.json")
-            if summary["epochs"] == config.epochs and summary["max_steps"] == config.max_steps:
-                return TrainResult(config.out, int(str(summary["steps"])), {}, was_complete=True)
+            summary = read_document(config.out / "summary.json", Summary)
+            if summary.epochs == config.epochs and summary.max_steps == config.max_steps:
+                return TrainResult(config.out, summary.steps, {}, was_complete=True)
         return Trainer(config, ranks, run).run()
 
 
@@ -79,46 +71,48 @@ class Trainer:
         run: the run's folder on rank 0, None on the others.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, run: RunFolder | None) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, run: RunDir | None) -> None:
         self.config, self.ranks, self.folder = config, ranks, run
         if config.deterministic:
             # Of the kernels too: `kernels.tuning` then chooses none by timing.
             torch.use_deterministic_algorithms(True)
         self.samples = samples_folder(config.samples)
+        self.chosen = choose_model(config.model, config.settings)
+        self.task = self.chosen.task(config.schema)
         self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
         self._require_something_to_learn()
 
         origin = find_checkpoint(config.from_checkpoint) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
-        self.learner = Learner(self.model, self.embeddings, config, ranks, run)
-        self.checkpoints = Checkpoints(
-            config, ranks, self.model, self.embeddings, self.learner.optimizer, self.reader, run
+        self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
+        self.checkpoints = CheckpointManager(
+            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run
         )
         self.position = self.checkpoints.restore(origin)
-        self.feed = Feed(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
+        self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
         self.process_steps = 0
         """Steps taken by this process."""
         self.flops = 0
         """Of the model, forward and backward, since the last line of the log."""
         self.peak = 1.0
-        if isinstance(self.model, Ranker):
-            half = self.learner.bf16 and ranks.device.type == "cuda"
+        if self.model.counts_flops:
+            half = self.train_step.bf16 and ranks.device.type == "cuda"
             self.peak = matmul_rate(ranks.device, torch.bfloat16 if half else torch.float32)
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> TrainResult:
-        """Train to the end; the run's folder tells the rest."""
+        """Train to the end; what else there is to know is in the run's folder."""
         config, at = self.config, self.position
         metrics: Metrics = {}
         stop = False
         clock = StepClock()
-        with Progress(config.model, at.total_steps, self.ranks.chief) as progress, self._profiler() as profiler:
+        with Progress(config.model, at.total_steps, self.ranks.is_main) as progress, self._profiler() as profiler:
             while at.epoch < config.epochs and not stop:
                 clock.start()
-                for batches in clock.waiting(self.feed.steps(at.epoch)):
-                    loss, tasks = self.learner.step(batches, at)
+                for batches in clock.waiting(self.prefetcher.steps(at.epoch)):
+                    loss, tasks = self.train_step.run(batches, at)
                     at.step += 1
                     self._account(batches, loss, tasks, clock.lap(), progress)
                     profiler.step()
@@ -154,17 +148,17 @@ class Trainer:
 
     def _save(self) -> None:
         self._count_flops()
-        self.checkpoints.save(self.position, self.feed.reader_state)
+        self.checkpoints.save(self.position, self.prefetcher.reader_state)
 
     def _account(
         self, batches: list[Batch], loss: float, tasks: dict[str, float], took: StepTime, progress: Progress
     ) -> None:
-        """Count over all ranks, hear whether rank 0 wants a checkpoint, and every `log_every` steps tell."""
+        """Count over all ranks, learn whether rank 0 wants a checkpoint, and log every `log_every` steps."""
         at = self.position
         own = [batch for batch in batches if batch.sample_id]
         counts = [sum(map(len, own)), sum(len(batch.item) for batch in own), sum(map(token_count, own))]
-        told = [*counts, int(self.checkpoints.overdue())]
-        samples, candidates, tokens, overdue = self.ranks.sum_numbers(told)
+        shared = [*counts, int(self.checkpoints.overdue())]
+        samples, candidates, tokens, overdue = self.ranks.sum_numbers(shared)
         if overdue:
             self.checkpoints.save_after(at.step + 1)
         at.samples += samples
@@ -184,31 +178,32 @@ class Trainer:
             self._count_flops()
         if logs:
             self._log(
-                {
-                    "step": at.step,
-                    "epoch": at.epoch,
-                    "loss": loss,
-                    "tasks": tasks,
-                    "lr": self.learner.lr,
-                    "sparse_lr": self.embeddings.lr,
-                    **progress.rates(self.flops, self.peak),
-                    "peak_gpu_bytes": peak_gpu_bytes(self.ranks.device),
-                }
+                StepRow(
+                    step=at.step,
+                    epoch=at.epoch,
+                    loss=loss,
+                    tasks=tasks,
+                    lr=self.train_step.lr,
+                    sparse_lr=self.embeddings.lr,
+                    **progress.rates(self.flops, self.peak).model_dump(),
+                    peak_gpu_bytes=peak_gpu_bytes(self.ranks.device),
+                    time=round(time.time(), 3),
+                )
             )
             self.flops = 0
 
     def _count_flops(self) -> None:
         """Read what the model has counted since it was last read, which waits for the device."""
-        if not isinstance(self.model, Ranker):
+        if not self.model.counts_flops:
             return
-        flops = self.model.work.flops(self.model.encoder.config)
+        flops = self.model.take_flops()
         self.flops += flops
         if self.process_steps > SETTLING_STEPS:
             self.position.timed_flops += flops
 
-    def _log(self, row: dict[str, object]) -> None:
+    def _log(self, row: LogRow) -> None:
         if self.folder:
-            self.folder.log({**row, "time": round(time.time(), 3)})
+            self.folder.log(row)
 
     # ------------------------------------------------------------------ before it
 
@@ -216,8 +211,7 @@ class Trainer:
         config, days = self.config, ", ".join(self.config.dates)
         if not self.reader.stored_rows:
             raise UserError(f"--dates {days}: the samples of these days are empty; nothing to train on")
-        if not isinstance(model_config(config.model, config.settings)[0], RetrieverConfig):
-            require_two_classes(self.samples, config.schema, config.dates, mature=True)
+        self.task.require_learnable(self.samples, config.dates)
 
     def _require_a_step(self) -> None:
         if not self.position.step:
@@ -241,26 +235,19 @@ class Trainer:
             seed=config.seed,
         )
 
-    def _make_model(self) -> nn.Module:
+    def _make_model(self) -> Model:
         """The configured model on the embeddings, on the device."""
         config = self.config
         # Again: a backend's tables may have drawn, and the dense start must not depend on it.
         torch.manual_seed(config.seed)
-        own, head = model_config(config.model, config.settings)
-        tasks = [label.name for label in config.schema.labels]
-        model = build_model(own, head, self.embeddings, tasks).to(self.ranks.device)
-        if isinstance(model, Retriever):
-            if self.ranks.size > 1:
-                raise UserError(f"--model {config.model}: retrieval trains in one process; start it without torchrun")
-            if model.config.sampling == "uniform":
-                model.items = catalogue(self.samples, config.schema, config.dates)
-        if isinstance(model, Ranker | Retriever):
-            model.encoder.recompute = config.recompute
-            if config.compile:
-                require_compiler()
-                model.encoder.compile(dynamic=True)
-        elif config.compile or config.recompute:
-            raise UserError(f"--compile and --recompute are for the encoders of mtgr and hstu; {config.model} has none")
+        model = self.chosen.build(self.embeddings).to(self.ranks.device)
+        if self.ranks.size > 1 and not model.several_ranks:
+            raise UserError(f"--model {config.model}: it trains in one process; start it without torchrun")
+        model.prepare(self.samples, config.dates)
+        if config.recompute:
+            model.recompute_activations()
+        if config.compile:
+            model.compile_encoder()
         return model
 
     # ------------------------------------------------------------------ evaluation on the way
@@ -268,10 +255,10 @@ class Trainer:
     def _evaluate(self) -> tuple[Metrics, bool]:
         """Metrics on the evaluation days, and whether to stop early."""
         config, at = self.config, self.position
-        metrics = self._metrics()
+        metrics = self.task.validate(self.model, config, self.samples, self.ranks, bf16=self.train_step.bf16)
         kept = {task: {n: e.value for n, e in each.items() if n != "logloss"} for task, each in metrics.items()}
-        self._log({"step": at.step, "eval": kept})
-        headline = "mrr" if isinstance(self.model, Retriever) else "gauc"
+        self._log(EvalRow(step=at.step, eval=kept, time=round(time.time(), 3)))
+        headline = self.task.headline
         values = [each[headline].value for each in metrics.values() if headline in each]
         known = [value for value in values if value is not None]
         score = sum(known) / len(known) if known else math.nan
@@ -279,27 +266,12 @@ class Trainer:
             at.best, at.best_step, at.worse = score, at.step, 0
             if config.patience:
                 self._save()
-                if self.ranks.chief:
-                    best = {"step": at.step, "metric": headline, "value": score}
-                    write_json(config.out / "checkpoints" / "best.json", best)
+                if self.ranks.is_main:
+                    best = Best(step=at.step, metric=headline, value=score)
+                    write_document(config.out / "checkpoints" / "best.json", best)
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience
-
-    def _metrics(self) -> Metrics:
-        config = self.config
-        if isinstance(self.model, Retriever):
-            rows, _, _ = evaluate_retriever(
-                self.model, self.samples, config.eval_dates, trained=config.dates, token_budget=config.token_budget
-            )
-            return {NEXT_ITEM: rows["model"]}
-        reader = make_reader(config, self.samples, config.schema, config.eval_dates, self.ranks, shuffle=False)
-        found = {label.name: Predictions(label.kind) for label in config.schema.labels}
-        with gathered(self.model):
-            for batch, scores in predict(self.model, reader, config.schema, self.ranks, bf16=self.learner.bf16):
-                for task, each in found.items():
-                    each.update(candidate_users(batch), batch.labels[task], scores[task], batch.weights[task])
-        return {task: each.gather().compute() for task, each in found.items()}
 
     # ------------------------------------------------------------------ the end
 
@@ -312,41 +284,39 @@ class Trainer:
             took = StepTime(at.timed_seconds, at.waited_seconds)
             rates = speeds(at.timed_steps, at.timed_samples, at.timed_tokens, at.timed_flops, took, self.peak)
         else:  # too short a run to leave its first steps out
-            rates = speeds(at.step, at.samples, at.tokens, 0, StepTime(at.seconds, math.nan), self.peak) | {
-                "input_wait": None
-            }
+            rates = speeds(at.step, at.samples, at.tokens, 0, StepTime(at.seconds, math.nan), self.peak)
         self.folder.finish(
-            {
-                "model": config.model,
-                "settings": dict(config.settings),
-                "schema": config.schema.name,
-                "fingerprint": config.schema.fingerprint,
-                "train_dates": list(config.dates),
-                "eval_dates": list(config.eval_dates),
-                "samples_root": str(config.samples),
-                "dense_parameters": parameter_count([self.model]),
-                "sparse_rows": sum(table.rows for table in self.embeddings.plan.tables),
-                "ids": {name: len(vocabulary) for name, vocabulary in sorted(self.embeddings.vocabularies.items())},
-                "steps": at.step,
-                "best_step": at.best_step or None,
-                "epochs": config.epochs,
-                "max_steps": config.max_steps,
-                "samples": at.samples,
-                "candidates": at.candidates,
-                "seconds": round(at.seconds, 3),
-                "timed_steps": at.timed_steps,
-                **rates,
-                "peak_rss_bytes": peak,
-                "peak_gpu_bytes": peak_gpu_bytes(self.ranks.device),
-                "device": str(self.ranks.device) if self.ranks.device.type == "cpu" else torch.cuda.get_device_name(),
-                "ranks": self.ranks.size,
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            }
+            Summary(
+                model=config.model,
+                settings=dict(config.settings),
+                schema=config.schema.name,
+                fingerprint=config.schema.fingerprint,
+                train_dates=list(config.dates),
+                eval_dates=list(config.eval_dates),
+                samples_root=str(config.samples),
+                dense_parameters=parameter_count([self.model]),
+                sparse_rows=sum(table.rows for table in self.embeddings.plan.tables),
+                ids={name: len(vocabulary) for name, vocabulary in sorted(self.embeddings.vocabularies.items())},
+                steps=at.step,
+                best_step=at.best_step or None,
+                epochs=config.epochs,
+                max_steps=config.max_steps,
+                samples=at.samples,
+                candidates=at.candidates,
+                seconds=round(at.seconds, 3),
+                timed_steps=at.timed_steps,
+                **rates.model_dump(),
+                peak_rss_bytes=peak,
+                peak_gpu_bytes=peak_gpu_bytes(self.ranks.device),
+                device=str(self.ranks.device) if self.ranks.device.type == "cpu" else torch.cuda.get_device_name(),
+                ranks=self.ranks.size,
+                versions=Versions(torch=torch.__version__, python=platform.python_version()),
+            )
         )
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[torch.profiler.profile | _NoProfiler]:
-        if not (self.config.profile and self.ranks.chief):
+        if not (self.config.profile and self.ranks.is_main):
             yield _NoProfiler()
             return
         handler = torch.profiler.tensorboard_trace_handler(str(self.config.out / "profile"))
@@ -358,19 +328,6 @@ class Trainer:
 class _NoProfiler:
     def step(self) -> None:
         pass
-
-
-def require_compiler() -> None:
-    """torch.compile writes C++, on a GPU for what launches its kernels.
-
-    Raises:
-        UserError: there is no compiler.
-    """
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    if not any(map(shutil.which, wanted)):
-        raise UserError(
-            f"--compile: no C++ compiler found ({', '.join(wanted)}); install one, set CXX, or leave --compile out"
-        )
 
 
 def token_count(batch: Batch) -> int:

@@ -7,72 +7,30 @@ and snapshots joined exactly once per row, and no job knows a feature.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genrank.pipelines.column_roles import ROLE_TYPES, Column
+from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.merge_scan import UNITS
 from genrank.schemas import (
-    Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     EventLog,
     Events,
-    MultiValued,
-    Numeric,
+    EventSequence,
     Schema,
-    Sequence,
     Snapshot,
-    Sql,
-    TimeGap,
     UserError,
     expression,
 )
 from genrank.schemas.base import ARROW_TYPES
-from genrank.schemas.contract import STORED_TYPES, Stored, stored_as
-from genrank.schemas.feature import Feature
-from genrank.schemas.vocabulary import MISSING_ID, hash_strings
-
-Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
-
-ROLE_TYPES: dict[Role, pa.DataType] = {
-    "id": pa.int64(),
-    "ids": STORED_TYPES["ids"],
-    "number": pa.float32(),
-    "time": pa.int64(),
-    "units": pa.int64(),
-    "flag": pa.bool_(),
-}
-
-
-@dataclass(frozen=True, order=True)
-class Column:
-    """One computed column: `expression` (a column, `snapshot.column`, or SQL) stored in the way `role` says.
-
-    | role | stored |
-    |---|---|
-    | id | int64, strings by `hash_strings`, null as MISSING_ID |
-    | ids | list<int64>, nulls dropped, the first `limit` kept |
-    | number | float32, null as NaN |
-    | time | int64 epoch ms, null as MISSING_ID |
-    | units | int64 to be summed: a whole number as it is, a fraction in `merge_scan.UNITS`; null as MISSING_ID |
-    | flag | bool, null as false |
-    | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
-    """
-
-    role: Role
-    expression: str
-    sql: bool = False
-    limit: int = 0
-
-    @property
-    def name(self) -> str:
-        """The name in the partial."""
-        return f"{self.role}{self.limit or ''}({self.expression})"
+from genrank.schemas.features import Feature
+from genrank.schemas.ids import MISSING_ID, hash_strings
+from genrank.schemas.stored import Stored
 
 
 def owner(schema: Schema, source: EventLog | Snapshot, reference: str) -> tuple[EventLog | Snapshot, str] | None:
@@ -103,21 +61,20 @@ def references(column: Column) -> tuple[str, ...]:
 
 def feature_column(feature: Feature) -> Column | None:
     """The column a stored feature reads from its row; None for derived and cross features."""
-    stored = stored_as(feature)
-    if stored is None or isinstance(feature, CrossFeature):
+    stored = feature.stored
+    if stored is None:
         return None
-    if isinstance(feature, Sql):
-        return Column(stored, feature.expression, sql=True)
-    if isinstance(feature, MultiValued):
-        return Column("ids", feature.column or feature.name, limit=feature.max_values)
-    assert isinstance(feature, Categorical | Numeric | TimeGap)
-    return Column(stored, feature.column or feature.name)
+    if feature.row_sql is not None:
+        return Column(stored, feature.row_sql, sql=True)
+    if feature.column_reference is None:
+        return None
+    return Column(stored, feature.column_reference, limit=feature.list_limit if stored == "ids" else 0)
 
 
-def sequence_features(sequence: Sequence) -> Iterator[tuple[Feature, Stored]]:
+def sequence_features(sequence: EventSequence) -> Iterator[tuple[Feature, Stored]]:
     """Stored features of a sequence, by name."""
     for feature in sorted(sequence.features, key=lambda feature: feature.name):
-        if stored := stored_as(feature):
+        if stored := feature.stored:
             yield feature, stored
 
 
@@ -131,9 +88,7 @@ def value_column(feature: CrossFeature) -> Column | None:
     """How a cross feature's `value` is kept."""
     if feature.value is None:
         return None
-    roles: dict[str, Role] = {"sum": "units", "mean": "units", "distinct": "id"}
-    last: Role = "id" if stored_as(feature) == "id" else "number"
-    return Column(roles.get(feature.op, last), feature.value)
+    return Column(evaluation_of(feature).value_role(feature), feature.value)
 
 
 def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
@@ -175,9 +130,9 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
                 for column in change_columns(entry, sequence):
                     columns[entry.source].add(column)
     for cross in cross_features(schema):
-        for source in (exposures, *cross_sources(schema, cross)):
+        for log in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
-                add(source, Column("id", key))
+                add(log, Column("id", key))
         if column := value_column(cross):
             add(schema.event_log(cross.source), column)
         if cross.where:
@@ -228,7 +183,7 @@ def on_snapshot(source: Snapshot, column: Column) -> Column:
     return Column(column.role, column.expression.removeprefix(f"{source.name}."), limit=column.limit)
 
 
-def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
+def change_columns(changes: ChangePoints, sequence: EventSequence) -> list[Column]:
     """The attribute's value, in each way that a feature of the sequence reads it; as an id where none does."""
     read = [
         column
@@ -238,7 +193,7 @@ def change_columns(changes: Changes, sequence: Sequence) -> list[Column]:
     return sorted(set(read)) or [Column("id", changes.column)]
 
 
-def reads_change(changes: Changes, column: Column) -> bool:
+def reads_change(changes: ChangePoints, column: Column) -> bool:
     """Whether a sequence's feature takes its value from the change points: they offer the changed column alone."""
     return set(references(column)) == {changes.column}
 
@@ -247,8 +202,11 @@ def reads_change(changes: Changes, column: Column) -> bool:
 
 
 def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> dict[str, pa.Array]:
-    """Each column's values by name. `frame` holds the source's declared columns; joined snapshot columns lie in it too: those
-    already computed by the snapshot under `snapshot/<name>`, raw ones as `snapshot.column`."""
+    """Each column's values by name.
+
+    `frame` holds the source's declared columns; joined snapshot columns lie in it too: those already computed by the snapshot under
+    `snapshot/<name>`, raw ones as `snapshot.column`.
+    """
     out: dict[str, pa.Array] = {}
     for column in columns:
         joined = _joined_name(column) if not column.sql and "." in column.expression else None
@@ -357,6 +315,7 @@ def _ids(array: pa.Array) -> pa.Array:
 
 
 def _id_lists(array: pa.Array, limit: int) -> pa.Array:
+    """Lists of ids without nulls, of each the first `limit`; 0 keeps all."""
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         ids = _ids(array).to_numpy()
         present = ids != MISSING_ID
@@ -368,7 +327,7 @@ def _id_lists(array: pa.Array, limit: int) -> pa.Array:
     row = np.repeat(np.arange(len(lengths)), lengths)
     before = np.concatenate([[0], np.cumsum(present)])
     starts = before[np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)] if len(lengths) else before[:0]
-    kept = present & (before[:-1] - starts[row] < limit)
+    kept = present & (before[:-1] - starts[row] < limit) if limit else present
     counts = np.bincount(row[kept], minlength=len(lengths))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(ids[kept]), type=ROLE_TYPES["ids"])

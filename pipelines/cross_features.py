@@ -4,7 +4,7 @@ Features with the same keys are answered together. Where the keys hold the user,
 exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
 
 A past day that lies inside a window, or outside it, for every moment of the days built need not be read event by event: its
-tile says the same, a row per key (`tile`). `ranges_of_tiles` tells which days those are; the days that a window's edge passes
+tile says the same, a row per key (`tile`). `ranges_of_tiles` says which days those are; the days that a window's edge passes
 through, the days built, and days of which much is yet to arrive are read in full.
 """
 
@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.columns import Column, column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.contract import stored_as
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class KeySet:
 
     @property
     def tag(self) -> str:
+        """Its name in messages and folders: the keys, and the value counted distinct."""
         return ",".join(self.keys) + (f"#{self.distinct}" if self.distinct else "")
 
     def with_user(self, schema: Schema) -> bool:
@@ -56,7 +58,7 @@ def key_sets(schema: Schema) -> list[KeySet]:
     """All cross features, grouped by keys, in a fixed order."""
     groups: dict[tuple[tuple[str, ...], str], list[CrossFeature]] = {}
     for feature in cross_features(schema):
-        distinct = (feature.value or "") if feature.op == "distinct" else ""
+        distinct = (feature.value or "") if evaluation_of(feature).keyed_by_value else ""
         groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
     return [KeySet(keys, tuple(features), distinct) for (keys, distinct), features in sorted(groups.items())]
 
@@ -89,7 +91,7 @@ def key_columns(key_set: KeySet) -> list[str]:
 
 def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
     """(hash of each row's keys, whether all of them are present)."""
-    columns = [numpy(table, name) for name in key_columns(key_set)]
+    columns = [int64_column(table, name) for name in key_columns(key_set)]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
         present &= column != MISSING_ID
@@ -146,12 +148,13 @@ def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, 
 
 def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
     """Which ops of the key set ask a tile of the log for its newest events."""
-    return {f.op for f in key_set.features if f.source == log.name} & {"last", "recency"}
+    return {f.op for f in key_set.features if f.source == log.name and evaluation_of(f).newest}
 
 
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
-    """Rows of `events_at_keys`, or of tiles, merged: what was available before `settled` becomes a row per key, condition, presence
-    of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
+    """Rows of `events_at_keys`, or of tiles, merged.
+
+    What was available before `settled` becomes a row per key, condition, presence of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
     What came later stays as it is, so that a tile is exact to the millisecond.
 
     Args:
@@ -159,12 +162,12 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     """
     if "merged" not in rows.column_names:
         rows = rows.append_column("merged", pa.array(np.zeros(rows.num_rows, np.int64)))
-    early = numpy(rows, "available") < settled
+    early = int64_column(rows, "available") < settled
     late, rows = rows.filter(pa.array(~early)), rows.filter(pa.array(early)).combine_chunks()
     if not rows.num_rows:
         return late
     columns = event_columns(key_set, log)
-    parts = [numpy(rows, "key")]
+    parts = [int64_column(rows, "key")]
     for column in columns:
         value = rows.column(column.name).to_numpy()
         if column.role == "flag":
@@ -175,16 +178,16 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
             parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
     codes, groups = group.codes, group.count
-    ops = newest_ops(key_set, log)
+    newest_of = {evaluation_of(f).newest for f in key_set.features if f.source == log.name} - {None}
     ts = np.full(groups, moment)
     id_ = np.zeros(groups, np.int64)
     newest = np.empty(groups, np.int64)
-    if ops:
-        ts = _greatest(numpy(rows, "ts"), codes, groups)
-        at = np.flatnonzero(numpy(rows, "ts") == ts[codes])
-        if "last" in ops:
-            id_ = _greatest(numpy(rows, "id")[at], codes[at], groups)
-            at = at[numpy(rows, "id")[at] == id_[codes[at]]]
+    if newest_of:
+        ts = _greatest(int64_column(rows, "ts"), codes, groups)
+        at = np.flatnonzero(int64_column(rows, "ts") == ts[codes])
+        if "event" in newest_of:
+            id_ = _greatest(int64_column(rows, "id")[at], codes[at], groups)
+            at = at[int64_column(rows, "id")[at] == id_[codes[at]]]
         newest[codes[at]] = at
     else:
         newest[codes] = np.arange(rows.num_rows)
@@ -193,13 +196,13 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
         "ts": ts,
         "available": np.full(groups, settled - 1),
         "id": id_,
-        "merged": _total(np.maximum(numpy(rows, "merged"), 1), codes, groups),
+        "merged": _total(np.maximum(int64_column(rows, "merged"), 1), codes, groups),
     }
     for column in columns:
         if column.role == "units":
-            total = _total(numpy(rows, column.name), codes, groups)
+            total = _total(int64_column(rows, column.name), codes, groups)
             # A group's values are all there or all missing.
-            values[column.name] = np.where(numpy(out, column.name) == MISSING_ID, MISSING_ID, total)
+            values[column.name] = np.where(int64_column(out, column.name) == MISSING_ID, MISSING_ID, total)
     for name, value in values.items():
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])
@@ -214,9 +217,11 @@ def slices(first: int, last: int, number: int) -> Int:
 
 
 def slice_of_events(key_set: KeySet, schema: Schema, log: EventLog, rows: pa.Table, begin: int, end: int) -> pa.Table:
-    """Of events of one key (with `merged`), what queries at [begin, end) may see: those that come or go within the slice as they
-    are; of the others those merged that lie inside the same windows."""
-    ts, seen = numpy(rows, "ts"), numpy(rows, "available")
+    """Of events of one key (with `merged`), what queries at [begin, end) may see.
+
+    Those that come or go within the slice stay as they are; of the others those are merged that lie inside the same windows.
+    """
+    ts, seen = int64_column(rows, "ts"), int64_column(rows, "available")
     single = (seen >= begin) & (seen < end)
     inside = np.zeros(len(ts), np.int64)
     for window in {parse_duration(f.window) for f in key_set.features if log in cross_sources(schema, f)}:
@@ -256,8 +261,11 @@ def answer(
     """
     scans = {
         name: Scan(
-            *(numpy(table, column) for column in ("key", "ts", "available", "id")),
-            numpy(table, "merged") if "merged" in table.column_names else None,
+            int64_column(table, "key"),
+            int64_column(table, "ts"),
+            int64_column(table, "available"),
+            int64_column(table, "id"),
+            int64_column(table, "merged") if "merged" in table.column_names else None,
         )
         for name, table in events.items()
     }
@@ -268,68 +276,31 @@ def answer(
             asked[log, start] = scans[log].at(keys, window_start if start else ts)
         return asked[log, start]
 
+    def count_all(start: bool, window: int, log: str) -> Int:
+        return scans[log].sum(at(log, start), window)[0]
+
     for feature in key_set.features:
         start = feature.as_of == "window_start"
         scan, table, queries = scans[feature.source], events[feature.source], at(feature.source, start)
         window = parse_duration(feature.window)
-        chosen = _flag(table, feature.where)
-        value = value_column(feature)
-        values = numpy(table, value.name) if value and value.role != "number" else None
-        if values is not None:
-            present = values != MISSING_ID
-            chosen = present if chosen is None else chosen & present
-        result: NDArray[Any]
-        if feature.op == "count":
-            result = scan.sum(queries, window, chosen=chosen)[0]
-        elif feature.op == "rate":
-            hits = scan.sum(queries, window, chosen=chosen)[0].astype(np.float64)
-            log = feature.per or feature.source
-            shown = scans[log].sum(at(log, start), window)[0].astype(np.float64)
-            prior, strength = feature.prior, feature.strength
-            weight = shown + strength
-            result = np.where(weight > 0, (hits + prior * strength) / np.where(weight > 0, weight, 1), prior)
-        elif feature.op in ("sum", "mean"):
-            assert feature.value is not None
+        scale = 1
+        if feature.value is not None:
             scale = unit_scale(column_type(schema, schema.event_log(feature.source), feature.value))
-            count, total = scan.sum(queries, window, values, chosen)
-            if feature.op == "sum":
-                result = total / scale
-            else:
-                result = np.where(count > 0, total / scale / np.maximum(count, 1), np.nan)
-        elif feature.op == "distinct":
-            assert values is not None
-            result = scan.distinct(queries, window, values, chosen)
-        else:
-            result = _newest(feature, scan, queries, window, chosen, table, start, ts, window_start)
-        stored = np.int64 if stored_as(feature) == "id" else np.float32
+        question = Question(
+            feature,
+            scan,
+            queries,
+            window,
+            table,
+            _flag(table, feature.where),
+            value_column(feature),
+            scale,
+            window_start if start else ts,
+            partial(count_all, start, window),
+        )
+        result = evaluation_of(feature).answer(question)
+        stored = np.int64 if feature.stored == "id" else np.float32
         yield feature.name, pa.array(result.astype(stored))
-
-
-def _newest(
-    feature: CrossFeature,
-    scan: Scan,
-    queries: Queries,
-    window: int,
-    chosen: NDArray[np.bool_] | None,
-    table: pa.Table,
-    start: bool,
-    ts: Int,
-    window_start: Int,
-) -> NDArray[Any]:
-    if feature.op == "recency":
-        row = scan.newest(queries, window, chosen)
-        at = window_start if start else ts
-        then = np.append(numpy(table, "ts"), 0)[row]
-        return np.where(row >= 0, (at - then) / 1000.0, np.nan)
-    column = value_column(feature)
-    assert column is not None
-    value = table.column(column.name).to_numpy()
-    if column.role == "number":
-        present = ~np.isnan(value)
-        chosen = present if chosen is None else chosen & present
-    row = scan.newest(queries, window, chosen)
-    missing = MISSING_ID if column.role == "id" else np.float32("nan")
-    return np.append(value, np.array([missing], value.dtype))[row]
 
 
 def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:
@@ -341,10 +312,10 @@ def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:
 
 def available(log: EventLog, table: pa.Table) -> Int:
     """When each row of a log's partial can be seen: max(ts, arrival) + delay."""
-    return numpy(table, "arrived") + parse_duration(log.delay)
+    return int64_column(table, "arrived") + parse_duration(log.delay)
 
 
-def numpy(table: pa.Table, name: str) -> Int:
+def int64_column(table: pa.Table, name: str) -> Int:
     """An int64 column without nulls."""
     column: Int = table.column(name).to_numpy()
     return column

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from genrank.pipelines.merge_scan import Int
-from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas import EventLog, Snapshot
 
 Unit = TypeVar("Unit")
 Frame = TypeVar("Frame")
@@ -36,6 +36,7 @@ class Engine(Protocol, Generic[Frame]):
     """A runner of tasks."""
 
     name: str
+    """As `--engine` and the manifest have it."""
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> Frame:
         """Run `step` on every unit, in parallel."""
@@ -49,7 +50,7 @@ class Engine(Protocol, Generic[Frame]):
         """Run everything; the (small) result by tag."""
         ...
 
-    def land(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
+    def ingest(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
         """Copy the days first .. last of a catalog table (or of `uri`, which has `{dt}` in it) to `folder/dt=...`: those that
         changed since they were last copied. A day that is no longer there is removed.
 
@@ -59,8 +60,12 @@ class Engine(Protocol, Generic[Frame]):
         ...
 
     def stop(self) -> None:
-        """Let go of whatever was started."""
+        """Release whatever was started."""
         ...
+
+
+AnyEngine = Engine[Any]
+"""An engine, whatever its frames are."""
 
 
 def scatter(rows: pa.Table, slots: np.ndarray[tuple[int], np.dtype[np.int32]], tag: str) -> Iterator[Piece]:
@@ -81,35 +86,3 @@ def gather(pieces: Iterable[Piece]) -> dict[str, pa.Table]:
     for piece in pieces:
         by_tag.setdefault(piece.tag, []).append(piece.rows)
     return {tag: pa.concat_tables(tables) for tag, tables in by_tag.items()}
-
-
-def default_engine() -> tuple[str, str]:
-    """(`spark`, "") where Spark can run; else (`local`, why)."""
-    from importlib.util import find_spec
-
-    if find_spec("pyspark") is None:
-        return "local", "pyspark is not installed"
-    from genrank.pipelines.spark_engine import check_java
-
-    try:
-        check_java()
-    except UserError:
-        return "local", "no Java 17 found"
-    return "spark", ""
-
-
-def open_engine(name: str, folder: Path) -> Engine[object]:
-    """`spark` or `local`; in `folder` the local one keeps what is on its way between two steps.
-
-    Raises:
-        UserError: no such engine, or Spark without Java.
-    """
-    if name == "local":
-        from genrank.pipelines.local_engine import LocalEngine
-
-        return LocalEngine(folder=folder)
-    if name == "spark":
-        from genrank.pipelines.spark_engine import SparkEngine
-
-        return SparkEngine()
-    raise UserError(f"--engine {name!r} is unknown; choose spark or local")

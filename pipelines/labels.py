@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.columns import Column, column_type, unit_scale
-from genrank.pipelines.cross_features import numpy
+from genrank.pipelines.arrays import int64s
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import column_type, unit_scale
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
 
 Float = NDArray[np.float32]
 Load = Callable[[str, list[str]], pa.Table]
@@ -37,7 +38,7 @@ def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load)
     """
     found: dict[str, Labels] = {}
     for label in _givens_first(schema):
-        ts = numpy(exposures, "ts")
+        ts = int64s(exposures, "ts")
         value, known = _observed(schema, label, exposures, as_of, load)
         mature = known & (ts + parse_duration(label.window) < as_of)
         if label.given:
@@ -64,19 +65,19 @@ def _observed(
     columns = on + ([Column("flag", label.where, sql=True).name] if label.where else [])
     units = Column("units", label.value).name if label.value else None
     events = load(label.source, [*columns, *([units] if units else [])])
-    chosen = numpy(events, "arrived") < as_of
+    chosen = int64s(events, "arrived") < as_of
     if label.where:
         chosen &= events.column(Column("flag", label.where, sql=True).name).to_numpy()
     if units:
-        chosen &= numpy(events, units) != MISSING_ID
+        chosen &= int64s(events, units) != MISSING_ID
     keys, present = _keys(events, on)
     rows = np.flatnonzero(chosen & present)
-    keys, ts = keys[rows], numpy(events, "ts")[rows]
-    values = numpy(events, units)[rows] if units else np.ones(len(rows), np.int64)
+    keys, ts = keys[rows], int64s(events, "ts")[rows]
+    values = int64s(events, units)[rows] if units else np.ones(len(rows), np.int64)
     window = parse_duration(label.window)
     at_keys, at_present = _keys(exposures, on)
     if label.attribution == "every":
-        count, total = following(keys, ts, values, at_keys, numpy(exposures, "ts"), window)
+        count, total = following(keys, ts, values, at_keys, int64s(exposures, "ts"), window)
     else:
         count, total = _to_the_last(schema, on, keys, ts, values, exposures, window, load)
     count, total = np.where(at_present, count, 0), np.where(at_present, total, 0)
@@ -93,11 +94,11 @@ def _to_the_last(
     shown = load(schema.candidates.source, [*on, "id"])
     shown_keys, present = _keys(shown, on)
     rows = np.flatnonzero(present)
-    shown_ts, shown_id = numpy(shown, "ts")[rows], numpy(shown, "id")[rows]
+    shown_ts, shown_id = int64s(shown, "ts")[rows], int64s(shown, "id")[rows]
     to = last_before(shown_keys[rows], shown_ts, shown_id, keys, ts)
     hit = np.flatnonzero((to >= 0) & (ts - np.append(shown_ts, 0)[to] <= window))
     credited = shown_id[to[hit]]
-    own = numpy(exposures, "id")
+    own = int64s(exposures, "id")
     order = np.argsort(own, kind="stable")
     at = np.searchsorted(own[order], credited)
     inside = (at < len(own)) & (own[order][np.minimum(at, len(own) - 1)] == credited)
@@ -109,11 +110,11 @@ def _to_the_last(
 
 
 def _keys(table: pa.Table, on: list[str]) -> tuple[Int, NDArray[np.bool_]]:
-    columns = [numpy(table, name) for name in on]
+    columns = [int64s(table, name) for name in on]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
         present &= column != MISSING_ID
-    return mix(numpy(table, "u"), *columns), present
+    return mix(int64s(table, "u"), *columns), present
 
 
 def _givens_first(schema: Schema) -> list[Label]:

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory, mkstemp
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from genrank.pipelines.engine import Piece, Step, gather
 from genrank.schemas import EventLog, Snapshot, UserError
+from genrank.schemas.console import with_progress
 
 Unit = TypeVar("Unit")
 
@@ -28,13 +28,14 @@ class Stored(NamedTuple):
     size: int
 
     def read(self) -> Piece:
+        """The piece itself."""
         with pa.OSFile(str(self.file)) as file:
             file.seek(self.begin)
             return Piece(self.slot, self.tag, pa.ipc.open_stream(file.read_buffer(self.size)).read_all())
 
 
 class LocalEngine:
-    """Steps run in a thread per core; NumPy, Arrow and polars let go of the interpreter where the work is.
+    """Steps run in a thread per core; NumPy, Arrow and polars release the interpreter's lock where the work is.
 
     Pieces wait for their slot's turn in a file of the unit that made them, so that memory follows the slots at work and not the job.
 
@@ -51,6 +52,7 @@ class LocalEngine:
         self._folder: TemporaryDirectory[str] | None = None
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> list[Stored]:
+        """As `Engine.map`; pieces lie in files."""
         if self._folder is None:
             if self._parent:
                 self._parent.mkdir(parents=True, exist_ok=True)
@@ -58,28 +60,31 @@ class LocalEngine:
         folder = self._folder.name
         with ThreadPoolExecutor(self._threads) as pool:
             done = pool.map(lambda unit: _store(step(unit), folder), units)
-            told = tqdm(done, desc=title, total=len(units), unit="task", leave=False, disable=None)
-            return [piece for pieces in told for piece in pieces]
+            return [piece for pieces in with_progress(done, title, len(units), unit="task") for piece in pieces]
 
     def exchange(self, title: str, frames: Sequence[list[Stored]], slots: int, step: Step) -> list[Stored]:
+        """As `Engine.exchange`; files of what was exchanged are removed."""
         by_slot: dict[int, list[Stored]] = {}
         for piece in (piece for frame in frames for piece in frame):
             by_slot.setdefault(piece.slot, []).append(piece)
         made = self.map(title, sorted(by_slot), lambda slot: step(slot, gather(map(Stored.read, by_slot[slot]))))
         for frame in frames:
-            _drop(frame)
+            _remove(frame)
         return made
 
     def collect(self, frame: list[Stored]) -> dict[str, pa.Table]:
+        """As `Engine.collect`; the files are removed."""
         tables = gather(map(Stored.read, frame))
-        _drop(frame)
+        _remove(frame)
         return tables
 
-    def land(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
+    def ingest(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
+        """Refused: catalogs and URIs are read by Spark."""
         what = f"lies at {uri}" if uri else f"is table {source.catalog} of a Spark catalog"
         raise UserError(f"source {source.name!r} {what}, which --engine local can't read; use --engine spark")
 
     def stop(self) -> None:
+        """Remove the folder of pieces."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -99,8 +104,8 @@ def _store(pieces: Iterable[Piece], folder: str) -> list[Stored]:
     return stored
 
 
-def _drop(frame: list[Stored]) -> None:
-    """What was read from is gone."""
+def _remove(frame: list[Stored]) -> None:
+    """The files of pieces that have been read."""
     for file in {piece.file for piece in frame}:
         file.unlink()
     frame.clear()

@@ -15,7 +15,7 @@ the order or on how rows were split over tasks, and partial sums of days add up 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 UNITS = 1 << 20
 """Fractional values are summed in units of 2^-20 (about 1e-6): exact within +-8.8e12."""
@@ -78,7 +79,8 @@ class Queries(NamedTuple):
     times: Int
     order: Int
 
-    def scatter(self, answers: NDArray[np.generic]) -> NDArray[np.generic]:
+    def scatter(self, answers: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Answers to the sorted queries, in the caller's order."""
         out = np.empty_like(answers)
         out[self.order] = answers
         return out
@@ -232,7 +234,8 @@ def last_before(keys: Int, ts: Int, id: Int, at_keys: Int, at: Int) -> Int:
     codes = known.find(at_keys)
     position = np.searchsorted(packed[order], axis.pack(codes, at), "right") - 1
     found = order[np.maximum(position, 0)]
-    return np.where((position >= 0) & (codes >= 0) & (known.codes[found] == codes), found, -1)
+    last: Int = np.where((position >= 0) & (codes >= 0) & (known.codes[found] == codes), found, -1)
+    return last
 
 
 def _running(values: Int) -> Int:
@@ -243,8 +246,9 @@ def _running(values: Int) -> Int:
 def ranges(starts: Int, lengths: Int) -> Int:
     """Concatenation of arange(start, start + length)."""
     ends = np.cumsum(lengths)
-    rows: Int = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
-    return rows + np.repeat(starts - (ends - lengths), lengths)
+    within = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+    rows: Int = within + np.repeat(starts - (ends - lengths), lengths)
+    return rows
 
 
 def mix(*columns: Int) -> Int:

@@ -18,7 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
+from genrank.schemas import EventLog, Schema, Snapshot
+from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.files import move, reading, write_atomically
 from genrank.schemas.manifest import Input
 
@@ -43,6 +46,11 @@ class Partial(BaseModel):
     joins: dict[str, int] = {}
     """Snapshot -> rows that found theirs in it."""
 
+    @property
+    def rows_in(self) -> int:
+        """Rows that were read of the day: those kept, duplicates and quarantined ones."""
+        return self.rows + self.duplicates + sum(self.quarantined.values())
+
 
 @dataclass(frozen=True)
 class PartialRef:
@@ -60,10 +68,11 @@ class PartialStore:
         self.root = out / "partials"
 
     def folder(self, source: str, day: int, key: str) -> Path:
+        """Where a partial lies."""
         return self.root / source / f"dt={dt_of(day)}" / key
 
     def find(self, source: str, day: int, key: str) -> Partial | None:
-        """The partial, if it was committed and its note can be read; it is made again otherwise."""
+        """The partial, if it was committed and its record can be read; it is made again otherwise."""
         path = self.folder(source, day, key) / PARTIAL
         try:
             return Partial.model_validate_json(path.read_bytes())
@@ -80,14 +89,14 @@ class PartialStore:
         install(self.folder(partial.source, day, partial.key), files, PARTIAL, partial.model_dump_json(indent=1))
 
 
-def install(final: Path, files: Mapping[str, Path], note: str, text: str) -> None:
-    """A folder of staged `files` (by their names in it, on the disk already) and a note, there whole or not at all."""
+def install(final: Path, files: Mapping[str, Path], record: str, text: str) -> None:
+    """A folder of staged `files` (by their names in it, on the disk already) and a record of them, there whole or not at all."""
     building = final.with_name(f".{final.name}-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     for name, path in files.items():
         os.rename(path, building / name)
-    write_atomically(building / note, text)
+    write_atomically(building / record, text)
     shutil.rmtree(final, ignore_errors=True)
     move(building, final)
 
@@ -118,3 +127,15 @@ def load(
 
 def _zeros(rows: int) -> pa.Array:
     return pa.nulls(rows, pa.int32()).fill_null(0)
+
+
+def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> pa.Schema:
+    """Arrow schema of a partial's files."""
+    fields = {"u": pa.int64(), "ts": pa.int64(), "arrived": pa.int64(), "id": pa.int64()}
+    if isinstance(source, EventLog) and source.name == schema.candidates.source:
+        fields["user"] = ARROW_TYPES[source.columns[source.user]]
+    for column in columns:
+        fields[column.name] = (
+            ARROW_TYPES[source.columns[column.expression]] if column.role == "raw" else ROLE_TYPES[column.role]
+        )
+    return pa.schema(fields)

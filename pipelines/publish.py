@@ -20,7 +20,7 @@ def locked(out: Path) -> Iterator[None]:
     """The only build of this output folder.
 
     It is the kernel's lock on the open file, not the file, that counts, so nothing can be left behind: the kernel (or, on a shared
-    file system, its server, once the host's lease ends) lets go of it when the process ends, however it ends. Processes that this
+    file system, its server, once the host's lease ends) releases it when the process ends, however it ends. Processes that this
     one started don't inherit it, and what the file says is for people.
 
     Raises:

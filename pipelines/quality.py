@@ -1,23 +1,38 @@
 """The quality gate: nothing is published that breaks an invariant of the sample contract.
 
 Tasks count violations per file while the rows are in memory; Great Expectations then judges the counts, so a day of any size is
-gated in seconds and the verdict names the invariant, the file and the number of rows.
+gated in seconds and the verdict names the invariant and the number of rows.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genrank.pipelines.arrays import single_array
 from genrank.pipelines.merge_scan import Int
+from genrank.pipelines.messages import InvariantReport
+from genrank.pipelines.sample_columns import (
+    AVAILABLE,
+    CANDIDATE_SEES,
+    LABELS,
+    MASK,
+    REALTIME_SEES,
+    SAMPLE_ID,
+    TS,
+    WINDOW_END,
+    WINDOW_START,
+    weight_of,
+)
 from genrank.schemas import Schema, UserError
-from genrank.schemas.contract import arrow_schema
-from genrank.schemas.schema import CANDIDATES
+from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.schema import CANDIDATES, USER
 
 INVARIANTS = {
     "contract": "the file has the contract's Arrow schema, without nulls",
@@ -34,23 +49,23 @@ INVARIANTS = {
 }
 
 
-def violations(table: pa.Table, schema: Schema, day: int) -> pa.Table:
-    """One row: samples that break each invariant, computed from the stored values alone."""
+def violations(table: pa.Table, schema: Schema, day: int) -> InvariantReport:
+    """How many samples of a file break each invariant, computed from the stored values alone."""
     table = table.combine_chunks()
     broken = dict.fromkeys(INVARIANTS, 0)
     expected = arrow_schema(schema)
     broken["contract"] = int(not table.schema.equals(expected)) + sum(_nulls(column) for column in table.columns)
-    start, end = (table.column(name).to_numpy() for name in ("window_start", "window_end"))
-    broken["window"] = int((end <= start).sum()) + table.num_rows - pc.count_distinct(table.column("sample_id")).as_py()
+    start, end = (table.column(name).to_numpy() for name in (WINDOW_START, WINDOW_END))
+    broken["window"] = int((end <= start).sum()) + table.num_rows - pc.count_distinct(table.column(SAMPLE_ID)).as_py()
     groups = {
         name: _group(table, name)
         for name in expected.names
-        if pa.types.is_struct(expected.field(name).type) and name != "user"
+        if pa.types.is_struct(expected.field(name).type) and name != USER
     }
     candidates = groups[CANDIDATES]
-    length, sample, ts = candidates.lengths, candidates.sample, candidates.values["ts"]
-    broken["lengths"] = sum(group.ragged for name, group in groups.items() if name != "mask")
-    broken["lengths"] += int((groups["labels"].lengths != length).sum())
+    length, sample, ts = candidates.lengths, candidates.sample, candidates.values[TS]
+    broken["lengths"] = sum(group.ragged for name, group in groups.items() if name != MASK)
+    broken["lengths"] += int((groups[LABELS].lengths != length).sum())
     late_or_early = (ts < start[sample]) | (ts >= end[sample])
     backwards = (sample[1:] == sample[:-1]) & (ts[1:] < ts[:-1])
     broken["candidates_in_window"] = int(late_or_early.sum() + backwards.sum())
@@ -60,26 +75,26 @@ def violations(table: pa.Table, schema: Schema, day: int) -> pa.Table:
         group = groups[sequence.name]
         broken["max_length"] += int((group.lengths > sequence.max_length).sum())
         if sequence.scope == "history":
-            broken["history_before_window"] += int((group.values["ts"] >= start[group.sample]).sum())
+            broken["history_before_window"] += int((group.values[TS] >= start[group.sample]).sum())
             continue
-        seen = group.values["available"]
+        seen = group.values[AVAILABLE]
         outside = (seen < start[group.sample]) | (seen >= end[group.sample])
         unordered = (group.sample[1:] == group.sample[:-1]) & (seen[1:] < seen[:-1])
         broken["realtime_in_window"] = int(outside.sum() + unordered.sum())
-        mask = table.column("mask").combine_chunks()
-        told, own = (_leaf(mask, name) for name in ("candidate_sees", "realtime_sees"))
-        if len(told[1]) != len(ts) or len(own[1]) != len(seen):
+        mask = single_array(table.column(MASK))
+        by_candidate, by_event = (_leaf(mask, name) for name in (CANDIDATE_SEES, REALTIME_SEES))
+        if len(by_candidate[1]) != len(ts) or len(by_event[1]) != len(seen):
             broken["lengths"] += 1
             continue
-        broken["candidate_sees"] = int((told[1] != _earlier(group, seen, sample, ts)).sum())
-        broken["realtime_sees"] = int((own[1] != _earlier(group, seen, group.sample, seen)).sum())
-    labels = groups["labels"].values
+        broken["candidate_sees"] = int((by_candidate[1] != _earlier(group, seen, sample, ts)).sum())
+        broken["realtime_sees"] = int((by_event[1] != _earlier(group, seen, group.sample, seen)).sum())
+    labels = groups[LABELS].values
     for label in schema.labels:
-        value, weight = labels[label.name], labels[f"{label.name}_weight"]
+        value, weight = labels[label.name], labels[weight_of(label.name)]
         if label.kind == "binary":
             broken["labels"] += int(((value != 0) & (value != 1)).sum())
         broken["labels"] += int((~np.isfinite(weight) | (weight < 0)).sum())
-    return pa.table({"day": [day], "samples": [table.num_rows], **{name: [count] for name, count in broken.items()}})
+    return InvariantReport(day, table.num_rows, {name: int(count) for name, count in broken.items()})
 
 
 class _Group:
@@ -94,16 +109,11 @@ class _Group:
 
 
 def _group(table: pa.Table, name: str) -> _Group:
-    return _Group(_chunk(table.column(name)))
-
-
-def _chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+    return _Group(single_array(table.column(name)))
 
 
 def _leaf(struct: pa.StructArray, name: str) -> tuple[Int, Any]:
-    lists = _chunk(struct).field(name)
+    lists = single_array(struct).field(name)
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     values = lists.flatten()
     return lengths, None if pa.types.is_list(values.type) else values.to_numpy(zero_copy_only=False)
@@ -136,12 +146,26 @@ def _nulls(column: pa.ChunkedArray) -> int:
     return sum(count(chunk) for chunk in column.chunks)
 
 
-def gate(checks: pa.Table, rates: dict[tuple[str, str], tuple[float, float]]) -> None:
+class QuarantineRate(NamedTuple):
+    """Share of a source's rows of one day that were quarantined, and the schema's limit."""
+
+    source: str
+    dt: str
+    rate: float
+    limit: float
+
+    @property
+    def excess(self) -> float:
+        """By how much the limit is passed."""
+        return max(0.0, self.rate - self.limit)
+
+
+def gate(checks: Sequence[InvariantReport], rates: Sequence[QuarantineRate]) -> None:
     """Judge what was built.
 
     Args:
         checks: `violations` of every file.
-        rates: (source, day) -> (share of rows quarantined, the schema's limit).
+        rates: of every source and day.
 
     Raises:
         UserError: naming each invariant that is broken, where, and by how many rows.
@@ -152,36 +176,34 @@ def gate(checks: pa.Table, rates: dict[tuple[str, str], tuple[float, float]]) ->
     for name in ("great_expectations", "posthog"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import great_expectations as gx
-    import great_expectations.expectations as gxe
-
-    frame = checks.to_pandas()
-    limits = pd.DataFrame(
-        [
-            {"source": s, "day": d, "rate": rate, "excess": max(0.0, rate - limit)}
-            for (s, d), (rate, limit) in rates.items()
-        ],
-        columns=["source", "day", "rate", "excess"],
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween,
     )
+
+    frame = pd.DataFrame([check.broken for check in checks], columns=list(INVARIANTS))
+    limits = pd.DataFrame({"excess": [rate.excess for rate in rates]}, dtype=float)
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas("samples")
     failed = []
     for name, data, columns in (("checks", frame, list(INVARIANTS)), ("quarantine", limits, ["excess"])):
         suite = gx.ExpectationSuite(name=name)
         for column in columns:
-            suite.add_expectation(gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=0))
+            suite.add_expectation(ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=0))
         batch = (
             source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": data})
         )
         result = batch.validate(suite)
-        failed += [r.expectation_config.kwargs["column"] for r in result.results if not r.success]
+        failed += [
+            r.expectation_config.kwargs["column"] for r in result.results if r.expectation_config and not r.success
+        ]
     if "excess" in failed:
-        for row in limits[limits.excess > 0].itertuples():
-            limit = rates[row.source, row.day][1]
-            raise UserError(
-                f"source {row.source!r}: {row.rate:.1%} of {row.day}'s rows are quarantined, more than max_quarantine_rate"
-                f" {limit:.1%}; nothing was published. The rows and reasons lie in quarantine/dt={row.day}"
-            )
+        worst = next(rate for rate in rates if rate.excess > 0)
+        raise UserError(
+            f"source {worst.source!r}: {worst.rate:.1%} of {worst.dt}'s rows are quarantined, more than max_quarantine_rate"
+            f" {worst.limit:.1%}; nothing was published. The rows and reasons lie in quarantine/dt={worst.dt}"
+        )
     if failed:
-        told = "; ".join(f"{INVARIANTS[name]} ({int(frame[name].sum())} broken)" for name in failed)
-        raise UserError(f"quality gate: {told}; nothing was published")
+        broken = "; ".join(f"{INVARIANTS[name]} ({int(frame[name].sum())} broken)" for name in failed)
+        raise UserError(f"quality gate: {broken}; nothing was published")

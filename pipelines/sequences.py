@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from genrank.pipelines.columns import Column, change_columns, feature_column, reads_change, sequence_features
-from genrank.pipelines.cross_features import available, numpy
+from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
+from genrank.pipelines.cross_features import available
 from genrank.pipelines.days import start_of, whole_days
-from genrank.pipelines.merge_scan import Axis, Int, Keys, mix, order_by
-from genrank.schemas import Changes, EventLog, Events, Schema, Sequence, Snapshot
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
+from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.contract import STORED_TYPES, Stored
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.stored import STORED_TYPES, Stored
 
 _LEAF = "leaf:"
 """Before a stored feature's name in a table of a sequence's rows, where it could be `id` or `ts`."""
@@ -35,6 +37,10 @@ class Timeline(NamedTuple):
     users: Int
     """Users' ids by code, ascending."""
 
+    def codes(self, users: Int) -> Int:
+        """Codes of users that are among the timeline's."""
+        return np.searchsorted(self.users, users)
+
     def before(self, codes: Int, moments: Int) -> Int:
         """First row of each (user, moment) that was not yet available strictly before the moment."""
         return np.searchsorted(self.packed, self.axis.pack(codes, moments), "left")
@@ -49,7 +55,7 @@ class Timeline(NamedTuple):
         }
 
 
-def days_back(schema: Schema, sequence: Sequence, source: EventLog | Snapshot) -> int:
+def days_back(schema: Schema, sequence: EventSequence, source: EventLog | Snapshot) -> int:
     """How many days before a day built the source's rows may lie in the sequence."""
     reach = parse_duration(sequence.lookback) if sequence.scope == "history" else 0
     if isinstance(source, EventLog):
@@ -57,25 +63,25 @@ def days_back(schema: Schema, sequence: Sequence, source: EventLog | Snapshot) -
     return whole_days(reach) + 1
 
 
-def columns_of(sequence: Sequence, entry: Events | Changes) -> list[str]:
+def columns_of(sequence: EventSequence, entry: Events | ChangePoints) -> list[str]:
     """Columns of the source's partial that an entry of a sequence reads."""
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return ["u", *(column.name for column in change_columns(entry, sequence))]
     columns = {column.name for feature, _ in sequence_features(sequence) if (column := feature_column(feature))}
     where = [Column("flag", entry.where, sql=True).name] if entry.where else []
     return list(dict.fromkeys(["u", "ts", "arrived", "id", *sorted(columns), *where]))
 
 
-def rows_of(schema: Schema, sequence: Sequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
+def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
     """Rows of a source's partials as a sequence holds them: u, ts, available, id (int64) and a column per stored feature.
 
     Args:
         kind: position of the entry in the sequence's `events`.
         table: `columns_of` the entry, and `_day`.
-        days: the days read of a snapshot, ascending: the one before `first`, where there is one, tells what changed on it.
+        days: the days read of a snapshot, ascending: the one before `first`, where there is one, says what changed on it.
     """
     entry = sequence.events[kind]
-    if isinstance(entry, Changes):
+    if isinstance(entry, ChangePoints):
         return _changes(schema, sequence, entry, table, days, first)
     log = schema.event_log(entry.source)
     if entry.where:
@@ -93,13 +99,13 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
     available before `settled`, by the sequence's own order, and whatever came later.
     """
-    users = Keys(numpy(rows, "u"))
-    old = numpy(rows, "available") < settled
+    users = Keys(int64s(rows, "u"))
+    old = int64s(rows, "available") < settled
     many = np.bincount(users.codes[old], minlength=users.count) > most
     at = np.flatnonzero(old & many[users.codes])
     if not len(at):
         return rows
-    user, seen, ts, id_ = users.codes[at], *(numpy(rows, name)[at] for name in ("available", "ts", "id"))
+    user, seen, ts, id_ = users.codes[at], *(int64s(rows, name)[at] for name in ("available", "ts", "id"))
     order = order_by(Axis.over(users.count, seen).pack(user, seen), ts, id_)
     user = user[order]
     ends = np.flatnonzero(np.append(user[1:] != user[:-1], True))
@@ -109,7 +115,7 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     return rows.filter(pa.array(kept))
 
 
-def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
+def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[pa.Table]) -> Timeline:
     """The sequence's rows of `users` (int64 ids, ascending).
 
     Args:
@@ -118,7 +124,7 @@ def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Tab
     tables = list(parts)
     kind = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     table = pa.concat_tables(tables)
-    user, ts, seen, id_ = (numpy(table, name) for name in ("u", "ts", "available", "id"))
+    user, ts, seen, id_ = (int64s(table, name) for name in ("u", "ts", "available", "id"))
     code = np.searchsorted(users, user)
     known = (code < len(users)) & (users[np.minimum(code, len(users) - 1)] == user) if len(users) else code < 0
     rows = np.flatnonzero(known)
@@ -127,20 +133,22 @@ def merge(schema: Schema, sequence: Sequence, users: Int, parts: Iterable[pa.Tab
     order = order_by(packed, ts[rows], kind[rows], id_[rows])
     rows = rows[order]
     leaves = {
-        feature.name: _one(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
+        feature.name: single_array(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
         for feature, stored in sequence_features(sequence)
     }
     return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users)
 
 
-def _changes(schema: Schema, sequence: Sequence, changes: Changes, table: pa.Table, days: Int, first: int) -> pa.Table:
+def _changes(
+    schema: Schema, sequence: EventSequence, changes: ChangePoints, table: pa.Table, days: Int, first: int
+) -> pa.Table:
     """One row at the start of each day from `first` whose snapshot states another value than the snapshot before it (or the first
     one)."""
     columns = change_columns(changes, sequence)
-    user, day = numpy(table, "u"), table.column("_day").to_numpy().astype(np.int64)
+    user, day = int64s(table, "u"), table.column("_day").to_numpy().astype(np.int64)
     order = np.lexsort((day, user))
     user, day = user[order], day[order]
-    value = _comparable(_one(table.column(columns[0].name), table.schema.field(columns[0].name).type))[order]
+    value = _comparable(single_array(table.column(columns[0].name), table.schema.field(columns[0].name).type))[order]
     present = _present(table.column(columns[0].name), columns[0])[order]
     place = np.searchsorted(days, day)
     same = np.zeros(len(user), np.bool_)
@@ -153,7 +161,7 @@ def _changes(schema: Schema, sequence: Sequence, changes: Changes, table: pa.Tab
     for feature, stored in sequence_features(sequence):
         column = feature_column(feature)
         if column and reads_change(changes, column):
-            leaf = _one(table.column(column.name), STORED_TYPES[stored]).take(pa.array(rows))
+            leaf = single_array(table.column(column.name), STORED_TYPES[stored]).take(pa.array(rows))
         else:
             leaf = missing(stored, len(rows))
         own[f"{_LEAF}{feature.name}"] = leaf
@@ -166,15 +174,18 @@ def _comparable(array: pa.Array) -> Int:
         texts = np.array([hash(tuple(value)) for value in array.to_pylist()], np.int64)
         return texts
     if pa.types.is_floating(array.type):
-        return array.to_numpy(zero_copy_only=False).astype(np.float64).view(np.int64)
-    return array.to_numpy(zero_copy_only=False).astype(np.int64)
+        bits: Int = array.to_numpy(zero_copy_only=False).astype(np.float64).view(np.int64)
+        return bits
+    values: Int = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
 
 
-def _present(column: pa.ChunkedArray, how: Column) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _present(column: pa.ChunkedArray, how: Column) -> Bool:
     if how.role == "ids":
         return np.array([bool(value) for value in column.to_pylist()], np.bool_)
     value = column.to_numpy()
-    return ~np.isnan(value) if how.role == "number" else value != MISSING_ID
+    present: Bool = ~np.isnan(value) if how.role == "number" else value != MISSING_ID
+    return present
 
 
 def missing(stored: Stored, rows: int) -> pa.Array:
@@ -186,10 +197,3 @@ def missing(stored: Stored, rows: int) -> pa.Array:
             pa.array(np.zeros(rows + 1, np.int32)), pa.array([], pa.int64()), type=STORED_TYPES["ids"]
         )
     return pa.array(np.full(rows, MISSING_ID, np.int64))
-
-
-def _one(column: pa.ChunkedArray, type_: pa.DataType) -> pa.Array:
-    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(combined, pa.ChunkedArray):
-        combined = pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], type_)
-    return combined if combined.type == type_ else combined.cast(type_)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrank.pipelines.days import day_number, dt_of, start_of
+from genrank.pipelines.documents import Footer
+from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Snapshot, UserError, files
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import Input, InputFile
+
+LANDED = "landed"
+"""Where copies of catalog tables and of what lies at URIs are, below the output."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One Parquet file of a partition, as its footer tells it."""
+    """One Parquet file of a partition, as its footer has it."""
 
     path: str
     bytes: int
@@ -53,11 +56,6 @@ class Partition:
         return Input(source=self.source, dt=dt_of(self.day), files=files, hash=digest([f.model_dump() for f in files]))
 
 
-def digest(value: object) -> str:
-    """16 hex digits of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 def uri_of(source: EventLog | Snapshot, root: Path | str) -> str | None:
     """Where a source's days lie that only Spark can read, with `{dt}` in it: its path, or the data root, is a URI (`s3a://...`)."""
     if source.path is None or "://" in source.path:
@@ -76,11 +74,11 @@ def days_present(source: EventLog | Snapshot, root: Path | str, landed: Path) ->
     return {day_number(dt): path for dt, path in files.days_present(source, Path(root)).items()}
 
 
-def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dict[str, Any]) -> Partition:
+def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dict[str, Footer]) -> Partition:
     """The partition's files, each checked against the declared columns.
 
     Args:
-        known: what footers told before, so that those of a long past needn't be read for every build; added to.
+        known: path -> the footer read before, so that those of a long past needn't be read for every build; added to.
 
     Raises:
         UserError: no file, an unreadable one, a missing column, or a column of another type.
@@ -95,19 +93,18 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dic
     return Partition(source.name, day, tuple(_file(source, declared, path, known) for path in paths))
 
 
-def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[str, Any]) -> SourceFile:
+def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[str, Footer]) -> SourceFile:
     with reading(path, "replace the file", at=f"source {source.name!r}: "):
         stat = path.stat()
-    as_it_is = [stat.st_size, stat.st_mtime_ns, declared]
-    told = known.get(str(path))
-    if told is None or told[:3] != as_it_is:
-        read = _read_footer(source, path)
-        told = known[str(path)] = [*as_it_is, read.rows, list(read.row_groups), read.first, read.last]
-    rows, groups, first, last = told[3:]
-    return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, rows, tuple(groups), first, last)
+    footer = known.get(str(path))
+    if footer is None or footer[:3] != (stat.st_size, stat.st_mtime_ns, declared):
+        footer = known[str(path)] = _read_footer(source, declared, path)
+    return SourceFile(
+        str(path), stat.st_size, stat.st_mtime_ns, footer.rows, footer.row_groups, footer.first, footer.last
+    )
 
 
-def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
+def _read_footer(source: EventLog | Snapshot, declaration: str, path: Path) -> Footer:
     with reading(path, "replace the file", at=f"source {source.name!r}: "):
         stat = path.stat()
         metadata = pq.read_metadata(path)
@@ -127,7 +124,7 @@ def _read_footer(source: EventLog | Snapshot, path: Path) -> SourceFile:
             )
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     first, last = _time_bounds(source, metadata) if isinstance(source, EventLog) else (None, None)
-    return SourceFile(str(path), stat.st_size, stat.st_mtime_ns, metadata.num_rows, groups, first, last)
+    return Footer(stat.st_size, stat.st_mtime_ns, declaration, metadata.num_rows, groups, first, last)
 
 
 def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
@@ -167,7 +164,7 @@ def to_ms(array: pa.Array, unit: str) -> pa.Array:
     return value
 
 
-def home_days(ms: pa.Array, partition: int, offset_ms: int, lateness: int) -> tuple[np.ndarray, np.ndarray]:
+def home_days(ms: pa.Array, partition: int, offset_ms: int, lateness: int) -> tuple[Int, Int]:
     """(day each row belongs to, its day by event time): rows without a usable time belong to their partition's day."""
     null = ms.is_null().to_numpy(zero_copy_only=False)
     day = (ms.fill_null(0).to_numpy(zero_copy_only=False) + offset_ms) // DAY_MS

@@ -40,6 +40,11 @@ _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DAY_MS = _UNITS_MS["d"]
 
 
+USER = "user"
+CANDIDATES = "candidates"
+"""Names of the two token groups every schema has; sequences name themselves."""
+
+
 class Declaration(BaseModel):
     """Immutable, closed to unknown fields, comparable and hashable by value."""
 
@@ -48,8 +53,10 @@ class Declaration(BaseModel):
     )
 
     def replace(self, **changes: object) -> Self:
-        """A copy with some fields changed, validated as a whole:
-        `schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, mine)))`."""
+        """A copy with some fields changed, validated as a whole.
+
+        `schema.replace(candidates=schema.candidates.replace(features=(*schema.candidates.features, mine)))` adds a feature.
+        """
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -1,4 +1,4 @@
-"""What a user did wrong, told in one line."""
+"""What a user did wrong, in one line."""
 
 from __future__ import annotations
 

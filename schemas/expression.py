@@ -240,7 +240,7 @@ _ALLOWED = (
 def _check_nodes(tree: exp.Expr, text: str) -> None:
     for node in tree.walk():
         if not isinstance(node, _ALLOWED):
-            raise ValueError(f"{text!r}: {_told(node)} is not supported; see schemas/expression.py for what is")
+            raise ValueError(f"{text!r}: {_written(node)} is not supported; see schemas/expression.py for what is")
         if isinstance(node, exp.Anonymous):
             _known_function(str(node.this).upper(), text)
         if isinstance(node, exp.In) and not node.expressions:
@@ -249,7 +249,7 @@ def _check_nodes(tree: exp.Expr, text: str) -> None:
             raise ValueError(f"{text!r}: {node.sql()!r} is not a column; write `column` or `snapshot.column`")
 
 
-def _told(node: exp.Expr) -> str:
+def _written(node: exp.Expr) -> str:
     written = node.sql()
     return f"{written!r}" if len(written) < 60 else type(node).__name__
 
@@ -332,7 +332,7 @@ def _kind(node: exp.Expr, types: Mapping[str, ColumnType]) -> Kind:
         return cast(Kind, inner.removeprefix("list<").removesuffix(">"))
     if isinstance(node, exp.Anonymous):
         return _call(node, [kind(argument) for argument in node.expressions])
-    raise ValueError(f"{_told(node)} is not supported")
+    raise ValueError(f"{_written(node)} is not supported")
 
 
 def _case(node: exp.Case, types: Mapping[str, ColumnType]) -> Kind:

@@ -7,11 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from genrank.schemas.base import Declaration, Duration, Name
-from genrank.schemas.feature import Feature
-
-USER = "user"
-CANDIDATES = "candidates"
-"""Names of the two groups every schema has; sequences name themselves."""
+from genrank.schemas.features import Feature
 
 
 class UserGroup(Declaration):
@@ -32,10 +28,17 @@ class Events(Declaration):
     name: Name | None = None
     """The event's type, as the model sees it; defaults to the source's name."""
 
+    @property
+    def type_name(self) -> str:
+        """The event's type."""
+        return self.name or self.source
 
-class Changes(Declaration):
-    """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value
-    (HSTU's sequentialisation of slowly changing sources, arXiv:2402.17152, section 2.1)."""
+
+class ChangePoints(Declaration):
+    """Change points of a slowly changing attribute of the user: one event at the start of the first day with a new value.
+
+    HSTU's sequentialisation of slowly changing sources, arXiv:2402.17152, section 2.1.
+    """
 
     kind: Literal["changes"] = "changes"
     source: Name
@@ -45,8 +48,13 @@ class Changes(Declaration):
     name: Name | None = None
     """The event's type; defaults to the column's name."""
 
+    @property
+    def type_name(self) -> str:
+        """The event's type."""
+        return self.name or self.column
 
-class Sequence(Declaration):
+
+class EventSequence(Declaration):
     """Events of one user in time order, newest last, merged from several sources.
 
     Scope `history`: what was available strictly before the window. Scope `realtime`: what became available inside it.
@@ -55,7 +63,7 @@ class Sequence(Declaration):
 
     name: Name
     scope: Literal["history", "realtime"] = "history"
-    events: tuple[Annotated[Events | Changes, Field(discriminator="kind")], ...] = Field(min_length=1)
+    events: tuple[Annotated[Events | ChangePoints, Field(discriminator="kind")], ...] = Field(min_length=1)
     features: tuple[Feature, ...] = Field(min_length=1)
     max_length: int = Field(default=200, gt=0)
     """The newest so many are kept."""

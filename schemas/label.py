@@ -10,8 +10,9 @@ from genrank.schemas.base import Declaration, Duration, Name
 
 
 class Label(Declaration):
-    """One task. Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched
-    to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
+    """One task.
+
+    Either `column`: a post-exposure column of the exposure itself; or `source`: events of another log, matched to the exposure by equal `on` columns, with event time in [exposure, exposure + window].
 
     Events match within the same user, whatever `on` says. A label is mature, and has weight > 0, where the exposure's time +
     `window` lies strictly before the moment the labels are as of; that of a conditional label must be mature too, and positive
@@ -36,6 +37,16 @@ class Label(Declaration):
     oracle: str | None = None
     """Column of the exposure with the label's true probability (synthetic worlds), of a conditional task too that of the label
     itself, p(given) * p(this | given), as it is predicted: evaluation prints it beside the model."""
+
+    def in_words(self) -> str:
+        """`a purchases event within 1d, given click`."""
+        if self.column:
+            what = self.column if self.kind == "value" else f"{self.column} is not 0"
+        else:
+            where = f" where {self.where}" if self.where else ""
+            event = f"sum of {self.value} of {self.source}" if self.kind == "value" else f"an event of {self.source}"
+            what = f"{event}{where} within {self.window} on {', '.join(self.on)}"
+        return what + (f", given {self.given}" if self.given else "")
 
 
 class Training(Declaration):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.expression import nearest
-from genrank.schemas.readable import readable
+from genrank.schemas.present.serialization import from_json, from_yaml
+from genrank.schemas.pydantic_errors import readable
 from genrank.schemas.schema import Schema
-from genrank.schemas.text import from_json, from_yaml
 
 
 def load_schema(spec: str) -> Schema:

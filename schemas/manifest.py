@@ -12,13 +12,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genrank.schemas.contract import SCHEMA_KEY
-from genrank.schemas.diff import require_samples
+from genrank.schemas.derive.sample_schema import SCHEMA_KEY
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
-from genrank.schemas.readable import readable
+from genrank.schemas.present.serialization import from_json
+from genrank.schemas.pydantic_errors import readable
+from genrank.schemas.review.diff import require_samples
 from genrank.schemas.schema import Schema
-from genrank.schemas.text import from_json
 
 MANIFEST = "manifest.json"
 
@@ -100,8 +100,11 @@ class SampleManifest(_Record):
             raise UserError(f"{path} is not a manifest this version reads ({why}); build the day again") from error
 
     def check(self, day: Path, schema: Schema) -> None:
-        """UserError, with what changed, unless the samples in `day` serve the schema: every column it stores is among theirs and
-        means the same."""
+        """Whether the samples in `day` serve the schema: every column it stores is among theirs and means the same.
+
+        Raises:
+            UserError: they don't; with what changed.
+        """
         if self.fingerprint != schema.fingerprint and self.files:
             require_samples(built_schema(day / self.files[0].path), schema, f"samples of {self.dt}")
 

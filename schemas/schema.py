@@ -1,88 +1,28 @@
-"""The whole declaration: sources, token groups, labels, and how a stored row becomes training samples."""
+"""The whole declaration, validated when it is made, with its fingerprints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from genrank.schemas.base import Declaration, Name
+from genrank.schemas.base import CANDIDATES as CANDIDATES
+from genrank.schemas.base import USER as USER
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.fingerprints import model_meaning, samples_meaning, whole_meaning
+from genrank.schemas.digest import digest
 from genrank.schemas.errors import SchemaError
-from genrank.schemas.feature import Feature
-from genrank.schemas.group import CANDIDATES as CANDIDATES
-from genrank.schemas.group import USER as USER
-from genrank.schemas.group import Candidates, Sequence, UserGroup
-from genrank.schemas.label import Label, Training
-from genrank.schemas.meaning import digest, model_meaning, samples_meaning, whole_meaning
-from genrank.schemas.source import EventLog, Snapshot, Source
 from genrank.schemas.validate import mistakes
 
 
-class Schema(Declaration):
+class Schema(SchemaDeclaration):
     """One ranking problem, declared once; Spark, the quality gate, Parquet, the tables, the tokens and the model read it."""
-
-    name: Name
-    sources: tuple[Source, ...] = Field(min_length=1)
-    user: UserGroup = UserGroup()
-    sequences: tuple[Sequence, ...] = ()
-    candidates: Candidates
-    labels: tuple[Label, ...] = Field(min_length=1)
-    training: Training = Training()
-    utc_offset: str = Field(default="+00:00", pattern=r"^[+-]\d\d:\d\d$")
-    """Days begin at midnight of this fixed offset, and time parts are read in it."""
-    description: str = ""
 
     @model_validator(mode="after")
     def _holds(self) -> Schema:
         if found := mistakes(self):
             raise SchemaError(f"schema {self.name!r}", found)
         return self
-
-    # ------------------------------------------------------------------ looking things up
-
-    def source(self, name: str) -> EventLog | Snapshot:
-        """The source of that name; KeyError if there is none."""
-        return self._sources[name]
-
-    def event_log(self, name: str) -> EventLog:
-        """The event log of that name; KeyError if there is none."""
-        source = self._sources[name]
-        if not isinstance(source, EventLog):
-            raise KeyError(name)
-        return source
-
-    @cached_property
-    def _sources(self) -> dict[str, EventLog | Snapshot]:
-        return {source.name: source for source in self.sources}
-
-    @property
-    def exposures(self) -> EventLog:
-        """The event log whose rows are ranked."""
-        return self.event_log(self.candidates.source)
-
-    @property
-    def histories(self) -> tuple[Sequence, ...]:
-        """Sequences of scope history, in declaration order."""
-        return tuple(s for s in self.sequences if s.scope == "history")
-
-    @property
-    def realtime(self) -> Sequence | None:
-        """The one sequence of scope realtime, if declared."""
-        return next((s for s in self.sequences if s.scope == "realtime"), None)
-
-    def groups(self) -> Iterator[tuple[str, tuple[Feature, ...]]]:
-        """(group name, features in canonical order: by name) in token order U | S | R | C."""
-        yield USER, _by_name(self.user.features)
-        for sequence in (*self.histories, *(s for s in self.sequences if s.scope == "realtime")):
-            yield sequence.name, _by_name(sequence.features)
-        yield CANDIDATES, _by_name(self.candidates.features)
-
-    @property
-    def offset_ms(self) -> int:
-        """`utc_offset` in milliseconds: local = UTC + offset."""
-        hours, minutes = self.utc_offset[1:].split(":")
-        return (-1 if self.utc_offset[0] == "-" else 1) * (int(hours) * 60 + int(minutes)) * 60_000
 
     # ------------------------------------------------------------------ identity
 
@@ -100,7 +40,3 @@ class Schema(Declaration):
     def model_fingerprint(self) -> str:
         """Over only what decides the model's parameters: equal where a checkpoint loads whole."""
         return digest(model_meaning(self))
-
-
-def _by_name(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
-    return tuple(sorted(features, key=lambda feature: feature.name))

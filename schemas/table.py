@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from genrank.schemas.base import Declaration, Name
-from genrank.schemas.vocabulary import SPECIAL_ROWS, Vocabulary
+from genrank.schemas.ids import SPECIAL_ROWS
+from genrank.schemas.vocabularies import Vocabulary
 
 
 class Normal(Declaration):
@@ -55,3 +57,39 @@ class Table(Declaration):
     def rows(self) -> int:
         """Rows with the two special ones."""
         return self.vocabulary.size + SPECIAL_ROWS
+
+
+@dataclass(frozen=True)
+class LogicalTable:
+    """One logical embedding table, float32: row 0 missing, row 1 unknown, values from row 2."""
+
+    name: str
+    features: tuple[str, ...]
+    """Who looks rows up here, as `<group>.<feature>`, in token order."""
+    dim: int
+    vocabulary: Vocabulary
+    initializer: Initializer = field(default_factory=Normal)
+    optimizer: SparseOptimizer = field(default_factory=SparseOptimizer)
+
+    @property
+    def rows(self) -> int:
+        """Rows with the two special ones; of a dynamic table, at most."""
+        return self.vocabulary.size + SPECIAL_ROWS
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether ids get their rows as training meets them."""
+        return self.vocabulary.grows
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the float32 weights."""
+        return self.rows * self.dim * 4
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the float32 optimizer state.
+
+        One number a row for rowwise Adagrad; for rowwise Adam also a first moment per weight.
+        """
+        return self.rows * 4 * (1 if self.optimizer.kind == "rowwise_adagrad" else self.dim + 1)

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _no_java() -> str:
-    from genrank.pipelines.spark_engine import check_java
+    from genrank.pipelines.spark_session import check_java
     from genrank.schemas import UserError
 
     try:

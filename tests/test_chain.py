@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from genrank.command import parse_dates
 from genrank.examples.marketplace.schema import schema as marketplace
 from genrank.examples.marketplace.world import generate
 from genrank.model.config import EvaluateConfig, TrainConfig
@@ -15,6 +14,7 @@ from genrank.model.evaluate import evaluate
 from genrank.model.report import write_report
 from genrank.model.trainer import train
 from genrank.pipelines.build import BuildConfig, build
+from genrank.schemas.configuration import parse_dates
 
 DAYS = parse_dates("2026-01-01:2026-01-04")
 

@@ -12,8 +12,11 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import typer
 
-from genrank import command as genrank_command
+from genrank import environment
+from genrank.command import app
+from genrank.command.demo import steps
 from genrank.schemas import UserError
+from genrank.schemas.configuration import parse_dates
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +50,41 @@ def test_help_names_every_step() -> None:
         assert f" {command} " in done.stdout, f"`genrank --help` does not name {command}"
 
 
+def test_help_lists_the_environment_variables() -> None:
+    words = " ".join(run("--help").stdout.split())
+    for variable in environment.VARIABLES:
+        assert f"{variable.name} ({variable.values})" in words
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ([], ["INFO: informed", "WARNING: warned"]),
+        (["-v"], ["DEBUG: detailed", "INFO: informed", "WARNING: warned"]),
+        (["--quiet"], ["WARNING: warned"]),
+    ],
+)
+def test_how_much_is_shown(flags: list[str], shown: list[str]) -> None:
+    code = (
+        "import sys, genrank.command\n"
+        "from genrank.schemas.console import logger\n"
+        "@genrank.command.app.command()\n"
+        "def speak(): logger.debug('detailed'); logger.info('informed'); logger.warning('warned')\n"
+        f"sys.argv = ['genrank', *{flags!r}, 'speak']\n"
+        "genrank.command.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.stderr.splitlines() == shown
+
+
+def test_the_demo_gives_flags_that_exist(tmp_path: Path) -> None:
+    """Each step up to where it needs what the step before wrote: nothing there is a usage error."""
+    for step in steps(tmp_path / "demo"):
+        if step[0] != "world":
+            done = run(*step)
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def commands(app: typer.Typer) -> Iterator[Any]:
     yield from (command.callback for command in app.registered_commands)
     for group in app.registered_groups:
@@ -57,7 +95,7 @@ def commands(app: typer.Typer) -> Iterator[Any]:
 def test_a_placeholder_that_spells_its_option_does_not_name_it() -> None:
     """typer 0.27 makes `--RUN` of a parameter `run` with the metavar RUN, unless `--run` is written out."""
     spelled = 0
-    for command in commands(genrank_command.app):
+    for command in commands(app):
         for name, hint in get_type_hints(command, include_extras=True).items():
             for option in get_args(hint)[1:]:
                 if isinstance(option, typer.models.OptionInfo) and (option.metavar or "").lower() == name:
@@ -77,13 +115,13 @@ def test_a_placeholder_that_spells_its_option_does_not_name_it() -> None:
     ],
 )
 def test_dates(text: str, days: list[str]) -> None:
-    assert genrank_command.parse_dates(text) == days
+    assert parse_dates(text) == days
 
 
 @pytest.mark.parametrize("text", ["2026-01-02:2026-01-01", "yesterday", ":2026-01-01", ""])
 def test_dates_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--dates"):
-        genrank_command.parse_dates(text)
+        parse_dates(text)
 
 
 @pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])

@@ -16,8 +16,8 @@ from genrank.model.config import TrainConfig
 from genrank.model.trainer import train
 from genrank.pipelines.build import BuildConfig, build
 from genrank.schemas import Categorical, CrossFeature, Hashed, Schema, UserError, load_schema
-from genrank.schemas.diff import diff
 from genrank.schemas.manifest import sample_files
+from genrank.schemas.review.diff import diff
 
 ROOT = Path(__file__).parents[1]
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")

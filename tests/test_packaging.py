@@ -44,7 +44,6 @@ NEVER_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard",
     "mypy": "make lint",
     "ruff": "make lint",
-    "types-pyyaml": "types for mypy",
     "pytest-timeout": "a pytest plugin",
     "pytest-xdist": "a pytest plugin",
 }

@@ -18,7 +18,7 @@ from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate
 from genrank.model.trainer import train
 from genrank.schemas import load_schema
-from genrank.schemas.text import from_json
+from genrank.schemas.present.serialization import from_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = ROOT / "tests" / "fixtures" / "release_0_1"
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_before_scores_as_it_did(model: str, tmp_path: Path) -> 
     for task, rows in before["tasks"].items():
         for name in ("model", "oracle"):
             for metric, estimate in rows[name].items():
-                np.testing.assert_allclose(now["tasks"][task][name][metric]["value"], estimate["value"], rtol=1e-5)
+                np.testing.assert_allclose(now.tasks[task][name][metric].value, estimate["value"], rtol=1e-5)
     again = pq.read_table(run / "predictions" / "dt=2026-01-03.parquet")
     for column in scores.column_names:
         np.testing.assert_allclose(again[column].to_numpy(), scores[column].to_numpy(), rtol=1e-4, atol=1e-6)
@@ -68,7 +68,7 @@ def test_a_training_of_before_goes_on(model: str, tmp_path: Path) -> None:
     config = json.loads((origin / "config.json").read_text())
     done = train(
         TrainConfig(
-            schema=read_manifest(origin / "checkpoints" / "step-2").schema,
+            schema=read_manifest(origin / "checkpoints" / "step-2").declared,
             samples=RELEASE,
             dates=("2026-01-03",),
             out=tmp_path / "next",

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrank.tokenization import memory
-from genrank.tokenization.memory import CACHE_LINE
+from genrank.tokenization import buffer_pool
+from genrank.tokenization.buffer_pool import CACHE_LINE
 
 Ints = npt.NDArray[np.int64]
 MANY = 1 << 14
@@ -209,7 +209,7 @@ def pick(values: Tensor, rows: Rows) -> Tensor:
     if len(values) < 4 * len(rows):
         # Reading one value of each cache line in order brings the rest along; gathering then takes half the time.
         values[:: CACHE_LINE // values.element_size()].sum()
-    return torch.index_select(values, 0, rows, out=memory.empty(len(rows), values.dtype))
+    return torch.index_select(values, 0, rows, out=buffer_pool.empty(len(rows), values.dtype))
 
 
 def cut(values: Tensor, sizes: list[int]) -> Sequence[Tensor]:
@@ -231,7 +231,8 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
     """Concatenated integer ranges, without a loop.
 
     Args:
-        begin, end: [K] int64, `begin <= end`.
+        begin: [K] int64, the first of each range.
+        end: [K] int64, one past the last, `begin <= end`.
         total: sum of end - begin, where the caller knows it: saves a GPU a synchronisation.
 
     Returns:
@@ -248,12 +249,14 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
 
 
 def _ranges_in_numpy(begin: Ints, end: Ints) -> tuple[Tensor, Tensor]:
-    """In a third of torch's time, and without its threads, which would spin on beside a reader's: the running sum of ones, with a
-    jump where a range begins."""
+    """The running sum of ones, with a jump where a range begins.
+
+    In a third of torch's time, and without its threads, which would spin on beside a reader's.
+    """
     lengths = end - begin
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    index = memory.empty(int(offsets[-1]), torch.int64)
+    index = buffer_pool.empty(int(offsets[-1]), torch.int64)
     if len(index):
         some = lengths > 0
         starts, first, last = offsets[:-1][some], begin[some], end[some]

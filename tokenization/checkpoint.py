@@ -1,5 +1,6 @@
-"""Embedding tables on disk: by logical table, so that merging or sharding otherwise, adding or dropping a feature, or growing a
-table loses no row.
+"""Embedding tables on disk, by logical table.
+
+Merging or sharding otherwise, adding or dropping a feature, or growing a table loses no row.
 
     folder/
       .metadata, *.distcp   torch.distributed.checkpoint: chunks of rows under `<logical table>/<what>/<first row>`
@@ -15,29 +16,60 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from genrank.schemas.diff import carried_rows
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import FixedBuckets, QuantileBuckets
-from genrank.schemas.tables import LogicalTable, transform_of
-from genrank.schemas.vocabulary import Vocabulary
+from genrank.schemas.review.diff import carried_rows
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.vocabularies import Vocabulary
 from genrank.tokenization.dynamic import Entries
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.torch_tables import Shard, TorchTables
+from genrank.tokenization.table_backend import Shard
+from genrank.tokenization.transforms import buckets_of
 
 FORMAT = 1
 MANIFEST = "tables.json"
 CHUNK_ROWS = 1 << 20
 """Rows of a table stored under one key: what a restore holds in memory at once."""
+
+
+class TableState(BaseModel):
+    """What is stored of one logical table beside its rows: what must agree for them to mean the same, and where training stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    dim: int
+    vocabulary: Vocabulary
+    optimizer: str
+    """Its kind."""
+    boundaries: list[float] | None
+    """Of the number that reads the table in buckets."""
+    step: int
+    """Training steps that a dynamic vocabulary has seen."""
+    updates: int
+    """Steps of the table's optimizer, where it counts them."""
+
+
+class TablesManifest(BaseModel):
+    """`tables.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int
+    seed: int
+    """Of the initial rows."""
+    tables: dict[str, TableState]
+    """By logical table."""
+    files: dict[str, int]
+    """Bytes of every other file of the folder."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +86,9 @@ class Restored:
 
 
 def save_tables(embeddings: Embeddings, folder: Path) -> None:
-    """Writes every table, its optimizer's state and its dynamic vocabulary; of a dynamic table the rows that ids have had. Every rank
-    calls it with the same folder.
+    """Writes every table, its optimizer's state and its dynamic vocabulary; of a dynamic table the rows that ids have had.
 
-    The folder is complete once `tables.json` is in it.
+    Every rank calls it with the same folder. The folder is complete once `tables.json` is in it.
     """
     folder = Path(folder)
     rank, world = _ranks()
@@ -79,9 +110,8 @@ def save_tables(embeddings: Embeddings, folder: Path) -> None:
         tables = {name: _description(embeddings, name) for name in embeddings.plan.logical}
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
         staged = folder / f"{MANIFEST}.part"
-        staged.write_text(
-            json.dumps({"format": FORMAT, "seed": embeddings.tables.seed, "tables": tables, "files": files})
-        )
+        manifest = TablesManifest(format=FORMAT, seed=embeddings.tables.seed, tables=tables, files=files)
+        staged.write_text(json.dumps(manifest.model_dump(mode="json")))
         staged.replace(folder / MANIFEST)
     if world > 1:
         dist.barrier()
@@ -91,6 +121,8 @@ def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = 
     """Fills the tables from a checkpoint made on any number of ranks, after any merge, by either backend.
 
     Args:
+        embeddings: whose tables are filled, on every rank.
+        folder: what `save_tables` wrote.
         reset: logical tables that start anew instead.
 
     Raises:
@@ -99,7 +131,7 @@ def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = 
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    stored: dict[str, dict[str, Any]] = manifest["tables"]
+    stored = manifest.tables
     now = embeddings.plan.logical
     unknown = sorted(set(reset) - set(now))
     if unknown:
@@ -110,24 +142,23 @@ def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = 
         flags = " ".join(f"--reset-table {text.split(':')[0].removeprefix('table ')}" for text in refusals)
         raise UserError(f"{folder} doesn't fit the schema: {'; '.join(refusals)}. Restore the rest with {flags}")
     # Rows that get their first owner after the restore start as they would have without it.
-    embeddings.tables.seed = manifest["seed"]
+    embeddings.tables.seed = manifest.seed
     keys = _keys(folder)
     for name in kept:
-        _load_rows(embeddings, name, folder, keys, stored[name]["rows"])
+        _load_rows(embeddings, name, folder, keys, stored[name].rows)
         if name in embeddings.vocabularies:
             wanted = {field.name: keys[f"{name}/entries/{field.name}"] for field in fields(Entries)}
             loaded = _read(
                 folder, {f"{name}/entries/{what}": torch.empty(n, dtype=torch.int64) for what, n in wanted.items()}
             )
             entries = Entries(*(loaded[f"{name}/entries/{what}"] for what in wanted))
-            embeddings.vocabularies[name].load(stored[name]["step"], entries)
-    if isinstance(embeddings.tables, TorchTables):
-        for table in embeddings.plan.tables:
-            steps = [stored[member.name]["updates"] for member in table.members if member.name in kept]
-            embeddings.tables.tables[table.name].steps = max(steps, default=0)
+            embeddings.vocabularies[name].load(stored[name].step, entries)
+    for table in embeddings.plan.tables:
+        updates = [stored[member.name].updates for member in table.members if member.name in kept]
+        embeddings.tables.set_updates(table.name, max(updates, default=0))
     return Restored(
         restored=kept,
-        grown=[name for name in kept if stored[name]["rows"] < now[name][0].rows],
+        grown=[name for name in kept if stored[name].rows < now[name][0].rows],
         fresh=[name for name in now if name not in kept],
         dropped=[name for name in stored if name not in now],
     )
@@ -187,7 +218,7 @@ def _read(folder: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns that a single process was meant, which it was."""
+    """Without torch's warning that a single process was meant, which it was."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -201,20 +232,18 @@ def _ranks() -> tuple[int, int]:
 # ---------------------------------------------------------------------- what fits what
 
 
-def _description(embeddings: Embeddings, name: str) -> dict[str, Any]:
-    """What must agree for a table's rows to mean the same."""
+def _description(embeddings: Embeddings, name: str) -> TableState:
     table, merged = embeddings.plan.logical[name]
     vocabulary = embeddings.vocabularies.get(name)
-    tables = embeddings.tables
-    return {
-        "rows": table.rows,
-        "dim": table.dim,
-        "vocabulary": table.vocabulary.model_dump(mode="json"),
-        "optimizer": table.optimizer.kind,
-        "boundaries": _boundaries(embeddings, table),
-        "step": vocabulary.step if vocabulary else 0,
-        "updates": tables.tables[merged.name].steps if isinstance(tables, TorchTables) else 0,
-    }
+    return TableState(
+        rows=table.rows,
+        dim=table.dim,
+        vocabulary=table.vocabulary,
+        optimizer=table.optimizer.kind,
+        boundaries=_boundaries(embeddings, table),
+        step=vocabulary.step if vocabulary else 0,
+        updates=embeddings.tables.updates(merged.name),
+    )
 
 
 def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | None:
@@ -222,25 +251,20 @@ def _boundaries(embeddings: Embeddings, table: LogicalTable) -> list[float] | No
     for key in table.features:
         group, _, name = key.partition(".")
         feature = next((f for f in dict(embeddings.plan.schema.groups())[group] if f.name == name), None)
-        transform = transform_of(feature) if feature else None
-        if isinstance(transform, FixedBuckets):
-            return list(transform.boundaries)
-        if isinstance(transform, QuantileBuckets):
-            return embeddings.boundaries[key]
+        transform = feature.number_transform if feature else None
+        if transform and (buckets := buckets_of(transform)):
+            return buckets.edges(transform, embeddings.boundaries.get(key))
     return None
 
 
-def _refusal(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
+def _refusal(stored: TableState, now: TableState) -> str | None:
     """Why the stored rows can't be this table's; None if they can."""
-    before, after = (
-        LogicalTable("", (), each["dim"], TypeAdapter(Vocabulary).validate_python(each["vocabulary"]))
-        for each in (stored, now)
-    )
+    before, after = (LogicalTable("", (), each.dim, each.vocabulary) for each in (stored, now))
     if before.dim != after.dim:
         return f"dim was {before.dim} and is {after.dim}"
-    if stored["optimizer"] != now["optimizer"]:
-        return f"optimizer was {stored['optimizer']} and is {now['optimizer']}"
-    if not _same_boundaries(stored["boundaries"], now["boundaries"]):
+    if stored.optimizer != now.optimizer:
+        return f"optimizer was {stored.optimizer} and is {now.optimizer}"
+    if not _same_boundaries(stored.boundaries, now.boundaries):
         return "the boundaries of its buckets changed"
     if carried_rows(before, after) is None:
         if before.vocabulary.kind != after.vocabulary.kind:
@@ -257,10 +281,10 @@ def _same_boundaries(before: list[float] | None, after: list[float] | None) -> b
     return len(before) == len(after) and all(map(math.isclose, before, after))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> TablesManifest:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        stored = manifest["format"]
+        document = json.loads((folder / MANIFEST).read_bytes())
+        stored = document["format"]
     except FileNotFoundError:
         raise UserError(f"{folder} holds no complete tables (no {MANIFEST}); take an earlier checkpoint") from None
     except (ValueError, KeyError, TypeError):
@@ -269,7 +293,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is of format {stored}, and this version reads {FORMAT}; train again, or use its version"
         )
-    for name, size in manifest["files"].items():
+    try:
+        manifest = TablesManifest.model_validate(document)
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST} is not what format {FORMAT} says: {error}") from None
+    for name, size in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             has = f"{path.stat().st_size} bytes" if path.is_file() else "missing"

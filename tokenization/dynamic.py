@@ -15,8 +15,9 @@ from torch import Tensor
 
 from genrank.kernels.idmap import TOMBSTONE, IdMap, unique_inverse_counts
 from genrank.schemas.base import parse_duration
-from genrank.schemas.tables import LogicalTable
-from genrank.schemas.vocabulary import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW, Dynamic
+from genrank.schemas.ids import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.vocabularies import Dynamic
 
 EVICTED_SHARE = 64
 """A full table evicts at least 1/64 of its rows at once: choosing victims then costs O(1) per new id."""

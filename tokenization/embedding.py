@@ -10,50 +10,22 @@ import importlib.util
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import AutoDis
-from genrank.schemas.tables import transform_of
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.dynamic import DynamicVocabulary
-from genrank.tokenization.features import Encoded, GroupEncoder, quantile_features
+from genrank.tokenization.features import Encoded, GroupEncoder, GroupInputs, fitted_features
 from genrank.tokenization.plan import Lookup, Plan
-from genrank.tokenization.torch_tables import Shard, StatePlace, TorchTables
-
-Backend = Literal["auto", "torchrec", "torch"]
-Sharding = Literal["auto", "row_wise", "table_wise"]
+from genrank.tokenization.table_backend import Backend, Sharding, StatePlace, Tables
+from genrank.tokenization.torch_tables import TorchTables
 
 
-class Tables(Protocol):
-    """The merged tables of a plan, as a backend keeps them."""
-
-    lr: float
-    """Sparse learning rate, multiplied by each table's `lr_scale`."""
-    seed: int
-    """Of the initial rows, those given to new ids included."""
-
-    def lookup(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Merged table -> [K] int64 physical rows, to [K, dim] float32; under autograd, backward updates the rows."""
-
-    def dispatch(self, rows: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-        """The part of `lookup` that doesn't read rows; the rest when called."""
-
-    def hold(self, held: bool) -> None:
-        """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
-
-    def reset(self, merged: str, rows: Tensor) -> None:
-        """Initial weights, and no optimizer state, for [K] int64 physical rows."""
-
-    def shards(self, merged: str) -> list[Shard]:
-        """The rows of a merged table that this process holds."""
-
-
-class _Block(NamedTuple):
+class _TableColumns(NamedTuple):
     """The columns of a group that come from one merged table."""
 
     merged: str
@@ -64,7 +36,7 @@ class _Block(NamedTuple):
     pooled: list[Lookup]
 
 
-class _Begun(NamedTuple):
+class PendingLookup(NamedTuple):
     """A batch's lookup up to where rows are read."""
 
     batch: Batch
@@ -106,18 +78,19 @@ class Embeddings(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for group, name, _ in quantile_features(plan.schema):
+        for group, name, transform in fitted_features(plan.schema):
             if f"{group}.{name}" not in (boundaries or {}):
                 raise UserError(
-                    f"feature {group}.{name} has quantile buckets but no fitted boundaries; "
+                    f"feature {group}.{name} has {transform.kind} buckets but no fitted boundaries; "
                     "fit them on the training days (tokenization.quantiles.fit_boundaries)"
                 )
         self.plan = plan
         self.boundaries = {name: list(values) for name, values in (boundaries or {}).items()}
         self.groups = [name for name, _ in plan.schema.groups()]
         self.encoders = nn.ModuleList(GroupEncoder(plan, name, self.boundaries) for name in self.groups)
-        self.soft = nn.ModuleList(SoftBuckets(plan, name) for name in self.groups)
-        self.blocks = {name: list(_blocks(plan, name)) for name in self.groups}
+        # Named as the checkpoints of release 0.1 name its parameters.
+        self.soft = nn.ModuleList(GroupInputs(plan, name) for name in self.groups)
+        self.columns = {name: list(_table_columns(plan, name)) for name in self.groups}
         self.layout = {name: dict(self._columns(name)) for name in self.groups}
         """Group -> feature -> its columns; a dense or log number has two: the value and the missing flag."""
         self.to(device)
@@ -127,7 +100,7 @@ class Embeddings(nn.Module):
             name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
         }
         """Logical table -> the ids that have rows in it."""
-        self._begun: deque[_Begun] = deque()
+        self._pending: deque[PendingLookup] = deque()
         self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding, state)
 
     @property
@@ -153,59 +126,70 @@ class Embeddings(nn.Module):
             self.tables.hold(False)
 
     def dispatch(self, batch: Batch) -> None:
-        """Begin a training batch's lookup while the one before it is computed: ids become rows, and on sharded tables set out for the
-        ranks that hold them. `forward` of this same batch finishes it; it reads rows after every update before it, so that nothing
-        changes but the time. Dispatch batches in the order they are computed in; state that is saved in between counts them as seen."""
-        self._begun.append(self._begin(batch))
+        """Begin a training batch's lookup while the one before it is computed.
 
-    def _begin(self, batch: Batch) -> _Begun:
-        encoded: dict[str, Encoded] = {
-            name: encoder(batch) for name, encoder in zip(self.groups, self.encoders, strict=True)
+        Ids become rows, and on sharded tables set out for the ranks that hold them. `forward` of this same batch finishes it; it reads
+        rows after every update before it, so that nothing changes but the time. Dispatch batches in the order they are computed in;
+        state that is saved in between counts them as seen.
+        """
+        self._pending.append(self._begin(batch))
+
+    def _begin(self, batch: Batch) -> PendingLookup:
+        encoded = {
+            name: encoder.encode(batch, inputs)
+            for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
         }
         given = self._resolve(batch, encoded)
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
         for group, each in encoded.items():
-            for block in self.blocks[group]:
-                if block.last > block.first:
-                    wanted[block.merged].append(each.rows[block.first : block.last].t().reshape(-1))
-                wanted[block.merged] += [each.ragged[lookup.feature].values for lookup in block.pooled]
+            for part in self.columns[group]:
+                if part.last > part.first:
+                    wanted[part.merged].append(each.rows[part.first : part.last].t().reshape(-1))
+                wanted[part.merged] += [each.ragged[lookup.feature].values for lookup in part.pooled]
         rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
-        return _Begun(batch, encoded, given, wanted, self.tables.dispatch(rows))
+        return PendingLookup(batch, encoded, given, wanted, self.tables.dispatch(rows))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Group -> [N, width(group)] float32, N the group's rows in the batch.
 
         A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
         """
-        begun = self._begun.popleft() if self._begun and self._begun[0].batch is batch else self._begin(batch)
-        encoded = begun.encoded
-        for merged, rows in begun.given:
+        pending = self._pending.popleft() if self._pending and self._pending[0].batch is batch else self._begin(batch)
+        encoded = pending.encoded
+        for merged, rows in pending.given:
             self.tables.reset(merged, rows)
-        vectors = begun.finish()
+        vectors = pending.finish()
         if batch.filler:
-            sizes = {merged: sum(map(len, pieces)) for merged, pieces in begun.pieces.items()}
+            sizes = {merged: sum(map(len, pieces)) for merged, pieces in pending.pieces.items()}
             vectors = {name: torch.cat([v, v.new_zeros(sizes[name], v.shape[1])]) for name, v in vectors.items()}
         found = {
             # Splitting costs backward a copy of all gradients; one piece is whole already.
             merged: iter(torch.split(vectors[merged], list(map(len, pieces))) if len(pieces) > 1 else [vectors[merged]])
-            for merged, pieces in begun.pieces.items()
+            for merged, pieces in pending.pieces.items()
         }
         out: dict[str, Tensor] = {}
-        for group, soft in zip(self.groups, self.soft, strict=True):
+        for group, inputs in zip(self.groups, self.soft, strict=True):
             single, pooled = [], []
-            for block in self.blocks[group]:
-                if block.last > block.first:
-                    single.append(next(found[block.merged]).view(-1, (block.last - block.first) * block.dim))
-                for lookup in block.pooled:
+            for part in self.columns[group]:
+                if part.last > part.first:
+                    single.append(next(found[part.merged]).view(-1, (part.last - part.first) * part.dim))
+                for lookup in part.pooled:
                     ragged = encoded[group].ragged[lookup.feature]
-                    pooled.append(pool(next(found[block.merged]), ragged.offsets, lookup.pooling == "mean"))
-            columns = [*single, *pooled, soft(encoded[group].soft), encoded[group].numbers]
-            out[group] = torch.cat([c for c in columns if c.shape[1]] or columns[-1:], 1)
+                    pooled.append(pool(next(found[part.merged]), ragged.offsets, lookup.pooling == "mean"))
+            columns = [*single, *pooled, *inputs(encoded[group].inputs)]
+            out[group] = (
+                torch.cat(columns, 1)
+                if columns
+                else torch.empty((len(batch.groups[group].ts), 0), device=batch.user.device)
+            )
         return out
 
     def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> list[tuple[str, Tensor]]:
-        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way. Returns the
-        merged tables' rows that got a new owner."""
+        """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way.
+
+        Returns:
+            The merged tables' rows that got a new owner.
+        """
         renewed = []
         for name, vocabulary in self.vocabularies.items():
             merged, start = self.plan.logical[name][1], self.plan.start_of(name)
@@ -227,75 +211,30 @@ class Embeddings(nn.Module):
                     target.copy_(part)
         return renewed
 
+    def _encoders(self) -> list[GroupEncoder]:
+        return cast(list[GroupEncoder], list(self.encoders))
+
+    def _inputs(self) -> list[GroupInputs]:
+        return cast(list[GroupInputs], list(self.soft))
+
     def _columns(self, group: str) -> Iterator[tuple[str, slice]]:
-        at = self.groups.index(group)
-        encoder, soft = self.encoders[at], self.soft[at]
-        assert isinstance(encoder, GroupEncoder) and isinstance(soft, SoftBuckets)
         lookups = self.plan.lookups_of(group)
         widths = [(lookup.feature, lookup.dim) for lookup in lookups if not lookup.pooling]
         widths += [(lookup.feature, lookup.dim) for lookup in lookups if lookup.pooling]
-        widths += soft.widths + [(name, 2) for name in encoder.number_names]
+        widths += self._inputs()[self.groups.index(group)].widths
         start = 0
         for feature, width in widths:
             yield feature, slice(start, start + width)
             start += width
 
 
-class SoftBuckets(nn.Module):
-    """AutoDis numbers of a group (Guo et al., KDD 2021, arXiv:2012.08986, equations 6 to 9), with a vector for missing.
-
-    Numbers with equal (buckets, dim, temperature) are computed together; parameters are kept by feature.
-    """
-
-    def __init__(self, plan: Plan, group: str) -> None:
-        super().__init__()
-        self.kinds: dict[AutoDis, list[tuple[int, str]]] = {}
-        features = dict(plan.schema.groups())[group]
-        found = [(f.name, t) for f in features if isinstance(t := transform_of(f), AutoDis)]
-        for at, (name, transform) in enumerate(found):
-            self.kinds.setdefault(transform, []).append((at, name))
-        self.of = nn.ModuleDict({f"of_{name}": _Soft(transform) for name, transform in found})
-
-    @property
-    def widths(self) -> list[tuple[str, int]]:
-        """(feature, columns) in output order."""
-        return [(name, kind.dim) for kind, members in self.kinds.items() for _, name in members]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, numbers] float32 with NaN for missing -> [N, sum of dims]."""
-        # Stacked, not indexed by a list, which would be a copy to the device that waits.
-        of_kind = {kind: torch.stack([x[:, at] for at, _ in members], 1) for kind, members in self.kinds.items()}
-        out = [self._kind(kind, [n for _, n in members], of_kind[kind]) for kind, members in self.kinds.items()]
-        return torch.cat(out, 1) if out else x
-
-    def _kind(self, kind: AutoDis, names: list[str], x: Tensor) -> Tensor:
-        def stacked(parameter: str) -> Tensor:
-            return torch.stack([self.of[f"of_{name}"].get_parameter(parameter) for name in names])
-
-        hidden = nn.functional.leaky_relu(x.nan_to_num(0.0)[:, :, None] * stacked("lift"))
-        scores = torch.einsum("nfh,fhk->nfk", hidden, stacked("mixing")) + stacked("skip") * hidden
-        vectors = torch.einsum("nfh,fhd->nfd", (scores / kind.temperature).softmax(-1), stacked("vectors"))
-        return torch.where(x.isnan()[:, :, None], stacked("missing"), vectors).flatten(1)
-
-
-class _Soft(nn.Module):
-    """The parameters of one AutoDis number."""
-
-    def __init__(self, kind: AutoDis) -> None:
-        super().__init__()
-        h = kind.buckets
-        self.lift = nn.Parameter(torch.empty(h).uniform_(-1, 1))
-        self.mixing = nn.Parameter(torch.empty(h, h).uniform_(-(h**-0.5), h**-0.5))
-        self.skip = nn.Parameter(torch.ones(1))
-        self.vectors = nn.Parameter(torch.empty(h, kind.dim).normal_(std=0.02))
-        self.missing = nn.Parameter(torch.zeros(kind.dim))
-
-
 def pool(values: Tensor, offsets: Tensor, mean: bool) -> Tensor:
     """[M, D] vectors to [N, D]: the sum, or mean, of each row's values; zeros for a row without any.
 
     Args:
-        offsets: [N+1] int64.
+        values: [M, D] float32.
+        offsets: [N+1] int64: row n pools values[offsets[n]:offsets[n+1]].
+        mean: the mean instead of the sum.
     """
     lengths = offsets.diff()
     owner = torch.repeat_interleave(lengths, output_size=len(values))
@@ -339,11 +278,11 @@ def _make_tables(
     return TorchrecTables(plan, device, lr, seed, sharding)
 
 
-def _blocks(plan: Plan, group: str) -> Iterator[_Block]:
+def _table_columns(plan: Plan, group: str) -> Iterator[_TableColumns]:
     lookups = plan.lookups_of(group)
     single = [lookup.merged for lookup in lookups if lookup.pooling is None]
     for table in plan.tables:
         first = single.index(table.name) if table.name in single else 0
         pooled = [lookup for lookup in lookups if lookup.pooling and lookup.merged == table.name]
         if table.name in single or pooled:
-            yield _Block(table.name, table.dim, first, first + single.count(table.name), pooled)
+            yield _TableColumns(table.name, table.dim, first, first + single.count(table.name), pooled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,9 @@ import pyarrow.parquet as pq
 from genrank.schemas.files import reading
 from genrank.schemas.schema import CANDIDATES
 from genrank.tokenization.batch import Ints
-from genrank.tokenization.blocks import SampleColumns, Shape, list_lengths, list_values
+from genrank.tokenization.row_group import RowGroup
+from genrank.tokenization.sample_columns import SampleColumns, Shape, list_lengths, list_values
 from genrank.tokenization.views import slices_of
-
-if TYPE_CHECKING:
-    from genrank.tokenization.reader import RowGroup
 
 Sizes = tuple[Ints, npt.NDArray[np.bool_]]
 """[V] tokens of each sample, and whether it has a candidate."""

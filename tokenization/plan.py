@@ -7,19 +7,14 @@ also owns a key space, (its position, id), in the id map before the merged table
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from genrank.schemas.derive.tables import TYPE, logical_tables, table_name
 from genrank.schemas.errors import UserError
-from genrank.schemas.feature import Feature, MultiValued, Sql
 from genrank.schemas.schema import USER, Schema
-from genrank.schemas.table import Initializer, SparseOptimizer
-from genrank.schemas.tables import TYPE, LogicalTable, logical_tables, table_name
-
-if TYPE_CHECKING:
-    from genrank.tokenization.observed import ObservedIds
+from genrank.schemas.table import Initializer, LogicalTable, SparseOptimizer
+from genrank.schemas.transforms import Transform
 
 MAX_ROWS = 2**31 - 1
 """Rows of one merged table at most: fbgemm's and Triton's row arithmetic stays in range."""
@@ -127,19 +122,6 @@ class Plan:
             if lookup.table == logical
         ]
 
-    def explain(
-        self,
-        *,
-        world_size: int = 1,
-        d_model: int = 64,
-        blocks: int = 2,
-        observed: Mapping[str, ObservedIds] | None = None,
-    ) -> dict[str, object]:
-        """The plan as plain data for people: see `tokenization.explain.explain`, whose `render` shows it in a terminal."""
-        from genrank.tokenization.explain import explain
-
-        return explain(self, world_size=world_size, d_model=d_model, blocks=blocks, observed=observed)
-
     def lookups_of(self, group: str) -> list[Lookup]:
         """The lookups of one token group."""
         return [lookup for lookup in self.lookups if lookup.group == group]
@@ -149,6 +131,7 @@ def make_plan(schema: Schema, *, merge: bool = True) -> Plan:
     """The merged-table plan of a schema.
 
     Args:
+        schema: what declares the features and their tables.
         merge: False keeps every logical table by itself: the baseline that benchmarks and tests compare with.
 
     Raises:
@@ -187,6 +170,14 @@ def tokens_per_row(schema: Schema, group: str) -> int:
     return 1 + len(sequence.interleave) if sequence else 1
 
 
+def input_width(transform: Transform) -> int:
+    """Columns of a token's input that a transform makes without a lookup: its `dim`, or a value and its missing flag; 0 with buckets."""
+    if transform.table_shape is not None:
+        return 0
+    width: int = getattr(transform, "dim", 2)
+    return width
+
+
 def merge_key(table: LogicalTable) -> tuple[object, ...]:
     """What two logical tables must agree on to be merged. Every table is float32, so the dtype always agrees."""
     return table.dim, table.dynamic, table.optimizer, table.initializer
@@ -197,7 +188,7 @@ def _lookups(schema: Schema, merged: list[MergedTable]) -> list[Lookup]:
     order = {table.name: i for i, table in enumerate(merged)}
     found: list[Lookup] = []
     for group, features in schema.groups():
-        names = [(f.name, table_name(group, f), _pooling(f)) for f in features]
+        names = [(f.name, table_name(group, f), f.list_pooling) for f in features]
         if any(s.name == group for s in schema.sequences):
             names.append((TYPE, f"{group}.{TYPE}", None))
         own = []
@@ -210,9 +201,3 @@ def _lookups(schema: Schema, merged: list[MergedTable]) -> list[Lookup]:
             )
         found += sorted(own, key=lambda lookup: (order[lookup.merged], lookup.feature))
     return found
-
-
-def _pooling(feature: Feature) -> str | None:
-    if isinstance(feature, MultiValued):
-        return feature.pooling
-    return "mean" if isinstance(feature, Sql) and feature.type.startswith("list") else None

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from genrank.schemas.schema import Schema
-from genrank.tokenization.features import GroupEncoder, quantile_features
+from genrank.tokenization.features import GroupEncoder, fitted_features
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.transforms import buckets_of
 
 FITTED_ROWS = 1 << 18
 """Stored rows that boundaries are fitted on at most, in row groups spread evenly over the days."""
@@ -27,7 +28,7 @@ def fit_boundaries(
     Raises:
         UserError: as `SampleReader`.
     """
-    wanted = quantile_features(schema)
+    wanted = fitted_features(schema)
     if not wanted:
         return {}
     reader = SampleReader(samples_root, schema, dates, view="user_day", shuffle=False)
@@ -39,11 +40,12 @@ def fit_boundaries(
     values: dict[str, list[np.ndarray]] = {key: [] for key in unfitted}
     for batch in reader:
         for group, name, _ in wanted:
-            number = encoders[group].number(batch, name)
+            number = encoders[group].values(encoders[group].view(batch), name)
             values[f"{group}.{name}"].append(number[~number.isnan()].double().numpy())
     fitted = {}
     for group, name, transform in wanted:
         found = np.concatenate([np.zeros(0), *values[f"{group}.{name}"]])
-        levels = np.arange(1, transform.buckets) / transform.buckets
-        fitted[f"{group}.{name}"] = np.unique(np.quantile(found, levels)).tolist() if len(found) else []
+        buckets = buckets_of(transform)
+        assert buckets is not None
+        fitted[f"{group}.{name}"] = buckets.fit(transform, found)
     return fitted

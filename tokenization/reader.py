@@ -25,25 +25,15 @@ from genrank.schemas.files import reading
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
-from genrank.tokenization.blocks import Block, SampleColumns
 from genrank.tokenization.lengths import SampleLengths
+from genrank.tokenization.row_group import RowGroup
+from genrank.tokenization.sample_columns import SampleColumns, StoredRows
 from genrank.tokenization.views import cut_by_budget, view_of
 
 T = TypeVar("T")
 DECODED_AHEAD = 2
 """Windows that are decoded at once."""
 ViewName = Literal["user_day", "request", "session"]
-
-
-class RowGroup(NamedTuple):
-    """The unit that is read, sharded and shuffled."""
-
-    dt: str
-    path: Path
-    number: int
-    first_row: int
-    """Of its file."""
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -124,9 +114,9 @@ class SampleReader:
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
         windows = self._windows(start.epoch)[start.window :]
-        blocks = _read_ahead(self._read, windows) if self.prefetch else map(self._read, windows)
-        for number, block in enumerate(blocks, start.window):
-            view = view_of(block, self.schema, self.view)
+        windows_read = _read_ahead(self._read, windows) if self.prefetch else map(self._read, windows)
+        for number, stored in enumerate(windows_read, start.window):
+            view = view_of(stored, self.schema, self.view)
             batches = self._batches(view.tokens, start.epoch, number)
             done = start.batches if number == start.window else 0
             for at, batch in enumerate(view.batches(batches[done:]), done + 1):
@@ -145,7 +135,7 @@ class SampleReader:
             batches = [batches[at] for at in random.permutation(len(batches))]
         return batches
 
-    def _read(self, window: list[RowGroup]) -> Block:
+    def _read(self, window: list[RowGroup]) -> StoredRows:
         tables = []
         for unit in window:
             with reading(unit.path):
@@ -153,7 +143,7 @@ class SampleReader:
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
-        return self.columns.block(pa.concat_tables(tables))
+        return self.columns.stored_rows(pa.concat_tables(tables))
 
     # ------------------------------------------------------------------ order
 
@@ -237,6 +227,7 @@ class SampleReader:
         requests or sessions.
 
         Args:
+            epochs: which, from 0.
             limit: batches of all the epochs after which counting may stop; 0: none.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Batch -> tokens: one projection per token group, position and time encodings, group ids, and who sees whom."""
+"""Batch -> tokens: one projection per token group, position and time encodings, group ids, and what each token sees."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,28 +10,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_, sum_rows
-from genrank.schemas.table import Normal, Uniform
-from genrank.schemas.vocabulary import SPECIAL_ROWS, hash_string
-from genrank.tokenization import memory
-from genrank.tokenization.features import mix
+from genrank.schemas.ids import SPECIAL_ROWS
+from genrank.tokenization import buffer_pool
+from genrank.tokenization.initial_rows import INIT_CHUNK, initial_rows
 from genrank.tokenization.plan import MergedTable, Plan
-
-EPS = 1e-8
-StatePlace = Literal["device", "host"]
-INIT_CHUNK = 1 << 16
-"""Rows initialised at once, so that temporaries stay small."""
-
-
-@dataclass
-class Shard:
-    """Consecutive rows of a merged table that this process holds; writing to the tensors writes to the table."""
-
-    first: int
-    """First physical row."""
-    weight: Tensor
-    """[n, dim] float32."""
-    state: dict[str, Tensor]
-    """The optimizer's, by name: `second` [n] float32; `first` [n, dim] with Adam."""
+from genrank.tokenization.table_backend import EPS, Shard, StatePlace
 
 
 class TorchTables:
@@ -79,6 +60,14 @@ class TorchTables:
         table = self.tables[merged]
         state = {"second": table.second} | ({"first": table.first} if len(table.first) else {})
         return [Shard(0, table.weight, state)]
+
+    def updates(self, merged: str) -> int:
+        """Optimizer steps of a merged table so far."""
+        return self.tables[merged].steps
+
+    def set_updates(self, merged: str, count: int) -> None:
+        """Go on after so many steps."""
+        self.tables[merged].steps = count
 
 
 class TorchTable:
@@ -150,7 +139,7 @@ class _Lookup(torch.autograd.Function):
         ctx.rows, ctx.table, ctx.tables = rows, table, tables  # type: ignore[attr-defined]
         if rows.device.type != "cpu":
             return table.weight.index_select(0, rows)
-        vectors = memory.empty(len(rows) * table.table.dim, torch.float32).view(len(rows), table.table.dim)
+        vectors = buffer_pool.empty(len(rows) * table.table.dim, torch.float32).view(len(rows), table.table.dim)
         return torch.index_select(table.weight, 0, rows, out=vectors)
 
     @staticmethod
@@ -172,23 +161,3 @@ def _zeros(shape: tuple[int, ...], device: torch.device, pinned: bool = False) -
     if device.type != "cpu" or pinned:
         return torch.zeros(shape, device=device, pin_memory=pinned)
     return torch.from_numpy(np.zeros(shape, np.float32))
-
-
-def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:
-    """[K, dim] float32: the initial weights of [K] physical rows.
-
-    A function of the seed, the logical table's name and the row inside it: the same for any merge, any shard and any history
-    of evictions. Counter-based: 53 bits of `mix` per element, through the inverse normal distribution where it is normal.
-    """
-    starts = torch.tensor(table.starts, device=rows.device)
-    keys = torch.tensor([hash_string(f"{seed}/{member.name}") for member in table.members], device=rows.device)
-    member = torch.bucketize(rows, starts, right=True) - 1
-    counter = (rows - starts[member])[:, None] * table.dim + torch.arange(table.dim, device=rows.device)
-    bits = mix(mix(counter) ^ keys[member][:, None]) >> 11 & (2**53 - 1)
-    uniform = (bits.double() + 0.5) * 2.0**-53
-    if isinstance(table.initializer, Normal):
-        normal: Tensor = torch.special.ndtri(uniform)
-        return (normal * table.initializer.std).float()
-    if isinstance(table.initializer, Uniform):
-        return ((uniform * 2 - 1) * table.initializer.bound).float()
-    return torch.zeros_like(uniform, dtype=torch.float32)

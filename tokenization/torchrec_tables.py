@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -31,11 +31,9 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from genrank.schemas.errors import UserError
+from genrank.tokenization.initial_rows import INIT_CHUNK, initial_rows
 from genrank.tokenization.plan import MergedTable, Plan
-from genrank.tokenization.torch_tables import EPS, INIT_CHUNK, Shard, initial_rows
-
-if TYPE_CHECKING:
-    from genrank.tokenization.embedding import Sharding
+from genrank.tokenization.table_backend import EPS, Shard, Sharding
 
 
 class TorchrecTables:
@@ -150,6 +148,13 @@ class TorchrecTables:
     def shards(self, merged: str) -> list[Shard]:
         """The rows of a merged table that this rank holds."""
         return self._shards[merged]
+
+    def updates(self, merged: str) -> int:
+        """0: rowwise Adagrad, the one optimizer here, counts no steps."""
+        return 0
+
+    def set_updates(self, merged: str, count: int) -> None:
+        """Nothing: see `updates`."""
 
     # ------------------------------------------------------------------ inside torchrec
 

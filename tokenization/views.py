@@ -20,8 +20,8 @@ import torch
 from genrank.schemas.base import parse_duration
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
-from genrank.tokenization.blocks import Block, Shape
 from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.sample_columns import Shape, StoredRows
 
 GATHERED_TOKENS = 1 << 20
 """Tokens of the batches that are gathered together."""
@@ -45,16 +45,16 @@ class Slices(NamedTuple):
 
 @dataclass
 class View:
-    """V samples as slices of a block's rows."""
+    """V samples as slices of stored rows."""
 
-    block: Block
+    stored: StoredRows
     realtime_name: str | None
     tasks: dict[str, bool]
     """Label -> whether it has an oracle."""
     row: Ints
     """[V]: the stored row a sample is part of."""
     order: Ints
-    """[C]: the block's candidates, each sample's side by side."""
+    """[C]: the stored candidates, each sample's side by side."""
     in_order: bool
     """Whether that is the order they are stored in."""
     begin: Ints
@@ -87,14 +87,14 @@ class View:
 
     def batch(self, samples: Ints) -> Batch:
         """The batch of some samples ([B] positions), in that order."""
-        block, row = self.block, torch.from_numpy(self.row[samples])
+        stored, row = self.stored, torch.from_numpy(self.row[samples])
         begin, end = torch.from_numpy(self.begin[samples]), torch.from_numpy(self.end[samples])
         candidates, together = runs(begin, end)
         ranked: Rows = together if self.in_order else pick(torch.from_numpy(self.order), together)
         users = runs(row, row + 1)[1]
         events: Rows = slice(0, 0)
         groups: dict[str, Group] = {}
-        for name, group in block.groups.items():
+        for name, group in stored.groups.items():
             if name == USER:
                 groups[name] = group.take(users, torch.arange(len(row) + 1))
             elif name == CANDIDATES:
@@ -106,23 +106,23 @@ class View:
                 offsets, own = runs(begin, end)
                 events = own if name == self.realtime_name else events
                 groups[name] = group.take(own, offsets)
-        ids = block.sample_id.take(row.numpy())
+        ids = stored.sample_id.take(row.numpy())
         if self.part is not None:
             ids = pc.binary_join_element_wise(ids, self.part.take(samples), "/")
-        labels = {name: pick(values, ranked) for name, values in block.labels.items()}
+        labels = {name: pick(values, ranked) for name, values in stored.labels.items()}
         return Batch(
             groups=groups,
             sample_id=ids.to_pylist(),
-            user=pick(block.user, users),
-            window_start=pick(block.window_start, users),
-            request=pick(block.request, ranked),
-            item=pick(block.item, ranked),
+            user=pick(stored.user, users),
+            window_start=pick(stored.window_start, users),
+            request=pick(stored.request, ranked),
+            item=pick(stored.item, ranked),
             labels={task: labels[task] for task in self.tasks},
             weights={task: labels[f"{task}_weight"] for task in self.tasks},
             oracles={task: labels[f"{task}_oracle"] for task, has_oracle in self.tasks.items() if has_oracle},
-            candidate_sees=pick(block.candidate_sees, ranked),
-            realtime_sees=pick(block.realtime_sees, events),
-            realtime_available=pick(block.realtime_available, events),
+            candidate_sees=pick(stored.candidate_sees, ranked),
+            realtime_sees=pick(stored.realtime_sees, events),
+            realtime_available=pick(stored.realtime_available, events),
         )
 
     def _split(self, batch: Batch, ends: Sequence[int]) -> Iterator[Batch]:
@@ -156,24 +156,32 @@ class View:
             )
 
 
-def view_of(block: Block, schema: Schema, name: str) -> View:
-    """The samples of a block: one per stored row (`user_day`), request (`request`) or run of exposures without a gap above the
-    schema's `session_gap` (`session`)."""
-    shape = block.shape
+def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
+    """The samples of stored rows.
+
+    Args:
+        stored: the rows.
+        schema: what they were built from.
+        name: `user_day`: a sample per stored row; `request`: per request; `session`: per run of exposures without a gap above the
+            schema's `session_gap`.
+    """
+    shape = stored.shape
     row, order, begin, end, realtime, tokens = slices_of(shape, schema, name)
     part: pa.Array | None = None
     if name != "user_day":
         keys = shape.request if name == "request" else shape.ts
-        part = pc.cast(pa.array(keys[order[begin]]), block.sample_id.type)
+        part = pc.cast(pa.array(keys[order[begin]]), stored.sample_id.type)
     tasks = {label.name: label.oracle is not None for label in schema.labels}
     in_order = bool((order[1:] > order[:-1]).all())
     sequence = schema.realtime.name if schema.realtime else None
-    return View(block, sequence, tasks, row, order, in_order, begin, end, realtime, part, tokens)
+    return View(stored, sequence, tasks, row, order, in_order, begin, end, realtime, part, tokens)
 
 
 def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
-    """A view's samples, from lengths alone. Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`,
-    `user_day` none."""
+    """A view's samples, from lengths alone.
+
+    Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`, `user_day` none.
+    """
     candidates = shape.lengths[CANDIDATES]
     rows = len(candidates)
     realtime = schema.realtime.name if schema.realtime else None
@@ -201,6 +209,7 @@ def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
 
     Args:
         tokens: [V] tokens of each sample.
+        budget: tokens of a batch at most.
 
     Returns:
         [batches + 1]: batch i is samples cuts[i]:cuts[i+1]. Binary search over the cumulative lengths: O(batches log V).

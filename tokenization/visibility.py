@@ -1,4 +1,4 @@
-"""Who sees whom, as an interval and oneself: query token q sees the tokens [begin_q, end_q) of its sample, and q.
+"""What each token sees, as an interval and oneself: query token q sees the tokens [begin_q, end_q) of its sample, and q.
 
 In the token order U | S | R | C every rule of the field is such an interval, because R is sorted by availability: what a
 token may see of R is a prefix. A rule is a function `Layout -> (begin, end)`, both [T] int32, local to the sample.

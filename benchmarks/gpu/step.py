@@ -1,4 +1,4 @@
-"""A training step of the dense half, as `model.learner` takes it on a GPU: encoder, heads, loss, backward, clipping, AdamW.
+"""A training step of the dense half, as `model.train_step` takes it on a GPU: encoder, heads, loss, backward, clipping, AdamW.
 
 The tokens' vectors are random: tables and their lookups are not part of it (`benchmarks/tables.py`). Each step has its tokens for
 the first time, so that what attention plans once a batch is part of every step.
@@ -23,7 +23,7 @@ from benchmarks.gpu.session import Session, environment
 from benchmarks.gpu.speed import ceilings
 from benchmarks.kernels_cases import Batch, mtgr
 from genrank.kernels.launch import Launch, recording
-from genrank.model.encoders import PRESETS, EncoderConfig, MtgrConfig, build_encoder
+from genrank.model.encoders import PRESETS, BlockConfig, MtgrConfig, build_encoder
 from genrank.model.heads import Heads
 from genrank.model.losses import loss_sums, total_loss, weight_sums
 from genrank.model.optimizer import adamw
@@ -56,7 +56,7 @@ class Case:
     """`samples` user-days of `static` user and history tokens, `realtime` tokens and `candidates`."""
 
     name: str
-    config: EncoderConfig
+    config: BlockConfig
     samples: int
     static: int
     realtime: int
@@ -139,7 +139,7 @@ class Step:
     def loss(self) -> Tensor:
         tokens = dataclasses.replace(self.tokens, begin=self.tokens.begin.clone(), end=self.tokens.end.clone())
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
-            logits = self.heads(self.encode(tokens)[tokens.candidate_rows])
+            logits = self.heads(self.encode(tokens))
         sums = loss_sums(logits, self.labels, self.weights, TASKS)
         return total_loss(sums, weight_sums(self.weights, TASKS), TASKS)
 
@@ -307,7 +307,8 @@ def padded(encoder: nn.Module, case: Case, how: str, compiled: bool) -> Encode:
         x = tokens.x.view(*shape, -1)
         for block in encoder.blocks:  # type: ignore[union-attr]
             x = run(x, groups, masks[0], config.heads, config.eps, *block.parameters())
-        return encoder.final_norm(x.flatten(0, 1), tokens.group_ids)  # type: ignore[operator]
+        rows = tokens.candidate_rows
+        return encoder.final_norm(x.flatten(0, 1)[rows], tokens.group_ids[rows])  # type: ignore[operator]
 
     return encode
 

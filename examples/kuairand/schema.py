@@ -13,23 +13,23 @@ from typing import Literal
 from genrank.schemas import (
     Candidates,
     Categorical,
-    Crossed,
     CrossFeature,
     Dense,
     Dynamic,
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Hashed,
+    HashedCross,
     Identity,
     Label,
-    Log,
+    Log1p,
     MultiValued,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     Snapshot,
     Table,
     TimeGap,
@@ -134,7 +134,7 @@ user = UserGroup(
         Numeric(name="follow_user_num", column="users.follow_user_num", transform=QuantileBuckets(buckets=16)),
         Numeric(name="fans_user_num", column="users.fans_user_num", transform=QuantileBuckets(buckets=16)),
         Numeric(name="friend_user_num", column="users.friend_user_num", transform=QuantileBuckets(buckets=16)),
-        Numeric(name="register_days", column="users.register_days", transform=Log()),
+        Numeric(name="register_days", column="users.register_days", transform=Log1p()),
         TimePart(name="weekday", part="weekday"),
         *(
             Categorical(
@@ -151,17 +151,17 @@ video_side = (
     Categorical(name="video_id", table=video_table),
     Categorical(name="author_id", column="items.author_id", table=author_table),
     MultiValued(name="tags", column="items.tags", table=tag_table, max_values=3),
-    Numeric(name="duration", column="items.video_duration", transform=Log()),
+    Numeric(name="duration", column="items.video_duration", transform=Log1p()),
 )
 log_events = (
     Events(source="exposures", where="long_view = 1", name="long_view"),
     Events(source="exposures", where="long_view = 0 and is_click = 1", name="click"),
     Events(source="exposures", where="long_view = 0 and is_click = 0", name="shown"),
 )
-played = Numeric(name="play_time_ms", transform=Log())
+played = Numeric(name="play_time_ms", transform=Log1p())
 tab = Categorical(name="tab", table=tab_table)
 
-history = Sequence(
+history = EventSequence(
     name="history",
     events=(
         *log_events,
@@ -258,7 +258,7 @@ candidates = Candidates(
         TimeGap(name="video_age", column="items.upload_ts", transform=FixedBuckets(boundaries=tuple(86_400.0 * d for d in range(14, 30)))),
         TimePart(name="hour", part="hour"),
         TimeGap(name="since_last_event", transform=RECENCY),
-        Crossed(name="degree_x_tab", of=("user.active_degree", "tab"), vocabulary=Hashed(size=256), dim=8),
+        HashedCross(name="degree_x_tab", of=("user.active_degree", "tab"), vocabulary=Hashed(size=256), dim=8),
         *statistics,
     ),
     max_candidates=128,

@@ -11,24 +11,24 @@ from genrank.schemas import (
     AutoDis,
     Candidates,
     Categorical,
-    Changes,
-    Crossed,
+    ChangePoints,
     CrossFeature,
     Dense,
     Dynamic,
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Hashed,
+    HashedCross,
     Identity,
     Label,
-    Log,
+    Log1p,
     MultiValued,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     Snapshot,
     SparseOptimizer,
     Sql,
@@ -185,7 +185,7 @@ user = UserGroup(
         MultiValued(name="followed_brands", column="users.followed_brands", table=brand_table, pooling="sum"),
         TimeGap(name="tenure", column="users.registered_ts"),
         TimePart(name="weekday", part="weekday"),
-        Crossed(name="age_x_gender", of=("age", "gender"), vocabulary=Hashed(size=64), dim=8),
+        HashedCross(name="age_x_gender", of=("age", "gender"), vocabulary=Hashed(size=64), dim=8),
     )
 )
 
@@ -199,21 +199,21 @@ item_side = (
     TimeGap(name="gap", transform=FixedBuckets(boundaries=(15, 60, 300, 1800, 7200, 43_200, 86_400, 259_200))),
 )
 
-history = Sequence(
+history = EventSequence(
     name="history",
     events=(
         Events(source="clicks"),
         Events(source="carts"),
         Events(source="purchases"),
         Events(source="follows", where="action = 'follow'"),
-        Changes(source="users", column="city"),
-        Changes(source="users", column="membership"),
+        ChangePoints(source="users", column="city"),
+        ChangePoints(source="users", column="membership"),
     ),
     features=(
         *item_side,
         Numeric(name="price", column="items.price", transform=QuantileBuckets(buckets=16)),
-        Numeric(name="dwell_ms", transform=Log()),
-        Numeric(name="amount", transform=Log()),
+        Numeric(name="dwell_ms", transform=Log1p()),
+        Numeric(name="amount", transform=Log1p()),
         Categorical(name="followed_brand", column="brand", table=brand_table),
         Categorical(name="city", table=city_table),
         Categorical(name="membership", table=membership_table),
@@ -223,11 +223,11 @@ history = Sequence(
     lookback="60d",
 )
 
-realtime = Sequence(
+realtime = EventSequence(
     name="realtime",
     scope="realtime",
     events=(Events(source="clicks"), Events(source="carts"), Events(source="purchases")),
-    features=(*item_side, Numeric(name="dwell_ms", transform=Log())),
+    features=(*item_side, Numeric(name="dwell_ms", transform=Log1p())),
     max_length=64,
 )
 
@@ -346,8 +346,8 @@ candidates = Candidates(
         TimePart(name="hour", part="hour"),
         Categorical(name="scene", vocabulary=Enumerated(values=("home", "search", "detail", "cart")), dim=8),
         Categorical(name="device", table=device_table),
-        Crossed(name="age_x_category", of=("user.age", "category"), vocabulary=Hashed(size=512), dim=8),
-        Crossed(name="membership_x_brand", of=("user.membership", "brand"), vocabulary=Hashed(size=1024), dim=8),
+        HashedCross(name="age_x_category", of=("user.age", "category"), vocabulary=Hashed(size=512), dim=8),
+        HashedCross(name="membership_x_brand", of=("user.membership", "brand"), vocabulary=Hashed(size=1024), dim=8),
         *popularity,
         *activity,
         *taste,

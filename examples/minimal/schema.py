@@ -4,10 +4,10 @@ from genrank.schemas import (
     CrossFeature,
     EventLog,
     Events,
+    EventSequence,
     Hashed,
     Label,
     Schema,
-    Sequence,
     Table,
 )
 
@@ -16,7 +16,7 @@ exposures = EventLog(name="exposures", path="exposures/dt={dt}", columns=columns
 clicks = EventLog(name="clicks", path="clicks/dt={dt}", columns=columns)
 item = Categorical(name="item_id", table=Table(name="item", dim=32, vocabulary=Hashed(size=10_000)))
 popularity = CrossFeature(name="item_clicks_7d", op="count", source="clicks", keys=("item_id",), window="7d")
-history = Sequence(name="history", events=(Events(source="clicks"),), features=(item,))
+history = EventSequence(name="history", events=(Events(source="clicks"),), features=(item,))
 
 schema = Schema(
     name="minimal",

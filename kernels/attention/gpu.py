@@ -20,7 +20,6 @@ in a fixed-point scale derived from the data, because integer sums do not depend
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from genrank import environment
 from genrank.kernels.attention.bias import RelativeBias
 from genrank.kernels.attention.call import AttentionCall
 from genrank.kernels.attention.configs import (
@@ -158,7 +158,7 @@ def descriptors(*streamed: Tensor) -> tuple[TensorDescriptor | None, ...]:
     """Of the tensors that a kernel streams, for TMA; None where it cannot be used. Only `GENRANK_TMA=1` asks for it: no
     device has shown yet that it pays."""
     none = (None,) * len(streamed)
-    if os.environ.get("GENRANK_TMA") != "1":
+    if not environment.TMA.is_set_to("1"):
         return none
     if streamed[0].is_cuda and torch.cuda.get_device_capability(streamed[0].device)[0] < 9:
         return none

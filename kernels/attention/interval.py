@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -10,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from genrank import environment
 
 Divisor = Literal["length", "visible"] | int
 
@@ -86,7 +87,7 @@ def check_mask(mask: IntervalMask, key_tokens: int) -> None:
 
 def check_if_requested(mask: IntervalMask, key_tokens: int) -> None:
     """`check_mask`, once per batch, under `GENRANK_KERNELS_CHECK=1`."""
-    if os.environ.get("GENRANK_KERNELS_CHECK") == "1":
+    if environment.KERNELS_CHECK.is_set_to("1"):
         planned(mask, ("checked", key_tokens), lambda: check_mask(mask, key_tokens))
 
 

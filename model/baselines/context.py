@@ -31,7 +31,8 @@ class Context(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Group -> [N, width] float32."""
-        return self.embeddings(batch)
+        matrices: dict[str, Tensor] = self.embeddings(batch)
+        return matrices
 
     def owner(self, batch: Batch) -> Tensor:
         """[C] int64: the sample of each candidate."""

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.model.sample_files import read_columns
+from genrank.schemas.ids import hash_strings
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
-from genrank.schemas.vocabulary import hash_strings
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -11,43 +11,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrank.model.baselines.context import Context
+from genrank.model.baselines.tower import Baseline, Tower
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.validation import Checked, Count, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)
-class DcnConfig:
-    layers: int = 3
-    rank: int = 64
+class DcnConfig(Checked):
+    """Fields that `--set` changes."""
+
+    layers: Count = 3
+    rank: Positive = 64
     """W = U V with this inner width (section 3.2); at least the input's width means a full W."""
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
+    hidden: tuple[Positive, ...] = (128, 64)
+    dropout: Share = 0.1
 
 
-class Dcn(nn.Module):
+class Dcn(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DcnConfig, head: HeadConfig) -> None:
-        super().__init__()
-        self.context = Context(embeddings)
+        super().__init__(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
         width = sum(embeddings.width(group) for group in self.groups)
         self.norm = nn.LayerNorm(width)
         self.crosses = nn.ModuleList(self._cross(width, config.rank) for _ in range(config.layers))
-        layers: list[nn.Module] = []
-        size = width
-        for hidden in config.hidden:
-            layers += [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
-            size = hidden
-        self.deep = nn.Sequential(*layers)
-        self.heads = Heads(width + size, tasks, head)
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return self.context.embeddings
+        self.deep = Tower(width, config.hidden, config.dropout)
+        self.heads = Heads(width + self.deep.out_dim, tasks, head)
 
     @staticmethod
     def _cross(width: int, rank: int) -> nn.Module:
@@ -56,8 +49,9 @@ class Dcn(nn.Module):
         return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logit [C]}."""
         pooled = self.context.pooled(batch, self.context(batch))
         first = x = self.norm(torch.cat([pooled[group] for group in self.groups], 1))
         for cross in self.crosses:
             x = first * cross(x) + x
-        return self.heads(torch.cat([x, self.deep(first)], 1))
+        return self.logits(torch.cat([x, self.deep(first)], 1))

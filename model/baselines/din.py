@@ -11,47 +11,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrank.model.baselines.context import Context, segment_sum
+from genrank.model.baselines.context import segment_sum
+from genrank.model.baselines.tower import Baseline, Tower
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)
-class DinConfig:
-    dim: int = 32
+class DinConfig(Checked):
+    """Fields that `--set` changes."""
+
+    dim: Positive = 32
     """Width of an event and of the candidate in attention."""
-    attention_hidden: int = 32
+    attention_hidden: Positive = 32
     """Hidden width of the activation unit."""
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
+    hidden: tuple[Positive, ...] = (128, 64)
+    dropout: Share = 0.1
 
 
-class Din(nn.Module):
+class Din(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DinConfig, head: HeadConfig) -> None:
-        super().__init__()
-        self.context = Context(embeddings)
+        super().__init__(embeddings)
         self.events = nn.ModuleDict(
             {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
         )
         self.candidate = nn.Linear(embeddings.width(CANDIDATES), config.dim)
         self.unit = ActivationUnit(config.dim, config.attention_hidden)
         width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
-        layers: list[nn.Module] = []
-        for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
-            width = size
-        self.top = nn.Sequential(*layers)
-        self.heads = Heads(width, tasks, head)
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return self.context.embeddings
+        self.top = Tower(width, config.hidden, config.dropout, nn.PReLU)
+        self.heads = Heads(self.top.out_dim, tasks, head)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logit [C]}."""
         x = self.context(batch)
         owner = self.context.owner(batch)
         candidate = self.candidate(x[CANDIDATES])
@@ -60,7 +56,7 @@ class Din(nn.Module):
             interest = self.unit(candidate, events, *self.context.pairs(batch, owner))
         else:
             interest = torch.zeros_like(candidate)
-        return self.heads(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
+        return self.logits(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
 
 
 class ActivationUnit(nn.Module):

@@ -8,12 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from genrank.model.baselines.context import Context, mean, visible_mean
+from genrank.model.baselines.context import mean, visible_mean
+from genrank.model.baselines.tower import Baseline, Tower
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -23,20 +26,23 @@ INTERACTIONS = 1 << 21
 
 
 @dataclass(frozen=True)
-class DlrmConfig:
-    dim: int = 16
+class DlrmConfig(Checked):
+    """Fields that `--set` changes."""
+
+    dim: Positive = 16
     """Width of a feature's vector in the interactions."""
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[Positive, ...] = (128, 64)
     """The top MLP, shared by the tasks."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
 
 
-class Dlrm(nn.Module):
+class Dlrm(Baseline):
     """Batch -> {task: logit [C]}."""
 
+    pairs: Tensor
+
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DlrmConfig, head: HeadConfig) -> None:
-        super().__init__()
-        self.context = Context(embeddings)
+        super().__init__(embeddings)
         self.groups = [USER, *self.context.sequences, CANDIDATES]
         widths = {group: [c.stop - c.start for c in embeddings.layout[group].values()] for group in self.groups}
         self.fields = nn.ModuleDict({f"of_{group}": Fields(widths[group], config.dim) for group in self.groups})
@@ -44,18 +50,11 @@ class Dlrm(nn.Module):
         first, second = torch.triu_indices(count, count, 1)
         self.register_buffer("pairs", first * count + second, persistent=False)
         width = count * config.dim + len(self.pairs)
-        layers: list[nn.Module] = []
-        for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(config.dropout)]
-            width = size
-        self.top = nn.Sequential(*layers)
-        self.heads = Heads(width, tasks, head)
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return self.context.embeddings
+        self.top = Tower(width, config.hidden, config.dropout)
+        self.heads = Heads(self.top.out_dim, tasks, head)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logit [C]}."""
         context, x = self.context, self.context(batch)
         owner = context.owner(batch)
         # Fields are linear and so are means: what belongs to a user or an event is computed once for it, then spread.
@@ -65,14 +64,18 @@ class Dlrm(nn.Module):
             found[name] = mean(found[name], batch.groups[name].offsets)[owner]
         if context.realtime:
             found[context.realtime] = visible_mean(found[context.realtime], *context.prefix(batch, owner))
-        vectors = torch.cat([self.fields[f"of_{group}"].shifted(found[group]) for group in self.groups], 1)
+        vectors = torch.cat([self._field(group).shifted(found[group]) for group in self.groups], 1)
         rows = max(1, INTERACTIONS // vectors.shape[1] ** 2)
-        return self.heads(torch.cat([self._interact(part) for part in vectors.split(rows)]))
+        return self.logits(torch.cat([self._interact(part) for part in torch.split(vectors, rows)]))
 
     def _interact(self, vectors: Tensor) -> Tensor:
         """[C, F, dim] -> [C, top]: the vectors and the dot product of every pair of them."""
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
-        return self.top(torch.cat([vectors.flatten(1), dots], 1))
+        top: Tensor = self.top(torch.cat([vectors.flatten(1), dots], 1))
+        return top
+
+    def _field(self, group: str) -> Fields:
+        return cast(Fields, self.fields[f"of_{group}"])
 
 
 class Fields(nn.Module):
@@ -89,13 +92,13 @@ class Fields(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width of the group] -> [N, features * dim], before the bias."""
-        parts = x.split([width * count for width, count in self.runs], 1)
+        parts = torch.split(x, [width * count for width, count in self.runs], 1)
         found = [
-            torch.bmm(part.unflatten(1, (count, width)).transpose(0, 1), weight).transpose(0, 1).flatten(1)
+            torch.bmm(part.reshape(len(x), count, width).transpose(0, 1), weight).transpose(0, 1).flatten(1)
             for part, weight, (width, count) in zip(parts, self.weights, self.runs, strict=True)
         ]
         return torch.cat(found, 1) if found else x[:, :0]
 
     def shifted(self, found: Tensor) -> Tensor:
         """[C, features * dim] -> [C, features, dim], with the bias."""
-        return found.unflatten(1, (len(self.bias), self.dim)) + self.bias
+        return found.view(-1, len(self.bias), self.dim) + self.bias

@@ -11,31 +11,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrank.kernels.jagged import jagged_concat
-from genrank.model.baselines.context import Context
+from genrank.model.baselines.tower import Baseline, Tower
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
 
 @dataclass(frozen=True)
-class SasrecConfig:
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    max_positions: int = 1024
+class SasrecConfig(Checked):
+    """Fields that `--set` changes."""
+
+    dim: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 2
+    max_positions: Positive = 1024
     """Positions count from the newest event back; older events share the last one."""
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
+    hidden: tuple[Positive, ...] = (128, 64)
+    dropout: Share = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.heads:
+            raise self.refuse("dim", f"must be a multiple of heads, {self.heads}")
 
 
-class Sasrec(nn.Module):
+class Sasrec(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: SasrecConfig, head: HeadConfig) -> None:
-        super().__init__()
+        super().__init__(embeddings)
         self.config = config
-        self.context = Context(embeddings)
         self.events = nn.ModuleDict(
             {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
         )
@@ -46,18 +53,11 @@ class Sasrec(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.candidate = nn.Linear(embeddings.width(CANDIDATES), config.dim)
         width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
-        layers: list[nn.Module] = []
-        for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(config.dropout)]
-            width = size
-        self.top = nn.Sequential(*layers)
-        self.heads = Heads(width, tasks, head)
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return self.context.embeddings
+        self.top = Tower(width, config.hidden, config.dropout)
+        self.heads = Heads(self.top.out_dim, tasks, head)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logit [C]}."""
         x = self.context(batch)
         owner = self.context.owner(batch)
         samples = len(batch)
@@ -71,7 +71,7 @@ class Sasrec(nn.Module):
 
         sample = torch.repeat_interleave(lengths, output_size=len(values))
         place = torch.arange(len(values), device=owner.device) - offsets[:-1][sample]
-        # Counted back from the window's start, so that no position tells how much came after an exposure.
+        # Counted back from the window's start, so that no position depends on how much came after an exposure.
         back = ((lengths - realtime)[sample] - 1 - place).clamp(0, self.config.max_positions - 1)
         events = torch.stack([batch.groups[name].host_lengths for name in self.context.sequences]).sum(0)
         padded = values.new_zeros((samples, 1 + int(events.max()), values.shape[1]))
@@ -81,7 +81,7 @@ class Sasrec(nn.Module):
         seen = (lengths - realtime)[owner] - 1 + (batch.candidate_sees if self.context.realtime else 0)
         state = self.norm(padded[owner, seen])
         candidate = self.candidate(x[CANDIDATES])
-        return self.heads(self.top(torch.cat([x[USER][owner], x[CANDIDATES], state, state * candidate], 1)))
+        return self.logits(self.top(torch.cat([x[USER][owner], x[CANDIDATES], state, state * candidate], 1)))
 
 
 class _Layer(nn.Module):
@@ -97,9 +97,11 @@ class _Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, L, dim] -> [B, L, dim]."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0
         )
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.feed(self.norm2(x))
+        change: Tensor = self.feed(self.norm2(x))
+        return x + change

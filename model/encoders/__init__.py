@@ -1,54 +1,66 @@
-"""Encoders on one interface: jagged tokens, groups and visibility in; jagged vectors out."""
+"""Encoders on one interface (`interface.py`): jagged tokens, groups and visibility in; a vector a candidate out."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from genrank.model.encoders import hstu, mtgr
-from genrank.model.encoders.block import Encoder, EncoderConfig
+from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
+from genrank.model.encoders.interface import Candidates, Encoder, EncoderConfig, split
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
-from genrank.tokenization import visibility
-
-PRESETS: dict[str, EncoderConfig] = {**mtgr.PRESETS, **hstu.PRESETS}
-"""Configurations by the name `--model` takes."""
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder of a configuration."""
-    if isinstance(config, HstuConfig):
-        return Hstu(config)
-    if isinstance(config, MtgrConfig):
-        return Mtgr(config)
-    raise TypeError(f"no encoder for {type(config).__name__}")
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder: its configuration's class, what makes it, and configurations by name."""
+
+    config: type[EncoderConfig]
+    build: Callable[[Any], Encoder[Any]]
+    """From a `config`."""
+    presets: Mapping[str, EncoderConfig]
+    """By the name that `--model` takes."""
 
 
-def visibility_rule(config: EncoderConfig) -> visibility.Rule:
-    """The mask of a configuration.
+ENCODERS = [
+    EncoderSpec(MtgrConfig, Mtgr, mtgr.PRESETS),
+    EncoderSpec(HstuConfig, Hstu, hstu.PRESETS),
+]
+"""One line an encoder."""
+
+PRESETS: dict[str, BlockConfig] = {**mtgr.PRESETS, **hstu.PRESETS}
+"""Configurations of HSTU and MTGR."""
+
+
+def build_encoder(config: EncoderConfig) -> Encoder[Any]:
+    """The encoder of a configuration: that of its class, or of the nearest class it derives from.
 
     Raises:
-        UserError: a window where there is none.
+        TypeError: no encoder has such a configuration.
     """
-    window, tail = (config.window, config.full_tail) if isinstance(config, HstuConfig) else (0, 0)
-    if config.visibility == "dynamic":
-        if window:
-            from genrank.schemas.errors import (
-                UserError,  # Not above: `schemas` needs pydantic and pyarrow, an encoder doesn't.
-            )
-
-            raise UserError(f"--set window={window}: the dynamic mask has no window; take visibility=targets or causal")
-        return visibility.mtgr
-    return partial(visibility.hstu, contextual=config.visibility == "targets", window=window, full_tail=tail)
+    builders = {spec.config: spec.build for spec in ENCODERS}
+    for kind in type(config).__mro__:
+        if kind in builders:
+            return builders[kind](config)
+    raise TypeError(
+        f"{type(config).__name__} belongs to no encoder; add an EncoderSpec of it to model.encoders.ENCODERS"
+    )
 
 
 __all__ = [
+    "ENCODERS",
     "PRESETS",
+    "BlockConfig",
+    "Candidates",
     "Encoder",
     "EncoderConfig",
+    "EncoderSpec",
     "Hstu",
     "HstuConfig",
     "Mtgr",
     "MtgrConfig",
     "build_encoder",
-    "visibility_rule",
+    "split",
 ]

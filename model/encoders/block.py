@@ -6,7 +6,7 @@
     Y = norm_out(O) * U   (HSTU, arXiv:2402.17152, equations 1-3)   or   norm_out(O * U)   (MTGR, arXiv:2505.18654, section 3.3)
     X' = X + residual_scale * dropout(Y) W_o
 
-A stack of blocks, and a last norm because the residual stream is never normalised itself.
+`model.encoders.stack` puts blocks on one another.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import RelativeBias, interval_attention
 from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.model.encoders.interface import EncoderConfig
+from genrank.model.validation import Bounds, Count, Positive, Scale, Share
+from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.wants import Wants
 
 NormKind = Literal["layer", "rms", "gln", "none"]
 
 GROUPS = 4
 """Token groups: user, history, realtime, candidates."""
-CANDIDATE_GROUP = 3
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class BlockConfig(EncoderConfig):
     """What a stack of blocks is. The defaults are MTGR's; `model.encoders.hstu` sets HSTU's."""
 
-    dim: int
-    """Width of a token."""
-    layers: int
-    heads: int
-    qk_dim: int = 256
+    layers: Positive
+    heads: Positive
+    qk_dim: Positive = 256
     """Width of a head's queries and keys."""
-    v_dim: int = 256
+    v_dim: Positive = 256
     """Width of a head's values, and of U."""
     activation: Literal["uvqk", "u"] = "uvqk"
     """SiLU after the projection: on all four (papers) or on the gate only (Meta's DLRM-v3 code)."""
@@ -55,29 +55,31 @@ class EncoderConfig:
     concat_ua: bool | Literal["raw"] = False
     """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public research code); "raw": with O itself in the
     middle (Meta's DLRM-v3 code)."""
-    divisor: Literal["length", "visible"] | int = "length"
+    divisor: Literal["length", "visible"] | Positive = "length"
     """`n`: the sample's tokens, the keys this query sees, or a fixed number. Only the last two leave a score independent
     of the candidates that happen to be scored beside it; the norm that follows removes all but epsilon of the difference."""
-    alpha: float | None = None
+    alpha: Scale | None = None
     """Scale of Q K^T; None: 1 / sqrt(qk_dim)."""
     projection_bias: bool = True
-    position_reach: int = 0
+    position_reach: Count = 0
     """Relative position bias up to this distance; 0: none."""
-    time_buckets: int = 0
+    time_buckets: Count = 0
     """Relative time bias, in log-spaced buckets of seconds; 0: none."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Of the gated output, before its projection."""
-    attention_dropout: float = 0.0
-    residual_scale: float = 1.0
+    attention_dropout: Share = 0.0
+    residual_scale: Annotated[float, Bounds(low=0)] = 1.0
     final_norm: NormKind = "layer"
-    eps: float = 1e-6
+    eps: Scale = 1e-6
+
+    def wants(self) -> Wants:
+        """The mask that `visibility` names."""
+        if self.visibility == "dynamic":
+            return Wants(rule=visibility.mtgr)
+        return Wants(rule=visibility.hstu if self.visibility == "targets" else visibility.causal)
 
     def flops(self, tokens: int, visible_pairs: int) -> int:
-        """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them.
-
-        Args:
-            tokens: over the batch; visible_pairs: (query, key) pairs that the mask lets through, itself included.
-        """
+        """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""
         inner = self.heads * self.v_dim
         dense = self.dim * self.heads * 2 * (self.qk_dim + self.v_dim) + inner * (3 if self.concat_ua else 1) * self.dim
         return self.layers * (2 * tokens * dense + 2 * visible_pairs * self.heads * (self.qk_dim + self.v_dim))
@@ -96,6 +98,7 @@ class Norm(nn.Module):
             self.bias = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
+        """[T, dim], [T] int32 -> [T, dim]."""
         if self.kind == "gln":
             return group_layer_norm(x, group_ids, self.weight, self.bias, self.eps)
         if self.kind == "layer":
@@ -103,10 +106,23 @@ class Norm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
 
 
+class Projected(NamedTuple):
+    """What a block computes of each row alone."""
+
+    u: Tensor
+    """[T, heads * v_dim]."""
+    v: Tensor
+    """[T, heads, v_dim]."""
+    q: Tensor
+    """[T, heads, qk_dim]."""
+    k: Tensor
+    """[T, heads, qk_dim]."""
+
+
 class Block(nn.Module):
     """[T, dim] -> [T, dim] by the equations above."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.config = config
         inner = config.heads * config.v_dim
@@ -126,30 +142,50 @@ class Block(nn.Module):
             self.time_table = nn.Parameter(0.02 * torch.randn(config.time_buckets, config.heads))
 
     def forward(self, x: Tensor, tokens: Tokens, positions: Tensor | None, seconds: Tensor | None) -> Tensor:
+        """[T, dim] -> [T, dim]: every token reads those that it sees."""
         config = self.config
-        projected = self.uvqk(self.input_norm(x, tokens.group_ids))
-        if config.activation == "uvqk":
-            projected = F.silu(projected)
-        u, v, q, k = projected.split(self.sizes, dim=1)
-        if config.activation == "u":
-            u = F.silu(u)
-        bias = None
-        if self.position_table is not None or self.time_table is not None:
-            bias = RelativeBias(self.position_table, self.time_table, seconds, positions)
+        rows = self.project(x, tokens.group_ids)
         attended = interval_attention(
-            q.unflatten(1, (config.heads, config.qk_dim)),
-            k.unflatten(1, (config.heads, config.qk_dim)),
-            v.unflatten(1, (config.heads, config.v_dim)),
+            rows.q,
+            rows.k,
+            rows.v,
             tokens.offsets,
             tokens.begin,
             tokens.end,
             alpha=config.alpha,
             divisor=config.divisor,
-            bias=bias,
+            bias=self.bias(positions, seconds),
             dropout=config.attention_dropout if self.training else 0.0,
             max_length=tokens.max_length,
-        ).flatten(1)
-        return x + config.residual_scale * self.out(self._gate(attended, u, tokens.group_ids))
+        )
+        return self.merge(x, attended.flatten(1), rows.u, tokens.group_ids)
+
+    def project(self, x: Tensor, group_ids: Tensor) -> Projected:
+        """[T, dim] -> U, V, Q and K of the rows."""
+        config = self.config
+        projected = self.uvqk(self.input_norm(x, group_ids))
+        if config.activation == "uvqk":
+            projected = F.silu(projected)
+        u, v, q, k = projected.split(self.sizes, dim=1)
+        if config.activation == "u":
+            u = F.silu(u)
+        return Projected(
+            u,
+            v.unflatten(1, (config.heads, config.v_dim)),
+            q.unflatten(1, (config.heads, config.qk_dim)),
+            k.unflatten(1, (config.heads, config.qk_dim)),
+        )
+
+    def bias(self, positions: Tensor | None, seconds: Tensor | None) -> RelativeBias | None:
+        """The relative bias between keys at these positions ([T] int32) and times ([T] int64 s); None without a table."""
+        if self.position_table is None and self.time_table is None:
+            return None
+        return RelativeBias(self.position_table, self.time_table, seconds, positions)
+
+    def merge(self, x: Tensor, attended: Tensor, u: Tensor, group_ids: Tensor) -> Tensor:
+        """[T, dim]: what was attended to ([T, heads * v_dim]), gated by U and added to x."""
+        change: Tensor = self.out(self._gate(attended, u, group_ids))
+        return x + self.config.residual_scale * change
 
     def _gate(self, attended: Tensor, u: Tensor, group_ids: Tensor) -> Tensor:
         config, norm = self.config, self.output_norm
@@ -174,40 +210,6 @@ class Block(nn.Module):
             gated = normed * u
             parts = (u, attended if config.concat_ua == "raw" else normed, gated)
         return F.dropout(torch.cat(parts, 1) if config.concat_ua else gated, dropout)
-
-
-class Encoder(nn.Module):
-    """Jagged tokens in, jagged vectors out: `Tokens` -> [T, dim].
-
-    `recompute` (set by the trainer) drops each block's activations and computes them again in backward.
-    """
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.recompute = False
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = Norm(config.final_norm, config.dim, config.eps)
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        positions = candidate_positions(tokens) if self.config.position_reach else None
-        seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
-        x = tokens.x
-        for block in self.blocks:
-            if self.recompute and self.training:
-                x = checkpoint(block, x, tokens, positions, seconds, use_reentrant=False)
-            else:
-                x = block(x, tokens, positions, seconds)
-        return self.final_norm(x, tokens.group_ids)
-
-
-def candidate_positions(tokens: Tokens) -> Tensor:
-    """int32 [T]: a token's index in its sample; a candidate's is the end of what it sees, so that no score depends on the order
-    of the candidates, nor tells how many events followed the exposure."""
-    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
-    index = torch.arange(len(tokens.x), device=tokens.x.device)
-    start = torch.repeat_interleave(tokens.offsets[:-1].long(), lengths, output_size=len(index))
-    return torch.where(tokens.group_ids == CANDIDATE_GROUP, tokens.end, (index - start).to(torch.int32))
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:

@@ -1,58 +1,76 @@
 """HSTU (Meta, arXiv:2402.17152): relative position and time bias, LayerNorm before the gate, stochastic length.
 
 Causal or candidates-as-targets, with actions interleaved or as side information: these come with the tokens
-(`tokenization.visibility`, `Sequence.interleave`).
+(`tokenization.visibility`, the schema's `interleave`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from genrank.kernels.norm import Order
-from genrank.model.encoders.block import Encoder, EncoderConfig, NormKind
+from genrank.model.encoders.block import BlockConfig, NormKind
+from genrank.model.encoders.stack import Stack
+from genrank.model.encoders.stochastic_length import stochastic_length
+from genrank.model.validation import Count, Positive
+from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
-
-HISTORY_GROUP = 1
+from genrank.tokenization.wants import Wants
 
 
 @dataclass(frozen=True)
-class HstuConfig(EncoderConfig):
+class HstuConfig(BlockConfig):
     """HSTU's choices, and stochastic length."""
 
     visibility: Literal["dynamic", "targets", "causal"] = "targets"
-    window: int = 0
+    window: Count = 0
     """A token sees at most so many before it; 0: all."""
-    full_tail: int = 0
+    full_tail: Count = 0
     """With `window`: the last so many history tokens, and realtime tokens and candidates, see past it."""
     input_norm: NormKind = "layer"
     output_norm: NormKind = "layer"
     gate: Order = "norm_gate"
-    position_reach: int = 512
-    time_buckets: int = 64
+    position_reach: Count = 512
+    time_buckets: Count = 64
     stochastic_length: float | None = None
     """alpha of section 2.2, in (1, 2]: the cost of attention falls from N^2 to N^alpha. None: every token, always."""
-    max_history: int = 0
+    max_history: Count = 0
     """N of the rule: history tokens a sample has at most. Needed with `stochastic_length`."""
     keep: Literal["random", "recent", "weighted"] = "weighted"
     """Which history stays: drawn evenly, the newest, or drawn with weights that favour the recent (appendix, "feature-weighted")."""
-    event_tokens: int = 1
+    event_tokens: Positive = 1
     """History tokens an event makes (more than 1 where actions are interleaved): kept or dropped together."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window and self.visibility == "dynamic":
+            raise self.refuse("window", "the dynamic mask has no window; take visibility=targets or causal")
+        if self.stochastic_length is not None:
+            if not 1 < self.stochastic_length <= 2:
+                raise self.refuse("stochastic_length", "give a number above 1 and at most 2, or null for every token")
+            if not self.max_history:
+                raise self.refuse(
+                    "max_history", "stochastic_length needs it: the most history tokens that a sample has"
+                )
 
-class Hstu(Encoder):
-    """The HSTU stack; in training under stochastic length its output has the kept tokens' rows only, see `forward_tokens`."""
+    def wants(self) -> Wants:
+        """The mask that `visibility` names, within the window."""
+        if self.visibility == "dynamic":
+            return super().wants()
+        contextual = self.visibility == "targets"
+        rule = partial(visibility.hstu, contextual=contextual, window=self.window, full_tail=self.full_tail)
+        return Wants(rule=rule)
+
+
+class Hstu(Stack):
+    """The HSTU stack."""
 
     config: HstuConfig
 
     def __init__(self, config: HstuConfig) -> None:
         super().__init__(config)
-        if config.stochastic_length is not None and not (1 < config.stochastic_length <= 2 and config.max_history > 0):
-            raise ValueError("stochastic_length must lie in (1, 2] and max_history must be set")
 
     def shorten(self, tokens: Tokens) -> Tokens:
         """The tokens this step trains on: shortened in training where the config says so."""
@@ -62,101 +80,6 @@ class Hstu(Encoder):
         return stochastic_length(
             tokens, config.stochastic_length, config.max_history, keep=config.keep, event_tokens=config.event_tokens
         )
-
-
-def stochastic_length(
-    tokens: Tokens,
-    alpha: float,
-    longest: int,
-    *,
-    keep: Literal["random", "recent", "weighted"] = "weighted",
-    event_tokens: int = 1,
-    generator: torch.Generator | None = None,
-) -> Tokens:
-    """Section 2.2, equation 4: with N = `longest`, a history of n tokens is used whole if n <= N^(alpha/2); else it is used whole with
-    probability N^alpha / n^2, and otherwise as N^(alpha/2) of its tokens, in order. Other groups are untouched.
-
-    Args:
-        tokens: any `Tokens`; history is group 1, contiguous in each sample.
-        keep: how the subsequence is drawn; `weighted` draws event i with weight 1 - age_i / sum(ages).
-        event_tokens: history tokens per event, kept or dropped together.
-        generator: of the draw, for tokens on a CPU; PyTorch's default where None.
-    Returns: tokens with fewer rows; offsets, intervals and candidate rows say the same things about the rows that are left.
-
-    Which histories are shortened is drawn on the host, so that it knows how many tokens are left without asking the device.
-    """
-    device = tokens.x.device
-    samples = len(tokens.lengths)
-    target = int(longest ** (alpha / 2))
-    chance = (longest**alpha / tokens.history_lengths.clamp(min=1).double().square()).clamp(max=1)
-    drawn = torch.rand(samples, generator=generator, dtype=torch.float64)
-    shorten = (tokens.history_lengths > target) & (drawn >= chance)
-    budget = target // event_tokens * event_tokens
-    left = torch.where(shorten, budget, tokens.history_lengths)
-
-    # One key an event; the `budget` largest of a shortened sample stay.
-    n = tokens.history_lengths.to(device, non_blocking=True)
-    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
-    sample = torch.repeat_interleave(torch.arange(samples, device=device), lengths, output_size=len(tokens.x))
-    rows = _places(tokens.group_ids == HISTORY_GROUP, int(tokens.history_lengths.sum()))
-    of = sample[rows]
-    first = torch.cumsum(n, 0) - n
-    place = torch.arange(len(rows), device=device) - first[of]
-    event = place // event_tokens
-    if keep == "recent":
-        key = event.double()
-    else:
-        key = -torch.log(-torch.log(torch.rand(len(rows), device=device, generator=generator, dtype=torch.float64)))
-        if keep == "weighted":
-            age = (_newest(tokens.timestamps[rows], of, samples)[of] - tokens.timestamps[rows]).double()
-            total = torch.zeros(samples, device=device, dtype=torch.float64).index_add_(0, of, age)
-            key = key + torch.log1p(-(age / total[of].clamp(min=1)).clamp(max=1 - 1e-9))
-        head = first[of] + event * event_tokens
-        key = key[head]  # the event's first token decides for all of them
-    order = torch.argsort(key, descending=True, stable=True)
-    order = order[torch.argsort(of[order], stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(rows), device=device) - first[of[order]]
-    kept = torch.ones(len(tokens.x), dtype=torch.bool, device=device)
-    kept[rows] = ~shorten.to(device, non_blocking=True)[of] | (rank < budget)
-    return _select(tokens, kept, sample, left)
-
-
-def _newest(timestamps: Tensor, of: Tensor, samples: int) -> Tensor:
-    newest = torch.full((samples,), torch.iinfo(torch.int64).min, device=timestamps.device)
-    return newest.scatter_reduce(0, of, timestamps, "amax")
-
-
-def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tensor) -> Tokens:
-    """The kept rows; an interval's bounds become the number of kept tokens before them."""
-    lengths = tokens.lengths - tokens.history_lengths + history_lengths
-    rows = _places(kept, int(lengths.sum()))
-    before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
-    torch.cumsum(kept, 0, out=before[1:])
-    offsets = tokens.offsets.long()
-    start = offsets[:-1][sample]
-
-    def renumber(bound: Tensor) -> Tensor:
-        return (before[start + bound] - before[start])[rows].to(torch.int32)
-
-    return dataclasses.replace(
-        tokens,
-        x=tokens.x.index_select(0, rows),
-        offsets=before[offsets].to(tokens.offsets.dtype),
-        group_ids=tokens.group_ids[rows],
-        begin=renumber(tokens.begin),
-        end=renumber(tokens.end),
-        timestamps=tokens.timestamps[rows],
-        candidate_rows=before[tokens.candidate_rows],
-        max_length=int(lengths.max()) if len(lengths) else 0,
-        lengths=lengths,
-        history_lengths=history_lengths,
-    )
-
-
-def _places(chosen: Tensor, count: int) -> Tensor:
-    """[count] int64: where `chosen` ([T] bool) holds, as often as the caller knows: `nonzero` would ask the device."""
-    return torch.searchsorted(chosen.cumsum(0), torch.arange(1, count + 1, device=chosen.device))
 
 
 PRESETS = {

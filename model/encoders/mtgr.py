@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genrank.model.encoders.block import Encoder, EncoderConfig
+from genrank.model.encoders.block import BlockConfig
+from genrank.model.encoders.stack import Stack
 
 
 @dataclass(frozen=True)
-class MtgrConfig(EncoderConfig):
-    """MTGR's choices are `EncoderConfig`'s defaults."""
+class MtgrConfig(BlockConfig):
+    """MTGR's choices are `BlockConfig`'s defaults."""
 
 
-class Mtgr(Encoder):
+class Mtgr(Stack):
     """The MTGR stack."""
 
     def __init__(self, config: MtgrConfig) -> None:

@@ -6,25 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from genrank.schemas.base import parse_duration
-from genrank.schemas.group import CANDIDATES, USER
+from genrank.schemas.base import CANDIDATES, USER, parse_duration
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.messages import twice
 from genrank.schemas.validate.features import feature_mistakes
 from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes
 from genrank.schemas.validate.labels import label_mistakes
 from genrank.schemas.validate.sources import source_mistakes
 from genrank.schemas.validate.tables import table_mistakes
-from genrank.schemas.validate.words import twice
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
 
 SAMPLE_COLUMNS = ("sample_id", "user_id", "window_start", "window_end", USER, CANDIDATES, "labels", "mask", "dt")
 """Top-level names of a sample: no sequence may take them."""
 
 
-def mistakes(schema: Schema) -> list[str]:
+def mistakes(schema: SchemaDeclaration) -> list[str]:
     """Every mistake, in the order of declaration; empty for a schema that can be built."""
     found = [
         *_names(schema),
@@ -39,7 +35,7 @@ def mistakes(schema: Schema) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _names(schema: Schema) -> Iterator[str]:
+def _names(schema: SchemaDeclaration) -> Iterator[str]:
     for what, names in (
         ("sources", [source.name for source in schema.sources]),
         ("sequences", [sequence.name for sequence in schema.sequences]),
@@ -67,13 +63,13 @@ def _names(schema: Schema) -> Iterator[str]:
                 yield f"label {leaf}: samples keep {leaf!r} beside label {label.name!r}; rename it"
 
 
-def _reserved(schema: Schema, group: str) -> tuple[str, ...]:
+def _reserved(schema: SchemaDeclaration, group: str) -> tuple[str, ...]:
     if group == CANDIDATES:
         return ("ts", "request", "item")
     return () if group == USER else ("ts", "type", "available")
 
 
-def _training(schema: Schema) -> Iterator[str]:
+def _training(schema: SchemaDeclaration) -> Iterator[str]:
     if schema.training.view == "session" and parse_duration(schema.training.session_gap) == 0:
         yield 'training: session_gap 0 makes every exposure a session; write for example session_gap="30m", or view="request"'
     hours, minutes = (int(part) for part in schema.utc_offset[1:].split(":"))

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from genrank.schemas.base import parse_duration
-from genrank.schemas.columns import event_logs, hidden_from_candidates, joined, snapshots
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.columns import SchemaScope, event_logs, hidden_from_candidates, joined, snapshots
+from genrank.schemas.derive.tables import event_names
 from genrank.schemas.expression import nearest
-from genrank.schemas.group import Changes, Events
-from genrank.schemas.tables import event_names
-from genrank.schemas.validate.words import and_, condition_mistakes, twice, unknown_log
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
+from genrank.schemas.group import ChangePoints, Events
+from genrank.schemas.messages import and_, condition_mistakes, twice
 
 
-def candidate_mistakes(schema: Schema) -> Iterator[str]:
+def candidate_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     """Of the exposures that are ranked."""
     candidates, logs = schema.candidates, event_logs(schema)
     if candidates.source not in logs:
-        yield f"candidates: source {unknown_log(schema, candidates.source)}"
+        yield f"candidates: source {SchemaScope(schema).unknown_log(candidates.source)}"
         return
     log = logs[candidates.source]
     hidden = hidden_from_candidates(schema)
@@ -40,7 +37,7 @@ def candidate_mistakes(schema: Schema) -> Iterator[str]:
         )
 
 
-def sequence_mistakes(schema: Schema) -> Iterator[str]:
+def sequence_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     """Of sequences and the events they merge."""
     realtime = [sequence.name for sequence in schema.sequences if sequence.scope == "realtime"]
     if len(realtime) > 1:
@@ -61,28 +58,28 @@ def sequence_mistakes(schema: Schema) -> Iterator[str]:
             yield f'{at}: lookback is 0, so nothing is kept; write for example lookback="90d"'
 
 
-def _events(schema: Schema, at: str, event: Events) -> Iterator[str]:
+def _events(schema: SchemaDeclaration, at: str, event: Events) -> Iterator[str]:
     log = event_logs(schema).get(event.source)
     if log is None:
-        yield f"{at}: source {unknown_log(schema, event.source)}"
+        yield f"{at}: source {SchemaScope(schema).unknown_log(event.source)}"
     elif event.where is not None:
         yield from condition_mistakes(
             f"{at}: where of {event.name or event.source}", event.where, joined(schema, log.columns)
         )
 
 
-def _changes(schema: Schema, at: str, change: Changes) -> Iterator[str]:
+def _changes(schema: SchemaDeclaration, at: str, change: ChangePoints) -> Iterator[str]:
     known, exposures = snapshots(schema), event_logs(schema).get(schema.candidates.source)
     if change.source in event_logs(schema):
-        yield f"{at}: Changes of {change.source!r}, an event log; use Events(source={change.source!r}), or name a snapshot keyed by the user"
+        yield f"{at}: ChangePoints of {change.source!r}, an event log; use Events(source={change.source!r}), or name a snapshot keyed by the user"
     elif change.source not in known:
-        yield f"{at}: Changes of unknown source {change.source!r}{nearest(change.source, known)}"
+        yield f"{at}: ChangePoints of unknown source {change.source!r}{nearest(change.source, known)}"
     else:
         snapshot = known[change.source]
         if exposures and snapshot.key != exposures.user:
             yield (
-                f"{at}: Changes of {change.source!r}, which is keyed by {snapshot.key!r}, not by the user ({exposures.user!r}); "
+                f"{at}: ChangePoints of {change.source!r}, which is keyed by {snapshot.key!r}, not by the user ({exposures.user!r}); "
                 "a user's sequence takes change points of the user's own attributes"
             )
         if change.column not in snapshot.columns:
-            yield f"{at}: Changes column {change.column!r} is not in {change.source}{nearest(change.column, snapshot.columns)}"
+            yield f"{at}: ChangePoints column {change.column!r} is not in {change.source}{nearest(change.column, snapshot.columns)}"

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from genrank.schemas.base import parse_duration
-from genrank.schemas.columns import event_logs, families, joined
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.columns import SchemaScope, event_logs, joined
 from genrank.schemas.expression import nearest
 from genrank.schemas.label import Label
+from genrank.schemas.messages import and_, condition_mistakes
 from genrank.schemas.source import EventLog
-from genrank.schemas.validate.kinds import NUMBERS
-from genrank.schemas.validate.words import and_, condition_mistakes, unknown_log
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
-
+from genrank.schemas.type_rules import NUMBERS, families
 
 _TWICE = (
     'for a condition on the exposure\'s own row declare its files a second time, outcomes = {name}.replace(name="outcomes"), and '
@@ -24,7 +20,7 @@ _TWICE = (
 """How an exposure's own columns answer it through a condition: as events that happen in its millisecond."""
 
 
-def label_mistakes(schema: Schema) -> Iterator[str]:
+def label_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     """Of every label."""
     labels = {label.name: label for label in schema.labels}
     exposures = event_logs(schema).get(schema.candidates.source)
@@ -62,11 +58,11 @@ def _column_label(at: str, label: Label, exposures: EventLog) -> Iterator[str]:
         yield f"{at}: attribution chooses among exposures of one event; with column= drop it"
 
 
-def _event_label(schema: Schema, at: str, label: Label, exposures: EventLog) -> Iterator[str]:
+def _event_label(schema: SchemaDeclaration, at: str, label: Label, exposures: EventLog) -> Iterator[str]:
     source = label.source or ""
     log = event_logs(schema).get(source)
     if log is None:
-        yield f"{at}: source {unknown_log(schema, source)}"
+        yield f"{at}: source {SchemaScope(schema).unknown_log(source)}"
         return
     if source == exposures.name:
         yield f"{at}: source is the exposures themselves; use column= for a 0/1 column of theirs, or {_TWICE.format(name=exposures.name)}"

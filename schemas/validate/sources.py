@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from string import Formatter
-from typing import TYPE_CHECKING
 
-from genrank.schemas.columns import event_logs, families
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.columns import event_logs
 from genrank.schemas.expression import nearest
+from genrank.schemas.messages import and_, condition_mistakes, twice
 from genrank.schemas.source import EventLog
-from genrank.schemas.validate.kinds import IDS, TIMES
-from genrank.schemas.validate.words import and_, condition_mistakes, twice
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
+from genrank.schemas.type_rules import IDS, TIMES, families
 
 
-def source_mistakes(schema: Schema) -> Iterator[str]:
+def source_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     """Of every source."""
     for source in schema.sources:
         at, known = source.name, source.columns
@@ -58,7 +55,7 @@ def _path(at: str, path: str) -> Iterator[str]:
         yield f"{at}: path {path!r} has an unknown placeholder {{{name}}}; only {{dt}} is filled in"
 
 
-def _event_log(schema: Schema, log: EventLog) -> Iterator[str]:
+def _event_log(schema: SchemaDeclaration, log: EventLog) -> Iterator[str]:
     at, known = log.name, log.columns
     for role, column in (("user", log.user), ("time", log.time), ("arrival", log.arrival)):
         if column is not None and column not in known:

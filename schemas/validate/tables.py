@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from genrank.schemas import columns
-from genrank.schemas.columns import event_logs, joined, offered
-from genrank.schemas.feature import Crossed, CrossFeature, Feature, Sql
+from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.derive.columns import SchemaScope
+from genrank.schemas.features import Feature
+from genrank.schemas.messages import and_, short
 from genrank.schemas.table import Table
-from genrank.schemas.validate.kinds import ID_LISTS, IDS, table_of
-from genrank.schemas.validate.words import and_, short
-
-if TYPE_CHECKING:
-    from genrank.schemas.schema import Schema
 
 
-def table_mistakes(schema: Schema) -> Iterator[str]:
+def table_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     """Of tables that several features name."""
+    scope = SchemaScope(schema)
     users: dict[str, list[tuple[str, Feature, Table]]] = {}
     for group, features in schema.groups():
         for feature in features:
-            if table := table_of(feature):
+            if table := feature.shared_table:
                 users.setdefault(table.name, []).append((group, feature, table))
     for name, found in users.items():
         first_group, first, table = found[0]
@@ -35,25 +31,8 @@ def table_mistakes(schema: Schema) -> Iterator[str]:
                     )
         spaces: dict[str, str] = {}
         for group, feature, _ in found:
-            if space := _id_space(schema, group, feature):
+            if space := feature.id_space(group, scope):
                 spaces.setdefault(space, f"{group}.{feature.name}")
         if len(spaces) > 1:
-            told = [f"{space} of {user}" for space, user in spaces.items()]
-            yield f"table {name}: it would mix {and_(told)}: equal ids that mean different things; name two tables"
-
-
-def _id_space(schema: Schema, group: str, feature: Feature) -> str | None:
-    """What kind of id a feature looks up with; None where a mistake is told elsewhere."""
-    if isinstance(feature, Crossed):
-        return "crossed ids"
-    type_: str | None
-    if isinstance(feature, CrossFeature):
-        log = event_logs(schema).get(feature.source)
-        type_ = joined(schema, log.columns).get(feature.value or "") if log else None
-    elif isinstance(feature, Sql):
-        type_ = feature.type
-    else:
-        type_ = offered(schema, group).get(columns.column_of(feature) or "")
-    if type_ not in (*IDS, *ID_LISTS):
-        return None
-    return "strings" if "string" in str(type_) else "integers"
+            mixed = [f"{space} of {user}" for space, user in spaces.items()]
+            yield f"table {name}: it would mix {and_(mixed)}: equal ids that mean different things; name two tables"

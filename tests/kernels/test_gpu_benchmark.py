@@ -75,7 +75,8 @@ def test_a_copy_without_links_runs(tmp_path: Path) -> None:
     for name in ("benchmarks", "kernels", "model", "tokenization", "schemas"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results", "*.md"))
     (tmp_path / "genrank").mkdir()
-    shutil.copy(ROOT / "genrank" / "__init__.py", tmp_path / "genrank")
+    for path in (ROOT / "genrank").glob("*.py"):
+        shutil.copy(path, tmp_path / "genrank")
     code = "import benchmarks.gpu.__main__, genrank.kernels; print(genrank.kernels.__file__)"
     command, environment = [sys.executable, "-c", code], {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)

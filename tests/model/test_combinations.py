@@ -14,7 +14,7 @@ from torch import nn
 
 from genrank.model.checkpoint import load_optimizer_state, optimizer_state
 from genrank.model.config import TrainConfig
-from genrank.model.learner import Learner
+from genrank.model.train_step import TrainStep
 from genrank.model.trainer import train
 
 MODELS = ("mtgr-tiny", "hstu-tiny", "din", "dlrm", "dcn", "sasrec", "hstu-retrieval-tiny")
@@ -60,7 +60,7 @@ def test_three_steps(
     if compiled:
         torch._dynamo.reset()
     if kill_at:
-        step = Learner.step
+        step = TrainStep.run
 
         def mortal(self, batches, at):
             if at.step == kill_at:
@@ -68,7 +68,7 @@ def test_three_steps(
             return step(self, batches, at)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Learner, "step", mortal)
+            patch.setattr(TrainStep, "run", mortal)
             with pytest.raises(Killed):
                 train(config)
     assert train(config).steps == STEPS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import json
 import os
 import random
 import shutil
@@ -11,13 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from genrank.model.checkpoint import load_dense, steps_of
+from genrank.model.config import TrainConfig
 from genrank.model.evaluate import load_model
+from genrank.model.run_dir import read_schema
+from genrank.schemas import load_schema
+from genrank.schemas.configuration import fields_of, flag_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = "2026-01-01"
@@ -111,7 +116,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
 
     def declare(name: str, expression: str) -> Path:
         file = tmp_path / f"{name}.py"
-        file.write_text(schema_file.read_text() + f"from schemas import Label\nschema = {expression}\n")
+        file.write_text(schema_file.read_text() + f"from genrank.schemas import Label\nschema = {expression}\n")
         return file
 
     def refused(command: str, *arguments: object) -> str:
@@ -171,7 +176,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     monkeypatch.setattr(sys, "argv", ["genrank", *command(
         "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", tmp_path / "din", "--model", "din",
         "--max-steps", 1, "--device", "cpu",
-    )[2:]])  # fmt: skip
+    )[3:]])  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         genrank.command.main()
     assert ended.value.code == 0
@@ -179,11 +184,11 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     assert "no such model; did you mean" in train(model="mtgr-tin")
     assert "no such field" in train(set="layer=3")
     assert "from 0 to below 1" in train(set="dropout=7")
-    assert "must not be negative" in train(set="layers=-1")
+    assert "must be at least 1" in train(set="layers=-1")
     for flag in ("lr", "seed", "max-steps", "checkpoint-minutes", "warmup-steps"):
         assert f"--{flag} -1" in train(**{flag: -1})
     assert "--lr nan" in train(lr="nan")
-    assert "--final-lr 7.0: it is a share" in train(final_lr=7)
+    assert "--final-lr 7.0: must be at most 1 (where the decay ends, as a share of --lr" in train(final_lr=7)
     assert "--eval-every needs --eval-dates" in train(eval_every=3)
     assert "--reset-table needs --from-checkpoint" in train(reset_table="item")
     assert "hold no candidate" in refused(
@@ -200,7 +205,7 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
         monkeypatch.setattr(sys, "argv", ["genrank", *command(
             "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", tmp_path / name, "--model", "din",
             "--max-steps", 2, "--device", "cpu",
-        )[2:]])  # fmt: skip
+        )[3:]])  # fmt: skip
         capsys.readouterr()
         with pytest.raises(SystemExit):
             genrank.command.main()
@@ -210,25 +215,94 @@ def test_bad_input_ends_in_one_line_and_exit_status_1(
     assert "missing or damaged" in refused("evaluate", "--run", tmp_path / "din", "--samples", samples, "--dates", DAY)
 
 
-def test_every_field_of_a_run_has_a_flag_with_the_same_default(monkeypatch, schema_file: Path, samples: Path) -> None:
+@pytest.fixture
+def configured(monkeypatch) -> Callable[..., TrainConfig]:
+    """The configuration that `genrank train` with these arguments trains by."""
     import genrank.command
     import genrank.model.trainer
-    from genrank.model.config import TrainConfig
 
     seen: list[TrainConfig] = []
     nothing = genrank.model.trainer.TrainResult(Path("run"), 0, {}, was_complete=True)
     monkeypatch.setattr(genrank.model.trainer, "train", lambda config: [seen.append(config), nothing][1])
-    monkeypatch.setattr(
-        sys, "argv",
-        ["genrank", "train", "--schema", str(schema_file), "--samples", str(samples), "--dates", DAY, "--out", "run"],
-    )  # fmt: skip
-    with pytest.raises(SystemExit):
-        genrank.command.main()
-    (config,) = seen
-    for field in dataclasses.fields(TrainConfig):
-        if field.default is not dataclasses.MISSING:
-            assert getattr(config, field.name) == field.default, field.name
-    renamed = {"settings": "set_", "compile": "compile_", "reset_tables": "reset_table"}
-    flags = inspect.signature(genrank.command.train).parameters.keys()
-    missing = [f.name for f in dataclasses.fields(TrainConfig) if renamed.get(f.name, f.name) not in flags]
-    assert not missing, f"no flag for {missing}"
+
+    def run(*arguments: object) -> TrainConfig:
+        monkeypatch.setattr(sys, "argv", ["genrank", "train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            genrank.command.main()
+        assert ended.value.code == 0
+        return seen[-1]
+
+    return run
+
+
+def test_flags_left_out_are_the_fields_defaults(configured, schema_file: Path, samples: Path) -> None:
+    config = configured("--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", "run")
+    expected = TrainConfig(schema=load_schema(str(schema_file)), samples=samples, dates=(DAY,), out=Path("run"))
+    assert config == expected
+
+
+def test_every_flag_sets_its_field(configured, schema_file: Path) -> None:
+    """Every field of a run but the schema, given another value than its default on the command line."""
+    other = {
+        "samples": "elsewhere", "dates": ("2026-01-01", "2026-01-02"), "out": "r", "model": "din", "settings": {"a": "1", "b": "[2]"},
+        "view": "request", "sparse_state": "host", "decay": "linear", "final_lr": 0.5, "eval_dates": ("2026-02-01",),
+        "device": "cpu", "precision": "bf16", "backend": "torch", "dense_parallel": "fsdp", "from_checkpoint": "old",
+        "reset_tables": ("item", "user"), "lookups_ahead": False,
+    }  # fmt: skip
+    fields = fields_of(TrainConfig)
+    for name, field in fields.items():
+        if name not in other and name != "schema":
+            other[name] = True if field.default is False else field.default + 3
+    arguments: list[object] = ["--schema", schema_file]
+    for name, value in other.items():
+        flag = flag_of(name, fields[name])
+        if name in ("dates", "eval_dates"):
+            arguments += [flag, f"{value[0]}:{value[-1]}"]
+        elif isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-"))
+        elif isinstance(value, dict):
+            arguments += [part for key, each in value.items() for part in (flag, f"{key}={each}")]
+        else:
+            arguments += [part for each in (value if isinstance(value, tuple) else (value,)) for part in (flag, each)]
+    config = configured(*arguments)
+    for name, value in other.items():
+        got = getattr(config, name)
+        assert (str(got) if isinstance(got, Path) else got) == value, name
+        assert value != fields[name].default, f"{name}: the test gives the default"
+
+
+def test_a_runs_own_config_repeats_it_and_flags_override_it(configured) -> None:
+    """config.json of release 0.1; the schema is the run's own."""
+    run = ROOT / "tests" / "fixtures" / "release_0_1" / "runs" / "mtgr"
+    config = configured("--config", run / "config.json")
+    assert config.as_json() == json.loads((run / "config.json").read_text())
+    assert config.schema == read_schema(run)
+    changed = configured(
+        "--config", run / "config.json", "--out", "again", "--lr", 0.5, "--set", "layers=3", "--seed", 0
+    )
+    settings = {**config.settings, "layers": "3"}
+    assert changed == dataclasses.replace(config, out=Path("again"), lr=0.5, settings=settings)
+
+
+def test_a_yaml_file_is_read_as_one_would_write_it(configured, schema_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"schema: {schema_file}\nsamples: data\ndates: 2026-01-01:2026-01-03\neval_dates: 2026-01-04\nout: run\n"
+        "lr: 1e-3\nsettings: {layers: 4, head.hidden: [16, 8], gated: true}\nreset_tables: [item]\nfrom_checkpoint: old\n"
+    )
+    config = configured("--config", file)
+    assert config.dates == ("2026-01-01", "2026-01-02", "2026-01-03") and config.eval_dates == ("2026-01-04",)
+    assert config.lr == 1e-3 and config.reset_tables == ("item",) and config.from_checkpoint == Path("old")
+    assert config.settings == {"layers": "4", "head.hidden": "[16, 8]", "gated": "true"}
+
+
+def test_the_documented_file_is_a_configuration(configured, tmp_path: Path, monkeypatch) -> None:
+    """docs/configuration.md's train.yaml."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    text = page.split("```yaml\n")[1].split("```")[0]
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    monkeypatch.chdir(ROOT)
+    config = configured("--config", file)
+    assert config.schema.name == "marketplace" and config.lr == 1e-3 and config.token_budget == 2048
+    assert len(config.dates) == 6 and config.settings == {"layers": "4", "head.hidden": "[64, 32]"}

@@ -15,8 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.model.encoders import PRESETS, Hstu, HstuConfig, Mtgr, MtgrConfig
-from genrank.model.encoders.hstu import stochastic_length
+from genrank.model.encoders import (
+    PRESETS,
+    Candidates,
+    Encoder,
+    EncoderConfig,
+    Hstu,
+    HstuConfig,
+    Mtgr,
+    MtgrConfig,
+    build_encoder,
+    split,
+)
+from genrank.model.encoders.stochastic_length import stochastic_length
+from genrank.model.validation import ConfigError
 from genrank.tokenization.jagged_tokens import Tokens
 
 
@@ -156,7 +168,7 @@ def test_encoder_equals_its_equations_forward_and_backward(name: str, seed: int)
     tokens = draw_tokens(seed, config.dim)
     tokens.x.requires_grad_()
     leaves = [tokens.x, *encoder.parameters()]
-    got, expected = encoder(tokens), reference(encoder, tokens)
+    got, expected = encoder.encode(tokens), reference(encoder, tokens)
     # The kernel keeps 1/n in float32, whatever the dtype.
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
     direction = torch.randn_like(got)
@@ -190,7 +202,7 @@ def test_a_score_does_not_depend_on_the_candidates_beside_it(divisor) -> None:
     torch.manual_seed(0)
     encoder = Mtgr(dataclasses.replace(VARIANTS["mtgr"], divisor=divisor, position_reach=4, time_buckets=20)).double()
     tokens = draw_tokens(3, 6, samples=1, most=6)
-    alone = encoder(tokens)[tokens.candidate_rows[0]]
+    alone = encoder(tokens)[0]
     keep = torch.ones(len(tokens.x), dtype=torch.bool)
     keep[tokens.candidate_rows[1:]] = False
     fewer = dataclasses.replace(
@@ -311,3 +323,97 @@ def test_it_is_off_in_evaluation() -> None:
     assert encoder.eval().shorten(tokens) is tokens
     torch.manual_seed(0)
     assert len(encoder.train().shorten(tokens).x) < len(tokens.x)
+
+
+# ---------------------------------------------------------------------- in two parts
+
+DIVISORS = ("length", "visible", 9)
+
+
+@pytest.mark.parametrize("divisor", DIVISORS)
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_forward_equals_user_state_and_score(name: str, divisor, seed: int) -> None:
+    """Keys and values once, candidates in two portions and in any order: the rows of the whole batch."""
+    config = dataclasses.replace(VARIANTS[name], divisor=divisor, dropout=0.3, attention_dropout=0.2)
+    torch.manual_seed(seed)
+    encoder = build_encoder(config).double().eval()
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    tokens = draw_tokens(seed, config.dim)
+    expected = encoder(tokens)
+    sequence, candidates = split(tokens)
+    assert not (sequence.group_ids == 3).any() and torch.equal(sequence.lengths, sequence.offsets.diff())
+    state = encoder.user_state(sequence, torch.bincount(candidates.owner, minlength=3))
+    shuffled = torch.randperm(len(candidates.owner))
+    got = torch.empty_like(expected)
+    for part in shuffled.tensor_split(2):
+        got[part] = encoder.score(state, chosen(candidates, part))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+
+
+def chosen(candidates: Candidates, rows: Tensor) -> Candidates:
+    return Candidates(**{f.name: getattr(candidates, f.name)[rows] for f in dataclasses.fields(Candidates)})
+
+
+def test_the_divisor_length_needs_the_number_of_candidates() -> None:
+    encoder = Mtgr(VARIANTS["mtgr"]).double().eval()
+    sequence, _ = split(draw_tokens(1, 6))
+    with pytest.raises(ValueError, match=r'give `beside`.* or train with divisor="visible"'):
+        encoder.user_state(sequence)
+    with pytest.raises(ValueError, match=r"call eval\(\) first"):
+        encoder.train().user_state(sequence)
+
+
+def test_an_encoder_that_defines_the_two_parts_alone_trains_through_them() -> None:
+    """`Encoder.forward` is `score` of `user_state`, with a gradient."""
+
+    class Mean(Encoder[Tensor]):
+        def __init__(self, config: EncoderConfig) -> None:
+            super().__init__(config)
+            self.map = torch.nn.Linear(config.dim, config.dim)
+
+        def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> Tensor:
+            owner = torch.repeat_interleave(sequence.offsets.diff())
+            sums = sequence.x.new_zeros((len(sequence.offsets) - 1, sequence.x.shape[1])).index_add(
+                0, owner, sequence.x
+            )
+            return self.map(sums)
+
+        def score(self, state: Tensor, candidates: Candidates) -> Tensor:
+            return state[candidates.owner] * candidates.x.mean(1)
+
+    tokens = draw_tokens(5, 4)
+    tokens.x.requires_grad_()
+    encoder = Mean(EncoderConfig(dim=4)).double()
+    got = encoder(tokens)
+    assert got.shape == (len(tokens.candidate_rows), 4)
+    gradient = torch.autograd.grad(got.square().sum(), tokens.x)[0]
+    assert gradient.abs().sum(1).gt(0).all()
+
+
+# ---------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (MtgrConfig, {"layers": -1}, r"MtgrConfig\(layers=-1\): must be at least 1"),
+        (MtgrConfig, {"dropout": 5.0}, r"MtgrConfig\(dropout=5.0\): give a number from 0 to below 1"),
+        (MtgrConfig, {"divisor": "rows"}, r"divisor='rows'\): give one of 'length', 'visible', or give a whole number"),
+        (MtgrConfig, {"divisor": 0}, r"divisor=0\): must be at least 1"),
+        (MtgrConfig, {"alpha": 0.0}, r"alpha=0.0\): must be more than 0"),
+        (MtgrConfig, {"gate": "late"}, r"gate='late'\): give one of"),
+        (MtgrConfig, {"qk_dim": 2.5}, r"qk_dim=2.5\): give a whole number"),
+        (MtgrConfig, {"projection_bias": 1}, r"projection_bias=1\): give a bool"),
+        (HstuConfig, {"window": -2}, r"window=-2\): must not be negative"),
+        (HstuConfig, {"window": 3, "visibility": "dynamic"}, "the dynamic mask has no window"),
+        (HstuConfig, {"stochastic_length": 3.0, "max_history": 9}, "stochastic_length=3.0"),
+        (HstuConfig, {"stochastic_length": 1.5}, "max_history=0.*stochastic_length needs it"),
+    ],
+)
+def test_a_configuration_refuses_nonsense(config, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**{"dim": 8, "layers": 1, "heads": 1} | changes)

@@ -23,13 +23,14 @@ from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.launch import recording
 from genrank.kernels.norm import gpu as norm_gpu
+from genrank.model.checkpoint_manager import Position
 from genrank.model.config import TrainConfig, samples_folder
-from genrank.model.learner import Learner
 from genrank.model.losses import loss_sums, total_loss, weight_sums
-from genrank.model.ranker import build_model, model_config
 from genrank.model.ranks import Ranks
-from genrank.model.resume import Position
+from genrank.model.registry import choose_model
 from genrank.model.retriever import Retriever
+from genrank.model.tasks.ranking import Ranking
+from genrank.model.train_step import TrainStep
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
@@ -110,7 +111,7 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
     tasks = [label.name for label in schema.labels]
-    model = build_model(*model_config(*OPTIONS[option]), embeddings, tasks).to(META)
+    model = choose_model(*OPTIONS[option]).build(embeddings, tasks).to(META)
     assert not isinstance(model, Retriever)
     rows = {name: len(group.ts) for name, group in batch.groups.items()}
     matrices = {
@@ -141,14 +142,14 @@ def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pyte
     plan = make_plan(schema)
     embeddings = Embeddings(plan, backend="torch", device=META, boundaries=BOUNDARIES)
     assert not embeddings.vocabularies
-    model = build_model(*model_config("mtgr-tiny"), embeddings, ["click"]).to(META)
+    model = choose_model("mtgr-tiny").build(embeddings, ["click"]).to(META)
     with nothing_waits(), recording() as launches:
         model(batch.to(META))["click"].sum().backward()
     updates = [launch for launch in launches if launch.kernel.__name__ == "rowwise_kernel"]
     assert len(updates) == len(plan.tables) > 1
 
 
-def test_the_learner_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To learn whether to learn from it; nowhere else in the step of `genrank train`."""
     from random_samples import BOUNDARIES
 
@@ -156,19 +157,19 @@ def test_the_learner_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, mo
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # The meta device has none.
     embeddings = Embeddings(make_plan(schema), backend="torch", device=META, boundaries=BOUNDARIES)
     tasks = [label.name for label in schema.labels]
-    model = build_model(*model_config("mtgr-tiny"), embeddings, tasks).to(META)
+    model = choose_model("mtgr-tiny").build(embeddings, tasks).to(META)
     config = TrainConfig(schema=schema, samples=tmp_path, dates=("2026-01-01",), out=tmp_path, clip_norm=1.0)
-    learner = Learner(model, embeddings, config, Ranks(0, 1, META), None)
+    train_step = TrainStep(model, Ranking(schema), embeddings, config, Ranks(0, 1, META), None)
     reads: list[Tensor] = []
 
     def read(sums: Tensor, batch: Batch) -> tuple[list[float], list[float]]:
         reads.append(sums)
         return [5.0, 6.0], [10.0, 0.0]
 
-    monkeypatch.setattr(learner, "_read", read)
+    monkeypatch.setattr(train_step, "_read", read)
     with nothing_waits(), recording():
         sent = batch.to(META)
-        _, each = learner.step([sent, sent], Position())
+        _, each = train_step.run([sent, sent], Position())
     assert len(reads) == 2 and each == {"click": 0.5, "watch": 12 / 1e-12}
 
 

@@ -1,4 +1,4 @@
-"""What a training tells where there is no terminal."""
+"""What a training reports where there is no terminal."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ def steps(show: bool = True, total: int = 1200) -> None:
             bar.update(step, epoch=0, loss=0.5, samples=10, tokens=1000, took=StepTime(0.1, 0.05))
 
 
-def test_a_log_hears_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "genrank")
     steps()
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
+    assert caplog.messages == []
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.0)
     steps()
-    lines = capsys.readouterr().err.splitlines()
+    lines = list(caplog.messages)
     assert len(lines) == 3 and lines[-1].startswith("mtgr-tiny: step 3 of 1,200, epoch 0 loss 0.5000 ")
     steps(show=False)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == lines
 
 
 def test_steps_beyond_those_expected_are_counted_without_a_total(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
+    caplog.set_level("INFO", "genrank")
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.0)
     steps(total=2)
-    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == ["mtgr-tiny: step 1 of 2", "mtgr-tiny: step 2 of 2", "mtgr-tiny: step 3"]
+    reported = [line.split(",")[0] for line in caplog.messages]
+    assert reported == ["mtgr-tiny: step 1 of 2", "mtgr-tiny: step 2 of 2", "mtgr-tiny: step 3"]
 
 
 def test_what_kernels_report_is_shown_while_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,8 +67,8 @@ def test_rates_are_of_the_steps_since_they_were_last_asked_for() -> None:
         bar.rates(0, 1.0)
         for step in (2, 3):
             bar.update(step, 0, 0.5, samples=10, tokens=1000, took=StepTime(0.5, 0.1))
-        assert bar.rates(2 * 10**9, 10.0**10) == {
+        assert bar.rates(2 * 10**9, 10.0**10).model_dump() == {
             "step_ms": 500.0, "input_wait": 0.2, "samples_per_s": 20.0, "tokens_per_s": 2000.0, "model_gflops_per_s": 2.0,
             "mfu": 0.2,
         }  # fmt: skip
-        assert bar.rates(0, 1.0)["step_ms"] is None
+        assert bar.rates(0, 1.0).step_ms is None

@@ -12,8 +12,7 @@ import torch
 from genrank.model.baselines.counts import Counts, count_days
 from genrank.model.baselines.sasrec import Sasrec
 from genrank.model.config import samples_folder
-from genrank.model.heads import HeadConfig
-from genrank.model.ranker import MODELS, build_model, model_config
+from genrank.model.registry import MODELS, choose_model
 from genrank.schemas import UserError
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.embedding import Embeddings
@@ -38,7 +37,7 @@ def make(name: str, schema, seed: int = 0):
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
     for table in embeddings.tables.tables.values():
         table.weight.mul_(30)  # at 0.02 no feature would move a logit visibly
-    return build_model(*model_config(name), embeddings, ["click", "watch"]).eval()
+    return choose_model(name).build(embeddings, ["click", "watch"]).eval()
 
 
 def changed(batch: Batch, group: str, rows: torch.Tensor) -> Batch:
@@ -127,7 +126,7 @@ def test_who_sees_whom_is_a_field(name: str, settings: dict, first: str, second:
     from random_samples import BOUNDARIES
 
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
-    tokens = build_model(*model_config(name, settings), embeddings, ["click"]).tokenizer(batch)
+    tokens = choose_model(name, settings).build(embeddings, ["click"]).tokenizer(batch)
     layout = arrange(schema, batch).layout
     for group, sees in ((0, getattr(layout, first)), (1, getattr(layout, second)), (3, layout.known + layout.sees)):
         rows = tokens.group_ids == group
@@ -139,12 +138,12 @@ def test_a_window_is_a_field_of_hstu(schema, batch: Batch) -> None:
 
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
     settings = {"visibility": "causal", "window": "3"}
-    tokens = build_model(*model_config("hstu-tiny", settings), embeddings, ["click"]).tokenizer(batch)
+    tokens = choose_model("hstu-tiny", settings).build(embeddings, ["click"]).tokenizer(batch)
     assert int((tokens.end - tokens.begin).max()) == 3
     with pytest.raises(UserError, match="the dynamic mask has no window"):
-        build_model(*model_config("hstu-tiny", {**settings, "visibility": "dynamic"}), embeddings, ["click"])
+        choose_model("hstu-tiny", {**settings, "visibility": "dynamic"}).build(embeddings, ["click"])
     with pytest.raises(UserError, match="window: no such field"):
-        model_config("mtgr-tiny", {"window": "3"})
+        choose_model("mtgr-tiny", {"window": "3"})
 
 
 def test_din_attends_as_a_loop_over_pairs_would(schema, batch: Batch) -> None:
@@ -202,11 +201,10 @@ def test_counts_equal_a_loop(schema, samples) -> None:
 
 
 def test_settings_change_a_preset_and_mistakes_are_named() -> None:
-    config, head = model_config(
-        "mtgr-tiny", {"divisor": "length", "dropout": "0", "head.hidden": "[8]", "alpha": "null"}
-    )
+    chosen = choose_model("mtgr-tiny", {"divisor": "length", "dropout": "0", "head.hidden": "[8]", "alpha": "null"})
+    config, head = chosen.config, chosen.head
     assert (config.divisor, config.dropout, config.alpha, head.hidden) == ("length", 0.0, None, (8,))
-    assert model_config("mtgr-tiny", {"divisor": "512"})[0].divisor == 512
+    assert choose_model("mtgr-tiny", {"divisor": "512"}).config.divisor == 512
     for name, settings, message in (
         ("mtgr", {}, "did you mean mtgr-"),
         ("din", {"dims": "3"}, "did you mean dim"),
@@ -214,7 +212,7 @@ def test_settings_change_a_preset_and_mistakes_are_named() -> None:
         ("mtgr-tiny", {"head.kind": "tree"}, "--set head.kind=tree"),
     ):
         with pytest.raises(UserError, match=message):
-            model_config(name, settings)
+            choose_model(name, settings)
     assert set(SMALL) <= set(MODELS)
 
 
@@ -222,7 +220,6 @@ def test_mmoe_heads_train(schema, batch: Batch) -> None:
     from random_samples import BOUNDARIES
 
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
-    config, _ = model_config("mtgr-tiny")
-    model = build_model(config, HeadConfig(kind="mmoe"), embeddings, ["click", "watch"])
+    model = choose_model("mtgr-tiny", {"head.kind": "mmoe"}).build(embeddings, ["click", "watch"])
     sum(v.sum() for v in model(batch).values()).backward()
     assert all(p.grad is not None for p in model.heads.parameters())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from genrank.model.report import print_metrics
+from genrank.model.documents import Evaluation
+from genrank.model.terminal import print_metrics
 
 
 def test_a_metric_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,7 +16,8 @@ def test_a_metric_that_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[st
         "click": {"model": {"gauc": known, "auc": undefined}, "popularity": {"gauc": undefined, "auc": known}},
         "purchase": {"model": {"gauc": undefined, "auc": undefined}},
     }
-    print_metrics("mtgr-tiny", {"dates": ["2026-01-05"], "tasks": rows})
+    evaluation = Evaluation(model="mtgr-tiny", step=1, dates=["2026-01-05"], task="ranking", tasks=rows)
+    print_metrics("mtgr-tiny", evaluation)
     printed = capsys.readouterr().out
     model = next(line for line in printed.splitlines() if "mtgr-tiny" in line)
     assert "0.6321" in model

@@ -13,11 +13,13 @@ import torch
 
 import genrank.schemas as s
 from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import RetrievalEvaluation, as_json
 from genrank.model.evaluate import evaluate, load_model
-from genrank.model.learner import Learner
-from genrank.model.ranker import model_config
-from genrank.model.report import print_metrics, write_report
+from genrank.model.registry import choose_model
+from genrank.model.report import write_report
 from genrank.model.retriever import ItemFrequency, Retriever, item_feature
+from genrank.model.terminal import print_metrics
+from genrank.model.train_step import TrainStep
 from genrank.model.trainer import train
 from genrank.schemas import UserError
 
@@ -53,7 +55,7 @@ def walk(tmp_path_factory) -> Path:
     """Every user walks the catalogue in steps of 3: what comes next is known from the last event. Item 0 is shown to all."""
     from random_samples import day_start, publish
 
-    from genrank.schemas.contract import arrow_schema
+    from genrank.schemas.derive.sample_schema import arrow_schema
 
     schema, root = shop(), tmp_path_factory.mktemp("walk")
     rng = np.random.default_rng(0)
@@ -102,7 +104,7 @@ def config(root: Path, out: Path, **changes) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
-def judged(run: TrainConfig, **changes) -> dict:
+def judged(run: TrainConfig, **changes) -> RetrievalEvaluation:
     return evaluate(EvaluateConfig(run=run.out, samples=run.samples, dates=DAYS[1:], device="cpu", **changes))
 
 
@@ -111,15 +113,15 @@ def test_a_planted_rule_is_learned_and_popularity_knows_nothing(walk: Path, samp
     run = config(walk, tmp_path / "run", settings={"sampling": sampling}, eval_dates=DAYS[1:], patience=20)
     trained = train(run)
     result = judged(run, bootstrap=50)
-    assert result == json.loads((run.out / "metrics.json").read_text())
-    row, popularity = result["tasks"]["next_item"]["model"], result["tasks"]["next_item"]["popularity"]
-    assert popularity["hr@5"]["value"] < 0.4
-    assert row["hr@1"]["value"] > 0.8 and row["mrr"]["value"] > 0.85, row
-    assert row["hr@1"]["value"] <= row["ndcg@5"]["value"] <= row["hr@5"]["value"]
-    assert row["mrr"]["low"] <= row["mrr"]["value"] <= row["mrr"]["high"]
-    assert (result["queries"], result["catalogue"]) == (60, ITEMS)
+    assert as_json(result) == json.loads((run.out / "metrics.json").read_text())
+    row, popularity = result.tasks["next_item"]["model"], result.tasks["next_item"]["popularity"]
+    assert popularity["hr@5"].value < 0.4
+    assert row["hr@1"].value > 0.8 and row["mrr"].value > 0.85, row
+    assert row["hr@1"].value <= row["ndcg@5"].value <= row["hr@5"].value
+    assert row["mrr"].low <= row["mrr"].value <= row["mrr"].high
+    assert (result.queries, result.catalogue) == (60, ITEMS)
     best = json.loads((run.out / "checkpoints" / "best.json").read_text())
-    assert best["step"] == result["step"] and trained.steps >= result["step"]
+    assert best["step"] == result.step and trained.steps >= result.step
     print_metrics("retrieval", result)
     with pytest.raises(UserError, match="a retrieval model; the page compares rankers"):
         write_report([run.out], tmp_path / "page.html")
@@ -140,7 +142,7 @@ def test_popularity_ranks_by_responses_on_the_training_days(walk: Path, tmp_path
         counts[row["candidates"]["item"][1]] += 1
     targets = [row["candidates"]["item"][1] for row in rows(DAYS[1])]
     expected = np.mean([1 / (counts >= counts[target]).sum() for target in targets])
-    assert judged(run, bootstrap=0)["tasks"]["next_item"]["popularity"]["mrr"]["value"] == pytest.approx(expected)
+    assert judged(run, bootstrap=0).tasks["next_item"]["popularity"]["mrr"].value == pytest.approx(expected)
 
 
 def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch) -> None:
@@ -149,17 +151,17 @@ def test_a_killed_run_goes_on_to_the_bit(walk: Path, tmp_path: Path, monkeypatch
         config(walk, tmp_path / name, epochs=2, checkpoint_every=2, deterministic=True) for name in ("whole", "cut")
     ]
     train(runs[0])
-    step = Learner.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == 3:
             raise KeyboardInterrupt
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(KeyboardInterrupt):
         train(runs[1])
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     train(runs[1])
     whole, cut = (load_model(run.out).model for run in runs)
     for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values(), strict=True):
@@ -180,7 +182,7 @@ def test_a_state_knows_nothing_of_later_events(schema, samples: Path) -> None:
     embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
     for table in embeddings.tables.tables.values():
         table.weight.mul_(30)
-    model = Retriever(embeddings, model_config("hstu-retrieval-tiny")[0]).eval()
+    model = Retriever(embeddings, choose_model("hstu-retrieval-tiny").config).eval()
     batch = next(iter(SampleReader(samples / "samples", schema, DAYS[:1], shuffle=False, prefetch=0, token_budget=800)))
     before, _ = model.states(batch)
     history = batch.groups["history"]
@@ -192,7 +194,7 @@ def test_a_state_knows_nothing_of_later_events(schema, samples: Path) -> None:
     torch.testing.assert_close(after[earlier], before[earlier], rtol=1e-4, atol=1e-5)
     assert (after[last] - before[last]).abs().max() > 1e-3
     with pytest.raises(UserError, match="only causal hides it"):
-        Retriever(embeddings, model_config("hstu-retrieval-tiny", {"visibility": "targets"})[0])
+        Retriever(embeddings, choose_model("hstu-retrieval-tiny", {"visibility": "targets"}).config)
 
 
 def test_item_frequency_estimates_shares() -> None:

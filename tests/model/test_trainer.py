@@ -16,9 +16,10 @@ import genrank.model.checkpoint
 from genrank.kernels import tuning
 from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import as_json
 from genrank.model.evaluate import evaluate, load_model
-from genrank.model.learner import Learner, decay_factor, warmup
 from genrank.model.progressive import progressive
+from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.trainer import train
 from genrank.schemas import Categorical, Dynamic, Label, UserError
 from genrank.tokenization.reader import SampleReader
@@ -67,17 +68,17 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     )
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    step = Learner.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == kill_at:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(Killed):
         train(config)
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     done = train(config)
     assert done.steps > kill_at
     assert tuning.fixed(), "kernels take configurations that no clock chose"
@@ -92,27 +93,27 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
 def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
     config: TrainConfig, monkeypatch, tmp_path
 ) -> None:
-    import genrank.model.resume
+    import genrank.model.checkpoint_manager
 
     minutes = itertools.count()
-    monkeypatch.setattr(genrank.model.resume, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+    monkeypatch.setattr(genrank.model.checkpoint_manager, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
     config = dataclasses.replace(config, epochs=1, token_budget=300, deterministic=True, checkpoint_minutes=3)
     whole = dataclasses.replace(config, checkpoint_minutes=0, out=tmp_path / "whole")
     train(whole)
-    step = Learner.step
+    step = TrainStep.run
 
     def mortal(self, batches, at):
         if at.step == 8:
             raise Killed
         return step(self, batches, at)
 
-    monkeypatch.setattr(Learner, "step", mortal)
+    monkeypatch.setattr(TrainStep, "run", mortal)
     with pytest.raises(Killed):
         train(config)
     # Asked for after the third minute's step, written after the next one; then again.
     assert steps_of(config.out) == [4, 8] and steps_of(whole.out)[0] > 8
     shutil.rmtree(config.out / "checkpoints" / "step-8")
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     train(config)
     resumed, expected = weights(config.out), weights(whole.out)
     for name in expected:
@@ -123,16 +124,16 @@ def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
 
 def test_another_number_of_processes_resumes_between_epochs_only(config: TrainConfig, monkeypatch) -> None:
     """As if two processes had written the checkpoint; tests/model/test_two_ranks.py has the processes."""
-    import genrank.model.resume
+    import genrank.model.checkpoint_manager
 
-    load = genrank.model.resume.load_dense
+    load = genrank.model.checkpoint_manager.load_dense
 
     def of_two(folder: Path) -> dict:
         state = load(folder)
         return {**state, "readers": state["readers"] * 2}
 
     train(dataclasses.replace(config, max_steps=1))
-    monkeypatch.setattr(genrank.model.resume, "load_dense", of_two)
+    monkeypatch.setattr(genrank.model.checkpoint_manager, "load_dense", of_two)
     with pytest.raises(UserError, match=r"middle of an epoch by 2 processes and 1 resume it; .* --from-checkpoint"):
         train(dataclasses.replace(config, max_steps=3))
 
@@ -233,7 +234,7 @@ def test_log_and_summary_say_what_steps_took(config: TrainConfig, monkeypatch) -
     """Rates leave out the first steps of each process, which compile and tune; what was waited for is input."""
     import time
 
-    step, batches = Learner.step, SampleReader.__iter__
+    step, batches = TrainStep.run, SampleReader.__iter__
     slow = iter([0.8, 0.8, *[0.0] * 99])
 
     def compiling(self, batches, at):
@@ -245,7 +246,7 @@ def test_log_and_summary_say_what_steps_took(config: TrainConfig, monkeypatch) -
             time.sleep(0.1)
             yield batch
 
-    monkeypatch.setattr(Learner, "step", compiling)
+    monkeypatch.setattr(TrainStep, "run", compiling)
     monkeypatch.setattr(SampleReader, "__iter__", reading)
     result = train(dataclasses.replace(config, epochs=1, token_budget=250))
     summary = json.loads((config.out / "summary.json").read_text())
@@ -282,31 +283,31 @@ def test_learning_rate_warms_up_and_decays(config: TrainConfig) -> None:
 
 def test_a_loss_that_is_not_a_number_names_the_batch_and_learns_nothing(config: TrainConfig, monkeypatch) -> None:
     config = dataclasses.replace(config, checkpoint_every=1, keep_checkpoints=9)
-    from genrank.model.encoders import Encoder
+    from genrank.model.encoders.stack import Stack
 
-    forward, calls = Encoder.forward, []
+    forward, calls = Stack.forward, []
 
     def poisoned(self, tokens):
         calls.append(1)
         return forward(self, tokens) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(Encoder, "forward", poisoned)
+    monkeypatch.setattr(Stack, "forward", poisoned)
     with pytest.raises(UserError, match=r"the loss is nan at step 3, on the batch of \d+ samples from \S+ to .* --lr"):
         train(config)
     event = next(row for row in steps(config.out) if row.get("event") == "nan")
     assert len(event["sample_ids"]) > 1
-    monkeypatch.setattr(Encoder, "forward", forward)
+    monkeypatch.setattr(Stack, "forward", forward)
     assert steps_of(config.out) == [1, 2]
     train(config)  # and it goes on from there
 
 
 def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig, monkeypatch) -> None:
-    import genrank.model.learner
+    import genrank.model.train_step
 
-    monkeypatch.setattr(genrank.model.learner, "SPIKE_WARMUP", 3)
-    from genrank.model.encoders import Encoder
+    monkeypatch.setattr(genrank.model.train_step, "SPIKE_WARMUP", 3)
+    from genrank.model.encoders.stack import Stack
 
-    forward, calls = Encoder.forward, []
+    forward, calls = Stack.forward, []
 
     def spiky(at):
         def run(self, tokens):
@@ -315,11 +316,11 @@ def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig,
 
         return run
 
-    monkeypatch.setattr(Encoder, "forward", spiky({5}))
+    monkeypatch.setattr(Stack, "forward", spiky({5}))
     train(config)
     assert [row["step"] for row in steps(config.out) if row.get("event") == "spike"] == [4]
     calls.clear()
-    monkeypatch.setattr(Encoder, "forward", spiky(set(range(5, 99))))
+    monkeypatch.setattr(Stack, "forward", spiky(set(range(5, 99))))
     with pytest.raises(UserError, match=r"5 steps in a row.*diverges"):
         train(dataclasses.replace(config, out=config.out / "again", epochs=9))
 
@@ -327,16 +328,16 @@ def test_a_spike_is_skipped_and_five_in_a_row_stop_training(config: TrainConfig,
 def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
     train(config)
     result = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=20))
-    assert result == json.loads((config.out / "metrics.json").read_text())
-    assert set(result["tasks"]["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
-    for row in result["tasks"]["click"].values():
+    assert as_json(result) == json.loads((config.out / "metrics.json").read_text())
+    assert set(result.tasks["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
+    for row in result.tasks["click"].values():
         for name in ("auc", "gauc", "ne", "logloss", "calibration"):
-            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
-    assert set(result["tasks"]["watch"]["model"]) == {"rmse", "mae", "bias"}
+            assert row[name].low <= row[name].value <= row[name].high
+    assert set(result.tasks["watch"]["model"]) == {"rmse", "mae", "bias"}
     import pyarrow.parquet as pq
 
     table = pq.read_table(config.out / "predictions" / f"dt={DAYS[2]}.parquet", partitioning=None)
-    assert len(table) == result["candidates"]
+    assert len(table) == result.candidates
     assert {"user_id", "request", "item", "ts", "click", "click_weight", "click_score", "click_oracle"} <= set(
         table.column_names
     )
@@ -345,8 +346,8 @@ def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
         EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, token_budget=300)
     )
     for name in ("auc", "gauc"):
-        assert other["tasks"]["click"]["model"][name]["value"] == pytest.approx(
-            result["tasks"]["click"]["model"][name]["value"], abs=2e-3
+        assert other.tasks["click"]["model"][name].value == pytest.approx(
+            result.tasks["click"]["model"][name].value, abs=2e-3
         )
 
 
@@ -359,9 +360,9 @@ def test_progressive_validation_learns_each_day_once_and_judges_on_the_next(conf
     write_random_samples(tmp_path / "samples", schema, list(DAYS), users=20)
     config = dataclasses.replace(config, schema=schema, samples=tmp_path, dates=DAYS, out=tmp_path / "series", epochs=1)
     rows = progressive(config)
-    assert [(row["trained"], row["evaluated"]) for row in rows] == list(itertools.pairwise(DAYS))
-    assert all(0 < row["tasks"]["click"]["model"]["gauc"]["value"] < 1 for row in rows)
-    first, later = (row["ids"] for row in rows)
+    assert [(row.trained, row.evaluated) for row in rows] == list(itertools.pairwise(DAYS))
+    assert all(0 < row.tasks["click"]["model"]["gauc"].value < 1 for row in rows)
+    first, later = (row.ids for row in rows)
     assert first and all(0 < first[name] <= later[name] for name in first) and sum(later.values()) > sum(first.values())
     second = json.loads((config.out / f"dt={DAYS[1]}" / "config.json").read_text())
     assert second["from_checkpoint"] == str(config.out / f"dt={DAYS[0]}")
@@ -453,7 +454,7 @@ def test_bad_input_is_one_clear_line(config: TrainConfig, samples, schema, tmp_p
     refused("no complete checkpoint", from_checkpoint=tmp_path)
     if not torch.cuda.is_available():
         refused("no GPU", device="cuda")
-    refused("--compile and --recompute are for the encoders", model="din", recompute=True)
+    refused("--recompute is for models with an encoder", model="din", recompute=True)
     with pytest.raises(UserError, match="training day too"):
         dataclasses.replace(config, eval_dates=DAYS[:1])
     with pytest.raises(UserError, match="--epochs 0"):
@@ -525,14 +526,14 @@ def test_labels_all_of_one_class_are_refused_unless_a_number_is_left_to_learn(
     one_class(schema, tmp_path)
     train(dataclasses.replace(config, samples=tmp_path, epochs=1))
     result = evaluate(EvaluateConfig(run=config.out, samples=tmp_path, dates=DAYS[2:], bootstrap=3))
-    assert result["tasks"]["click"]["model"]["gauc"]["value"] is None
-    assert result["tasks"]["click"]["model"]["logloss"]["value"] > 0
-    assert result["tasks"]["watch"]["model"]["rmse"]["value"] > 0
+    assert result.tasks["click"]["model"]["gauc"].value is None
+    assert result.tasks["click"]["model"]["logloss"].value > 0
+    assert result.tasks["watch"]["model"]["rmse"].value > 0
 
     clicks = schema.replace(labels=schema.labels[:1])
     only = tmp_path / "only"
     one_class(clicks, only)
-    with pytest.raises(UserError, match=r"all of one class .every click is 0.*nothing to tell apart"):
+    with pytest.raises(UserError, match=r"all of one class .every click is 0.*nothing to learn"):
         train(dataclasses.replace(config, schema=clicks, samples=only, out=tmp_path / "r"))
     run = dataclasses.replace(config, schema=clicks, out=tmp_path / "clicks", max_steps=1)
     train(run)

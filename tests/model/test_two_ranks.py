@@ -49,12 +49,12 @@ import itertools
 import shutil
 from types import SimpleNamespace
 import torch.distributed as dist
-import genrank.model.resume
+import genrank.model.checkpoint_manager
 minutes = itertools.count() if dist.get_rank() == 0 else itertools.repeat(0)
-genrank.model.resume.time = SimpleNamespace(monotonic=lambda: 60 * next(minutes))
+genrank.model.checkpoint_manager.time = SimpleNamespace(monotonic=lambda: 60 * next(minutes))
 clocked = many_steps(folder / "many", folder / "clocked", checkpoint_every=0, checkpoint_minutes=3, keep_checkpoints=99)
 train(clocked)
-first, *others = genrank.model.resume.steps_of(clocked.out)
+first, *others = genrank.model.checkpoint_manager.steps_of(clocked.out)
 dist.barrier()
 if dist.get_rank() == 0:
     assert first == 4 and len(others) > 3, (first, others)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import pyarrow as pa
 import pytest
+from hypothesis import settings
 
-from genrank.pipelines import blocks, build, samples
-from genrank.pipelines.quality import INVARIANTS
+from genrank.pipelines import hot_keys, quality
+from genrank.pipelines.compaction import sizes
+from genrank.pipelines.messages import InvariantReport
+
+# The machine may be shared: how long an example takes says nothing.
+settings.register_profile("builder", deadline=None)
+settings.load_profile("builder")
 
 
 @pytest.fixture(scope="session")
 def spark_engine() -> Iterator[object]:
     """The Spark engine on a local session of two cores."""
-    from genrank.pipelines.spark_engine import SparkEngine, start_session
+    from genrank.pipelines.spark_engine import SparkEngine
+    from genrank.pipelines.spark_session import start_session
 
     session = start_session("local[2]", **{"spark.driver.memory": "1g", "spark.sql.shuffle.partitions": "2"})
     yield SparkEngine(session)
@@ -25,18 +31,18 @@ def spark_engine() -> Iterator[object]:
 def plain_gate() -> Iterator[None]:
     """Asserts the invariants' counts directly; `test_quality.py` tests the real gate."""
 
-    def judge(checks: pa.Table, rates: object) -> None:
-        broken = {name: sum(checks.column(name).to_pylist()) for name in INVARIANTS}
+    def judge(checks: Sequence[InvariantReport], rates: object) -> None:
+        broken = {name: sum(check.broken[name] for check in checks) for name in quality.INVARIANTS}
         assert not any(broken.values()), broken
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "gate", judge)
+        patch.setattr(quality, "gate", judge)
         yield
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks small enough that a few days make several sizes of them, and little memory to read the rest in."""
+def small_compaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles small enough that a few days make several sizes of them, and little memory to read the rest in."""
     for name, value in (("LARGEST", 4), ("SHORTEST", 2), ("PERIOD", 3), ("CHUNK", 30)):
-        monkeypatch.setattr(blocks, name, value)
-    monkeypatch.setattr(samples, "HOT_ROWS", 4)
+        monkeypatch.setattr(sizes, name, value)
+    monkeypatch.setattr(hot_keys, "HOT_ROWS", 4)

@@ -18,7 +18,7 @@ import sqlglot
 
 from genrank.schemas import (
     Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     EventLog,
     MultiValued,
@@ -29,8 +29,7 @@ from genrank.schemas import (
     TimeGap,
 )
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import stored_as
-from genrank.schemas.vocabulary import MISSING_ID, hash_string
+from genrank.schemas.ids import MISSING_ID, hash_string
 
 Row = dict[str, Any]
 DAY = 86_400_000
@@ -179,7 +178,7 @@ class Oracle:
 
     def keep(self, feature: Any, made: Row) -> Any:
         """A stored feature of a row."""
-        kind = stored_as(feature)
+        kind = feature.stored
         if isinstance(feature, Sql):
             value = self.sql(feature.expression, self.expand(made, feature.expression))
         else:
@@ -190,7 +189,7 @@ class Oracle:
         if kind == "id":
             return stored_id(value)
         if kind == "ids":
-            return [stored_id(v) for v in value or [] if v is not None][:limit]
+            return [stored_id(v) for v in value or [] if v is not None][: limit or None]
         if kind == "time":
             if value is None:
                 return MISSING_ID
@@ -229,7 +228,7 @@ class Oracle:
                 "item": stored_id(e["row"][schema.candidates.item]),
                 "request": stored_id(e["row"][schema.candidates.request]) if schema.candidates.request else None,
                 "sees": sum(r["available"] < e["ts"] for r in realtime),
-                "features": {f.name: self.candidate(f, e, start) for f in schema.candidates.features if stored_as(f)},
+                "features": {f.name: self.candidate(f, e, start) for f in schema.candidates.features if f.stored},
                 "labels": {label.name: self.label(label, e) for label in schema.labels},
             }
             for e in exposures
@@ -240,7 +239,7 @@ class Oracle:
     def profile(self, dt: str, user: Any) -> Row:
         out = {}
         for feature in self.schema.user.features:
-            if kind := stored_as(feature):
+            if kind := feature.stored:
                 if isinstance(feature, Sql):
                     text = feature.expression
                     columns = {(c.table, c.name) for c in sqlglot.parse_one(text).find_all(sqlglot.exp.Column)}
@@ -257,16 +256,16 @@ class Oracle:
         """The user's events in order, each with its stored features. Rows that tie to the end are ordered by their content."""
         found = []
         for kind, entry in enumerate(sequence.events):
-            if isinstance(entry, Changes):
+            if isinstance(entry, ChangePoints):
                 found += self.changes(sequence, kind, entry, user)
                 continue
             for made in self.logs[entry.source]:
                 if made["user"] == user and (entry.where is None or self.sql(entry.where, made["row"])):
-                    features = {f.name: self.keep(f, made) for f in sequence.features if stored_as(f)}
+                    features = {f.name: self.keep(f, made) for f in sequence.features if f.stored}
                     found.append({"ts": made["ts"], "available": made["available"], "type": kind, "features": features})
         return sorted(found, key=order)
 
-    def changes(self, sequence: Any, kind: int, entry: Changes, user: Any) -> list[Row]:
+    def changes(self, sequence: Any, kind: int, entry: ChangePoints, user: Any) -> list[Row]:
         found = []
         before: Any = None
         for dt in sorted(self.snapshots[entry.source]):
@@ -274,7 +273,7 @@ class Oracle:
             if value is not None and value != before:
                 features = {}
                 for feature in sequence.features:
-                    if stored := stored_as(feature):
+                    if stored := feature.stored:
                         reads = not isinstance(feature, Sql) and (feature.column or feature.name) == entry.column
                         features[feature.name] = self.store(stored, value if reads else None)
                 found.append({"ts": self.start(dt), "available": self.start(dt), "type": kind, "features": features})
@@ -307,7 +306,7 @@ class Oracle:
         if feature.op == "mean":
             return float32(math.fsum(values) / len(values)) if values else math.nan
         newest = max((e["ts"] for e in events), default=None)
-        kind = stored_as(feature)
+        kind = feature.stored
         # Events of the very same millisecond are told apart by a hash: any of their values will do.
         return {self.store(kind, e["row"][feature.value]) for e in events if e["ts"] == newest} or {
             self.store(kind, None)

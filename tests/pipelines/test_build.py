@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.schemas import Candidates, EventLog, Events, Label, Schema, Sequence
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas import Candidates, EventLog, Events, EventSequence, Label, Schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, ids, read_samples, write_world
 
@@ -47,7 +47,9 @@ def test_a_small_schema_with_string_users_and_many_candidates(tmp_path: Path, pl
         name="small",
         sources=(EventLog(name="exposures", path="{dt}/shown.parquet", columns=columns, post_exposure=("liked",)),),
         sequences=(
-            Sequence(name="history", events=(Events(source="exposures"),), features=(ids("item_id"),), max_length=3),
+            EventSequence(
+                name="history", events=(Events(source="exposures"),), features=(ids("item_id"),), max_length=3
+            ),
         ),
         candidates=Candidates(features=(ids("item_id"),), max_candidates=2),
         labels=(Label(name="like", column="liked"),),

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 JOB = """
 import json, sys
 from pathlib import Path
-from genrank.pipelines import build
+from genrank.pipelines import build, quality
 from tests.pipelines.worlds import full_schema
-build.gate = lambda checks, rates: None
+quality.gate = lambda checks, rates: None
 root, first, last = sys.argv[1:]
 result = build.build(build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2))
 print("RESULT", json.dumps({"days": result.days, "samples": result.samples}))
@@ -38,8 +38,9 @@ FAULTS = """
 import json, sys, time
 from pathlib import Path
 from pyspark import SparkContext, TaskContext
-from genrank.pipelines import build
-from genrank.pipelines.spark_engine import SparkEngine, start_session
+from genrank.pipelines import build, quality
+from genrank.pipelines.spark_engine import SparkEngine
+from genrank.pipelines.spark_session import start_session
 from tests.pipelines.worlds import full_schema
 
 root, first, last = sys.argv[1:]
@@ -76,17 +77,17 @@ class Faulty(SparkEngine):
         return super().exchange(title, frames, slots, faulty(title, step))
 
 
-build.gate = lambda checks, rates: None
+quality.gate = lambda checks, rates: None
 days = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
 build.build(days, Faulty(session))
 session.stop()
 """
 
 
-def test_executors_get_the_rooms_they_import(tmp_path: Path) -> None:
-    names = zipfile.ZipFile(package(tmp_path / "rooms.zip")).namelist()
-    assert {"pipelines/samples.py", "schemas/contract.py"} <= set(names)
-    assert not any(name.startswith(("tests", "model")) for name in names)
+def test_executors_get_the_packages_they_import(tmp_path: Path) -> None:
+    names = zipfile.ZipFile(package(tmp_path / "packages.zip")).namelist()
+    assert {"genrank/pipelines/compaction/reader.py", "genrank/schemas/base.py"} <= set(names)
+    assert not any(name.startswith(("tests", "genrank/model")) for name in names)
 
 
 def test_separate_executors_by_spark_submit(tmp_path: Path) -> None:
@@ -113,10 +114,10 @@ def test_separate_executors_by_spark_submit(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=840, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(
+    result = json.loads(
         next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).removeprefix("RESULT")
     )
-    assert told["days"] == sample_days(tmp_path / "out" / "samples") == days
+    assert result["days"] == sample_days(tmp_path / "out" / "samples") == days
     assert all(sample_files(tmp_path / "out" / "samples", dt) for dt in days)
 
 
@@ -137,8 +138,8 @@ def test_a_lost_task_and_stragglers_change_nothing(tmp_path: Path, plain_gate: N
     for dt in days:
         assert stored(out, dt) == stored(tmp_path / "undisturbed", dt)
         listed |= set(sample_files(out / "samples", dt))
-    for told in (out / "partials").glob("*/dt=*/*/partial.json"):
-        listed |= {told.parent / name for name in json.loads(told.read_text())["files"].values()}
+    for record in (out / "partials").glob("*/dt=*/*/partial.json"):
+        listed |= {record.parent / name for name in json.loads(record.read_text())["files"].values()}
     left = {path for path in out.rglob("*.parquet") if path.relative_to(out).parts[0] not in ("stats", "quarantine")}
     assert left == listed
     rejected = [len(list((tmp_path / root / "quarantine").rglob("*.parquet"))) for root in ("out", "undisturbed")]

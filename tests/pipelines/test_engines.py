@@ -11,11 +11,11 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.planner import status
 from genrank.pipelines.spark_engine import SparkEngine
+from genrank.pipelines.status import status
 from genrank.schemas import UserError
 from genrank.schemas.manifest import sample_files
-from tests.pipelines.test_blocks import long_schema
+from tests.pipelines.test_compaction import long_schema
 from tests.pipelines.worlds import full_schema, write, write_world
 
 pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
@@ -44,7 +44,9 @@ def test_spark_equals_local_to_the_bit(tmp_path: Path, spark_engine: SparkEngine
         assert stored(tmp_path / "spark", dt) == stored(tmp_path / "local", dt)
 
 
-def test_spark_makes_and_reads_blocks_like_local(small_blocks: None, tmp_path: Path, spark_engine: SparkEngine) -> None:
+def test_spark_makes_and_reads_blocks_like_local(
+    small_compaction: None, tmp_path: Path, spark_engine: SparkEngine
+) -> None:
     days = write_world(tmp_path / "data", seed=13, days=11, users=6, per_day=60)
     schema = long_schema()
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "local", days[0], days[-2], buckets=2))

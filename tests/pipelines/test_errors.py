@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrank.pipelines import spark_engine
+from genrank.pipelines import spark_session
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.engine import default_engine, open_engine
+from genrank.pipelines.engine_factory import default_engine, open_engine
 from genrank.schemas import UserError
 from genrank.schemas.manifest import sample_days
 from tests.pipelines.worlds import full_schema, write_world
@@ -57,7 +57,7 @@ def drop_source(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (
             drop_column,
@@ -70,29 +70,29 @@ def drop_source(root: Path) -> None:
         (drop_source, r"source 'clicks': there is no folder .*clicks; check --data"),
     ],
 )
-def test_bad_input(tmp_path: Path, harm: Callable[[Path], None], told: str) -> None:
+def test_bad_input(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
     days = write_world(tmp_path / "data", seed=61, days=2)
     harm(tmp_path)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[1]))
     assert "\n" not in str(error.value)
     assert sample_days(tmp_path / "out" / "samples") == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"first": "2026-13-01"}, "--from '2026-13-01' is not a day"),
         ({"first": "2026-01-06", "last": "2026-01-05"}, "--from 2026-01-06 lies after --to 2026-01-05"),
         ({"as_of": "yesterday"}, "--as-of 'yesterday' is not a moment"),
         ({"as_of": "2026-01-05T00:00"}, "--as-of .* lies before the end of --to"),
-        ({"engine": "flink"}, "--engine 'flink' is unknown"),
+        ({"engine": "flink"}, "--engine 'flink': must be one of auto, spark, local"),
     ],
 )
-def test_bad_flags(tmp_path: Path, flags: dict[str, str], told: str) -> None:
+def test_bad_flags(tmp_path: Path, flags: dict[str, str], message: str) -> None:
     write_world(tmp_path / "data", seed=62, days=2)
     given = {"first": "2026-01-05", "last": "2026-01-06"} | flags
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", **given))  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def test_without_java_spark_is_refused_and_local_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr(spark_engine.shutil, "which", lambda _: None)
+    monkeypatch.setattr(spark_session.shutil, "which", lambda _: None)
     assert default_engine() == ("local", "no Java 17 found")
     with pytest.raises(UserError, match="needs Java 17 and there is no java; install Java 17"):
         open_engine("spark", tmp_path)

@@ -18,7 +18,6 @@ from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.days import moment_text
 from genrank.schemas import EventLog, Schema
 from genrank.schemas.base import parse_duration
-from genrank.schemas.contract import stored_as
 from tests.pipelines.oracle import DAY, Oracle, order
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 
@@ -121,7 +120,7 @@ def compare(schema: Schema, expected: Row, found: Row) -> None:
     assert (found["window_start"], found["window_end"]) == (expected["window_start"], expected["window_end"])
     assert same(found["user"], expected["user"])
     for sequence in schema.sequences:
-        names = [f.name for f in sequence.features if stored_as(f)]
+        names = [f.name for f in sequence.features if f.stored]
         got = [
             {"ts": ts, "type": type_, "features": {n: found[sequence.name][n][i] for n in names}}
             for i, (ts, type_) in enumerate(zip(found[sequence.name]["ts"], found[sequence.name]["type"], strict=True))
@@ -148,7 +147,7 @@ def compare(schema: Schema, expected: Row, found: Row) -> None:
         {
             **{name: candidates[name][i] for name in ("ts", "item", "request")},
             "sees": found["mask"]["candidate_sees"][i],
-            "features": {f.name: candidates[f.name][i] for f in schema.candidates.features if stored_as(f)},
+            "features": {f.name: candidates[f.name][i] for f in schema.candidates.features if f.stored},
             "labels": {
                 la.name: (found["labels"][la.name][i], found["labels"][f"{la.name}_weight"][i]) for la in schema.labels
             },

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("plain_gate")
 BUILDER = """
 import sys
 from pathlib import Path
-from genrank.pipelines import build
-build.gate = lambda checks, rates: None  # its start would be most of what is killed
+from genrank.pipelines import build, quality
+quality.gate = lambda checks, rates: None  # its start would be most of what is killed
 from tests.pipelines.worlds import full_schema
 root, first, last = sys.argv[1:]
 print("ready", flush=True)
@@ -146,7 +146,7 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, m
     def refuse(*_: object) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("genrank.pipelines.build.gate", refuse)
+    monkeypatch.setattr("genrank.pipelines.quality.gate", refuse)
     with pytest.raises(UserError):
         build(config)
     assert SampleManifest.read(tmp_path / "out" / "samples" / f"dt={days[0]}") == old
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genrank.pipelines.samples.write_samples", full)
+    monkeypatch.setattr("genrank.pipelines.assemble.write_samples", full)
     with pytest.raises(UserError, match="no space left on the disk"):
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0]))
     assert sample_days(tmp_path / "out" / "samples") == []

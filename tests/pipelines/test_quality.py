@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.quality import INVARIANTS, gate, violations
+from genrank.pipelines.messages import InvariantReport
+from genrank.pipelines.quality import INVARIANTS, QuarantineRate, gate, violations
 from genrank.schemas import UserError
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import sample_files
 from tests.pipelines.worlds import full_schema, write_world
 
@@ -103,26 +104,26 @@ def test_each_broken_invariant_is_counted(
 
 def counts(rows: list[Row]) -> dict[str, int]:
     schema = full_schema()
-    found = violations(pa.Table.from_pylist(rows, arrow_schema(schema)), schema, 0)
-    return {name: found.column(name)[0].as_py() for name in INVARIANTS}
+    return dict(violations(pa.Table.from_pylist(rows, arrow_schema(schema)), schema, 0).broken)
 
 
-def checks(**broken: int) -> pa.Table:
-    return pa.table({"day": [0, 0], "samples": [5, 5], **{name: [0, broken.get(name, 0)] for name in INVARIANTS}})
+def checks(**broken: int) -> list[InvariantReport]:
+    return [InvariantReport(0, 5, dict.fromkeys(INVARIANTS, 0) | found) for found in ({}, broken)]
 
 
 def test_the_gate_names_what_is_broken_and_by_how_much() -> None:
-    gate(checks(), {("clicks", "2026-01-01"): (0.01, 0.05)})
+    gate(checks(), [QuarantineRate("clicks", "2026-01-01", 0.01, 0.05)])
     with pytest.raises(
         UserError, match=r"every history event happened before its window \(3 broken\); nothing was published"
     ):
-        gate(checks(history_before_window=3), {})
+        gate(checks(history_before_window=3), [])
     with pytest.raises(UserError, match=r"'clicks': 20.0% of 2026-01-01's rows are quarantined.*5.0%"):
-        gate(checks(), {("clicks", "2026-01-01"): (0.2, 0.05), ("orders", "2026-01-01"): (0.0, 0.05)})
+        rates = [("clicks", "2026-01-01", 0.2, 0.05), ("orders", "2026-01-01", 0.0, 0.05)]
+        gate(checks(), [QuarantineRate(*rate) for rate in rates])
 
 
 def test_too_many_quarantined_rows_stop_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genrank.pipelines.build.gate", gate)
+    monkeypatch.setattr("genrank.pipelines.quality.gate", gate)
     days = write_world(tmp_path / "data", seed=52, days=1, per_day=100)
     base = full_schema()
     strict = base.replace(sources=tuple(s.replace(max_quarantine_rate=0.001) for s in base.sources))

@@ -13,16 +13,16 @@ from genrank.pipelines.days import day_number, dt_of
 from genrank.schemas import (
     Candidates,
     Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     EventLog,
     Events,
+    EventSequence,
     Hashed,
     Label,
     MultiValued,
     Numeric,
     Schema,
-    Sequence,
     Snapshot,
     Sql,
     TimeGap,
@@ -168,24 +168,24 @@ def full_schema(**candidates: object) -> Schema:
             )
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history",
                 events=(
                     Events(source="clicks"),
                     Events(source="orders", name="order"),
-                    Changes(source="users", column="city"),
+                    ChangePoints(source="users", column="city"),
                 ),
                 features=side,
                 max_length=6,
                 lookback="3d",
             ),
-            Sequence(
+            EventSequence(
                 name="realtime",
                 scope="realtime",
                 events=(
                     Events(source="clicks", where="kind = 'deep'"),
                     Events(source="exposures"),
-                    Changes(source="users", column="city"),
+                    ChangePoints(source="users", column="city"),
                 ),
                 features=side,
                 max_length=40,

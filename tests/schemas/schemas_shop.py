@@ -8,23 +8,23 @@ from genrank.schemas import (
     AutoDis,
     Candidates,
     Categorical,
-    Changes,
-    Crossed,
+    ChangePoints,
     CrossFeature,
     Dense,
     Dynamic,
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     Feature,
     FixedBuckets,
     Hashed,
+    HashedCross,
     Label,
     MultiValued,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     Snapshot,
     Sql,
     Table,
@@ -90,9 +90,9 @@ SHOP = Schema(
         tokens="feature",
     ),
     sequences=(
-        Sequence(
+        EventSequence(
             name="history",
-            events=(Events(source="clicks"), Changes(source="users", column="city")),
+            events=(Events(source="clicks"), ChangePoints(source="users", column="city")),
             features=(
                 Categorical(name="item_id", table=ITEMS),
                 Categorical(name="city", vocabulary=Hashed(size=100), dim=8),
@@ -102,7 +102,7 @@ SHOP = Schema(
             ),
             interleave=("dwell",),
         ),
-        Sequence(
+        EventSequence(
             name="realtime",
             scope="realtime",
             events=(Events(source="clicks"),),
@@ -119,7 +119,7 @@ SHOP = Schema(
             Numeric(name="price", transform=AutoDis(buckets=8, dim=4)),
             TimePart(name="hour", part="hour"),
             TimeGap(name="age", column="items.listed_at"),
-            Crossed(name="city_category", of=("user.city", "category"), vocabulary=Hashed(size=1000), dim=8),
+            HashedCross(name="city_category", of=("user.city", "category"), vocabulary=Hashed(size=1000), dim=8),
             CrossFeature(
                 name="clicks_7d", op="count", source="clicks", keys=("user_id", "items.category"), window="7d"
             ),

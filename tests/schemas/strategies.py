@@ -1,4 +1,4 @@
-"""Random valid schemas, for property tests of any room: `from strategies import schemas`, then `@given(schemas())`.
+"""Random valid schemas, for property tests of any package: `from strategies import schemas`, then `@given(schemas())`.
 
 Every kind of source, feature, vocabulary, transform, table sharing, sequence and label is drawn. One type per column name in
 the whole schema keeps joins, keys and merged sequences valid.
@@ -15,26 +15,26 @@ from genrank.schemas import (
     AutoDis,
     Candidates,
     Categorical,
-    Changes,
-    Crossed,
+    ChangePoints,
     CrossFeature,
     Dense,
     Dynamic,
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     Feature,
     FixedBuckets,
     Hashed,
+    HashedCross,
     Identity,
     Label,
-    Log,
+    Log1p,
     MultiValued,
     Normal,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     Snapshot,
     SparseOptimizer,
     Sql,
@@ -75,7 +75,7 @@ TEXTS = st.one_of(
 def transforms() -> st.SearchStrategy:
     boundaries = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
     return st.one_of(
-        st.just(Log()),
+        st.just(Log1p()),
         st.builds(Dense, shift=st.floats(-10, 10), scale=POSITIVE),
         st.builds(FixedBuckets, boundaries=boundaries, dim=DIMS),
         st.builds(QuantileBuckets, buckets=st.integers(2, 20), dim=DIMS),
@@ -200,7 +200,7 @@ class _Drawing:
             space = {"table": self.draw(st.sampled_from(self.shared["crossed ids"]))}
             own = {"vocabulary": Hashed(size=self.draw(st.integers(1, 500))), "dim": self.draw(DIMS)}
             found.append(
-                Crossed(name=f"{group}_crossed", of=tuple(ids[:3]), **self.draw(st.sampled_from([space, own])))
+                HashedCross(name=f"{group}_crossed", of=tuple(ids[:3]), **self.draw(st.sampled_from([space, own])))
             )
         return found
 
@@ -290,7 +290,7 @@ def schemas(draw: Draw, *, max_features: int = 6) -> Schema:
     sequences = []
     for name in draw(st.lists(st.sampled_from(["history", "long", "realtime"]), unique=True, max_size=3)):
         sources = draw(st.lists(st.sampled_from(actions), min_size=1, max_size=2, unique_by=lambda log: log.name))
-        events: list[Events | Changes] = [
+        events: list[Events | ChangePoints] = [
             Events(
                 source=log.name,
                 name=draw(st.sampled_from([None, f"seen_{log.name}"])),
@@ -303,10 +303,10 @@ def schemas(draw: Draw, *, max_features: int = 6) -> Schema:
             merged |= joined(log.columns)
         users = next((s for s in states if s.name == "users"), None)
         if users and draw(st.booleans()):
-            events.append(Changes(source="users", column=draw(st.sampled_from(sorted(users.columns)))))
+            events.append(ChangePoints(source="users", column=draw(st.sampled_from(sorted(users.columns)))))
         features = d.features(merged, least=1, group=name)
         sequences.append(
-            Sequence(
+            EventSequence(
                 name=name,
                 scope="realtime" if name == "realtime" else "history",
                 events=tuple(events),

@@ -19,6 +19,7 @@ from genrank.schemas import (
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Hashed,
     Identity,
@@ -26,11 +27,10 @@ from genrank.schemas import (
     MultiValued,
     Numeric,
     Schema,
-    Sequence,
     Snapshot,
     UserError,
 )
-from genrank.schemas.check import Checked, check
+from genrank.schemas.review.check import Checked, check
 
 EVENT = {"user_id": "int64", "item_id": "int64", "ts": "int64"}
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -63,7 +63,7 @@ def schema(**vocabularies: object) -> Schema:
             ),
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history",
                 events=(Events(source="buys"),),
                 features=(Categorical(name="item_id", vocabulary=given["item_id"], dim=4),),
@@ -290,11 +290,11 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_found(world: Path, defect: str) -> None:
-    plant, told = DEFECTS[defect]
+    plant, report = DEFECTS[defect]
     plant(world)
     checked = check(schema(), world)
     lines = [str(finding) for finding in checked.findings]
-    assert any(told in line for line in lines), lines
+    assert any(report in line for line in lines), lines
     assert checked.ok == (not any(line.startswith("error") for line in lines))
     assert len(lines) <= 3, lines
 
@@ -317,9 +317,9 @@ VOCABULARIES = {
 
 @pytest.mark.parametrize("case", VOCABULARIES)
 def test_cardinality_is_held_against_the_vocabulary(world: Path, case: str) -> None:
-    given, told = VOCABULARIES[case]
+    given, report = VOCABULARIES[case]
     lines = [str(finding) for finding in check(schema(**given), world).findings]
-    assert any(told in line for line in lines), lines
+    assert any(report in line for line in lines), lines
 
 
 def test_a_sample_is_bounded_and_spread_over_files(world: Path) -> None:

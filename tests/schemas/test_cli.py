@@ -14,10 +14,11 @@ from schemas_shop import SHOP, candidates
 from strategies import schemas
 from typer.testing import CliRunner, Result
 
+from genrank.command.schema import app
 from genrank.schemas import Numeric, Schema, UserError, load_schema, to_json
-from genrank.schemas.cli import app
-from genrank.schemas.contract import arrow_schema
-from genrank.schemas.docs import feature_page, in_words, lineage_picture
+from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.present.docs import feature_page
+from genrank.schemas.present.lineage_picture import lineage_picture
 
 
 @pytest.fixture
@@ -42,16 +43,16 @@ def test_check_of_the_declaration_alone(shop: Path) -> None:
 
 
 def test_check_of_sources_ends_with_status_1_on_errors(shop: Path, tmp_path: Path) -> None:
-    told = run("check", "--schema", shop, "--data", tmp_path, "--columns", status=1)
-    assert "error: exposures: there is no folder" in told
-    assert re.search(r"^7 errors, 0 warnings, \d+ pieces of advice$", told, re.M)
+    report = run("check", "--schema", shop, "--data", tmp_path, "--columns", status=1)
+    assert "error: exposures: there is no folder" in report
+    assert re.search(r"^7 errors, 0 warnings, \d+ pieces of advice$", report, re.M)
 
 
 def test_diff_groups_changes_by_cost_and_can_refuse(shop: Path, tmp_path: Path) -> None:
     more = candidates(Numeric(name="list_price", column="items.price")).replace(utc_offset="+00:00")
     (tmp_path / "more.json").write_text(to_json(more))
-    told = run("diff", shop, tmp_path / "more.json").splitlines()
-    assert told == [
+    report = run("diff", shop, tmp_path / "more.json").splitlines()
+    assert report == [
         "rebuild samples: `genrank build` the days you train and evaluate on, then train --from-checkpoint",
         "  candidates.list_price: added",
         "      candidates.list_price of every day; its inputs start fresh, every other weight carries over",
@@ -162,11 +163,11 @@ def test_any_schema_has_a_page_without_overlaps(schema: Schema) -> None:
     for one, other in picture.edges:
         assert {one, other} <= picture.nodes.keys()
     features = [f for _, own in schema.groups() for f in own]
-    assert all(in_words(feature) for feature in features)
+    assert all(feature.value_in_words() for feature in features)
 
 
-def test_values_are_told_in_words() -> None:
-    words = {feature.name: in_words(feature) for feature in SHOP.candidates.features}
+def test_values_are_reported_in_words() -> None:
+    words = {feature.name: feature.value_in_words() for feature in SHOP.candidates.features}
     assert words["item_ctr"] == "rate of clicks over exposures by item_id in 30d, towards 0.05 with strength 20"
     assert words["last_item"] == "last of item_id in purchases by user_id in 90d"
     assert words["city_category"] == "user.city × category"

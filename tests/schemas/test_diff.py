@@ -27,10 +27,10 @@ from genrank.schemas import (
     Table,
     Training,
 )
-from genrank.schemas.diff import carried_rows, compatible_samples, diff, require_samples
+from genrank.schemas.derive.fingerprints import model_meaning, samples_meaning
 from genrank.schemas.errors import UserError
-from genrank.schemas.meaning import model_meaning, samples_meaning
-from genrank.schemas.tables import LogicalTable
+from genrank.schemas.review.diff import carried_rows, compatible_samples, diff, require_samples
+from genrank.schemas.table import LogicalTable
 
 
 def feature(group: str, name: str, **changes: object) -> Schema:
@@ -188,12 +188,12 @@ ONE_CHANGE: dict[str, tuple[Callable[[], Schema], str]] = {
 
 
 @pytest.mark.parametrize("change", ONE_CHANGE)
-def test_one_change_is_told_with_its_cost(change: str) -> None:
-    make, told = ONE_CHANGE[change]
+def test_one_change_is_reported_with_its_cost(change: str) -> None:
+    make, report = ONE_CHANGE[change]
     new = make()
     changes = [str(c) for c in diff(SHOP, new)]
-    assert any(told in line for line in changes), changes
-    dearest = told.split(" | ")[-1].split(":")[0] if " | " in told else told.split(":")[0]
+    assert any(report in line for line in changes), changes
+    dearest = report.split(" | ")[-1].split(":")[0] if " | " in report else report.split(":")[0]
     assert diff(SHOP, new)[0].cost == dearest
     assert bool(compatible_samples(SHOP, new)) == (dearest == "rebuild")
 
@@ -308,7 +308,7 @@ def test_fingerprints_ignore_order_and_words(schema: Schema, seed: int) -> None:
 @drawn
 @given(schemas(max_features=4), schemas(max_features=4))
 def test_costs_agree_with_the_fingerprints(old: Schema, new: Schema) -> None:
-    """Two unrelated schemas differ in many ways at once: no difference of meaning may go untold, and none be made up."""
+    """Two unrelated schemas differ in many ways at once: no difference of meaning may go unreported, and none be made up."""
     changes = diff(old, new)
     costs = {change.cost for change in changes}
     assert bool(changes) == (old.fingerprint != new.fingerprint)

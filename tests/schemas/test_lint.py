@@ -12,7 +12,7 @@ from strategies import schemas
 from genrank.schemas import (
     AutoDis,
     Categorical,
-    Changes,
+    ChangePoints,
     CrossFeature,
     Dense,
     Dynamic,
@@ -23,11 +23,11 @@ from genrank.schemas import (
     Numeric,
     Schema,
     Table,
-    columns,
 )
-from genrank.schemas.contract import arrow_schema
-from genrank.schemas.lint import lint
-from genrank.schemas.size import sizes
+from genrank.schemas.derive.lineage import lineage
+from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.derive.sizes import sizes
+from genrank.schemas.review.lint import lint
 
 
 def categorical(dim: int = 4, **vocabulary: object) -> Schema:
@@ -58,7 +58,9 @@ ADVICE: dict[str, tuple[Callable[[], Schema], str]] = {
     "change points without their value": (
         lambda: SHOP.replace(
             sequences=(
-                SHOP.sequences[0].replace(events=(*SHOP.sequences[0].events, Changes(source="users", column="age"))),
+                SHOP.sequences[0].replace(
+                    events=(*SHOP.sequences[0].events, ChangePoints(source="users", column="age"))
+                ),
                 SHOP.sequences[1],
             )
         ),
@@ -85,7 +87,7 @@ ADVICE: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a long tail": (
         lambda: candidates(CrossFeature(name="x", op="count", source="clicks", window="1d", transform=Dense())),
-        "candidates.x: count has a long tail, which Dense passes on; use Log or QuantileBuckets",
+        "candidates.x: count has a long tail, which Dense passes on; use Log1p or QuantileBuckets",
     ),
     "a frozen softmax": (
         lambda: candidates(Numeric(name="x", column="price", transform=AutoDis(temperature=0.001))),
@@ -137,9 +139,9 @@ ADVICE: dict[str, tuple[Callable[[], Schema], str]] = {
 
 @pytest.mark.parametrize("case", ADVICE)
 def test_advice_names_place_reason_and_remedy(case: str) -> None:
-    make, told = ADVICE[case]
+    make, report = ADVICE[case]
     advice = lint(make())
-    assert any(line.startswith(told) for line in advice), advice
+    assert any(line.startswith(report) for line in advice), advice
     assert all("\n" not in line for line in advice)
 
 
@@ -149,7 +151,7 @@ def test_a_careful_schema_is_left_in_peace() -> None:
     def shared(features: tuple) -> tuple:
         return tuple(f.replace(table=city, vocabulary=None, dim=None) if f.name == "city" else f for f in features)
 
-    read = columns.lineage(SHOP)
+    read = lineage(SHOP)
     kept = []
     for each in SHOP.sources:
         own = {c: t for c, t in each.columns.items() if (each.name, c) in read or c in ("user_id", "ts", "p_click")}

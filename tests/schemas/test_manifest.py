@@ -10,7 +10,7 @@ import pytest
 from schemas_shop import SHOP
 
 from genrank.schemas import Numeric, Schema, UserError
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import Counts, DataFile, SampleManifest, built_schema, sample_files
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from genrank.command.schema import app
 from genrank.schemas import Schema
-from genrank.schemas.cli import app
-from genrank.schemas.diff import diff
 from genrank.schemas.expression import FUNCTIONS
-from genrank.schemas.lint import lint
+from genrank.schemas.review.diff import diff
+from genrank.schemas.review.lint import lint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

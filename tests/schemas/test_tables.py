@@ -10,19 +10,20 @@ from genrank.schemas import (
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Identity,
     Label,
     Numeric,
     QuantileBuckets,
     Schema,
-    Sequence,
     SparseOptimizer,
     Table,
     TimeGap,
     TimePart,
 )
-from genrank.schemas.tables import LogicalTable, logical_tables, table_name, transform_of
+from genrank.schemas.derive.tables import logical_tables, table_name
+from genrank.schemas.table import LogicalTable
 
 ITEMS = Table(name="items", dim=16, vocabulary=Dynamic(capacity=1000), optimizer=SparseOptimizer(kind="rowwise_adam"))
 
@@ -45,7 +46,7 @@ def schema() -> Schema:
             ),
         ),
         sequences=(
-            Sequence(
+            EventSequence(
                 name="history",
                 events=(Events(source="clicks", name="click"), Events(source="exposures", where="price > 1")),
                 features=(Categorical(name="item_id", table=ITEMS), TimeGap(name="gap")),
@@ -99,6 +100,6 @@ def test_bytes_count_special_rows_and_optimizer_state() -> None:
 def test_numbers_that_are_not_bucketed_look_nothing_up() -> None:
     by_name = {feature.name: feature for feature in schema().candidates.features}
     assert table_name("candidates", by_name["ctr"]) is None
-    assert transform_of(by_name["ctr"]).kind == "dense"  # a rate's default; other statistics default to log
+    assert by_name["ctr"].number_transform.kind == "dense"  # a rate's default; other statistics default to log
     assert table_name("candidates", by_name["item_id"]) == "items"
-    assert transform_of(by_name["item_id"]) is None
+    assert by_name["item_id"].number_transform is None

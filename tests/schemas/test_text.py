@@ -12,8 +12,8 @@ from schemas_shop import SHOP
 from strategies import schemas
 
 from genrank.schemas import Schema, UserError, from_json, from_yaml, load_schema, to_json, to_yaml
-from genrank.schemas.contract import SCHEMA_KEY, arrow_schema
-from genrank.schemas.text import json_schema
+from genrank.schemas.derive.sample_schema import SCHEMA_KEY, arrow_schema
+from genrank.schemas.present.serialization import json_schema
 
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -168,9 +168,9 @@ YAML_MISTAKES = {
 def test_a_mistake_in_yaml_is_one_line(tmp_path: Path, mistake: str) -> None:
     old, new, message = YAML_MISTAKES[mistake]
     path = edited(tmp_path, old, new)
-    told = "\n".join(refused(path))
-    assert message in told and told.startswith(f"--schema {path}: ")
-    assert "pydantic" not in told and "Value error" not in told and len(told.splitlines()) == 1
+    report = "\n".join(refused(path))
+    assert message in report and report.startswith(f"--schema {path}: ")
+    assert "pydantic" not in report and "Value error" not in report and len(report.splitlines()) == 1
 
 
 def test_several_mistakes_in_json_are_a_line_each(tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_a_mistake_in_python_names_its_line(tmp_path: Path, mistake: str) -> Non
     code, message = PYTHON_MISTAKES[mistake]
     path = tmp_path / "shop.py"
     path.write_text(code)
-    told = refused(path)
-    assert len(told) == 1 and message in told[0] and told[0].startswith(f"--schema {path}")
+    report = refused(path)
+    assert len(report) == 1 and message in report[0] and report[0].startswith(f"--schema {path}")
 
 
 def test_a_file_that_is_no_schema(tmp_path: Path) -> None:

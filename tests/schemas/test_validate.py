@@ -1,4 +1,4 @@
-"""Validation that teaches: distinct mistakes, each told in one line that names the place and the remedy."""
+"""Validation that teaches: distinct mistakes, each said in one line that names the place and the remedy."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from schemas_shop import ITEMS, SHOP, candidates, label, sequence, source, user
 from genrank.schemas import (
     AutoDis,
     Categorical,
-    Changes,
-    Crossed,
+    ChangePoints,
     CrossFeature,
     Dense,
     Dynamic,
     Enumerated,
     EventLog,
     Events,
+    EventSequence,
     FixedBuckets,
     Hashed,
+    HashedCross,
     Identity,
     Label,
-    Log,
+    Log1p,
     MultiValued,
     Numeric,
     Schema,
-    Sequence,
     Snapshot,
     SparseOptimizer,
     Sql,
@@ -363,24 +363,24 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     # ------------------------------------------------------------------ features: crossed
     "crossing an unknown feature": (
-        lambda: candidates(Crossed(name="x", of=("tab", "user.cty"), vocabulary=Hashed(size=9), dim=4)),
+        lambda: candidates(HashedCross(name="x", of=("tab", "user.cty"), vocabulary=Hashed(size=9), dim=4)),
         "candidates.x: of names unknown feature 'user.cty'; did you mean 'user.city'?",
     ),
     "crossing a number": (
-        lambda: candidates(Crossed(name="x", of=("tab", "price"), vocabulary=Hashed(size=9), dim=4)),
+        lambda: candidates(HashedCross(name="x", of=("tab", "price"), vocabulary=Hashed(size=9), dim=4)),
         "candidates.x: 'price' is a Numeric feature; only ids cross: Categorical, or Sql with a vocabulary",
     ),
     "crossing itself": (
-        lambda: candidates(Crossed(name="x", of=("tab", "x"), vocabulary=Hashed(size=9), dim=4)),
+        lambda: candidates(HashedCross(name="x", of=("tab", "x"), vocabulary=Hashed(size=9), dim=4)),
         "candidates.x: a crossed feature can't be made of itself",
     ),
     "crossing twice": (
-        lambda: candidates(Crossed(name="x", of=("tab", "tab"), vocabulary=Hashed(size=9), dim=4)),
+        lambda: candidates(HashedCross(name="x", of=("tab", "tab"), vocabulary=Hashed(size=9), dim=4)),
         "candidates.x: of names 'tab' twice",
     ),
     "crossed ids in an indexed table": (
         lambda: candidates(
-            Crossed(name="x", of=("tab", "user.city"), table=Table(name="t", dim=4, vocabulary=Identity(size=9)))
+            HashedCross(name="x", of=("tab", "user.city"), table=Table(name="t", dim=4, vocabulary=Identity(size=9)))
         ),
         "candidates.x: crossed ids are hashes; the vocabulary of table 't' must be Hashed or Dynamic",
     ),
@@ -487,7 +487,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         "candidates.x: count is a number and takes no table; bucket it with transform=QuantileBuckets(...)",
     ),
     "a table and a transform": (
-        lambda: cross(op="last", value="item_id", table=ITEMS, transform=Log()),
+        lambda: cross(op="last", value="item_id", table=ITEMS, transform=Log1p()),
         "candidates.x: both table and transform are given; a table for an id, a transform for a number",
     ),
     # ------------------------------------------------------------------ features: SQL
@@ -528,7 +528,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         "candidates.x: a feature can't be of type timestamp; declare an id, a list of ids or a number",
     ),
     "SQL with a vocabulary and a transform": (
-        lambda: sql("tab || '!'", "string", vocabulary=Hashed(size=9), dim=4, transform=Log()),
+        lambda: sql("tab || '!'", "string", vocabulary=Hashed(size=9), dim=4, transform=Log1p()),
         "candidates.x: both a vocabulary and a transform are given; a vocabulary for an id, a transform for a number",
     ),
     "SQL across the sources of a sequence": (
@@ -571,7 +571,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
                     events=(
                         Events(source="clicks"),
                         Events(source="clicks", where="dwell > 1"),
-                        Changes(source="users", column="city"),
+                        ChangePoints(source="users", column="city"),
                     )
                 ),
                 SHOP.sequences[1],
@@ -583,7 +583,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         lambda: SHOP.replace(
             sequences=(
                 SHOP.sequences[0].replace(
-                    events=(Events(source="clicks", where="dwelt > 1"), Changes(source="users", column="city"))
+                    events=(Events(source="clicks", where="dwelt > 1"), ChangePoints(source="users", column="city"))
                 ),
                 SHOP.sequences[1],
             )
@@ -594,32 +594,34 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         lambda: SHOP.replace(
             sequences=(
                 SHOP.sequences[0].replace(
-                    events=(Events(source="clicks"), Changes(source="purchases", column="coupon", name="city"))
+                    events=(Events(source="clicks"), ChangePoints(source="purchases", column="coupon", name="city"))
                 ),
                 SHOP.sequences[1],
             )
         ),
-        "sequence history: Changes of 'purchases', an event log; use Events(source='purchases'), or name a snapshot keyed by the user",
+        "sequence history: ChangePoints of 'purchases', an event log; use Events(source='purchases'), or name a snapshot keyed by the user",
     ),
     "changes of something else than the user": (
         lambda: SHOP.replace(
             sequences=(
-                SHOP.sequences[0].replace(events=(Events(source="clicks"), Changes(source="items", column="category"))),
+                SHOP.sequences[0].replace(
+                    events=(Events(source="clicks"), ChangePoints(source="items", column="category"))
+                ),
                 SHOP.sequences[1],
             )
         ),
-        "sequence history: Changes of 'items', which is keyed by 'item_id', not by the user ('user_id')",
+        "sequence history: ChangePoints of 'items', which is keyed by 'item_id', not by the user ('user_id')",
     ),
     "changes of an unknown column": (
         lambda: SHOP.replace(
             sequences=(
                 SHOP.sequences[0].replace(
-                    events=(Events(source="clicks"), Changes(source="users", column="town", name="city"))
+                    events=(Events(source="clicks"), ChangePoints(source="users", column="town", name="city"))
                 ),
                 SHOP.sequences[1],
             )
         ),
-        "sequence history: Changes column 'town' is not in users; there is age, city, user_id",
+        "sequence history: ChangePoints column 'town' is not in users; there is age, city, user_id",
     ),
     "interleaving an unknown feature": (
         lambda: SHOP.replace(sequences=(SHOP.sequences[0].replace(interleave=("dwel",)), SHOP.sequences[1])),
@@ -744,21 +746,23 @@ def test_a_mistake_is_named_with_its_place_and_remedy(mistake: str) -> None:
     make, message = MISTAKES[mistake]
     with pytest.raises(SchemaError) as raised:
         make()
-    assert any(told.startswith(message) or message in told for told in raised.value.mistakes), raised.value.mistakes
-    for told in raised.value.mistakes:
-        assert "\n" not in told and len(told) < 400
+    assert any(report.startswith(message) or message in report for report in raised.value.mistakes), (
+        raised.value.mistakes
+    )
+    for report in raised.value.mistakes:
+        assert "\n" not in report and len(report) < 400
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_mistake_is_told_once(mistake: str) -> None:
+def test_one_mistake_is_reported_once(mistake: str) -> None:
     """One slip may break several features, but a reader shouldn't wade through echoes of it in other words."""
     with pytest.raises(SchemaError) as raised:
         MISTAKES[mistake][0]()
-    places = [told.split(":")[0] for told in raised.value.mistakes]
+    places = [report.split(":")[0] for report in raised.value.mistakes]
     assert len(raised.value.mistakes) <= len(set(places)) + 1, raised.value.mistakes
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(UserError) as raised:
         SHOP.replace(
             sources=tuple(s.replace(path="nowhere") if s.name == "visits" else s for s in SHOP.sources),
@@ -778,9 +782,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_the_shop_itself_has_no_mistake_and_uses_every_kind() -> None:
     kinds = {type(feature) for _, features in SHOP.groups() for feature in features}
-    assert kinds == {Categorical, MultiValued, Numeric, TimePart, TimeGap, Crossed, CrossFeature, Sql}
+    assert kinds == {Categorical, MultiValued, Numeric, TimePart, TimeGap, HashedCross, CrossFeature, Sql}
     assert {type(s) for s in SHOP.sources} == {EventLog, Snapshot}
-    assert isinstance(SHOP.sequences[0], Sequence)
+    assert isinstance(SHOP.sequences[0], EventSequence)
 
 
 def test_a_changed_copy_is_checked_and_has_its_own_fingerprint() -> None:

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # pytest's importlib mode puts no test folder on the path; the generator of random samples lives beside the tests.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import genrank.schemas as s
-from genrank.schemas.contract import arrow_schema, leaves
+from genrank.schemas.derive.sample_schema import arrow_schema, leaves
+from genrank.schemas.derive.tables import event_names, logical_tables
+from genrank.schemas.ids import MISSING_ID, hash_string
 from genrank.schemas.schema import CANDIDATES, USER
-from genrank.schemas.tables import event_names, logical_tables
-from genrank.schemas.vocabulary import MISSING_ID, hash_string
 
 DAY_MS = 86_400_000
 

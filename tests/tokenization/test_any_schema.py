@@ -13,7 +13,7 @@ from strategies import schemas
 
 from genrank.schemas.schema import Schema
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.features import quantile_features
+from genrank.tokenization.features import fitted_features
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
@@ -29,7 +29,7 @@ def test_reads_embeds_and_learns(schema: Schema, seed: int, view: str) -> None:
         root = Path(folder)
         publish(root, schema, DAY, random_table(schema, DAY, 6, seed, max_candidates=5))
         boundaries = fit_boundaries(root, schema, [DAY])
-        assert set(boundaries) == {f"{g}.{n}" for g, n, _ in quantile_features(schema)}
+        assert set(boundaries) == {f"{g}.{n}" for g, n, _ in fitted_features(schema)}
         batch = next(iter(SampleReader(root, schema, [DAY], view=view, token_budget=10**9)))  # type: ignore[arg-type]
     found = []
     for merge in (True, False):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genrank.schemas as s
-from genrank.schemas.tables import LogicalTable
-from genrank.schemas.vocabulary import MISSING_ID
+from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.table import LogicalTable
 from genrank.tokenization.dynamic import EVICTED_SHARE, DynamicVocabulary
 
 

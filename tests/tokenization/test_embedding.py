@@ -18,9 +18,10 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.checkpoint import load_tables, save_tables
 from genrank.tokenization.embedding import Embeddings, pool
+from genrank.tokenization.initial_rows import initial_rows
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.torch_tables import EPS, StatePlace, initial_rows
+from genrank.tokenization.table_backend import EPS, StatePlace
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -78,7 +79,7 @@ def test_every_vector_is_the_row_the_plan_says(batches: list[Batch]) -> None:
         if lookup.pooling is None:
             encoder = embeddings.encoders[embeddings.groups.index(lookup.group)]
             at = [each for each in plan.lookups_of(lookup.group) if not each.pooling].index(lookup)
-            rows = encoder(batches[0]).rows[at]
+            rows = encoder(batches[0])[0][at]
             weight = embeddings.tables.shards(lookup.merged)[0].weight
             assert torch.equal(out[f"{lookup.group}.{lookup.feature}"], weight[rows])
 
@@ -279,7 +280,7 @@ def test_pool(rows: list[list[float]], mean: bool) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.permutations(["a", "b", "c"]), st.integers(1, 3))
 def test_initial_rows_depend_on_name_and_row_alone(names: list[str], dim: int) -> None:
-    from genrank.schemas.tables import LogicalTable
+    from genrank.schemas.table import LogicalTable
     from genrank.tokenization.plan import MergedTable
 
     members = tuple(LogicalTable(name, (f"user.{name}",), dim, s.Identity(size=ord(name) % 5 + 1)) for name in names)

@@ -16,15 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_samples import BOUNDARIES, demo_schema, random_table, write_random_samples
 
-import genrank.schemas as s
 from genrank.schemas.errors import UserError
-from genrank.schemas.vocabulary import MISSING_ID, hash_string
+from genrank.schemas.ids import MISSING_ID, hash_string
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.features import GroupEncoder, Vocabularies, cross, mix, running_max, time_part
+from genrank.tokenization.feature_kinds.times import running_max, time_part
+from genrank.tokenization.features import GroupEncoder, GroupInputs
+from genrank.tokenization.hashing import combine_ids, splitmix64
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.transforms.autodis import AutoDisInputs
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema(utc_offset="+05:30")
@@ -44,23 +46,24 @@ def stored() -> list[dict[str, Any]]:
 
 def rows_of(batch: Batch, group: str, feature: str) -> list[Any]:
     """Logical rows, per row of the group."""
-    encoded = GroupEncoder(PLAN, group, BOUNDARIES)(batch)
+    rows, lists = GroupEncoder(PLAN, group, BOUNDARIES)(batch)
     lookups = PLAN.lookups_of(group)
     lookup = next(each for each in lookups if each.feature == feature)
     if lookup.pooling:
-        ragged = encoded.ragged[feature]
+        ragged = lists[feature]
         values = (ragged.values - lookup.start).tolist()
         offsets = ragged.offsets.tolist()
         return [values[a:b] for a, b in itertools.pairwise(offsets)]
     at = [each for each in lookups if not each.pooling].index(lookup)
-    return (encoded.rows[at] - lookup.start).tolist()  # type: ignore[no-any-return]
+    return (rows[at] - lookup.start).tolist()  # type: ignore[no-any-return]
 
 
 def numbers_of(batch: Batch, group: str, feature: str) -> list[tuple[float, float]]:
     """(transformed value, missing flag), per row of the group."""
-    encoder = GroupEncoder(PLAN, group, BOUNDARIES)
-    at = encoder.number_names.index(feature)
-    return [tuple(pair) for pair in encoder(batch).numbers[:, 2 * at : 2 * at + 2].tolist()]
+    inputs, encoder = GroupInputs(PLAN, group), GroupEncoder(PLAN, group, BOUNDARIES)
+    at = [name for name, _ in inputs.widths].index(feature)
+    (columns,) = inputs(inputs.prepare(encoder, batch))
+    return [tuple(pair) for pair in columns[:, 2 * at : 2 * at + 2].tolist()]
 
 
 def events(stored: list[dict[str, Any]], group: str, leaf: str) -> list[Any]:
@@ -136,43 +139,15 @@ def test_crossed_with_the_user(batch: Batch, stored: list[dict[str, Any]]) -> No
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
-def test_mix_is_splitmix64(values: list[int]) -> None:
-    assert mix(torch.tensor(values)).tolist() == [mix_int(v) for v in values]
-
-
-@given(st.data())
-def test_vocabularies_together_equal_each_alone(data: st.DataObject) -> None:
-    ids = st.integers(-(2**63), 2**63 - 1)
-    one = st.one_of(
-        st.builds(s.Identity, size=st.integers(1, 20)),
-        st.builds(s.Hashed, size=st.integers(1, 2**40)),
-        st.lists(ids.filter(lambda v: v != MISSING_ID), min_size=1, max_size=5, unique=True).map(
-            lambda values: s.Enumerated(values=tuple(values))
-        ),
-        st.builds(s.Dynamic, capacity=st.just(5)),
-    )
-    vocabularies = data.draw(st.lists(one, min_size=1, max_size=6))
-    n = data.draw(st.integers(0, 8))
-    some = st.one_of(st.integers(-2, 22), ids, st.just(MISSING_ID))
-    table = [data.draw(st.lists(some, min_size=n, max_size=n)) for _ in vocabularies]
-    got = Vocabularies(vocabularies)(torch.tensor(table, dtype=torch.int64).view(len(vocabularies), n)).tolist()
-    for vocabulary, values, rows in zip(vocabularies, table, got, strict=True):
-        if isinstance(vocabulary, s.Dynamic):
-            assert rows == values
-        elif isinstance(vocabulary, s.Hashed):
-            assert rows == [hashed(v, vocabulary.size) for v in values]
-        elif isinstance(vocabulary, s.Identity):
-            assert rows == [0 if v == MISSING_ID else 2 + v if 0 <= v < vocabulary.size else 1 for v in values]
-        else:
-            at = {v: 2 + i for i, v in enumerate(vocabulary.values)} | {MISSING_ID: 0}
-            assert rows == [at.get(v, 1) for v in values]
+def test_splitmix64(values: list[int]) -> None:
+    assert splitmix64(torch.tensor(values)).tolist() == [mix_int(v) for v in values]
 
 
 def test_cross_depends_on_the_order() -> None:
     a, b = torch.tensor([1, 2, MISSING_ID]), torch.tensor([2, 1, MISSING_ID])
-    assert cross([a, b])[0] != cross([b, a])[0]
-    assert cross([a, b])[0] == cross([b, a])[1]
-    assert cross([a, b])[2] == MISSING_ID
+    assert combine_ids([a, b])[0] != combine_ids([b, a])[0]
+    assert combine_ids([a, b])[0] == combine_ids([b, a])[1]
+    assert combine_ids([a, b])[2] == MISSING_ID
 
 
 # ---------------------------------------------------------------------- numbers
@@ -180,12 +155,6 @@ def test_cross_depends_on_the_order() -> None:
 
 def test_fixed_buckets(batch: Batch, stored: list[dict[str, Any]]) -> None:
     assert rows_of(batch, "user", "age") == [bucket(r["user"]["age"], [18.0, 30.0, 45.0, 60.0]) for r in stored]
-
-
-def test_boundaries_belong_to_the_upper_bucket() -> None:
-    encoder = GroupEncoder(PLAN, "user", BOUNDARIES)
-    x = torch.tensor([[17.9, 18.0, 60.0, torch.inf, -torch.inf, torch.nan]]).double()
-    assert encoder._bucket_rows(x).tolist() == [[2, 3, 6, 6, 2, 0]]
 
 
 def test_quantile_buckets(batch: Batch, stored: list[dict[str, Any]]) -> None:
@@ -201,7 +170,9 @@ def test_dense_and_log_numbers(batch: Batch, stored: list[dict[str, Any]], featu
 
 
 def test_autodis_reads_the_log(batch: Batch, stored: list[dict[str, Any]]) -> None:
-    soft = GroupEncoder(PLAN, "history", BOUNDARIES)(batch).soft[:, 0]
+    inputs = GroupInputs(PLAN, "history")
+    numbers = inputs.prepare(GroupEncoder(PLAN, "history", BOUNDARIES), batch)
+    soft = numbers[list(inputs.families).index(AutoDisInputs.STATE_NAME)][0]
     wanted = torch.tensor([signed_log(v) for v in events(stored, "history", "watched")])
     torch.testing.assert_close(soft, wanted.float(), equal_nan=True)
 

@@ -7,14 +7,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_samples import demo_schema, publish, random_table
 
-from genrank.schemas.contract import arrow_schema
+from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import Schema
+from genrank.tokenization.lengths import SampleLengths
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.sample_columns import SampleColumns
+from genrank.tokenization.views import view_of
 
 DATES = ["2026-01-01", "2026-01-02"]
 PLAIN = demo_schema()
@@ -76,7 +82,7 @@ def test_steps_counted_are_steps_taken(
     world_size: int,
     accumulate: int,
 ) -> None:
-    from genrank.model.resume import steps_of_batches
+    from genrank.model.checkpoint_manager import steps_of_batches
 
     epochs = range(2)
     with tempfile.TemporaryDirectory() as folder:
@@ -94,3 +100,20 @@ def test_steps_counted_are_steps_taken(
     steps = sum(math.ceil(max(own[epoch] for own in taken) / accumulate) for epoch in epochs)
     assert steps_of_batches(counted, accumulate) == steps
     assert [min(sum(own), 3) for own in limited] == [min(sum(own), 3) for own in taken]
+
+
+@pytest.mark.parametrize("view", ["user_day", "request", "session"])
+@pytest.mark.parametrize("remember", [False, True])
+def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: bool) -> None:
+    publish_some(tmp_path, PLAIN, [30, 0], row_group=8, files=2, bare=5, seed=1)
+    units = SampleReader(tmp_path, PLAIN, DATES[:1]).row_groups
+    columns = SampleColumns(PLAIN)
+    lengths = SampleLengths(columns, view, remember=remember)
+    for window in (units[:2], units[2:], units[::-1]):
+        views = [
+            view_of(columns.stored_rows(pq.ParquetFile(unit.path).read_row_group(unit.number)), PLAIN, view)
+            for unit in window
+        ]
+        tokens, ranked = lengths.of(window)
+        np.testing.assert_array_equal(tokens, np.concatenate([each.tokens for each in views]))
+        np.testing.assert_array_equal(ranked, np.concatenate([each.end > each.begin for each in views]))

@@ -1,9 +1,8 @@
-"""Plans of random schemas: rows never overlap, merging is by class, and what is told about a plan is true."""
+"""Plans of random schemas: rows never overlap, merging is by class, and what a plan explains is true."""
 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,14 @@ from rich.console import Console
 from strategies import schemas
 
 import genrank.schemas as s
+from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.errors import UserError
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.schema import Schema
-from genrank.schemas.tables import logical_tables
-from genrank.schemas.vocabulary import MISSING_ID
-from genrank.tokenization.explain import lints, render
-from genrank.tokenization.observed import ObservedIds, observe_ids
+from genrank.tokenization.explain import PlanExplanation, explain, plan_warnings
+from genrank.tokenization.id_statistics import ObservedIds, observe_ids
 from genrank.tokenization.plan import MAX_ROWS, make_plan, merge_key, tokens_per_row
+from genrank.tokenization.present.plan import COLUMNS, render, table_rows
 
 some = settings(
     max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None
@@ -56,13 +56,13 @@ def test_merged_if_and_only_if_the_class_is_equal(schema: Schema) -> None:
 @given(schemas(max_features=6))
 def test_every_reader_of_a_table_looks_up_there(schema: Schema) -> None:
     plan = make_plan(schema)
-    told = {f"{l.group}.{l.feature}": (l.table, l.merged, l.start, l.dim) for l in plan.lookups}
+    found = {f"{l.group}.{l.feature}": (l.table, l.merged, l.start, l.dim) for l in plan.lookups}
     wanted = {
         feature: (table.name, plan.logical[table.name][1].name, plan.start_of(table.name), table.dim)
         for table in logical_tables(schema)
         for feature in table.features
     }
-    assert told == wanted
+    assert found == wanted
     for group, _ in schema.groups():
         order = [(plan.tables.index(plan.by_name[l.merged]), l.feature) for l in plan.lookups_of(group)]
         assert order == sorted(order)
@@ -77,18 +77,18 @@ def test_the_plan_does_not_depend_on_the_order_of_declaration(schema: Schema) ->
 
 @some
 @given(schemas(max_features=6))
-def test_explain_is_plain_data_that_adds_up(schema: Schema) -> None:
+def test_the_explanation_adds_up(schema: Schema) -> None:
     plan = make_plan(schema)
-    told = json.loads(json.dumps(plan.explain(world_size=3)))
-    assert len(told["rows"]) == len(plan.tables) and all(len(row) == len(told["columns"]) for row in told["rows"])
-    assert len(told["refusals"]) == len(plan.tables) * (len(plan.tables) - 1) // 2
-    assert all(each["why"] for each in told["refusals"])
+    found = explain(plan, world_size=3)
+    assert PlanExplanation.model_validate_json(found.model_dump_json()) == found
+    assert len(found.tables) == len(plan.tables) and all(len(row) == len(COLUMNS) for row in table_rows(found))
+    assert len(found.not_merged) == len(plan.tables) * (len(plan.tables) - 1) // 2
+    assert all(pair.why for pair in found.not_merged)
     size = sum(t.weight_bytes + t.optimizer_bytes for t in plan.tables)
-    assert told["bytes"]["weights"] + told["bytes"]["optimizer"] == size
-    assert abs(sum(told["bytes"]["ranks"]) - size) <= 3 * len(plan.tables)
-    assert told["tokens"]["most"] == sum(each["most"] for each in told["tokens"]["groups"].values())
+    assert found.bytes.weights + found.bytes.optimizer == size
+    assert abs(sum(found.bytes.ranks) - size) <= 3 * len(plan.tables)
     page = io.StringIO()
-    Console(file=page, width=160).print(render(told))
+    Console(file=page, width=160).print(render(found))
     assert all(table.name in page.getvalue() for table in plan.tables)
 
 
@@ -104,13 +104,13 @@ def test_refusals_say_what_differs() -> None:
             )
         )
     )
-    told = {tuple(each["tables"]): each["why"] for each in make_plan(schema).explain()["refusals"]}  # type: ignore[attr-defined]
-    assert told["d16", "d16_2"] in (
+    found = {pair.tables: pair.why for pair in explain(make_plan(schema)).not_merged}
+    assert found["d16", "d16_2"] in (
         "optimizer rowwise_adagrad and rowwise_adagrad x2",
         "optimizer rowwise_adagrad x2 and rowwise_adagrad",
     )
-    assert "vocabulary static and dynamic" in told["d16", "d16_dynamic"]
-    assert "dim 8 and 16" in told["d8", "d16"]
+    assert "vocabulary static and dynamic" in found["d16", "d16_dynamic"]
+    assert "dim 8 and 16" in found["d8", "d16"]
 
 
 def ids(values: range) -> ObservedIds:
@@ -120,12 +120,12 @@ def ids(values: range) -> ObservedIds:
 def test_lints_ids_that_dont_belong_together() -> None:
     plan = make_plan(demo_schema())
     shared = {"history.item_id": ids(range(100, 150)), "realtime.item_id": ids(range(120, 170))}
-    assert lints(plan, shared) == []
-    told = lints(plan, {**shared, "candidates.last_item": ids(range(9_000, 9_100))})
-    assert len(told) == 2 and told[0].startswith(
+    assert plan_warnings(plan, shared) == []
+    found = plan_warnings(plan, {**shared, "candidates.last_item": ids(range(9_000, 9_100))})
+    assert len(found) == 2 and found[0].startswith(
         "table item is read by history.item_id (ids 100..149) and candidates.last_item (ids 9,000..9,099), which have none in common"
     )
-    assert lints(plan, {"user.tags": ids(range(40, 55))}) == [
+    assert plan_warnings(plan, {"user.tags": ids(range(40, 55))}) == [
         "table user.tags has rows for 0..49 and user.tags holds 40..54: 5 of 15 ids read the unknown row; "
         "raise the size, or use Hashed or Dynamic"
     ]
@@ -146,7 +146,7 @@ def test_observes_every_id_of_the_samples(tmp_path: Path) -> None:
     assert set(found) == {*wanted, "realtime.item_id", "candidates.item_id", "candidates.last_item"}
 
 
-def test_lints() -> None:
+def test_warnings() -> None:
     schema = demo_schema(
         user=s.UserGroup(features=(s.Categorical(name="user_id", vocabulary=s.Dynamic(capacity=100), dim=8),)),
         candidates=s.Candidates(
@@ -157,11 +157,11 @@ def test_lints() -> None:
         ),
     )
     observed = {"user.user_id": ids(range(101)), "candidates.item_id": ids(range(80))}
-    told = lints(make_plan(schema), observed)
-    assert any("user.user_id has capacity for 100 ids and 101 were seen" in each for each in told)
-    assert any("candidates.item_id hashes 80 ids into 100 rows: 55%" in each for each in told)
-    assert any(each.startswith("ids of item_id live in 3 tables") for each in told)
-    assert lints(make_plan(demo_schema()), {}) == []
+    found = plan_warnings(make_plan(schema), observed)
+    assert any("user.user_id has capacity for 100 ids and 101 were seen" in each for each in found)
+    assert any("candidates.item_id hashes 80 ids into 100 rows: 55%" in each for each in found)
+    assert any(each.startswith("ids of item_id live in 3 tables") for each in found)
+    assert plan_warnings(make_plan(demo_schema()), {}) == []
 
 
 def test_refuses_more_rows_than_fit() -> None:

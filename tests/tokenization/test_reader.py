@@ -191,7 +191,7 @@ def test_batches_are_independent_of_how_many_are_gathered_together(root: Path, m
 
 def test_gathered_memory_is_used_again_only_when_free(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr("genrank.tokenization.batch.MANY", 1)
-    monkeypatch.setattr("genrank.tokenization.memory.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("genrank.tokenization.buffer_pool.BLOCK_BYTES", 1 << 16)
     wanted = read(root, token_budget=150)
     kept = list(SampleReader(root, SCHEMA, DATES, token_budget=150))
     for _ in range(2):

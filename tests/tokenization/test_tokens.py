@@ -13,10 +13,10 @@ from random_samples import BOUNDARIES, demo_schema, write_random_samples
 
 import genrank.schemas as s
 from genrank.tokenization.batch import Batch
-from genrank.tokenization.blocks import Block
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.sample_columns import StoredRows
 from genrank.tokenization.tokens import TIME_BUCKETS, Projection, Tokenizer, Tokens, time_bucket
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import causal
@@ -66,11 +66,11 @@ def expected(schema: s.Schema, batch: Batch, b: int) -> list[tuple[int, int, int
     return out
 
 
-def as_block(batch: Batch) -> Block:
+def as_block(batch: Batch) -> StoredRows:
     """A batch as the stored rows it could have come from."""
     labels = batch.labels | {f"{task}_weight": v for task, v in batch.weights.items()}
     labels |= {f"{task}_oracle": v for task, v in batch.oracles.items()}
-    return Block(
+    return StoredRows(
         groups=batch.groups,
         sample_id=pa.array(batch.sample_id),
         user=batch.user,

@@ -1,0 +1,139 @@
+"""What every encoder is: tokens of a batch in, a vector a candidate out; and the same in two parts, for serving.
+
+    forward(tokens)                   -> [C, out_dim]   training and evaluation
+    user_state(sequence, candidates)  -> State          once a request: what belongs to the user alone
+    score(state, candidates)          -> [C, out_dim]   as often as there are candidates to score (HSTU, arXiv:2402.17152, section 3.4)
+
+`forward` equals `score(user_state(...), ...)` of the tokens taken apart by `split`, because no user, history or realtime token sees a
+candidate. One file an encoder: its configuration, its class and its presets; one line in `model.encoders` names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genrank.model.validation import Checked, Positive
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.visibility import CANDIDATE
+from genrank.tokenization.wants import Wants
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Checked):
+    """What the configuration of every encoder has."""
+
+    dim: Positive
+    """Width of a token."""
+
+    @property
+    def out_dim(self) -> int:
+        """Width of a candidate's vector."""
+        return self.dim
+
+    def wants(self) -> Wants:
+        """What the tokenizer makes for this encoder."""
+        return Wants()
+
+    def flops(self, tokens: int, visible_pairs: int) -> int | None:
+        """Floating point operations of one forward pass (a multiply-add is two); None where they aren't counted.
+
+        Args:
+            tokens: over the batch.
+            visible_pairs: (query, key) pairs that the mask lets through, itself included.
+        """
+        return None
+
+
+@dataclass
+class Candidates:
+    """Candidates to score against user states; C of them, each of Tc tokens."""
+
+    x: Tensor
+    """[C, Tc, dim]."""
+    owner: Tensor
+    """[C] int64: the sample of each, a row of the state."""
+    begin: Tensor
+    """[C] int32: the first token of its sample's sequence that the candidate sees."""
+    end: Tensor
+    """[C] int32: one past the last it sees."""
+    timestamps: Tensor
+    """[C] int64 epoch ms."""
+
+
+class Encoder(nn.Module, ABC, Generic[StateT]):
+    """Jagged tokens in, a vector a candidate out.
+
+    Args:
+        config: `config.dim` is the tokens' width, `config.out_dim` that of what comes out.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        """Set by the trainer: drop activations and compute them again in backward, where the encoder can."""
+
+    def shardable_layers(self) -> Sequence[nn.Module]:
+        """The layers, for what treats them one by one (FSDP); none where the encoder is one piece."""
+        return ()
+
+    def shorten(self, tokens: Tokens) -> Tokens:
+        """The tokens that this step reads: all of them, unless the encoder trains on fewer."""
+        return tokens
+
+    @abstractmethod
+    def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StateT:
+        """What the candidates of a request share.
+
+        Args:
+            sequence: user, history and realtime tokens; no candidates.
+            beside: [B] int64, how many candidates each sample has in all; for encoders whose scores depend on it.
+        """
+
+    @abstractmethod
+    def score(self, state: StateT, candidates: Candidates) -> Tensor:
+        """[C, out_dim], in the order of `candidates`; no candidate's vector depends on another."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[C, out_dim] in the batch's order of candidates."""
+        sequence, candidates = split(tokens)
+        beside = torch.bincount(candidates.owner, minlength=len(sequence.lengths))
+        return self.score(self.user_state(sequence, beside), candidates)
+
+
+def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
+    """A batch's tokens, taken apart: the sequences without candidates, and the candidates.
+
+    Waits for the device, to count candidates. Differentiable.
+    """
+    rows = tokens.candidate_rows
+    own = tokens.group_ids != CANDIDATE
+    owner = torch.searchsorted(tokens.offsets.long(), rows, right=True) - 1
+    counts = torch.bincount(owner, minlength=len(tokens.lengths))
+    kept = own.nonzero().squeeze(1)
+    lengths = tokens.lengths - counts.to(tokens.lengths.device)
+    before = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    sequence = dataclasses.replace(
+        tokens,
+        x=tokens.x.index_select(0, kept),
+        offsets=(tokens.offsets - before).to(tokens.offsets.dtype),
+        group_ids=tokens.group_ids[kept],
+        begin=tokens.begin[kept],
+        end=tokens.end[kept],
+        timestamps=tokens.timestamps[kept],
+        candidate_rows=rows[:0],
+        max_length=int(lengths.max()) if len(lengths) else 0,
+        lengths=lengths,
+    )
+    return sequence, Candidates(
+        tokens.x[rows].unsqueeze(1), owner, tokens.begin[rows], tokens.end[rows], tokens.timestamps[rows]
+    )

@@ -1,0 +1,214 @@
+"""Blocks on one another (HSTU, MTGR), and a last norm because the residual stream is never normalised itself.
+
+`forward` computes all rows of a batch together. `user_state` and `score` compute the same in two parts, for inference: keys and values of
+a request's sequence once, then each candidate's rows against them (M-FALCON: HSTU, arXiv:2402.17152, section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
+from genrank.model.encoders.block import Block, BlockConfig, Norm
+from genrank.model.encoders.interface import Candidates, Encoder
+from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.visibility import CANDIDATE
+
+
+@dataclass
+class StackState:
+    """Keys and values of B sequences, S tokens together, per layer."""
+
+    offsets: Tensor
+    """[B+1] int64."""
+    keys: list[Tensor]
+    """Per layer [S, heads, qk_dim]."""
+    values: list[Tensor]
+    """Per layer [S, heads, v_dim]."""
+    seconds: Tensor
+    """[S] int64: epoch seconds."""
+    share: Tensor | None
+    """[B] float32: 1 / n of each sample, where the divisor is "length"."""
+
+
+class Stack(Encoder[StackState]):
+    """The blocks that HSTU and MTGR are made of."""
+
+    config: BlockConfig
+    blocks: nn.ModuleList
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = Norm(config.final_norm, config.dim, config.eps)
+
+    def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+        """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
+        rows = tokens.candidate_rows if rows is None else rows
+        vectors: Tensor = self.final_norm(self._layers(tokens)[rows], tokens.group_ids[rows])
+        return vectors
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """[T, dim]: every token's vector."""
+        vectors: Tensor = self.final_norm(self._layers(tokens), tokens.group_ids)
+        return vectors
+
+    def _layers(self, tokens: Tokens) -> Tensor:
+        positions = candidate_positions(tokens) if self.config.position_reach else None
+        seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
+        x = tokens.x
+        for block in self.blocks:
+            if self.recompute and self.training:
+                x = checkpoint(block, x, tokens, positions, seconds, use_reentrant=False)
+            else:
+                x = block(x, tokens, positions, seconds)
+        return x
+
+    # ------------------------------------------------------------------ in two parts
+
+    @torch.no_grad()
+    def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StackState:
+        """Keys and values of every layer.
+
+        Args:
+            sequence: user, history and realtime tokens; no candidates.
+            beside: [B] int64, how many candidates each sample has in all: `divisor="length"` divides by them, too.
+
+        Raises:
+            ValueError: the divisor is "length" and the number of candidates isn't given; or in training.
+        """
+        self._require_evaluation()
+        share = self._share(sequence, beside)
+        positions = local_positions(sequence.offsets, len(sequence.x))
+        seconds = sequence.timestamps // 1000
+        state = StackState(sequence.offsets.long(), [], [], seconds, share)
+        of_row = (
+            None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=len(seconds))
+        )
+        x = sequence.x
+        for block in self._blocks():
+            rows = block.project(x, sequence.group_ids)
+            state.keys.append(rows.k)
+            state.values.append(rows.v)
+            if len(state.keys) == self.config.layers:
+                break  # nothing reads what the last block makes of the sequence
+            attended = interval_attention(
+                rows.q,
+                rows.k,
+                rows.v,
+                sequence.offsets,
+                sequence.begin,
+                sequence.end,
+                alpha=self.config.alpha,
+                divisor=self._divisor,
+                bias=block.bias(positions, seconds),
+                max_length=sequence.max_length,
+            )
+            x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, sequence.group_ids)
+        return state
+
+    @torch.no_grad()
+    def score(self, state: StackState, candidates: Candidates) -> Tensor:
+        """[C, dim], by attention of the candidates' rows alone: each sees its part of the sequence, and itself."""
+        self._require_evaluation()
+        if candidates.x.shape[1] != 1:
+            raise ValueError(f"this encoder takes one token a candidate, got {candidates.x.shape[1]}")
+        # The kernel takes queries sample by sample.
+        order = torch.argsort(candidates.owner, stable=True)
+        owner, end = candidates.owner[order], candidates.end[order]
+        begin, x = candidates.begin[order], candidates.x[order].squeeze(1)
+        joined = _Joined(state.offsets, owner)
+        positions = joined.rows(local_positions(state.offsets, len(state.seconds)).to(torch.int32), end)
+        seconds = joined.rows(state.seconds, candidates.timestamps[order] // 1000)
+        of_row = None if state.share is None else state.share[owner]
+        group_ids = torch.full_like(end, CANDIDATE)
+        for block, keys, values in zip(self._blocks(), state.keys, state.values, strict=True):
+            rows = block.project(x, group_ids)
+            attended = delta_attention(
+                rows.q,
+                joined.rows(keys, rows.k),
+                joined.rows(values, rows.v),
+                joined.q_offsets,
+                joined.k_offsets,
+                joined.q_positions,
+                begin,
+                end,
+                alpha=self.config.alpha,
+                divisor=self._divisor,
+                bias=block.bias(positions, seconds),
+            )
+            x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, group_ids)
+        scored = torch.empty_like(x)
+        scored[order] = x
+        vectors: Tensor = self.final_norm(scored, group_ids)
+        return vectors
+
+    @property
+    def _divisor(self) -> Divisor:
+        return 1 if self.config.divisor == "length" else self.config.divisor
+
+    def _share(self, sequence: Tokens, beside: Tensor | None) -> Tensor | None:
+        if self.config.divisor != "length":
+            return None
+        if beside is None:
+            raise ValueError(
+                'divisor="length" divides by the number of candidates, too: give `beside`, how many there are in all, or train with'
+                ' divisor="visible" or a number, whose scores do not depend on it'
+            )
+        return 1.0 / (sequence.offsets.diff() + beside).float()
+
+    def shardable_layers(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    def _require_evaluation(self) -> None:
+        if self.training:
+            raise ValueError("user_state and score are for inference: call eval() first; forward trains")
+
+
+class _Joined:
+    """Rows of B sequences and of their candidates, laid out sample by sample: the sequence, then its candidates.
+
+    Args:
+        offsets: [B+1] int64 of the sequences.
+        owner: [C] int64, ascending.
+    """
+
+    def __init__(self, offsets: Tensor, owner: Tensor) -> None:
+        self.q_offsets = torch.searchsorted(owner, torch.arange(len(offsets), device=owner.device))
+        self.k_offsets = offsets + self.q_offsets
+        lengths, total = offsets.diff(), int(offsets[-1])
+        sequence = torch.arange(total, device=owner.device)
+        self._of_sequence = sequence + torch.repeat_interleave(self.q_offsets[:-1], lengths, output_size=total)
+        self._of_candidates = torch.arange(len(owner), device=owner.device) + offsets[1:][owner]
+        self.q_positions = (self._of_candidates - self.k_offsets[:-1][owner]).to(torch.int32)
+
+    def rows(self, sequence: Tensor, candidates: Tensor) -> Tensor:
+        """[S, ...] and [C, ...] -> [S + C, ...]."""
+        out = sequence.new_empty((len(sequence) + len(candidates), *sequence.shape[1:]))
+        out[self._of_sequence] = sequence
+        out[self._of_candidates] = candidates.to(out.dtype)
+        return out
+
+
+def _scaled(attended: Tensor, share: Tensor | None) -> Tensor:
+    """[T, heads, v_dim] times 1 / n ([T])."""
+    return attended if share is None else attended * share.to(attended.dtype)[:, None, None]
+
+
+def candidate_positions(tokens: Tokens) -> Tensor:
+    """int32 [T]: a token's index in its sample; a candidate's is the end of what it sees, so that no score depends on the order
+    of the candidates, nor on how many events followed the exposure."""
+    lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
+    index = torch.arange(len(tokens.x), device=tokens.x.device)
+    start = torch.repeat_interleave(tokens.offsets[:-1].long(), lengths, output_size=len(index))
+    return torch.where(tokens.group_ids == CANDIDATE, tokens.end, (index - start).to(torch.int32))

@@ -1,0 +1,188 @@
+"""Ranking: a probability (or value) a candidate and label; judged by GAUC beside the oracle and what counting alone achieves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genrank.model.baselines.counts import Counts, count_days
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import RankingEvaluation
+from genrank.model.interface import Model
+from genrank.model.label_guard import require_two_classes
+from genrank.model.losses import Weighted, loss_sums, weight_sums
+from genrank.model.metrics import Predictions
+from genrank.model.parallel import gathered
+from genrank.model.predict import candidate_users, predict
+from genrank.model.prefetch import make_reader
+from genrank.model.ranks import Ranks
+from genrank.model.tasks.base import LoadedRun, Metrics, Task
+from genrank.schemas.errors import UserError
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.reader import SampleReader
+
+
+class Ranking(Task[Model]):
+    """The schema's labels, each a loss: cross entropy (binary), or half the squared error (value)."""
+
+    name: ClassVar[str] = "ranking"
+    headline: ClassVar[str] = "gauc"
+    headings: ClassVar[Mapping[str, str]] = {
+        "gauc": "GAUC",
+        "auc": "AUC",
+        "ne": "NE",
+        "logloss": "log loss",
+        "calibration": "pred/obs",
+        "rmse": "RMSE",
+        "mae": "MAE",
+        "bias": "bias",
+    }
+    references: ClassVar[Mapping[str, str]] = {
+        "oracle": "oracle",
+        "popularity": "item popularity",
+        "user_item_ctr": "user-item CTR",
+    }
+    on_page: ClassVar[bool] = True
+    evaluation = RankingEvaluation
+
+    @property
+    def objectives(self) -> Sequence[Weighted]:
+        """The labels."""
+        return self.schema.labels
+
+    def require_learnable(self, samples: Path, dates: Sequence[str]) -> None:
+        """Refuse days whose labels are all of one class, or not mature.
+
+        Raises:
+            UserError: they are.
+        """
+        require_two_classes(samples, self.schema, dates, mature=True)
+
+    def weights(self, model: Model, batch: Batch) -> Tensor:
+        """float64 [labels]: the sum of the candidates' weights."""
+        return weight_sums(batch.weights, self.schema.labels)
+
+    def loss_sums(self, output: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Per label, over the batch's candidates."""
+        return loss_sums(output, batch.labels, batch.weights, self.schema.labels)
+
+    def validate(self, model: Model, config: TrainConfig, samples: Path, ranks: Ranks, *, bf16: bool) -> Metrics:
+        """Every metric of each label over the candidates of all ranks."""
+        reader = make_reader(config, samples, self.schema, config.eval_dates, ranks, shuffle=False)
+        found = {label.name: Predictions(label.kind) for label in self.schema.labels}
+        with gathered(model):
+            for batch, scores in predict(model, reader, self.schema, ranks, bf16=bf16):
+                for label, each in found.items():
+                    each.update(candidate_users(batch), batch.labels[label], scores[label], batch.weights[label])
+        return {label: each.gather().compute() for label, each in found.items()}
+
+    def evaluate(
+        self, model: Model, run: LoadedRun, config: EvaluateConfig, samples: Path, ranks: Ranks
+    ) -> RankingEvaluation:
+        """Score every candidate, and write the predictions to RUN/predictions.
+
+        Rows per label: `model`; `oracle`, the true probability, where the schema declares one; `popularity` and `user_item_ctr`, counted
+        over the training days (absent where their samples are gone).
+
+        Raises:
+            UserError: labels of one class, or days without a candidate.
+        """
+        schema = self.schema
+        require_two_classes(samples, schema, config.dates, mature=False)
+        counts = _counts(samples, schema, run.trained)
+        rows: dict[str, dict[str, Predictions]] = {label.name: {} for label in schema.labels}
+        users: set[int] = set()
+        total_samples = total_candidates = 0
+        for date in config.dates:
+            reader = SampleReader(
+                samples, schema, [date], view="user_day", token_budget=config.token_budget, shuffle=False
+            )
+            written: list[pa.RecordBatch] = []
+            for batch, scores in predict(model, reader, schema, ranks):
+                batch = batch.to("cpu")
+                owner = candidate_users(batch)
+                truth = batch.oracles
+                for label in schema.labels:
+                    own = (scores[label.name].cpu(), truth.get(label.name), counts.get(label.name))
+                    for name, each in _scores(batch, owner, *own):
+                        found = rows[label.name].setdefault(name, Predictions(label.kind))
+                        found.update(owner, batch.labels[label.name], each, batch.weights[label.name])
+                users.update(batch.user.tolist())
+                total_samples += len(batch)
+                total_candidates += len(batch.item)
+                written.append(_prediction_rows(schema, batch, owner, scores, truth))
+            if not written:
+                raise UserError(f"--dates {date}: the samples of this day hold no candidate; nothing to evaluate")
+            _write_predictions(run.folder / "predictions" / f"dt={date}.parquet", written)
+        return RankingEvaluation(
+            model=run.model,
+            step=run.step,
+            dates=list(config.dates),
+            samples=total_samples,
+            candidates=total_candidates,
+            users=len(users),
+            tasks={
+                label: {n: p.compute(bootstrap=config.bootstrap, seed=config.seed) for n, p in each.items()}
+                for label, each in rows.items()
+            },
+        )
+
+    @classmethod
+    def nothing_known(cls, objective: str, days: str) -> str:
+        """Labels mature when their window closes."""
+        return f"{objective}: no candidate of {days} has a mature label yet"
+
+
+def _counts(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str, Counts]:
+    """Counting baselines of the training days."""
+    try:
+        return count_days(samples, schema, dates) if dates else {}
+    except UserError:
+        return {}
+
+
+def _scores(
+    batch: Batch, owner: Tensor, scores: Tensor, oracle: Tensor | None, counts: Counts | None
+) -> Iterator[tuple[str, Tensor]]:
+    yield "model", scores
+    if oracle is not None:
+        yield "oracle", oracle
+    if counts:
+        items, users = batch.item.numpy(), owner.numpy()
+        yield "popularity", torch.from_numpy(counts.popularity(items))
+        yield "user_item_ctr", torch.from_numpy(counts.user_item(users, items))
+
+
+def _prediction_rows(
+    schema: Schema, batch: Batch, owner: Tensor, scores: dict[str, Tensor], truth: dict[str, Tensor]
+) -> pa.RecordBatch:
+    columns: dict[str, NDArray[np.generic]] = {
+        "user_id": owner.numpy(),
+        "request": batch.request.numpy(),
+        "item": batch.item.numpy(),
+        "ts": batch.candidates.ts.numpy(),
+    }
+    for label in schema.labels:
+        columns[label.name] = batch.labels[label.name].float().numpy()
+        columns[f"{label.name}_weight"] = batch.weights[label.name].numpy()
+        columns[f"{label.name}_score"] = scores[label.name].float().cpu().numpy()
+        if label.name in truth:
+            columns[f"{label.name}_oracle"] = truth[label.name].numpy()
+    return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
+
+
+def _write_predictions(path: Path, batches: list[pa.RecordBatch]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_batches(batches), staging, compression="zstd")
+    staging.replace(path)

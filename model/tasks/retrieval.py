@@ -1,0 +1,198 @@
+"""Retrieval: the next item of a history, found in the whole catalogue; judged by HR, NDCG and MRR beside popularity."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrank.model.catalogue import catalogue, responses
+from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import RetrievalEvaluation
+from genrank.model.interface import Model
+from genrank.model.losses import Weighted
+from genrank.model.metrics import Estimate, RetrievalMetrics, target_ranks
+from genrank.model.ranks import Ranks
+from genrank.model.tasks.base import LoadedRun, Metrics, Objective, Task
+from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import sample_files
+from genrank.schemas.schema import Schema
+from genrank.tokenization.batch import Batch
+from genrank.tokenization.reader import SampleReader
+
+NEXT_ITEM = "next_item"
+"""The one objective."""
+
+
+class RetrievalModel(Model):
+    """A model that gives histories and items vectors in one space. Called on a batch, it is the loss of its histories:
+    {"next_item": a sum over the batch's queries}."""
+
+    sequence: str
+    """The history that queries come from."""
+
+    @property
+    @abstractmethod
+    def target(self) -> str:
+        """The label that makes an exposure an item to be found."""
+
+    @property
+    @abstractmethod
+    def cutoffs(self) -> tuple[int, ...]:
+        """K of HR@K and NDCG@K."""
+
+    @abstractmethod
+    def query_count(self, batch: Batch) -> Tensor:
+        """float64 [1]: queries of a batch, which its loss is divided by."""
+
+    @abstractmethod
+    def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[N, d] the query after each event of the history, and [N] int64 the event's item."""
+
+    @abstractmethod
+    def item_vectors(self, ids: Tensor) -> Tensor:
+        """[N] int64 ids -> [N, d]."""
+
+
+class Found(NamedTuple):
+    """How well items were found."""
+
+    rows: dict[str, dict[str, Estimate]]
+    """`model` and `popularity` -> metric -> its value and interval."""
+    queries: int
+    catalogue: int
+    """Items in it."""
+
+
+class Retrieval(Task[RetrievalModel]):
+    """The next item, among all."""
+
+    name: ClassVar[str] = "retrieval"
+    headline: ClassVar[str] = "mrr"
+    references: ClassVar[Mapping[str, str]] = {"popularity": "item popularity"}
+    evaluation = RetrievalEvaluation
+
+    @property
+    def objectives(self) -> Sequence[Weighted]:
+        """The one loss."""
+        return [Objective(NEXT_ITEM, 1.0)]
+
+    def weights(self, model: RetrievalModel, batch: Batch) -> Tensor:
+        """float64 [1]: the batch's queries."""
+        return model.query_count(batch)
+
+    def loss_sums(self, output: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What the model computed."""
+        return dict(output)
+
+    def validate(
+        self, model: RetrievalModel, config: TrainConfig, samples: Path, ranks: Ranks, *, bf16: bool
+    ) -> Metrics:
+        """HR, NDCG and MRR on the evaluation days."""
+        found = find(
+            model, self.schema, samples, config.eval_dates, trained=config.dates, token_budget=config.token_budget
+        )
+        return {NEXT_ITEM: found.rows["model"]}
+
+    def evaluate(
+        self, model: RetrievalModel, run: LoadedRun, config: EvaluateConfig, samples: Path, ranks: Ranks
+    ) -> RetrievalEvaluation:
+        """A query is a user's day, its candidates are the whole catalogue.
+
+        Raises:
+            UserError: the days hold no response of a user with a history.
+        """
+        found = find(
+            model,
+            self.schema,
+            samples,
+            config.dates,
+            trained=_published(samples, self.schema, run.trained),
+            token_budget=config.token_budget,
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
+        return RetrievalEvaluation(
+            model=run.model,
+            step=run.step,
+            dates=list(config.dates),
+            queries=found.queries,
+            catalogue=found.catalogue,
+            tasks={NEXT_ITEM: found.rows},
+        )
+
+
+def _published(samples: Path, schema: Schema, dates: Sequence[str]) -> list[str]:
+    """Those of some days whose samples are still there."""
+    return [date for date in dates if (samples / f"dt={date}").is_dir() and sample_files(samples, date, schema)]
+
+
+@torch.inference_mode()
+def found_ranks(
+    model: RetrievalModel, schema: Schema, samples: Path, dates: Sequence[str], items: Tensor, token_budget: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first item that each user responded to on each day: (its rank among `items` by the model, its index in them), int64 [Q] by
+    batches. Users without a history have no query.
+
+    Args:
+        items: [N] int64, ascending; every positive item of the days among them.
+    """
+    task = model.target
+    vectors = nn.functional.normalize(model.item_vectors(items), dim=-1)
+    for date in dates:
+        reader = SampleReader(samples, schema, [date], view="user_day", shuffle=False, token_budget=token_budget)
+        for batch in reader:
+            batch = batch.to(items.device)
+            states, _ = model.states(batch)
+            group = batch.groups[model.sequence]
+            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
+            positive = ((batch.labels[task] > 0.5) & (batch.weights[task] > 0)).nonzero().squeeze(1)
+            users, first = np.unique(owner[positive].cpu().numpy(), return_index=True)
+            user = torch.from_numpy(users).to(items.device)
+            kept = group.lengths[user] > 0
+            target = batch.item[positive[torch.from_numpy(first).to(items.device)]][kept]
+            if len(target):
+                query = nn.functional.normalize(states[group.offsets[1:][user[kept]] - 1], dim=-1)
+                own = torch.searchsorted(items, target)
+                yield target_ranks(query @ vectors.T, own), own
+
+
+def find(
+    model: RetrievalModel,
+    schema: Schema,
+    samples: Path,
+    dates: Sequence[str],
+    *,
+    trained: Sequence[str],
+    token_budget: int = 16_384,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> Found:
+    """HR@K, NDCG@K and MRR of the first item each user responded to on each day, among every item that was a candidate on any of the
+    days: by the model, and by how often items were responded to on the training days (`trained`).
+
+    Raises:
+        UserError: the days hold no response of a user with a history.
+    """
+    training, device = model.training, next(model.parameters()).device
+    items = catalogue(samples, schema, (*trained, *dates)).to(device)
+    popular = torch.from_numpy(responses(samples, schema, trained, model.target, items.cpu().numpy()))
+    order = torch.sort(popular).values
+    by_model, by_popularity = RetrievalMetrics(model.cutoffs), RetrievalMetrics(model.cutoffs)
+    queries = 0
+    for ranks, own in found_ranks(model.eval(), schema, samples, dates, items, token_budget):
+        by_model.update(ranks)
+        by_popularity.update(len(order) - torch.searchsorted(order, popular[own.cpu()]))
+        queries += len(ranks)
+    model.train(training)
+    if not queries:
+        raise UserError(
+            f"--dates {', '.join(dates)}: no user with a history has a positive {model.target}; nothing to look for"
+        )
+    rows = {"model": by_model, "popularity": by_popularity}
+    return Found({n: m.compute(bootstrap=bootstrap, seed=seed) for n, m in rows.items()}, queries, len(items))

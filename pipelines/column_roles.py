@@ -1,0 +1,47 @@
+"""A computed column of a partial, and how its values are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from genrank.schemas.stored import STORED_TYPES
+
+Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
+
+ROLE_TYPES: dict[Role, pa.DataType] = {
+    "id": pa.int64(),
+    "ids": STORED_TYPES["ids"],
+    "number": pa.float32(),
+    "time": pa.int64(),
+    "units": pa.int64(),
+    "flag": pa.bool_(),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """One computed column: `expression` (a column, `snapshot.column`, or SQL) stored in the way `role` says.
+
+    | role | stored |
+    |---|---|
+    | id | int64, strings by `hash_strings`, null as MISSING_ID |
+    | ids | list<int64>, nulls dropped, the first `limit` kept (0: all) |
+    | number | float32, null as NaN |
+    | time | int64 epoch ms, null as MISSING_ID |
+    | units | int64 to be summed: a whole number as it is, a fraction in `merge_scan.UNITS`; null as MISSING_ID |
+    | flag | bool, null as false |
+    | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
+    """
+
+    role: Role
+    expression: str
+    sql: bool = False
+    limit: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name in the partial."""
+        return f"{self.role}{self.limit or ''}({self.expression})"

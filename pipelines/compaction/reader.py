@@ -1,0 +1,157 @@
+"""Past days as tasks read them: what is compacted, and partials for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from genrank.pipelines import cross_features, sequences
+from genrank.pipelines.columns import needed
+from genrank.pipelines.compaction import sizes
+from genrank.pipelines.compaction.plan import ReadPlan
+from genrank.pipelines.compaction.uses import SequenceUse, TileUse
+from genrank.pipelines.cross_features import KeySet
+from genrank.pipelines.days import start_of
+from genrank.pipelines.partials import PartialRef, load, partial_schema
+from genrank.schemas import ChangePoints, EventLog, Schema
+
+_UNTHREADED = pa.ipc.IpcReadOptions(use_threads=False)
+
+
+@dataclass(frozen=True)
+class PastReader:
+    """Reads what read plans name; travels to tasks by pickle."""
+
+    schema: Schema
+    partials: Mapping[str, tuple[PartialRef, ...]]
+    """Source -> partials of every day that matters, ascending."""
+
+    @cached_property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Source -> the columns of its partials."""
+        columns = needed(self.schema)
+        return {s.name: partial_schema(self.schema, s, columns[s.name]) for s in self.schema.sources}
+
+    def load(
+        self,
+        source: str,
+        days: Collection[int],
+        bucket: int,
+        columns: Sequence[str],
+        users: pa.Array | None = None,
+    ) -> pa.Table:
+        """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
+        names = columns if users is None or "u" in columns else [*columns, "u"]
+        refs = [ref for ref in self.partials[source] if ref.day in days]
+        return load(refs, bucket, names, self.schemas[source], users)
+
+    def events(
+        self,
+        wanted: Mapping[TileUse, ReadPlan],
+        bucket: int,
+        users: pa.Array | None = None,
+        asked: Mapping[KeySet, pa.Array] | None = None,
+    ) -> dict[TileUse, pa.Table]:
+        """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those.
+
+        A partial is read once, for all key sets. Where there is much to read, what may be merged is merged on the way, so that a
+        task holds a few days in full, however many it reads.
+        """
+        found: dict[TileUse, list[pa.Table]] = {
+            use: _stored(reading.compacted, bucket, "key", asked and asked[use.key_set])
+            for use, reading in wanted.items()
+        }
+        for source in dict.fromkeys(use.source for use in wanted):
+            log = self.schema.event_log(source)
+            own = {use: reading for use, reading in wanted.items() if use.source == source}
+            columns = [name for use in own for name in cross_features.partial_columns(use.key_set, log)]
+            days = sorted({day for reading in own.values() for day in reading.days})
+            for rows, much in self._chunks(source, days, bucket, list(dict.fromkeys(columns)), users):
+                for use, reading in own.items():
+                    keys = asked and asked[use.key_set]
+                    everything = len(reading.days) == len(days)
+                    found[use] += self._at_keys(use.key_set, log, reading, rows, keys, much, everything)
+        return {use: pa.concat_tables(tables) for use, tables in found.items()}
+
+    def _chunks(
+        self, source: str, days: list[int], bucket: int, columns: list[str], users: pa.Array | None
+    ) -> Iterator[tuple[pa.Table, bool]]:
+        """Whole days, about `sizes.CHUNK` rows at a time, and whether there is more than one chunk's worth; one chunk at least."""
+        pending, much = [self.load(source, (), bucket, columns, users)], False
+        for day in days:
+            pending.append(self.load(source, (day,), bucket, columns, users))
+            if sum(table.num_rows for table in pending) >= sizes.CHUNK:
+                much = True
+                yield pa.concat_tables(pending).combine_chunks(), much
+                pending = []
+        if pending:
+            yield pa.concat_tables(pending).combine_chunks(), much
+
+    def _at_keys(
+        self,
+        key_set: KeySet,
+        log: EventLog,
+        reading: ReadPlan,
+        rows: pa.Table,
+        asked: pa.Array | None,
+        merge: bool,
+        everything: bool,
+    ) -> Iterator[pa.Table]:
+        """Rows of a chunk at the keys, with `merge` those of each run merged; `everything` says that all days are wanted."""
+        run_of = np.zeros(rows.num_rows, np.int64)
+        if merge or not everything:
+            day = rows.column("_day").to_numpy()
+            for number, run in enumerate(reading.runs if merge else (), 1):
+                run_of[(day >= run.start) & (day < run.stop)] = number
+            run_of[~np.isin(day, reading.days)] = -1
+        # Rows that aren't merged always: a table of none has the columns.
+        for number in sorted({0, *np.unique(run_of[run_of > 0]).tolist()}):
+            mine = run_of == number
+            table = rows if mine.all() else rows.filter(pa.array(mine))
+            table = cross_features.events_at_keys(key_set, log, table)
+            if asked is not None:
+                table = table.filter(pc.is_in(table.column("key"), value_set=asked))
+            if reading.runs or reading.compacted:
+                table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
+            if number:
+                moment = start_of(reading.runs[number - 1][-1], self.schema.offset_ms)
+                table = cross_features.tile(key_set, log, table, moment, reading.settled)
+            yield table
+
+    def rows(self, use: SequenceUse, reading: ReadPlan, bucket: int, users: pa.Array | None = None) -> pa.Table:
+        """Rows of one entry of a sequence; with `users`, only theirs. A history's are cut to its length day by day."""
+        sequence = use.sequence
+        entry = sequence.events[use.kind]
+        columns = sequences.columns_of(sequence, entry)
+
+        def fresh(days: Collection[int], first: int) -> pa.Table:
+            table = self.load(use.source, days, bucket, columns, users)
+            return sequences.rows_of(self.schema, sequence, use.kind, table, np.array(sorted(days), np.int64), first)
+
+        days = sorted(reading.days)
+        if isinstance(entry, ChangePoints):
+            before = [ref.day for ref in self.partials[use.source] if days and reading.follows and ref.day < days[0]]
+            tables = [fresh([*before[-1:], *days], days[0] if days else 0)]
+        elif sequence.scope == "realtime":
+            tables = [fresh(days, 0)]
+        else:
+            tables = [fresh((), 0)]
+            for day in days:
+                tables.append(sequences.newest(fresh((day,), 0), sequence.max_length, reading.settled))
+        return pa.concat_tables([*_stored(reading.compacted, bucket, "u", users), *tables])
+
+
+def _stored(refs: Iterable[PartialRef], bucket: int, column: str, among: pa.Array | None) -> list[pa.Table]:
+    """The bucket's rows of what is compacted; with `among`, those whose `column` is among its values."""
+    tables = []
+    for path in [Path(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]:
+        # At once and in this thread: the files are small and many.
+        table = pa.ipc.open_file(pa.py_buffer(path.read_bytes()), options=_UNTHREADED).read_all()
+        tables.append(table if among is None else table.filter(pc.is_in(table.column(column), value_set=among)))
+    return tables

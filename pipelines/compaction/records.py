@@ -1,0 +1,46 @@
+"""What a compacted folder says of itself, and which uses the schema built last has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from genrank.pipelines.documents import Document
+
+FOLDER = "blocks"
+RECORD = "block.json"
+USES = "uses.json"
+
+
+class Compacted(BaseModel):
+    """A tile, or a history, of all buckets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    use: str
+    first: str
+    last: str
+    """Days it stands for, both included."""
+    covers: dict[str, str]
+    """Day -> key of the partial it was made from; days without one aren't named."""
+    files: dict[int, str]
+    """Bucket -> file name."""
+    rows: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Compacted:
+        """The record of a committed folder."""
+        return cls.model_validate_json((folder / RECORD).read_bytes())
+
+
+class KnownUse(BaseModel):
+    """A use of the schema built last."""
+
+    source: str
+    snapshots: bool
+    """Whether it is the entry of a history (of which the newest two are kept), or else tiles."""
+
+
+class Uses(Document[dict[str, KnownUse]]):
+    """Name -> use; what is compacted for others is left over."""

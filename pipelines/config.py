@@ -1,0 +1,47 @@
+"""The configuration of `genrank build`. Its flags, their help and `--config` come from these fields (`genrank.schemas.configuration`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from genrank.pipelines.days import moment
+from genrank.schemas import UserError
+from genrank.schemas.configuration import AT_LEAST_1, Configuration, Day, Flag, SchemaField
+
+
+@dataclass(frozen=True)
+class BuildConfig(Configuration):
+    """One build of published days."""
+
+    schema: SchemaField
+    """The feature schema."""
+    data: Annotated[Path | str, Flag(metavar="DIR")]
+    """Root folder of the sources, or a URI that Spark reads (`s3a://bucket/logs`)."""
+    out: Annotated[Path, Flag(metavar="DIR")]
+    """Root folder of what is built."""
+    first: Annotated[Day, Flag(name="--from", metavar="DAY")]
+    """First day, YYYY-MM-DD."""
+    last: Annotated[Day, Flag(name="--to", metavar="DAY")]
+    """Last day, included."""
+    engine: Literal["auto", "spark", "local"] = "local"
+    """auto: spark where Java 17 is found, else local, in this process."""
+    as_of: Annotated[str | None, Flag(metavar="TIME")] = None
+    """Labels as known at this moment (ISO 8601). Default: the end of the newest day any source has."""
+    buckets: Annotated[int | None, AT_LEAST_1] = None
+    """Buckets of users that a day is built and written by, fixed by the first build of an output folder. Default: by its exposures."""
+    force: bool = False
+    """Build again even what is up to date."""
+    days_per_job: Annotated[int, AT_LEAST_1] = 10
+    """Days built together at most; the disk that a build needs between two steps grows with it."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.last < self.first:
+            raise UserError(f"--from {self.first} lies after --to {self.last}; swap them")
+        if self.as_of is not None:
+            moment(self.as_of)
+        return self

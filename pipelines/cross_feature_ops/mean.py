@@ -1,0 +1,28 @@
+"""`mean`: a sum over a count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrank.pipelines.column_roles import Role
+from genrank.pipelines.cross_feature_ops.base import Evaluation, Question
+from genrank.schemas import CrossFeature
+
+
+class MeanEvaluation(Evaluation):
+    """The mean of the values that are there."""
+
+    name = "mean"
+
+    def value_role(self, feature: CrossFeature) -> Role:
+        """In units, which add up exactly."""
+        return "units"
+
+    def answer(self, question: Question) -> NDArray[Any]:
+        """NaN without any."""
+        values, chosen = question.values()
+        count, total = question.scan.sum(question.queries, question.window, values, chosen)
+        return np.where(count > 0, total / question.scale / np.maximum(count, 1), np.nan)

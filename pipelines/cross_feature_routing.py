@@ -1,0 +1,169 @@
+"""Cross features of a bucket's exposures: where the user is among the keys, its bucket has all it takes; otherwise exposures and
+events travel to a slot of their key's hash, are answered there, and the answers travel back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from genrank.pipelines import cross_features
+from genrank.pipelines.arrays import int64s
+from genrank.pipelines.compaction.plan import ReadPlan
+from genrank.pipelines.compaction.reader import PastReader
+from genrank.pipelines.compaction.uses import TileUse
+from genrank.pipelines.cross_features import KeySet, key_sets
+from genrank.pipelines.days import start_of
+from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.hot_keys import HotKeys, frequent_keys
+from genrank.pipelines.merge_scan import Int, mix, slot_of
+from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
+from genrank.schemas import Schema
+from genrank.schemas.base import DAY_MS
+
+
+@dataclass(frozen=True)
+class CrossFeatureRouter:
+    """Everything a task needs to answer cross features at exposures of some days; travels to tasks by pickle.
+
+    Slots below `buckets` are buckets of users; the next `buckets` slots are those of keys.
+    """
+
+    schema: Schema
+    buckets: int
+    days: tuple[int, ...]
+    reader: PastReader
+    tiles: Mapping[TileUse, ReadPlan]
+    """What is read of past days."""
+    hot: HotKeys
+
+    @cached_property
+    def key_sets(self) -> list[KeySet]:
+        """All cross features, by their keys."""
+        return key_sets(self.schema)
+
+    def count(self, bucket: int) -> Iterator[Piece]:
+        """Map step: how many of a bucket's exposures the most frequent keys have."""
+        for key_set, queries in self._queries(bucket):
+            # Queries at the day's start lie in no slice.
+            if all(feature.as_of == "exposure" for feature in key_set.features):
+                yield KeyCount.pieces(frequent_keys(key_set.tag, queries.key, self.buckets))
+
+    def route(self, bucket: int) -> Iterator[Piece]:
+        """Map step: a bucket's exposures and events, to the slots of their keys."""
+        yield BucketMessage(bucket).piece()
+        for key_set, queries in self._queries(bucket):
+            for key, bounds in self._slices(key_set):
+                at = np.flatnonzero(queries.key == key)
+                queries.key[at] = mix(queries.key[at], np.searchsorted(bounds, queries.ts[at], "right") - 1)
+            yield from self._to_keys(queries.table(), KeyQueries.tag(key_set.tag))
+        for use, events in self.reader.events(self._tiles(with_user=False), bucket).items():
+            yield from self._to_keys(self._sliced(use, events), events_tag(use.source, use.key_set.tag))
+
+    def answer_queries(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
+        """Exchange step: answers travel back to the exposures' bucket; a bucket's own message passes through."""
+        if slot < self.buckets:
+            yield BucketMessage(slot).piece()
+            return
+        for key_set in self.key_sets:
+            sent = tables.get(KeyQueries.tag(key_set.tag))
+            if sent is None:
+                continue
+            queries = KeyQueries.of(sent)
+            events = {}
+            for log in key_set.windows(self.schema):
+                use = TileUse(log, key_set)
+                found = tables.get(events_tag(log, key_set.tag))
+                events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0)[use]
+            answered = cross_features.answer(key_set, self.schema, queries.key, queries.ts, queries.start, events)
+            answers = KeyAnswers(pa.array(queries.position), dict(answered))
+            yield from scatter(answers.table(), queries.bucket, answers.tag(key_set.tag))
+
+    def features(
+        self, exposures: pa.Table, bucket: int, tables: Mapping[str, pa.Table], users: Int
+    ) -> dict[str, pa.Array]:
+        """Cross feature -> its value per exposure of a bucket, in the exposures' order.
+
+        Args:
+            tables: the answers that came back to the bucket.
+            users: ids of the exposures' users.
+        """
+        of_user = [key_set for key_set in self.key_sets if key_set.with_user(self.schema)]
+        asked = {key_set: cross_features.hashed_keys(key_set, exposures)[0] for key_set in of_user}
+        unique = {key_set: pa.array(keys).unique() for key_set, keys in asked.items()}
+        events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), unique)
+        start = self._starts(int64s(exposures, "_day"))
+        values: dict[str, pa.Array] = {}
+        for key_set in self.key_sets:
+            if key_set in asked:
+                own = {use.source: rows for use, rows in events.items() if use.key_set == key_set}
+                ts = int64s(exposures, "ts")
+                values |= dict(cross_features.answer(key_set, self.schema, asked[key_set], ts, start, own))
+            else:
+                values |= KeyAnswers.of(tables[KeyAnswers.tag(key_set.tag)]).in_order()
+        return values
+
+    # ------------------------------------------------------------------ a bucket's exposures and events at keys
+
+    def _queries(self, bucket: int) -> Iterator[tuple[KeySet, KeyQueries]]:
+        own = self.schema.candidates.source
+        for key_set in self.key_sets:
+            if key_set.with_user(self.schema):
+                continue
+            shown = self.reader.load(own, self.days, bucket, ["ts", *cross_features.key_columns(key_set)])
+            if not shown.num_rows:
+                continue
+            keys, _ = cross_features.hashed_keys(key_set, shown)
+            yield (
+                key_set,
+                KeyQueries(
+                    key=keys.copy(),
+                    ts=int64s(shown, "ts"),
+                    start=self._starts(int64s(shown, "_day")),
+                    position=np.arange(shown.num_rows, dtype=np.int64),
+                    bucket=np.full(shown.num_rows, bucket, np.int32),
+                ),
+            )
+
+    def _tiles(self, with_user: bool) -> dict[TileUse, ReadPlan]:
+        """What is read for key sets with the user among their keys, or for the others."""
+        return {use: plan for use, plan in self.tiles.items() if use.key_set.with_user(self.schema) == with_user}
+
+    def _slices(self, key_set: KeySet) -> Iterator[tuple[int, Int]]:
+        """Each hot key and the bounds of its slices: a slice is a key of its own, in a slot of its own."""
+        offset = self.schema.offset_ms
+        first, last = start_of(self.days[0], offset), start_of(self.days[-1] + 1, offset)
+        for key, number in self.hot.get(key_set.tag, {}).items():
+            yield key, cross_features.slices(first, last, number)
+
+    def _sliced(self, use: TileUse, events: pa.Table) -> pa.Table:
+        """Events with those of hot keys dealt out to the keys' slices."""
+        if use.key_set.tag not in self.hot:
+            return events
+        log = self.schema.event_log(use.source)
+        if "merged" not in events.column_names:
+            events = events.append_column("merged", pa.array(np.zeros(events.num_rows, np.int64)))
+        keys = int64s(events, "key")
+        hot = np.isin(keys, list(self.hot[use.key_set.tag]))
+        parts = [events.filter(pa.array(~hot))]
+        for key, bounds in self._slices(use.key_set):
+            own = events.filter(pa.array(keys == key))
+            for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
+                part = cross_features.slice_of_events(use.key_set, self.schema, log, own, begin, end)
+                name = mix(np.full(part.num_rows, key), np.full(part.num_rows, number))
+                parts.append(part.set_column(part.column_names.index("key"), "key", pa.array(name)))
+        return pa.concat_tables(parts)
+
+    def _to_keys(self, rows: pa.Table, tag: str) -> Iterator[Piece]:
+        for piece in scatter(rows, slot_of(int64s(rows, "key"), self.buckets), tag):
+            yield piece._replace(slot=self.buckets + piece.slot)
+
+    def _starts(self, days: Int) -> Int:
+        """Epoch ms of each day's start."""
+        starts: Int = days * DAY_MS - self.schema.offset_ms
+        return starts

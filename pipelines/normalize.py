@@ -1,0 +1,151 @@
+"""Raw rows of a source become rows of its partials: typed, checked, joined to snapshots, their columns computed once.
+
+What can't be used is quarantined with its reason; the rest travels to its bucket, where `partial_writer` deduplicates, sorts and
+writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from genrank.pipelines.arrays import frame_of
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import compute, joined_columns, needed
+from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
+from genrank.pipelines.messages import NormalizedRows
+from genrank.pipelines.partials import PartialRef, partial_schema
+from genrank.pipelines.quarantine import Reasons, failed_conditions, quarantined
+from genrank.pipelines.raw_rows import arrival, content_hash, declared, hashed_ids, is_null, null_as_zero
+from genrank.pipelines.snapshot_join import join_snapshot
+from genrank.pipelines.sources import home_days, read_rows, to_ms
+from genrank.schemas import EventLog, Schema, Snapshot
+from genrank.schemas.base import DAY_MS, parse_duration
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """One task's share of a partition."""
+
+    source: str
+    partition: int
+    """The partition's day."""
+    path: str
+    row_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Everything a task needs to turn raw rows into rows of partials; travels to tasks by pickle."""
+
+    schema: Schema
+    buckets: int
+    days: Mapping[str, frozenset[int]]
+    """Source -> the days wanted; rows of other days are left for theirs."""
+    snapshots: Mapping[str, Mapping[int, PartialRef]] = field(default_factory=dict)
+    """Snapshot -> row's day -> the partial joined to it."""
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[Column, ...]]:
+        """Source -> what its partials keep."""
+        return needed(self.schema)
+
+    def read(self, unit: ReadUnit) -> Iterator[Piece]:
+        """Map step: raw rows of a unit, normalized, to their buckets."""
+        source = self.schema.source(unit.source)
+        yield from self.normalize(source, unit.partition, read_rows(source, unit.path, unit.row_groups))
+
+    def normalize(self, source: EventLog | Snapshot, partition: int, raw: pa.Table) -> Iterator[Piece]:
+        """Rows of one partition to their buckets: good ones, and the others with the reason."""
+        if isinstance(source, EventLog):
+            yield from self._events(source, partition, raw)
+        else:
+            yield from self._snapshot(source, partition, raw)
+
+    # ------------------------------------------------------------------ events
+
+    def _events(self, source: EventLog, partition: int, raw: pa.Table) -> Iterator[Piece]:
+        ms = to_ms(raw.column(source.time).combine_chunks(), source.time_unit)
+        home, day = home_days(ms, partition, self.schema.offset_ms, parse_duration(source.lateness))
+        wanted = np.isin(home, np.fromiter(self.days[source.name], np.int64))
+        if not wanted.all():
+            raw, ms, home, day = raw.filter(pa.array(wanted)), ms.filter(pa.array(wanted)), home[wanted], day[wanted]
+        rows, ts = declared(source, raw), null_as_zero(ms)
+        no_time = ms.is_null().to_numpy(zero_copy_only=False)
+        reasons = Reasons.first(raw.num_rows, self._checks(source, partition, rows, ts, no_time, home, day))
+        frame, user = frame_of(rows), hashed_ids(rows, source.user)
+        yield from quarantined(source, rows, reasons, home, slot_of(mix(user), self.buckets))
+        good = reasons.good
+        if not good.any():
+            return
+        if not good.all():
+            keep = pa.array(good)
+            rows, ts, home, user = rows.filter(keep), ts[good], home[good], user[good]
+            frame = frame.filter(pl.Series(good))
+        columns = {
+            "u": pa.array(user),
+            "ts": pa.array(ts),
+            "arrived": pa.array(arrival(source, rows, ts)),
+            "id": pa.array(content_hash(rows, tuple(source.columns))),
+        }
+        if source.name == self.schema.candidates.source:
+            columns["user"] = rows.column(source.user)
+        same = mix(user, home, content_hash(rows, source.dedup or tuple(source.columns)))
+        frame, found = self._joined(source, frame, home)
+        columns |= compute(frame, source, self.columns[source.name])
+        message = NormalizedRows(home, same, pa.table(columns), found)
+        yield from scatter(message.table(), slot_of(mix(user), self.buckets), message.tag(source.name))
+
+    def _checks(
+        self, source: EventLog, partition: int, rows: pa.RecordBatch, ts: Int, no_time: Bool, home: Int, day: Int
+    ) -> Iterator[tuple[str, Bool]]:
+        """(reason, rows it concerns), in the order in which they count."""
+        lateness = parse_duration(source.lateness)
+        yield f"{source.user} is null", is_null(rows, source.user)
+        yield f"{source.time} is null", no_time
+        yield f"{source.time} is after its partition's day", day > partition
+        yield f"later than {source.lateness}", home != day
+        yield f"arrives later than {source.lateness}", arrival(source, rows, ts) - ts > lateness + DAY_MS
+        if source.name == self.schema.candidates.source:
+            item = self.schema.candidates.item
+            yield f"{item} is null", is_null(rows, item)
+        yield from failed_conditions(source, rows)
+
+    def _joined(self, source: EventLog, frame: pl.DataFrame, home: Int) -> tuple[pl.DataFrame, dict[str, Bool]]:
+        """The frame with the snapshots' columns that the source reads; and which rows each snapshot knows."""
+        found: dict[str, Bool] = {}
+        for name, columns in joined_columns(self.schema, source, self.columns[source.name]).items():
+            snapshot = self.schema.source(name)
+            assert isinstance(snapshot, Snapshot)
+            stored = partial_schema(self.schema, snapshot, self.columns[name])
+            frame, found[name] = join_snapshot(snapshot, self.snapshots.get(name, {}), columns, stored, frame, home)
+        return frame, found
+
+    # ------------------------------------------------------------------ snapshots
+
+    def _snapshot(self, source: Snapshot, partition: int, raw: pa.Table) -> Iterator[Piece]:
+        rows = declared(source, raw)
+        no_key = (f"{source.key} is null", is_null(rows, source.key))
+        reasons = Reasons.first(raw.num_rows, [no_key, *failed_conditions(source, rows)])
+        home = np.full(raw.num_rows, partition, np.int64)
+        key = hashed_ids(rows, source.key)
+        slots = slot_of(mix(key), self.buckets)
+        yield from quarantined(source, rows, reasons, home, slots)
+        good = reasons.good
+        if not good.all():
+            rows, key, slots, home = rows.filter(pa.array(good)), key[good], slots[good], home[good]
+        columns = {
+            "u": pa.array(key),
+            "ts": pa.array(home),
+            "arrived": pa.array(home),
+            "id": pa.array(content_hash(rows, tuple(source.columns))),
+        }
+        columns |= compute(frame_of(rows), source, self.columns[source.name])
+        message = NormalizedRows(home, mix(key, home), pa.table(columns), {})
+        yield from scatter(message.table(), slots, message.tag(source.name))

@@ -1,0 +1,246 @@
+"""What a day of samples is made of, known without making it: which partials it reads, and under which keys.
+
+The key of a partial is a hash of its inputs and declaration, so two plans compare by their keys: a day is stale exactly where a
+key differs from the manifest's. `status` and `build` share this one plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from genrank.pipelines.columns import joined_columns, needed
+from genrank.pipelines.days import dt_of, moment, start_of, whole_days
+from genrank.pipelines.documents import Census, Footers, Layout
+from genrank.pipelines.reach import reach_of
+from genrank.pipelines.sources import LANDED, Partition, census, days_present, read_partition
+from genrank.schemas import EventLog, Schema, Snapshot, UserError
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.digest import digest
+
+BUCKET_ROWS = 200_000
+"""Exposures of a day that a bucket is sized for."""
+LAYOUT, CENSUS, FOOTERS = "layout.json", "census.json", "footers.json"
+
+
+class BuildPlan:
+    """Days `first` .. `last` (numbers) of a schema over a data root, as of a moment.
+
+    Raises:
+        UserError: the data root lacks a source's folder, or a file doesn't hold what the schema declares.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        data: Path | str,
+        out: Path,
+        first: int,
+        last: int,
+        as_of: str | None,
+        buckets: int | None = None,
+    ) -> None:
+        self.schema, self.data, self.out, self.first, self.last = schema, data, out, first, last
+        self.columns = needed(schema)
+        self.present = {source.name: days_present(source, data, out / LANDED) for source in schema.sources}
+        newest = max((day for days in self.present.values() for day in days), default=None)
+        if newest is None:
+            raise UserError(f"--data {data}: no source of schema {schema.name!r} has any day there")
+        self.as_of = moment(as_of) if as_of else start_of(newest + 1, schema.offset_ms)
+        self.horizon = -(-(self.as_of + schema.offset_ms) // DAY_MS)
+        """First day not read: partitions are read up to as_of."""
+        self._asked_buckets = buckets
+        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._notes = out / "partials"
+
+    # ------------------------------------------------------------------ which days matter
+
+    @cached_property
+    def reach(self) -> dict[str, tuple[int, int]]:
+        """Source -> how many days before and after a day built its rows matter to it."""
+        return reach_of(self.schema)
+
+    def window(self, log: str, first: int, last: int) -> range:
+        """Days of an event log that samples of first .. last may read."""
+        back, ahead = self.reach[log]
+        return range(first - back, min(last + ahead + 1, self.horizon))
+
+    def snapshot_at(self, snapshot: Snapshot, day: int) -> int | None:
+        """The newest snapshot day at or before `day` that is not too old."""
+        oldest = day - parse_duration(snapshot.max_age) // DAY_MS
+        return max((d for d in self.present[snapshot.name] if oldest <= d <= day), default=None)
+
+    def snapshots_of(self, snapshot: Snapshot, day: int) -> set[int]:
+        """Days of a user snapshot that samples of a day read: the profile's, and those between which attributes change."""
+        used: set[int] = set()
+        if snapshot.key != self.schema.exposures.user or not self.columns[snapshot.name]:
+            return used
+        if (at := self.snapshot_at(snapshot, day)) is not None:
+            used.add(at)
+        if (back := self.reach[snapshot.name][0]) > 0:
+            present = self.present[snapshot.name]
+            used |= {d for d in present if day - back <= d <= day}
+            used |= {max((d for d in present if d < day - back), default=day)} & set(present)
+        return used
+
+    @cached_property
+    def _joins(self) -> dict[str, list[str]]:
+        """Log -> snapshots joined to its rows."""
+        logs = [source for source in self.schema.sources if isinstance(source, EventLog)]
+        return {log.name: sorted(joined_columns(self.schema, log, self.columns[log.name])) for log in logs}
+
+    @cached_property
+    def _joined(self) -> dict[str, dict[int, int]]:
+        """Snapshot -> row's day -> the snapshot's day joined to it."""
+        since = min(window.start for window in self._windows.values())
+        days = range(since, self.horizon)
+        return {
+            source.name: {day: at for day in days if (at := self.snapshot_at(source, day)) is not None}
+            for source in self.schema.sources
+            if isinstance(source, Snapshot)
+        }
+
+    @cached_property
+    def _windows(self) -> dict[str, range]:
+        return {
+            s.name: self.window(s.name, self.first, self.last) for s in self.schema.sources if isinstance(s, EventLog)
+        }
+
+    # ------------------------------------------------------------------ what lies there
+
+    def partition(self, source: EventLog | Snapshot, day: int) -> Partition:
+        """One day of a source, its files checked."""
+        if (source.name, day) not in self._partitions:
+            path = self.present[source.name][day]
+            self._partitions[source.name, day] = read_partition(source, day, path, self._footers.root)
+        return self._partitions[source.name, day]
+
+    @cached_property
+    def _footers(self) -> Footers:
+        """What the footers of input files say, kept beside the partials."""
+        return Footers.read(self._notes / FOOTERS) or Footers({})
+
+    @cached_property
+    def _census(self) -> Census:
+        """Days that partitions hold rows of, kept beside the partials where it took a read to learn them."""
+        return Census.read(self._notes / CENSUS) or Census({})
+
+    @cached_property
+    def contents(self) -> dict[str, dict[int, list[Partition]]]:
+        """Source -> day -> the partitions that hold its rows: its own, and later ones with late rows."""
+        found: dict[str, dict[int, list[Partition]]] = {}
+        for source in self.schema.sources:
+            if isinstance(source, EventLog):
+                found[source.name] = self._log_contents(source)
+            else:
+                days = self._snapshot_days(source, self.first, self.last)
+                found[source.name] = {day: [self.partition(source, day)] for day in sorted(days)}
+        self._keep_census()
+        return found
+
+    def _snapshot_days(self, snapshot: Snapshot, first: int, last: int) -> set[int]:
+        """Days of a snapshot that samples of first .. last read, themselves or joined to rows of theirs."""
+        days = {at for day in range(first, last + 1) for at in self.snapshots_of(snapshot, day)}
+        for log in self._windows:
+            if snapshot.name in self._joins[log]:
+                window = self.window(log, first, last)
+                days |= {at for day in window if (at := self.snapshot_at(snapshot, day)) is not None}
+        return days
+
+    def _log_contents(self, log: EventLog) -> dict[int, list[Partition]]:
+        window = self._windows[log.name]
+        late = whole_days(parse_duration(log.lateness))
+        found: dict[int, list[Partition]] = {}
+        for at in self.present[log.name]:
+            if window.start <= at < min(window.stop + late, self.horizon):
+                partition = self.partition(log, at)
+                for day in sorted({at, *self._rows_by_day(log, partition)}):
+                    if day in window:
+                        found.setdefault(day, []).append(partition)
+        return found
+
+    def _rows_by_day(self, log: EventLog, partition: Partition) -> set[int]:
+        """Days a partition holds rows of."""
+        key = digest(
+            [partition.input.hash, log.time, log.time_unit, log.lateness, self.schema.utc_offset, partition.day]
+        )
+        counted = self._census.root
+        if key not in counted:
+            counted[key] = census(log, partition, self.schema.offset_ms)
+        return set(counted[key])
+
+    def _keep_census(self) -> None:
+        if self._census.root and self.out.is_dir():
+            self._census.write(self._notes / CENSUS)
+            here = {file.path for partition in self._partitions.values() for file in partition.files}
+            Footers({path: footer for path, footer in self._footers.root.items() if path in here}).write(
+                self._notes / FOOTERS
+            )
+
+    @cached_property
+    def buckets(self) -> int:
+        """Files of a partial: fixed by the first build of an output folder."""
+        path = self._notes / LAYOUT
+        if path.is_file():
+            layout = Layout.read(path)
+            if layout is None:
+                raise UserError(f"{path} is damaged: it should hold the number of buckets; remove {path.parent}")
+            fixed = layout.root
+            if self._asked_buckets not in (None, fixed):
+                raise UserError(
+                    f"--buckets {self._asked_buckets}: {self.out} was begun with {fixed}; leave it out, or use another --out"
+                )
+            return fixed
+        days = self.present[self.schema.candidates.source]
+        rows = sum(f.rows for f in self.partition(self.schema.exposures, self.first).files) if self.first in days else 0
+        return self._asked_buckets or max(4, 1 << max(0, -(-rows // BUCKET_ROWS) - 1).bit_length())
+
+    # ------------------------------------------------------------------ keys
+
+    def fix_buckets(self) -> None:
+        """Later builds of the output folder have as many buckets."""
+        Layout(self.buckets).write(self._notes / LAYOUT)
+
+    @cached_property
+    def keys(self) -> dict[str, dict[int, str]]:
+        """Source -> day -> key of its partial; snapshots first, because rows that join them depend on theirs."""
+        found: dict[str, dict[int, str]] = {}
+        for source in sorted(self.schema.sources, key=lambda source: isinstance(source, EventLog)):
+            found[source.name] = {
+                day: self._key(source, day, partitions, found) for day, partitions in self.contents[source.name].items()
+            }
+        return found
+
+    def _key(
+        self, source: EventLog | Snapshot, day: int, partitions: Sequence[Partition], known: dict[str, dict[int, str]]
+    ) -> str:
+        declared = source.model_dump(
+            mode="json", exclude={"path", "description", "max_quarantine_rate", "delay", "max_age", "post_exposure"}
+        )
+        attributes = []
+        if isinstance(source, EventLog):
+            for name in self._joins[source.name]:
+                at = self._joined[name].get(day)
+                attributes.append([name, None if at is None else known[name][at]])
+        asked = [column.name for column in self.columns[source.name]]
+        candidates = self.schema.candidates.item if source.name == self.schema.candidates.source else None
+        inputs = [partition.input.hash for partition in partitions]
+        return digest([inputs, declared, asked, attributes, self.buckets, self.schema.utc_offset, candidates])
+
+    def joined_to(self, day: int) -> dict[str, int]:
+        """Snapshot -> its day that is joined to rows of a day."""
+        return {name: at[day] for name, at in self._joined.items() if day in at}
+
+    def inputs_of(self, day: int) -> dict[str, dict[str, str]]:
+        """Source -> day -> key of every partial that samples of `day` read."""
+        found: dict[str, dict[str, str]] = {}
+        for source in self.schema.sources:
+            keys = self.keys[source.name]
+            days = (
+                self._snapshot_days(source, day, day)
+                if isinstance(source, Snapshot)
+                else self.window(source.name, day, day)
+            )
+            found[source.name] = {dt_of(d): keys[d] for d in sorted(days) if d in keys}
+        return found

@@ -1,0 +1,1 @@
+"""What follows from a declaration: what rows offer, logical tables, the sample's Arrow schema, fingerprints and sizes."""

@@ -1,0 +1,18 @@
+"""The mean of a column of the events."""
+
+from __future__ import annotations
+
+from genrank.schemas.operations.base import Operation
+from genrank.schemas.type_rules import NUMBERS
+
+
+class Mean(Operation):
+    """The mean of `value`, missing values left out."""
+
+    name = "mean"
+    value_types = NUMBERS
+    missing = "missing"
+
+    def in_words(self) -> str:
+        """In the documentation."""
+        return "mean of `value`"

@@ -1,0 +1,105 @@
+"""Days and footers of sources: what is there, and of which types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.expression import nearest
+from genrank.schemas.files import files_of, readable_as
+from genrank.schemas.findings import Finding
+from genrank.schemas.schema import Schema
+from genrank.schemas.source import EventLog, Snapshot
+
+
+def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Finding]:
+    """Days that lack between the first and the last, ascending, and what that means for a snapshot."""
+    first, last = date.fromisoformat(present[0]), date.fromisoformat(present[-1])
+    every = [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
+    lacking = [day for day in every if day not in set(present)]
+    if not lacking:
+        return
+    message = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+    if isinstance(source, EventLog):
+        yield Finding("warning", source.name, f"missing days: {message}")
+        return
+    stale = parse_duration(source.max_age) // DAY_MS
+    known = [date.fromisoformat(day) for day in present]
+    widest = max((b - a).days for a, b in pairwise(known))
+    beyond = (
+        f"; {widest} days without one is longer than max_age {source.max_age}, so attributes are missing"
+        if widest > stale
+        else ""
+    )
+    yield Finding("warning", source.name, f"missing days: {message}; the newest before serves{beyond}")
+
+
+def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Finding]:
+    """Sources whose days don't reach as far as the exposures'."""
+    name = schema.candidates.source
+    if name not in days:
+        return
+    first, last, _ = days[name]
+    for source in schema.sources:
+        if source.name == name or source.name not in days:
+            continue
+        begins, ends, _ = days[source.name]
+        if isinstance(source, Snapshot):
+            if begins > first:
+                yield Finding(
+                    "warning", source.name, f"begins at {begins}, {name} at {first}: attributes are missing before"
+                )
+            fresh = (date.fromisoformat(ends) + timedelta(milliseconds=parse_duration(source.max_age))).isoformat()
+            if fresh < last:
+                message = f"ends at {ends} and serves until {fresh} (max_age {source.max_age}), {name} go on to {last}"
+                yield Finding("error", source.name, f"{message}: attributes are missing from then on")
+        elif ends < last:
+            yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
+
+
+def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
+    """Of each file of some days: whether it can be read, and its columns' types; and days with few rows."""
+    rows: dict[str, int] = {}
+    reported: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
+    for day, folder in days.items():
+        files = files_of(folder)
+        if not files:
+            yield Finding("error", source.name, f"{folder} holds no Parquet file")
+        rows[day] = 0
+        for file in files:
+            try:
+                metadata = pq.read_metadata(file)
+            except (OSError, pa.ArrowException) as error:
+                yield Finding("error", source.name, f"{file} can't be read as Parquet ({str(error).splitlines()[0]})")
+                continue
+            rows[day] += metadata.num_rows
+            for finding in _types(source, file, metadata.schema.to_arrow_schema()):
+                if finding.where not in reported:
+                    reported.add(finding.where)
+                    yield finding
+    usual = median(rows.values())
+    for day, count in rows.items():
+        if count < usual / 10:
+            yield Finding("warning", source.name, f"{day} has {count:,} rows, the median day {usual:,.0f}")
+
+
+def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterator[Finding]:
+    for column, declared in source.columns.items():
+        physical = source.physical(column)
+        where = f"{source.name}.{column}"
+        if physical not in schema.names:
+            message = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
+            yield Finding("error", where, message)
+        elif not readable_as(schema.field(physical).type, declared):
+            held = str(schema.field(physical).type).removeprefix("large_")
+            remedy = "declare what it is"
+            if isinstance(source, EventLog) and column in (source.time, source.arrival) and held.startswith("string"):
+                remedy = "write the times as Parquet timestamps, or as integers since 1970, and declare that"
+            yield Finding("error", where, f"{held} in {file}, declared {declared}; {remedy}")

@@ -1,0 +1,101 @@
+"""A sample of a source's rows, under the schema's names and types, and what its columns look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from genrank.schemas.base import ARROW_TYPES
+from genrank.schemas.files import files_of, readable_as
+from genrank.schemas.findings import present_values
+from genrank.schemas.source import EventLog, Snapshot
+
+
+@dataclass(frozen=True)
+class ColumnStats:
+    """A declared column as the sample shows it."""
+
+    source: str
+    column: str
+    physical: str
+    """Name in the files, and declared type."""
+    rows: int
+    null_rate: float
+    distinct: int
+    """Different values in the sample; of lists, different elements."""
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one day of a source, under the schema's names and types."""
+
+    day: str
+    rows: pa.Table
+    whole: bool
+    """Whether these are all rows of the day."""
+
+
+def read_sample(source: EventLog | Snapshot, days: dict[str, Path], limit: int) -> Sample | None:
+    """Rows of the newest day that has any: row groups from all of its files in turn, until `limit`."""
+    for day, folder in reversed(days.items()):
+        try:
+            files = [pq.ParquetFile(file) for file in files_of(folder)]
+        except (OSError, pa.ArrowException):
+            continue
+        has = [c for c in source.columns if all(_fits(f.schema_arrow, source, c) for f in files)]
+        turns = sorted((group, i) for i, file in enumerate(files) for group in range(file.num_row_groups))
+        tables, rows = [], 0
+        for group, i in turns:
+            if rows >= limit:
+                break
+            table = files[i].read_row_group(group, columns=[source.physical(c) for c in has])
+            table = table.select([source.physical(c) for c in has]).rename_columns(has)
+            tables.append(_as_declared(source, table).slice(0, limit - rows))
+            rows += tables[-1].num_rows
+        if rows:
+            return Sample(day, pa.concat_tables(tables), rows == sum(file.metadata.num_rows for file in files))
+    return None
+
+
+def _fits(schema: pa.Schema, source: EventLog | Snapshot, column: str) -> bool:
+    physical = source.physical(column)
+    return physical in schema.names and readable_as(schema.field(physical).type, source.columns[column])
+
+
+def _as_declared(source: EventLog | Snapshot, table: pa.Table) -> pa.Table:
+    arrays = []
+    for column in table.column_names:
+        declared, array = ARROW_TYPES[source.columns[column]], table.column(column)
+        if pa.types.is_timestamp(array.type):
+            array = pc.cast(array, pa.timestamp("ms", array.type.tz), safe=False)
+            array = pc.cast(array, pa.timestamp("ms", "UTC")) if array.type.tz else pc.assume_timezone(array, "UTC")
+        arrays.append(pc.cast(array, declared, safe=False))
+    return pa.table(arrays, names=table.column_names)
+
+
+def column_stats(source: EventLog | Snapshot, sample: Sample) -> Iterator[ColumnStats]:
+    """Of each declared column that could be read."""
+    for column in sample.rows.column_names:
+        array = sample.rows.column(column)
+        values = present_values(array)
+        low, high = "", ""
+        if len(values) and not pa.types.is_boolean(values.type):
+            ends = pc.min_max(values)
+            low, high = str(ends["min"].as_py()), str(ends["max"].as_py())
+        yield ColumnStats(
+            source.name,
+            column,
+            f"{source.physical(column)}: {source.columns[column]}",
+            len(array),
+            array.null_count / max(len(array), 1),
+            int(pc.count_distinct(values).as_py()),
+            low[:24],
+            high[:24],
+        )

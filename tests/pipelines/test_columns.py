@@ -1,0 +1,57 @@
+"""Values as partials store them, against a loop over Python values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.columns import feature_column, store
+from genrank.pipelines.merge_scan import UNITS
+from genrank.schemas import Hashed, Sql
+from genrank.schemas.ids import MISSING_ID, hash_string
+
+IDS = st.none() | st.integers(-(2**62), 2**62)
+TEXTS = st.none() | st.text(max_size=4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.lists(IDS, max_size=6), max_size=8), st.integers(0, 4))
+def test_lists_keep_the_first_so_many_ids_or_all(lists: list[list[int | None] | None], limit: int) -> None:
+    stored = store(pa.array(lists, pa.list_(pa.int64())), Column("ids", "x", limit=limit))
+    assert stored.to_pylist() == [[i for i in ids or [] if i is not None][: limit or None] for ids in lists]
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS, max_size=8))
+def test_strings_are_stored_by_their_hash(texts: list[str | None]) -> None:
+    stored = store(pa.array(texts, pa.string()), Column("id", "x")).to_pylist()
+    assert stored == [MISSING_ID if text is None else hash_string(text) for text in texts]
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.floats(-1e6, 1e6, width=32) | st.just(math.nan), max_size=8))
+def test_numbers_are_float32_and_fractions_whole_units(numbers: list[float | None]) -> None:
+    array = pa.array(numbers, pa.float64())
+    want = [math.nan if x is None else x for x in numbers]
+    np.testing.assert_array_equal(store(array, Column("number", "x")).to_numpy(), np.array(want, np.float32))
+    units = [MISSING_ID if x is None or math.isnan(x) else round(x * UNITS) for x in numbers]
+    assert store(array, Column("units", "x")).to_pylist() == units
+
+
+def test_a_list_from_sql_is_kept_whole() -> None:
+    feature = Sql(name="tags", expression="tags", type="list<int64>", vocabulary=Hashed(size=8), dim=4)
+    column = feature_column(feature)
+    assert column is not None and column.sql
+    assert store(pa.array([[3, 1, 2], None]), column).to_pylist() == [[3, 1, 2], []]
+
+
+@pytest.mark.parametrize(("role", "missing"), [("id", MISSING_ID), ("time", MISSING_ID), ("flag", False), ("ids", [])])
+def test_nulls_are_stored_as_what_is_missing(role: str, missing: object) -> None:
+    types = {"flag": pa.bool_(), "ids": pa.list_(pa.int64())}
+    assert store(pa.array([None], types.get(role, pa.int64())), Column(role, "x")).to_pylist() == [missing]
