@@ -44,15 +44,20 @@ def test_history_only_leaves_out_the_users_statistics_and_nothing_else() -> None
     require_samples(whole, schema, "samples of the whole schema")
 
 
+def own(family: type[Feature] | type[Transform] | type[Vocabulary]) -> set[str]:
+    """Tags of a family's members that the package defines; another test of this process may have registered more."""
+    return {tag for tag, kind in family.kinds().items() if kind.__module__.startswith("genrank.")}
+
+
 def test_the_marketplace_uses_every_kind_there_is() -> None:
     schema = example("marketplace")
     features = [feature for _, group in schema.groups() for feature in group]
     names = {(group, feature.name) for group, members in schema.groups() for feature in members}
     assert len(names) >= 40
-    assert {feature.kind for feature in features} == set(Feature.kinds())
+    assert {feature.kind for feature in features} == own(Feature)
     transforms = {t.kind for f in features if (t := getattr(f, "transform", None))}
-    assert transforms == set(Transform.kinds())
-    assert {table.vocabulary.kind for table in logical_tables(schema)} >= set(Vocabulary.kinds())
+    assert transforms == own(Transform)
+    assert {table.vocabulary.kind for table in logical_tables(schema)} >= own(Vocabulary)
     cross = [feature for feature in features if isinstance(feature, CrossFeature)]
     assert {feature.op for feature in cross} == set(operation_names())
     assert {feature.as_of for feature in cross} == {"exposure", "window_start"}
