@@ -28,7 +28,7 @@ from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.publish import locked
 from genrank.pipelines.reach import landed_days
 from genrank.pipelines.samples_job import SamplesJob
-from genrank.pipelines.sources import LANDED, uri_of
+from genrank.pipelines.sources import LANDED, require_all_read, uri_of
 from genrank.pipelines.staleness import why_stale
 from genrank.schemas import UserError
 from genrank.schemas.manifest import SampleManifest
@@ -76,6 +76,7 @@ def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     _ingest(config, engine, first, last)
     plan = BuildPlan(config.schema, config.data, config.out, first, last, config.as_of, config.buckets)
     _check_days(config, plan)
+    require_all_read(config.schema, config.data, plan.partitions)
     shutil.rmtree(config.out / "staging", ignore_errors=True)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     staging = config.out / "staging" / run_id

@@ -116,6 +116,11 @@ class BuildPlan:
             self._partitions[source.name, day] = read_partition(source, day, path, self._footers.root)
         return self._partitions[source.name, day]
 
+    @property
+    def partitions(self) -> list[Partition]:
+        """Every partition that was looked at for rows of the days."""
+        return list(self._partitions.values()) if self.contents else []
+
     @cached_property
     def _footers(self) -> Footers:
         """What the footers of input files say, kept beside the partials."""
@@ -216,7 +221,8 @@ class BuildPlan:
         self, source: EventLog | Snapshot, day: int, partitions: Sequence[Partition], known: dict[str, dict[int, str]]
     ) -> str:
         declared = source.model_dump(
-            mode="json", exclude={"path", "description", "max_quarantine_rate", "delay", "max_age", "post_exposure"}
+            mode="json",
+            exclude={"path", "ignore", "description", "max_quarantine_rate", "delay", "max_age", "post_exposure"},
         )
         attributes = []
         if isinstance(source, EventLog):

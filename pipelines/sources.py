@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from genrank.pipelines.days import day_number, dt_of, start_of
 from genrank.pipelines.documents import Footer
 from genrank.pipelines.merge_scan import Int
-from genrank.schemas import EventLog, Snapshot, UserError, files
+from genrank.schemas import EventLog, Schema, Snapshot, UserError, files, source_files
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import Input, InputFile
+from genrank.schemas.source_files import Unread
 
 LANDED = "landed"
 """Where copies of catalog tables and of what lies at URIs are, below the output."""
@@ -48,6 +49,8 @@ class Partition:
     source: str
     day: int
     files: tuple[SourceFile, ...]
+    unread: tuple[Unread, ...] = ()
+    """Files of the day that the rule of data files leaves out."""
 
     @cached_property
     def input(self) -> Input:
@@ -71,7 +74,7 @@ def days_present(source: EventLog | Snapshot, root: Path | str, landed: Path) ->
     """
     if source.catalog or uri_of(source, root):
         source, root = source.replace(path=f"{source.name}/dt={{dt}}", catalog=None), landed
-    return {day_number(dt): path for dt, path in files.days_present(source, Path(root)).items()}
+    return {day_number(dt): path for dt, path in source_files.days_present(source, Path(root)).items()}
 
 
 def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dict[str, Footer]) -> Partition:
@@ -83,14 +86,32 @@ def read_partition(source: EventLog | Snapshot, day: int, path: Path, known: dic
     Raises:
         UserError: no file, an unreadable one, a missing column, or a column of another type.
     """
-    paths = files.files_of(path)
+    paths, unread = source_files.day_files(source, path)
     if not paths:
+        other = f" (only {unread[0]})" if unread else ""
         raise UserError(
-            f"source {source.name!r}: {path} holds no Parquet file: {dt_of(day)} is still being written, or, if nothing happened, write a file without rows there"
+            f"source {source.name!r}: {path} holds no Parquet file{other}: {dt_of(day)} is still being written, or, if nothing happened, write a file without rows there"
         )
     time = [source.time, source.time_unit] if isinstance(source, EventLog) else None
     declared = digest([source.columns, source.rename, time])
-    return Partition(source.name, day, tuple(_file(source, declared, path, known) for path in paths))
+    return Partition(source.name, day, tuple(_file(source, declared, path, known) for path in paths), unread)
+
+
+def require_all_read(schema: Schema, root: Path | str, partitions: Iterable[Partition]) -> None:
+    """Whether every file that lies under the sources' paths, of days read or of none, is read.
+
+    Raises:
+        UserError: one that holds bytes isn't, and no `ignore` of its source matches it.
+    """
+    for source in schema.sources:
+        unread = [one for partition in partitions if partition.source == source.name for one in partition.unread]
+        if not source.catalog and not uri_of(source, root):
+            unread += source_files.beside_days(source, Path(root), schema.sources)
+        if unread:
+            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            raise UserError(
+                f"source {source.name!r}: {unread[0]}{more} would not be read; {source_files.remedy(source)}"
+            )
 
 
 def _file(source: EventLog | Snapshot, declared: str, path: Path, known: dict[str, Footer]) -> SourceFile:

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.expression import nearest
-from genrank.schemas.files import files_of, readable_as
+from genrank.schemas.files import readable_as
 from genrank.schemas.findings import Finding
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_files import beside_days, day_files, remedy
 
 
 def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Finding]:
@@ -64,12 +65,20 @@ def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fin
             yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
 
 
+def beside(schema: Schema, source: EventLog | Snapshot, root: Path) -> Iterator[Finding]:
+    """Files beside a source's days, which no day reads."""
+    for one in beside_days(source, root, schema.sources):
+        yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
+
+
 def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
     """Of each file of some days: whether it can be read, and its columns' types; and days with few rows."""
     rows: dict[str, int] = {}
     reported: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
     for day, folder in days.items():
-        files = files_of(folder)
+        files, unread = day_files(source, folder)
+        for one in unread:
+            yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
         if not files:
             yield Finding("error", source.name, f"{folder} holds no Parquet file")
         rows[day] = 0

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrank.schemas.base import ARROW_TYPES
-from genrank.schemas.files import files_of, readable_as
+from genrank.schemas.files import readable_as
 from genrank.schemas.findings import present_values
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_files import day_files
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_sample(source: EventLog | Snapshot, days: dict[str, Path], limit: int) 
     """Rows of the newest day that has any: row groups from all of its files in turn, until `limit`."""
     for day, folder in reversed(days.items()):
         try:
-            files = [pq.ParquetFile(file) for file in files_of(folder)]
+            files = [pq.ParquetFile(file) for file in day_files(source, folder).data]
         except (OSError, pa.ArrowException):
             continue
         has = [c for c in source.columns if all(_fits(f.schema_arrow, source, c) for f in files)]
