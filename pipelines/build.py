@@ -25,7 +25,7 @@ from genrank.pipelines.engine_factory import open_engine
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
 from genrank.pipelines.plan import BuildPlan
-from genrank.pipelines.publish import locked
+from genrank.pipelines.publish import locked, settle
 from genrank.pipelines.reach import landed_days
 from genrank.pipelines.samples_job import SamplesJob
 from genrank.pipelines.sources import LANDED, require_all_read, uri_of
@@ -78,6 +78,7 @@ def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     _check_days(config, plan)
     require_all_read(config.schema, config.data, plan.partitions)
     shutil.rmtree(config.out / "staging", ignore_errors=True)
+    settle(config.out / "samples")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     staging = config.out / "staging" / run_id
     try:
