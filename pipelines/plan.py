@@ -13,6 +13,7 @@ from pathlib import Path
 from genrank.pipelines.columns import joined_columns, needed
 from genrank.pipelines.days import dt_of, moment, start_of, whole_days
 from genrank.pipelines.documents import Census, Footers, Layout
+from genrank.pipelines.labels import logs_of
 from genrank.pipelines.reach import reach_of
 from genrank.pipelines.sources import LANDED, Partition, census, days_present, read_partition
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
@@ -109,6 +110,29 @@ class BuildPlan:
 
     # ------------------------------------------------------------------ what lies there
 
+    @cached_property
+    def landed(self) -> dict[str, frozenset[int]]:
+        """Event log -> its days that labels of the days built may lie in and that are there."""
+        logs = (source.name for source in self.schema.sources if isinstance(source, EventLog))
+        return {log: frozenset(day for day in self.present[log] if day >= self.first) for log in logs}
+
+    def absent_label_days(self, day: int) -> dict[str, list[int]]:
+        """Log -> days, over by `as_of`, that labels of a day built should find there and don't.
+
+        Its own day, and later ones up to the log's newest: what follows the newest is yet to come, and labels that reach into it are
+        immature.
+        """
+        absent: dict[str, set[int]] = {}
+        end = start_of(day + 1, self.schema.offset_ms)
+        for label in self.schema.labels:
+            for log in logs_of(self.schema, label):
+                reached = (end + parse_duration(label.window) + self.schema.offset_ms) // DAY_MS
+                newest = max((d for d in self.present[log] if d < self.horizon), default=day)
+                for d in range(day, min(reached, max(day, newest)) + 1):
+                    if d not in self.present[log] and start_of(d + 1, self.schema.offset_ms) <= self.as_of:
+                        absent.setdefault(log, set()).add(d)
+        return {log: sorted(days) for log, days in absent.items()}
+
     def partition(self, source: EventLog | Snapshot, day: int) -> Partition:
         """One day of a source, its files checked."""
         if (source.name, day) not in self._partitions:
@@ -160,12 +184,12 @@ class BuildPlan:
         for at in self.present[log.name]:
             if window.start <= at < min(window.stop + late, self.horizon):
                 partition = self.partition(log, at)
-                for day in sorted({at, *self._rows_by_day(log, partition)}):
+                for day in sorted({at, *self.days_of(log, partition)}):
                     if day in window:
                         found.setdefault(day, []).append(partition)
         return found
 
-    def _rows_by_day(self, log: EventLog, partition: Partition) -> set[int]:
+    def days_of(self, log: EventLog, partition: Partition) -> set[int]:
         """Days a partition holds rows of."""
         key = digest(
             [partition.input.hash, log.time, log.time_unit, log.lateness, self.schema.utc_offset, partition.day]

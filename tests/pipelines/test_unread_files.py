@@ -69,14 +69,17 @@ def logs(tmp_path: Path) -> Path:
 def write(root: Path, where: str, rows: list[tuple[int, int, int]]) -> Path:
     path = root / "logs" / where
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))), path)
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+    pq.write_table(pa.table(columns, schema=pa.schema(dict.fromkeys(COLUMNS, pa.int64()))), path)
     return path
 
 
-def built(root: Path, schema: Schema | None = None, **flags: object) -> list[dict[str, object]]:
+def built(
+    root: Path, schema: Schema | None = None, samples_of: tuple[str, ...] = DAYS, **flags: object
+) -> list[dict[str, object]]:
     settings: dict[str, object] = {"schema": schema or small_schema(), "data": root / "logs", "out": root / "out"}
     build(BuildConfig(**settings | {"first": DAYS[0], "last": DAYS[1]} | flags))  # type: ignore[arg-type]
-    return [row for day in DAYS for row in read_samples(root / "out", day)]
+    return [row for day in samples_of for row in read_samples(root / "out", day)]
 
 
 def clicks(rows: list[dict[str, object]]) -> float:
