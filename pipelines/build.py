@@ -80,6 +80,14 @@ def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     plan = BuildPlan(config.schema, config.data, config.out, first, last, config.as_of, config.buckets)
     _check_days(config, plan)
     require_all_read(config.schema, config.data, plan.partitions)
+    for (source, column), lacking in sorted(plan.added_later.items()):
+        logger.warning(
+            'source %r: column %r was added after %s; it is missing (null) there, unless defaults={"%s": ...} says what it was',
+            source,
+            column,
+            dt_of(max(lacking)),
+            column,
+        )
     shutil.rmtree(config.out / "staging", ignore_errors=True)
     settle(config.out / "samples")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

@@ -12,7 +12,6 @@ from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
 from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest, sample_days
 
-
 TEMPORARY = re.compile(r"\..+[.-]\d+")
 """Names under which processes write what they rename when it is whole; they end in the process's number."""
 

@@ -15,7 +15,7 @@ from genrank.pipelines.days import dt_of, moment, start_of, whole_days
 from genrank.pipelines.documents import Census, Footers, Layout
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.reach import reach_of
-from genrank.pipelines.sources import LANDED, Partition, census, days_present, read_partition
+from genrank.pipelines.sources import LANDED, Partition, census, columns_of, days_present, no_column, read_partition
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.digest import digest
@@ -53,6 +53,8 @@ class BuildPlan:
         """First day not read: partitions are read up to as_of."""
         self._asked_buckets = buckets
         self._partitions: dict[tuple[str, int], Partition] = {}
+        self.added_later: dict[tuple[str, str], set[int]] = {}
+        """(source, column) -> days read before the column was added; it is missing (null) there."""
         self._notes = out / "partials"
 
     # ------------------------------------------------------------------ which days matter
@@ -136,9 +138,29 @@ class BuildPlan:
     def partition(self, source: EventLog | Snapshot, day: int) -> Partition:
         """One day of a source, its files checked."""
         if (source.name, day) not in self._partitions:
-            path = self.present[source.name][day]
-            self._partitions[source.name, day] = read_partition(source, day, path, self._footers.root)
+            partition = self._partitions[source.name, day] = self._read(source, day)
+            self._require_later(source, partition)
         return self._partitions[source.name, day]
+
+    def _read(self, source: EventLog | Snapshot, day: int) -> Partition:
+        return read_partition(source, day, self.present[source.name][day], self._footers.root)
+
+    def _require_later(self, source: EventLog | Snapshot, partition: Partition) -> None:
+        """Whether a column that files of a day lack was added later: all files of the newest day have it, none of this day's, of the
+        day before or of the oldest.
+
+        Raises:
+            UserError: it was not, so nobody knows what it is there.
+        """
+        for column in sorted({column for file in partition.files for column in file.absent}):
+            days = self.present[source.name]
+            before = max((day for day in days if day < partition.day), default=partition.day)
+            earlier = [partition, *(self._read(source, day) for day in {before, min(days)} - {partition.day})]
+            lacking = all(column in file.absent for part in earlier for file in part.files)
+            if not lacking or any(column in file.absent for file in self._read(source, max(days)).files):
+                file = next(file for file in partition.files if column in file.absent)
+                raise no_column(source, column, file.path, columns_of(file.path))
+            self.added_later.setdefault((source.name, column), set()).add(partition.day)
 
     @property
     def partitions(self) -> list[Partition]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from genrank.schemas import UserError
-from tests.pipelines.test_unread_files import DAYS, built, click_day, clicks, logs, small_schema, write
+from tests.pipelines.test_unread_files import DAYS, built, click_day, clicks, logs, write
 
 __all__ = ["logs"]
 pytestmark = pytest.mark.usefixtures("plain_gate")
