@@ -61,10 +61,10 @@ def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
     """Build and publish samples of every day from `first` to `last`.
 
     Raises:
-        UserError: bad input, a broken invariant, too many quarantined rows, another build at work; nothing of the days
+        UserError: bad input, a broken invariant, too many quarantined rows, another build at work that isn't waited for; nothing of the days
             concerned is published then.
     """
-    with locked(config.out):
+    with locked(config.out, config.wait):
         owned = engine is None
         runner = engine or open_engine(config.engine, config.out / "staging")
         try:

@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genrank.schemas import UserError
+from genrank.schemas.console import logger
 from genrank.schemas.files import move, write_atomically
 from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """The only build of this output folder.
+def locked(out: Path, wait: bool = False) -> Iterator[None]:
+    """The only build of this output folder; with `wait`, when its turn has come.
 
     It is the kernel's lock on the open file, not the file, that counts, so nothing can be left behind: the kernel (or, on a shared
     file system, its server, once the host's lease ends) releases it when the process ends, however it ends. Processes that this
@@ -32,12 +33,15 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError(f"--out {out}: can't make the folder ({error.strerror}); choose another") from None
     with open(out / ".lock", "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"--out {out}: another build is writing here (process {lock.read() or '?'}); wait for it to end"
-            ) from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = f"--out {out}: another build is writing here (process {lock.read() or '?'})"
+                if not wait:
+                    raise UserError(f"{holder}; wait for it to end") from None
+                logger.info("%s; waiting for it to end", holder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
                 f"--out {out}: its file system can't lock a file ({error.strerror}), so two builds could not be kept apart;"

@@ -88,13 +88,34 @@ def test_a_first_build_killed_publishes_nothing_or_whole_days(tmp_path: Path) ->
 
 def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
     days = write_world(tmp_path / "data", seed=43, days=1)
-    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0])
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], wait=False)
     with (
         locked(tmp_path / "out"),
         pytest.raises(UserError, match=f"another build is writing here .process {os.getpid()}"),
     ):
         build(config)
     assert build(config).days == days
+
+
+def test_builds_of_different_days_side_by_side_take_turns(tmp_path: Path) -> None:
+    """As Airflow's mapped tasks start them: both at once, into one folder; each day is that of a build alone."""
+    days = write_world(tmp_path / "data", seed=46, days=2)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = (
+        "import sys; from pathlib import Path; from genrank.pipelines.build import BuildConfig, build;"
+        "from tests.pipelines.worlds import full_schema; root, day = sys.argv[1:];"
+        "print(build(BuildConfig(full_schema(), Path(root) / 'data', Path(root) / 'out', day, day)).days)"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), day], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for day in days
+    ]
+    assert [builder.communicate()[0].strip() for builder in started] == [f"['{day}']" for day in days]
+    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "alone", days[0], days[1]))
+    for day in days:
+        assert whole(tmp_path / "out", day) == whole(tmp_path / "alone", day)
 
 
 HOLDER = """
