@@ -58,6 +58,8 @@ class Footer(NamedTuple):
     first: int | None
     """Bounds of event time in epoch ms, where the footer has them."""
     last: int | None
+    absent: tuple[str, ...] = ()
+    """Declared columns that nothing gives."""
 
 
 class Footers(Document[dict[str, Footer]]):

@@ -60,9 +60,12 @@ def test_clean_keeps_what_a_manifest_points_to(tmp_path: Path) -> None:
     build(config)
     build(config)
     (tmp_path / "out" / "partials" / "clicks" / f"dt={days[0]}" / "0123456789abcdef").mkdir()
+    (tmp_path / "out" / "samples" / f"dt={days[0]}" / ".manifest.json.321").write_text("{")
+    (tmp_path / "out" / "partials" / ".census.json.321").write_text("{")
+    (tmp_path / "out" / "partials" / "clicks" / f"dt={days[0]}" / ".0123456789abcdef-321").mkdir()
     before = [read_samples(tmp_path / "out", dt) for dt in days]
-    assert len(clean(tmp_path / "out", dry_run=True).paths) == 4
-    assert len(clean(tmp_path / "out").paths) == 4
+    assert len(clean(tmp_path / "out", dry_run=True).paths) == 7
+    assert len(clean(tmp_path / "out").paths) == 7
     assert clean(tmp_path / "out").paths == []
     assert sample_days(tmp_path / "out" / "samples") == days
     assert repr([read_samples(tmp_path / "out", dt) for dt in days]) == repr(before)
