@@ -31,7 +31,7 @@ from pathlib import Path
 from genrank.examples.marketplace.world import generate
 if __name__ == "__main__":
     begin = time.perf_counter()
-    summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]), progress=False)
+    summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]))
     seconds = time.perf_counter() - begin
     rows = {source: sum(days.values()) for source, days in summary["rows"].items()}
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -176,6 +176,7 @@ class Catalogue:
         return np.where(r.random(n) < 0.1, r.uniform(0.6, 0.9, n), 1.0).astype(np.float32)
 
     def price(self, day: int) -> Array:
+        """Price of each listed item on a day, discount included, in currency units to the cent."""
         n = self.listed(day)
         full = np.exp(self.log_price_of_category[self.category[:n]] + self.price_gap[:n])
         return np.round(full * self.discount(day), 2)
