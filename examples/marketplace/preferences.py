@@ -179,7 +179,8 @@ class Catalogue:
         """Price of each listed item on a day, discount included, in currency units to the cent."""
         n = self.listed(day)
         full = np.exp(self.log_price_of_category[self.category[:n]] + self.price_gap[:n])
-        return np.round(full * self.discount(day), 2)
+        price: Array = np.round(full * self.discount(day), 2)
+        return price
 
     def weights(self, day: int) -> Array:
         """Retrieval's weight of each listed item on a day."""
