@@ -397,7 +397,7 @@ def _users_table(world: World, people: Population, simulation: Chunk, first: int
             "user_id": pa.array(known + first + FIRST_USER_ID, pa.int64()),
             "age": _words(AGES, people.age[known]),
             "gender": _words(GENDERS, people.gender[known]),
-            # One user in fifty never told.
+            # One user in fifty has none on record.
             "city": _words(CITIES, people.city[known], (known + first) % 50 == 7),
             "membership": _words(MEMBERSHIPS, people.membership[known]),
             "device": _words(DEVICES, people.device[known]),

@@ -96,8 +96,8 @@ def test_the_world_holds_what_the_schema_reads(name: str, world: Path) -> None:
 def test_no_feature_reads_the_truth() -> None:
     """Not the true probabilities, and not the position, which is what a ranker decides."""
     schema = example("marketplace")
-    told = schema.exposures.post_exposure
-    assert {label.oracle for label in schema.labels} | {"position"} == set(told)
+    hidden = schema.exposures.post_exposure
+    assert {label.oracle for label in schema.labels} | {"position"} == set(hidden)
     text = "\n".join(feature.model_dump_json() for _, group in schema.groups() for feature in group)
     assert not re.search(r"probability|position", text)
 

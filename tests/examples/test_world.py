@@ -172,7 +172,7 @@ def fatigue_loss(log: pd.DataFrame) -> float:
 
 
 def taste_correlation(log: pd.DataFrame) -> float:
-    """How well a user's clicks in a category on the first days tell the later click probability in it, within the day's other users."""
+    """How well a user's clicks in a category on the first days predict the later click probability in it, within the day's other users."""
     early, late = log[log.day < 3], log[log.day >= 3]
     cells = early.groupby(["user", "category"]).click.agg(["sum", "count"])
     rate = (cells["sum"] + 1) / (cells["count"] + 10)
@@ -294,10 +294,10 @@ def test_snapshots_change_and_state_the_start_of_the_day(world: Path) -> None:
     before = follows[follows.ts < pd.Timestamp(dt).timestamp() * 1000].sort_values("ts")
     state = before.groupby(["user_id", "brand"]).action.last().eq("follow")
     replayed = state[state].reset_index().groupby("user_id").brand.apply(set)
-    told = users[users.dt == dt].set_index("user_id").followed_brands.map(set)
-    told = told[told.map(len) > 0]
-    assert len(told) > 100
-    same = [told[user] == replayed.get(user, set()) for user in told.index]
+    on_record = users[users.dt == dt].set_index("user_id").followed_brands.map(set)
+    on_record = on_record[on_record.map(len) > 0]
+    assert len(on_record) > 100
+    same = [on_record[user] == replayed.get(user, set()) for user in on_record.index]
     assert np.mean(same) > 0.97
 
 

@@ -164,7 +164,7 @@ def test_nothing_waits_for_the_device(triton_backend: None) -> None:
 
 
 def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton launches on the current device, cuda:0 unless told."""
+    """Triton launches on the current device, cuda:0 by default."""
     entered: list[Any] = []
 
     class Guard:

@@ -38,8 +38,8 @@ def test_concat_and_split(parts: int, samples: int, index: torch.dtype, data: st
             assert torch.equal(offsets, torch.stack([o for _, o in given_parts]).sum(0).to(index))
             assert torch.equal(values, torch.cat([values[:0], *want]))
             back = jagged_split(values, offsets, [o for _, o in given_parts])
-            told = jagged_split(values, offsets, [o for _, o in given_parts], [len(v) for v, _ in given_parts])
-            assert all(torch.equal(a, b) for a, b in zip(back, told, strict=True))
+            split = jagged_split(values, offsets, [o for _, o in given_parts], [len(v) for v, _ in given_parts])
+            assert all(torch.equal(a, b) for a, b in zip(back, split, strict=True))
             assert all(torch.equal(a, b) for a, (b, _) in zip(back, given_parts, strict=True))
             weights = [torch.randn_like(part) for part in back]
             loss = sum(((part * w).sum() for part, w in zip(back, weights, strict=True)), torch.zeros(()))
