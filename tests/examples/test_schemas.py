@@ -15,6 +15,7 @@ from genrank.schemas.base import ARROW_TYPES, parse_duration
 from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.features import Feature
 from genrank.schemas.operations import operation_names
+from genrank.schemas.review.diff import require_samples
 from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Vocabulary
 
@@ -31,6 +32,16 @@ def test_schemas_survive_json(name: str) -> None:
     schema = example(name)
     again = Schema.model_validate_json(schema.model_dump_json())
     assert again == schema and again.fingerprint == schema.fingerprint
+
+
+def test_history_only_leaves_out_the_users_statistics_and_nothing_else() -> None:
+    whole = example("marketplace")
+    schema = load_schema(str(ROOT / "examples/marketplace/history_only.py"))
+    left = {f.name for f in whole.candidates.features} - {f.name for f in schema.candidates.features}
+    keyed = {f.name for f in whole.candidates.features if isinstance(f, CrossFeature) and "user_id" in f.keys}
+    assert left == keyed and len(keyed) > 15
+    assert (schema.user, schema.sequences, schema.labels) == (whole.user, whole.sequences, whole.labels)
+    require_samples(whole, schema, "samples of the whole schema")
 
 
 def test_the_marketplace_uses_every_kind_there_is() -> None:

@@ -22,6 +22,7 @@ from genrank.model.progressive import progressive
 from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.trainer import train
 from genrank.schemas import Categorical, Dynamic, UserError
+from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.reader import SampleReader
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -378,20 +379,44 @@ def test_bf16_follows_fp32(config: TrainConfig, tmp_path) -> None:
     assert all(v.dtype == torch.float32 for n, v in weights(runs[1].out).items() if n.endswith("weight"))
 
 
-def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(config: TrainConfig, schema, tmp_path) -> None:
+def test_moments_of_numbers_stay_with_the_weights(config: TrainConfig, samples, schema, tmp_path) -> None:
+    """Fitted on the first run's days, in its checkpoint, and kept by the run that goes on from it: weights were learned with them."""
+    first = dataclasses.replace(
+        config, dates=DAYS[:1], epochs=1, out=tmp_path / "day1", settings={"feature_norm": "true"}
+    )
+    train(first)
+    second = dataclasses.replace(first, dates=DAYS[1:2], out=tmp_path / "day2", from_checkpoint=first.out, max_steps=1)
+    train(second)
+    fitted = fit_moments(samples / "samples", schema, DAYS[:1])
+    assert fitted != fit_moments(samples / "samples", schema, DAYS[1:2])
+    for run in (first.out, second.out):
+        state = load_model(run).model.state_dict()
+        for name, moments in fitted.items():
+            group, feature = name.split(".")
+            stored = state[f"tokenizer.norms.of_{group}.moments.of_{feature}"]
+            torch.testing.assert_close(stored, torch.tensor(moments))
+
+
+@pytest.mark.parametrize("feature_norm", ["false", "true"])
+def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(
+    feature_norm: str, config: TrainConfig, schema, tmp_path
+) -> None:
+    config = dataclasses.replace(config, settings={"feature_norm": feature_norm})
     first = dataclasses.replace(config, dates=DAYS[:1], epochs=1, out=tmp_path / "day1")
     train(first)
     candidates = schema.candidates
     fewer = schema.replace(
-        candidates=candidates.replace(features=tuple(f for f in candidates.features if f.name != "hour"))
+        candidates=candidates.replace(
+            features=tuple(f for f in candidates.features if f.name not in ("hour", "since_seen"))
+        )
     )
     dropped = dataclasses.replace(
         config, schema=fewer, dates=DAYS[1:2], epochs=1, out=tmp_path / "less", from_checkpoint=first.out, max_steps=1
     )
     train(dropped)
     before, after = weights(first.out), weights(dropped.out)
-    lost = {n for n in before if n.endswith("of_candidates.weights.of_hour") and "/" not in n}
-    assert len(lost) == 1 and not lost & after.keys()
+    lost = {n for n in before if "of_candidates." in n and n.endswith((".of_hour", ".of_since_seen")) and "/" not in n}
+    assert len(lost) == 2 + (feature_norm == "true") and not lost & after.keys()
     name = "heads.towers.click.0.weight"
     assert torch.dist(after[name], before[name]) < 0.1 * before[name].norm()
     grown = dataclasses.replace(dropped, schema=schema, out=tmp_path / "more", from_checkpoint=dropped.out)
