@@ -43,7 +43,7 @@ class Layout(Document[int]):
 
 
 class Census(Document[dict[str, dict[int, int]]]):
-    """Hash of a partition and of how its days are told apart -> day -> rows."""
+    """Hash of a partition and of how its days are distinguished -> day -> rows."""
 
 
 class Footer(NamedTuple):

@@ -91,7 +91,7 @@ def test_the_marketplace_knows_the_worlds_words() -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world") / "w"
-    generate(out, users=60, days=2, seed=0, items=300, progress=False)
+    generate(out, users=60, days=2, seed=0, items=300)
     return out
 
 
@@ -112,8 +112,8 @@ def test_the_world_holds_what_the_schema_reads(name: str, world: Path) -> None:
 def test_no_feature_reads_the_truth() -> None:
     """Not the true probabilities, and not the position, which is what a ranker decides."""
     schema = example("marketplace")
-    told = schema.exposures.post_exposure
-    assert {label.oracle for label in schema.labels} | {"position"} == set(told)
+    hidden = schema.exposures.post_exposure
+    assert {label.oracle for label in schema.labels} | {"position"} == set(hidden)
     text = "\n".join(feature.model_dump_json() for _, group in schema.groups() for feature in group)
     assert not re.search(r"probability|position", text)
 
@@ -134,6 +134,6 @@ def test_kuairand_reads_nothing_that_is_known_too_late() -> None:
 def test_the_minimal_schema_is_the_tutorials() -> None:
     folder = ROOT / "examples" / "minimal"
     code = (folder / "schema.py").read_text()
-    declared = code.split("\n\n", 1)[1]  # below the import
+    declared = code.split("\n\n", 2)[2]  # below the docstring and the import
     assert len([line for line in declared.splitlines() if line.strip()]) <= 15
     assert f"```python\n{code}```" in (folder / "README.md").read_text()
