@@ -182,9 +182,9 @@ def rows_of(day: Scored, taste: Taste, people: Population) -> dict[str, Array]:
     rest = seen - np.sum(true, 0)
     rows = {"truth": day.logit, "without position": day.logit - day.position, "without position and fatigue": seen}
     for name, clicks in (("clicks", day.clicks), ("age and gender", None)):
-        told = taste.logit(taste.infer(people, np.unique(day.user), clicks), day.user, day.item)
-        rows[f"taste by {name}"] = rest + np.sum(told, 0)
-        rows[f"taste by {name}, without intent, purchases, repeats"] = rest - day.events + np.sum(told, 0)
+        inferred = taste.logit(taste.infer(people, np.unique(day.user), clicks), day.user, day.item)
+        rows[f"taste by {name}"] = rest + np.sum(inferred, 0)
+        rows[f"taste by {name}, without intent, purchases, repeats"] = rest - day.events + np.sum(inferred, 0)
     return rows
 
 

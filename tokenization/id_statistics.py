@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.files import reading
-from genrank.schemas.manifest import opened
 from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.manifest import opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.reader import SampleReader
 
