@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install prerequisites lint test coverage demo airflow-test lock clean distclean
+.PHONY: help install prerequisites lint test demo airflow-test lock clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,11 +47,8 @@ lint: $(INSTALLED) ## ruff's rules (docstrings included) and format, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
-
-coverage: lint ## test, with the share of lines that tests run: fails under the floor in pyproject.toml
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered
+test: lint ## lint, then every test; COVERAGE=yes measures the lines they run and fails under the floor in pyproject.toml
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 demo: $(INSTALLED) ## a synthetic marketplace from exposure log to an evaluated ranker: runs/demo/report.html
 	$(BIN)/genrank demo --out runs/demo

@@ -152,8 +152,8 @@ def _check_labels(config: BuildConfig, plan: BuildPlan, days: Sequence[int]) -> 
     """Whether the labels' logs have the days that labels of the days built are matched in."""
     absent: dict[str, set[int]] = {}
     for day in days:
-        for log, lacking in plan.absent_label_days(day).items():
-            absent.setdefault(log, set()).update(lacking)
+        for log, days_of_log in plan.absent_label_days(day).items():
+            absent.setdefault(log, set()).update(days_of_log)
     for log, lacking in absent.items():
         shown = ", ".join(dt_of(day) for day in sorted(lacking)[:5]) + (" ..." if len(lacking) > 5 else "")
         labels = ", ".join(label.name for label in config.schema.labels if log in logs_of(config.schema, label))

@@ -18,8 +18,8 @@ KERNELS = {
 
 @pytest.mark.slow
 def test_kernels_compile_without_spills() -> None:
-    """In a process of its own: this one has the interpreter in the compiler's place. On sm_90 every configuration that a call
-    of a model may choose; elsewhere, of each kernel, the one that `--deterministic` takes."""
+    """In a process of its own: this one has the interpreter in the compiler's place. Of each kernel the configuration that
+    `--deterministic` takes, and of dK and dV on sm_90 all that may be chosen."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.kernels_compile", "--quick", "--workers", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)
