@@ -18,6 +18,7 @@ from genrank.model.checkpoint import (
     load_dense,
     load_optimizer_state,
     load_weights,
+    newest_whole,
     optimizer_state,
     read_manifest,
     save_checkpoint,
@@ -133,21 +134,20 @@ class CheckpointManager:
     # ------------------------------------------------------------------ in
 
     def restore(self, origin: Path | None) -> Position:
-        """Go on from this run's own newest checkpoint; or begin with the weights of `origin`, a checkpoint; or begin.
+        """Go on from this run's own newest checkpoint that is whole; or begin with the weights of `origin`, a checkpoint; or begin.
 
         Raises:
             UserError: the checkpoint is damaged, of another model, or of another number of processes in the middle of an epoch.
         """
-        own = steps_of(self.config.out)
-        at = self._resumed(self.config.out / "checkpoints" / f"step-{own[-1]}") if own else self._begun(origin)
+        run, own = self.config.out, steps_of(self.config.out)
+        at = self._resumed(newest_whole(run, own[::-1], report=self.ranks.is_main)) if own else self._begun(origin)
         if self.folder:
             self.folder.rewind(at.log_lines)
         return at
 
     def _resumed(self, folder: Path) -> Position:
-        read_manifest(folder)
         state = self._load(folder)
-        at = Position(**state["position"])  # type: ignore[arg-type]
+        at = _position(state, folder)
         self._saved_step = at.step
         readers = state["readers"]
         if len(readers) == self.ranks.size:
@@ -198,6 +198,15 @@ class CheckpointManager:
 
     def _identity(self) -> ModelIdentity:
         return ModelIdentity(name=self.config.model, settings=dict(self.config.settings))
+
+
+def _position(state: DenseState, folder: Path) -> Position:
+    known = {field.name for field in dataclasses.fields(Position)}
+    if strange := sorted(set(state["position"]) - known):
+        raise UserError(
+            f"{folder}: its position has {strange[0]}, which this version doesn't know; use the version that wrote it"
+        )
+    return Position(**state["position"])  # type: ignore[arg-type]
 
 
 def steps_of_batches(batches: Sequence[Sequence[int]], accumulate: int) -> int:

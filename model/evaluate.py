@@ -76,8 +76,10 @@ def _trained_dates(run: Path) -> list[str]:
     origin: Path | None = run
     while origin is not None and origin not in seen and (origin / "config.json").is_file():
         config = read_json(origin / "config.json")
-        assert isinstance(config["dates"], list)
-        dates.update(config["dates"])
+        days, earlier = config.get("dates"), config.get("from_checkpoint")
+        if not isinstance(days, list) or not all(isinstance(day, str) for day in days):
+            raise UserError(f"{origin / 'config.json'} lacks dates; write it again with `genrank train`")
+        dates.update(days)
         seen.add(origin)
-        origin = Path(str(config["from_checkpoint"])) if config["from_checkpoint"] else None
+        origin = Path(str(earlier)) if earlier else None
     return sorted(dates)

@@ -165,9 +165,12 @@ def read_json(path: Path) -> dict[str, object]:
     text = read_text(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it again with the command that made it") from None
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} holds {text.strip()[:20]}, not an object; write it again with the command that made it"
+        )
     return value
 
 

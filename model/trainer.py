@@ -82,7 +82,7 @@ class Trainer:
         self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
         self._require_something_to_learn()
 
-        origin = find_checkpoint(config.from_checkpoint) if config.from_checkpoint else None
+        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
         self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
