@@ -228,6 +228,41 @@ def test_a_day_goes_on_from_the_newest_finished_run_before_it(load: Load, house:
     assert call[call.index("--dates") + 1] == "2026-01-03:2026-01-04"
 
 
+@pytest.mark.parametrize(
+    "name", ["2026-01-04.bak", "2026-01-04 copy", "2026-01-4", "2026-01-040", "old", "2026-01-04\n2026-01-04"]
+)
+def test_a_folder_that_is_not_named_by_a_day_is_no_model(load: Load, house: House, name: str) -> None:
+    house.finished(name)
+    dag = load("daily")
+    assert house.run(dag.command("evaluate", ds=DAY)) == (99, [])
+    house.finished("2026-01-02")
+    _, call = house.run(dag.command("train", ds=DAY))
+    assert call[call.index("--from-checkpoint") + 1] == str(house.runs / "dt=2026-01-02")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "$(touch mark)",
+        "`touch mark`",
+        "; touch mark #",
+        "' ; touch mark #",
+        "2026-01-01\ntouch mark",
+        '" && touch mark "',
+    ],
+)
+def test_no_parameter_of_a_backfill_is_run_by_the_shell(load: Load, house: House, hostile: str, monkeypatch) -> None:
+    """Airflow refuses what is no date when it is given a format; the shell must not depend on it."""
+    dag = load("backfill")
+    monkeypatch.chdir(house.root)
+    for params in ({"from": hostile, "to": DAY}, {"from": DAY, "to": hostile}):
+        _, call = house.run(dag.command("train", params={**params, "train": True}))
+        assert not (house.root / "mark").exists()
+        assert call[call.index("--dates") + 1] == f"{params['from']}:{params['to']}"
+        with pytest.raises(ValueError, match="Invalid isoformat"):
+            dag.tasks["build"].arguments["mapped"]["env"](params)
+
+
 def test_a_failed_training_is_not_gone_on_from(load: Load, house: House) -> None:
     dag = load("daily")
     status, _ = house.run(dag.command("train", ds=DAY), GENRANK_EXITS="1")
