@@ -58,12 +58,16 @@ def save_checkpoint(
     dense: DenseState,
     embeddings: Embeddings,
     ranks: Ranks,
+    builds: Mapping[str, str],
     keep: int,
     protect: Sequence[int] = (),
 ) -> Path:
     """Write `run/checkpoints/step-N` and drop the oldest beyond `keep`, but none of the `protect` steps.
 
     Every rank calls it; rank 0 returns when the checkpoint is in its place.
+
+    Args:
+        builds: of the samples read, by day.
     """
     root = run / "checkpoints"
     final, staging = root / f"step-{step}", root / f".step-{step}.incomplete"
@@ -88,6 +92,7 @@ def save_checkpoint(
                 schema=schema,
                 boundaries=embeddings.boundaries,
                 files=digests,
+                builds=dict(builds),
             )
             (staging / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
             for path in [*files, staging / "manifest.json"]:
@@ -179,12 +184,31 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     Raises:
         UserError: a file is missing or changed, or the checkpoint is not this program's.
     """
+    manifest = _manifest(folder)
+    if damaged := _damaged(folder, manifest):
+        raise UserError(
+            f"{damaged[0]}; use another checkpoint (--checkpoint of `genrank evaluate`; `genrank verify` lists damaged files) or "
+            "train again"
+        )
+    return manifest
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Of a checkpoint: which of its files are not as its manifest says, a line each.
+
+    Raises:
+        UserError: the manifest can't be read.
+    """
+    return _damaged(folder, _manifest(folder))
+
+
+def _manifest(folder: Path) -> CheckpointManifest:
     try:
         text = (folder / "manifest.json").read_text()
         format_ = json.loads(text)["format"]
         if format_ != FORMAT:
             raise UserError(f"{folder} has checkpoint format {format_}; this version reads {FORMAT}")
-        manifest = CheckpointManifest.model_validate_json(text)
+        return CheckpointManifest.model_validate_json(text)
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
@@ -193,16 +217,9 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
-    if damaged := damaged_files(folder, manifest):
-        raise UserError(
-            f"{damaged[0]}; use another checkpoint (--checkpoint of `genrank evaluate`; `genrank verify` lists damaged files) or "
-            "train again"
-        )
-    return manifest
 
 
-def damaged_files(folder: Path, manifest: CheckpointManifest) -> list[str]:
-    """Of a checkpoint: which of its files are not as they were written."""
+def _damaged(folder: Path, manifest: CheckpointManifest) -> list[str]:
     found = []
     for name, wanted in manifest.files.items():
         path = folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ from genrank.model.ranks import join_ranks
 from genrank.model.registry import choose_model
 from genrank.model.run_dir import read_json
 from genrank.model.tasks.base import AnyTask, LoadedRun
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import build_ids
 from genrank.schemas.schema import Schema
 from genrank.tokenization.checkpoint import load_tables
 from genrank.tokenization.embedding import Embeddings
@@ -31,6 +34,8 @@ class LoadedModel(NamedTuple):
     step: int
     name: str
     task: AnyTask
+    builds: Mapping[str, str]
+    """Day of samples -> the build that it was trained or evaluated on, as its checkpoint has them."""
 
 
 def load_model(path: Path, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -50,7 +55,7 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     model = chosen.build(embeddings).to(device)
     load_weights(model, load_dense(folder)["model"], folder)
     load_tables(embeddings, folder / "tables")
-    return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema))
+    return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema), manifest.builds)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -64,7 +69,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise UserError("genrank evaluate runs in one process; start it without torchrun")
     loaded = load_model(config.run, step=config.checkpoint, device=ranks.device)
     run = LoadedRun(config.run, loaded.name, loaded.step, _trained_dates(config.run))
-    result = loaded.task.evaluate(loaded.model, run, config, samples_folder(config.samples), ranks)
+    samples = samples_folder(config.samples)
+    builds = build_ids(samples, config.dates)
+    for day, build in builds.items():
+        if (before := loaded.builds.get(day, build)) != build:
+            logger.warning(f"{day} was built again since {config.run} read it (build {before}, now {build})")
+    result = loaded.task.evaluate(loaded.model, run, config, samples, ranks).model_copy(update={"builds": builds})
     write_document(config.out or config.run / "metrics.json", result)
     return result
 

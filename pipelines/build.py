@@ -25,12 +25,12 @@ from genrank.pipelines.engine_factory import open_engine
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
 from genrank.pipelines.plan import BuildPlan
-from genrank.pipelines.publish import locked
 from genrank.pipelines.reach import landed_days
 from genrank.pipelines.samples_job import SamplesJob
 from genrank.pipelines.sources import LANDED, uri_of
 from genrank.pipelines.staleness import why_stale
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest
 
 

@@ -94,8 +94,12 @@ def write_atomically(path: Path, text: str) -> None:
     """The old text or the new one, whatever happens in between, a power cut included; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    move(temporary, path)
+    try:
+        temporary.write_text(text)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def move(staged: Path, final: Path) -> None:

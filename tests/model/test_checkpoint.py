@@ -8,16 +8,19 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import genrank.command
 from genrank.model.checkpoint import find_checkpoint, load_dense, read_manifest, steps_of
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.evaluate import evaluate, load_model
 from genrank.model.trainer import train
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 
 DAYS = ("2026-01-01", "2026-01-02")
 
@@ -224,3 +227,131 @@ def test_a_dense_file_of_another_shape_is_refused_in_one_line(run: Path, tmp_pat
     with pytest.raises(UserError, match=r"dense\.pt is not what `genrank train` writes") as error:
         load_model(folder)
     assert one_line(error)
+
+
+# ---------------------------------------------------------------------- samples under a run
+
+
+@pytest.fixture
+def own_samples(samples: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(samples, tmp_path / "own"))
+
+
+def rebuild(samples: Path, day: str, build_id: str = "later") -> None:
+    path = samples / "samples" / f"dt={day}" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "build_id": build_id}))
+
+
+def test_a_run_records_the_builds_it_read_and_refuses_to_go_on_with_others(
+    trained: TrainConfig, own_samples: Path, tmp_path: Path, caplog
+) -> None:
+    config = dataclasses.replace(trained, samples=own_samples, out=tmp_path / "run", eval_dates=DAYS[1:])
+    train(config)
+    builds = read_manifest(find_checkpoint(config.out)).builds
+    assert builds.keys() == set(DAYS) and all(builds.values())
+    assert json.loads((config.out / "summary.json").read_text())["builds"] == builds
+    rebuild(own_samples, DAYS[1])
+    longer = dataclasses.replace(config, max_steps=5)
+    train(longer)
+    assert f"{DAYS[1]} was built again since" in caplog.text
+    caplog.clear()
+    result = evaluate(EvaluateConfig(run=config.out, samples=own_samples, dates=DAYS[1:], bootstrap=0, device="cpu"))
+    assert (
+        result.builds == {DAYS[1]: "later"} and "was built again" not in caplog.text
+    )  # as the last checkpoint read it
+    rebuild(own_samples, DAYS[1], "latest")
+    evaluate(EvaluateConfig(run=config.out, samples=own_samples, dates=DAYS[1:], bootstrap=0, device="cpu"))
+    assert f"{DAYS[1]} was built again since {config.out} read it (build later, now latest)" in caplog.text
+    rebuild(own_samples, DAYS[0])
+    with pytest.raises(UserError, match=rf"{DAYS[0]} was built again since .* now later.* --from-checkpoint") as error:
+        train(dataclasses.replace(config, max_steps=6))
+    assert one_line(error)
+    train(dataclasses.replace(config, max_steps=2, out=tmp_path / "next", from_checkpoint=config.out))
+
+
+def test_a_second_training_into_one_folder_is_refused(trained: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(trained, out=tmp_path / "run")
+    with (
+        locked(config.out, "training"),
+        pytest.raises(
+            UserError, match=rf"--out .*: another training is writing here \(process {os.getpid()} on "
+        ) as error,
+    ):
+        train(config)
+    assert one_line(error) and not (config.out / "config.json").exists()
+    assert train(config).steps == 4
+    with pytest.raises(UserError, match="no such field"):
+        train(dataclasses.replace(config, out=tmp_path / "refused", settings={"nothing": "1"}))
+    assert not (tmp_path / "refused").exists()
+
+
+# ---------------------------------------------------------------------- flipped bits
+
+
+def test_a_flipped_bit_in_samples_is_named_before_the_file_is_used(
+    trained: TrainConfig, own_samples, tmp_path: Path
+) -> None:
+    """Any bit: those that Parquet's reader would not notice too."""
+    file = next((own_samples / "samples" / f"dt={DAYS[0]}").rglob("*.parquet"))
+    whole = file.read_bytes()
+    config = dataclasses.replace(trained, samples=own_samples, out=tmp_path / "run")
+    evaluation = EvaluateConfig(run=trained.out, samples=own_samples, dates=DAYS[:1], bootstrap=0, device="cpu")
+    for at in range(8, len(whole) - 8, len(whole) // 12):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        for work in (lambda: train(config), lambda: evaluate(evaluation)):
+            with pytest.raises(UserError, match=file.name) as error:
+                work()
+            assert one_line(error)
+        assert not config.out.exists()
+    file.write_bytes(whole)
+    assert train(config).steps == 4
+
+
+def verified(capsys, monkeypatch, *arguments: object) -> tuple[int, list[str]]:
+    monkeypatch.setattr(sys, "argv", ["genrank", "verify", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        genrank.command.main()
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), [*shown.out.splitlines(), *shown.err.splitlines()]
+
+
+def test_verify_lists_damaged_files(run: Path, own_samples: Path, capsys, monkeypatch) -> None:
+    both = ("--samples", own_samples, "--run", run)
+    assert verified(capsys, monkeypatch, *both) == (
+        0,
+        ["3 days of samples and 3 checkpoints: every file is as it was written"],
+    )
+    files = [next((own_samples / "samples" / f"dt={day}").rglob("*.parquet")) for day in DAYS]
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 3] ^= 1
+    files[0].write_bytes(content)
+    files[1].unlink()
+    damage(run, 3)
+    damage(run, 4, "tables/.metadata")
+    (run / "checkpoints" / "step-2" / "manifest.json").write_text("null")
+    status, lines = verified(capsys, monkeypatch, *both)
+    assert status == 1 and len(lines) == 5
+    for line, file, why in zip(
+        lines,
+        [
+            *files,
+            run / "checkpoints" / "step-2",
+            run / "checkpoints" / "step-3" / "dense.pt",
+            run / "checkpoints" / "step-4",
+        ],
+        [
+            "is damaged: its digest",
+            "is missing",
+            "is not a checkpoint",
+            "is missing or damaged",
+            "is missing or damaged",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(str(file)) and why in line
+    assert verified(capsys, monkeypatch, "--samples", own_samples, "--dates", "2026-01-03")[0] == 0
+    assert verified(capsys, monkeypatch, "--samples", own_samples, "--dates", DAYS[0])[0] == 1
+    assert verified(capsys, monkeypatch) == (1, ["error: verify: give --samples, --run or both"])
+    assert verified(capsys, monkeypatch, "--run", own_samples)[0] == 1
+    assert "give --samples too" in verified(capsys, monkeypatch, "--run", run, "--dates", DAYS[0])[1][0]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
@@ -97,7 +97,7 @@ def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from genrank.pipelines.publish import locked
+from genrank.schemas.lock import locked
 with locked(Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
