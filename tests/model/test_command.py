@@ -110,7 +110,7 @@ def test_a_signal_ends_training_in_one_line_and_leaves_nothing_unfinished(
     process = start(
         command(
             "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", run, "--token-budget", 150,
-            "--epochs", 500, "--checkpoint-every", 1, "--device", "cpu", "--model", "din",
+            "--epochs", 30, "--checkpoint-every", 1, "--device", "cpu", "--model", "din",
         )
     )  # fmt: skip
     while process.poll() is None and not steps_of(run):
