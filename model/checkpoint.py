@@ -173,7 +173,7 @@ def newest_whole(run: Path, steps: Sequence[int], *, report: bool = True) -> Pat
             continue
         if report:
             for error in damaged:
-                logger.warning(f"{error}; here {folder.name} takes its place")
+                logger.warning(f"{str(error).partition(';')[0]}; {folder.name} takes its place")
         return folder
     raise damaged[0]
 
