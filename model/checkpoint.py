@@ -172,8 +172,8 @@ def newest_whole(run: Path, steps: Sequence[int], *, report: bool = True) -> Pat
             damaged.append(error)
             continue
         if report:
-            for error in damaged:
-                logger.warning(f"{str(error).partition(';')[0]}; {folder.name} takes its place")
+            for each in damaged:
+                logger.warning(f"{str(each).partition(';')[0]}; {folder.name} takes its place")
         return folder
     raise damaged[0]
 

@@ -45,17 +45,29 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
         step: of the checkpoint; default the best, or else the newest.
 
     Raises:
-        UserError: no such checkpoint, or a damaged one, or its model's file is gone.
+        UserError: no such checkpoint, or a damaged one, or its model's file is gone or lies inside the run.
     """
     folder = find_checkpoint(path, step)
     manifest = read_manifest(folder)
     schema, identity = manifest.declared, manifest.model
+    _refuse_code_of_the_run(identity.name, folder)
     embeddings = Embeddings(make_plan(schema), backend="torch", device=device, boundaries=manifest.boundaries)
     chosen = choose_model(identity.name, identity.settings)
     model = chosen.build(embeddings).to(device)
     load_weights(model, load_dense(folder)["model"], folder)
     load_tables(embeddings, folder / "tables")
     return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema), manifest.builds)
+
+
+def _refuse_code_of_the_run(model: str, folder: Path) -> None:
+    """A checkpoint names the file of a user's own model; one that came with the run would be the sender's."""
+    path = Path(model.partition(":")[0])
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    if path.suffix == ".py" and run.resolve() in path.resolve().parents:
+        raise UserError(
+            f"{folder} is of model {model}, a file inside {run}: code that came with a run is not run; keep a model's file outside of"
+            " the runs' folders, and train with it there"
+        )
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:

@@ -229,6 +229,18 @@ def test_a_dense_file_of_another_shape_is_refused_in_one_line(run: Path, tmp_pat
     assert one_line(error)
 
 
+def test_a_model_file_inside_the_run_is_not_run(run: Path, tmp_path: Path) -> None:
+    (run / "planted.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\n")
+    folder = run / "checkpoints" / "step-4"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["name"] = f"{run / 'planted.py'}:MODEL"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for path in (run, folder):
+        with pytest.raises(UserError, match="code that came with a run is not run") as error:
+            load_model(path)
+        assert one_line(error) and not (tmp_path / "mark").exists()
+
+
 # ---------------------------------------------------------------------- samples under a run
 
 
