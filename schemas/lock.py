@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 
 LOCK = ".lock"
 
 
 @contextmanager
-def locked(out: Path, what: str = "build") -> Iterator[None]:
-    """The only process at work in an output folder, which is made.
+def locked(out: Path, what: str = "build", *, wait: bool = False) -> Iterator[None]:
+    """The only process at work in an output folder, which is made; with `wait`, when its turn has come.
 
     It is the kernel's lock on the open file, not the file, that counts, so nothing can be left behind: the kernel (or, on a shared
     file system, its server, once the host's lease ends) releases it when the process ends, however it ends. Processes that this
@@ -35,12 +36,15 @@ def locked(out: Path, what: str = "build") -> Iterator[None]:
         raise UserError(f"--out {out}: can't make the folder ({error.strerror}); choose another") from None
     with open(out / LOCK, "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"--out {out}: another {what} is writing here (process {lock.read() or '?'}); wait for it to end"
-            ) from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = f"--out {out}: another {what} is writing here (process {lock.read() or '?'})"
+                if not wait:
+                    raise UserError(f"{holder}; wait for it to end") from None
+                logger.info("%s; waiting for it to end", holder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
                 f"--out {out}: its file system can't lock a file ({error.strerror}), so one {what} could not be kept from another;"

@@ -22,7 +22,7 @@ import torch
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
-from genrank.schemas.manifest import DataFile, damage, listed_files
+from genrank.schemas.manifest import DataFile, damage, listed_files, opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
 from genrank.tokenization.lengths import SampleLengths
@@ -142,7 +142,7 @@ class SampleReader:
         for unit in window:
             self._digests.check(unit.path)
             with reading(unit.path):
-                file = pq.ParquetFile(unit.path, memory_map=True, page_checksum_verification=True)
+                file = pq.ParquetFile(opened(unit.path), memory_map=True, page_checksum_verification=True)
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
@@ -268,7 +268,7 @@ class _Digests:
             return
         listed, lock = left
         with lock:
-            if path in self._left and (why := damage(path, listed)):
+            if path in self._left and (why := damage(opened(path), listed)):
                 raise UserError(
                     f"{path} {why}; build the day again with --force (`genrank verify` lists damaged files)"
                 )
