@@ -25,7 +25,7 @@ run before `from`; its own run is named by `to`, and `genrank_daily` goes on fro
 TRAIN = """\
 {% if not params['train'] %}echo "samples only: train is false"; exit 99{% endif %}
 
-first={{ params['from'] }} day={{ params['to'] }}
+first={{ word(params['from']) }} day={{ word(params['to']) }}
 """
 
 with DAG(

@@ -27,13 +27,14 @@ from genrank.pipelines.labels import logs_of
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
 from genrank.pipelines.plan import BuildPlan
-from genrank.pipelines.publish import locked, settle
+from genrank.pipelines.publish import settle
 from genrank.pipelines.reach import landed_days
 from genrank.pipelines.samples_job import SamplesJob
 from genrank.pipelines.sources import LANDED, require_all_read, uri_of
 from genrank.pipelines.staleness import why_stale
 from genrank.schemas import UserError
 from genrank.schemas.console import logger
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest
 
 
@@ -64,7 +65,7 @@ def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
         UserError: bad input, a broken invariant, too many quarantined rows, another build at work that isn't waited for; nothing of the days
             concerned is published then.
     """
-    with locked(config.out, config.wait):
+    with locked(config.out, wait=config.wait):
         owned = engine is None
         runner = engine or open_engine(config.engine, config.out / "staging")
         try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genrank.pipelines.compaction.cleanup import unused
-from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest, sample_days
 
 TEMPORARY = re.compile(r"\..+[.-]\d+")

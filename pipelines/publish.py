@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from genrank.schemas import UserError
-from genrank.schemas.console import logger
 from genrank.schemas.files import move, write_atomically
 from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest
-
-
-@contextmanager
-def locked(out: Path, wait: bool = False) -> Iterator[None]:
-    """The only build of this output folder; with `wait`, when its turn has come.
-
-    It is the kernel's lock on the open file, not the file, that counts, so nothing can be left behind: the kernel (or, on a shared
-    file system, its server, once the host's lease ends) releases it when the process ends, however it ends. Processes that this
-    one started don't inherit it, and what the file says is for people.
-
-    Raises:
-        UserError: another build holds it, the folder can't be made, or its file system has no locks.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: can't make the folder ({error.strerror}); choose another") from None
-    with open(out / ".lock", "a+") as lock:
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = f"--out {out}: another build is writing here (process {lock.read() or '?'})"
-                if not wait:
-                    raise UserError(f"{holder}; wait for it to end") from None
-                logger.info("%s; waiting for it to end", holder)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"--out {out}: its file system can't lock a file ({error.strerror}), so two builds could not be kept apart;"
-                " choose a folder on another, or mount it with locks"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        try:
-            yield
-        finally:
-            lock.truncate(0)
 
 
 def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:

@@ -228,6 +228,8 @@ def read_config(config: type[Configuration], path: Path) -> dict[str, object]:
         raise UserError(f"{where}: is a folder; give a file, such as {path / 'config.json'}") from None
     except YAMLError as error:
         raise UserError(f"{where}: {in_one_line(error)}; is it YAML or JSON?") from None
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply; write a field a line, such as `seed: 1`") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: holds no fields; write one a line, such as `seed: 1`")
     fields = fields_of(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,12 +50,22 @@ def reading(path: Path | str, remedy: str = "build the day again with --force", 
         raise UserError(f"{at}{path} can't be read as Parquet ({why}); {remedy}") from error
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The old text or the new one, whatever happens in between, a power cut included; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    move(temporary, path)
+    try:
+        temporary.write_text(text)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def move(staged: Path, final: Path) -> None:

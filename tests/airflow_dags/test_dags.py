@@ -228,6 +228,43 @@ def test_a_day_goes_on_from_the_newest_finished_run_before_it(load: Load, instal
     assert call[call.index("--dates") + 1] == "2026-01-03:2026-01-04"
 
 
+@pytest.mark.parametrize(
+    "name", ["2026-01-04.bak", "2026-01-04 copy", "2026-01-4", "2026-01-040", "old", "2026-01-04\n2026-01-04"]
+)
+def test_a_folder_that_is_not_named_by_a_day_is_no_model(load: Load, installation: Installation, name: str) -> None:
+    installation.finished(name)
+    dag = load("daily")
+    assert installation.run(dag.command("evaluate", ds=DAY)) == (99, [])
+    installation.finished("2026-01-02")
+    _, call = installation.run(dag.command("train", ds=DAY))
+    assert call[call.index("--from-checkpoint") + 1] == str(installation.runs / "dt=2026-01-02")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "$(touch mark)",
+        "`touch mark`",
+        "; touch mark #",
+        "' ; touch mark #",
+        "2026-01-01\ntouch mark",
+        '" && touch mark "',
+    ],
+)
+def test_no_parameter_of_a_backfill_is_run_by_the_shell(
+    load: Load, installation: Installation, hostile: str, monkeypatch
+) -> None:
+    """Airflow refuses what is no date when it is given a format; the shell must not depend on it."""
+    dag = load("backfill")
+    monkeypatch.chdir(installation.root)
+    for params in ({"from": hostile, "to": DAY}, {"from": DAY, "to": hostile}):
+        _, call = installation.run(dag.command("train", params={**params, "train": True}))
+        assert not (installation.root / "mark").exists()
+        assert call[call.index("--dates") + 1] == f"{params['from']}:{params['to']}"
+        with pytest.raises(ValueError, match="Invalid isoformat"):
+            dag.tasks["build"].arguments["mapped"]["env"](params)
+
+
 def test_a_failed_training_is_not_gone_on_from(load: Load, installation: Installation) -> None:
     dag = load("daily")
     status, _ = installation.run(dag.command("train", ds=DAY), GENRANK_EXITS="1")

@@ -48,15 +48,21 @@ def test_a_corrupt_file_is_named(config: TrainConfig, samples, tmp_path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_checkpoint_is_refused_and_an_older_one_usable(config: TrainConfig) -> None:
+def test_a_damaged_checkpoint_is_refused_where_it_is_named_and_else_gives_way_to_an_older_one(
+    config: TrainConfig,
+) -> None:
     config = dataclasses.replace(config, checkpoint_every=2, keep_checkpoints=2)
     train(config)
     first, last = steps_of(config.out)[-2:]
     dense = config.out / "checkpoints" / f"step-{last}" / "dense.pt"
     dense.write_bytes(dense.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"dense\.pt is missing or damaged"):
-        evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0))
-    evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, checkpoint=first))
+        evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, checkpoint=last))
+    unnamed = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0))
+    named = evaluate(
+        EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=0, checkpoint=first)
+    )
+    assert unnamed.step == first and unnamed == named
 
 
 def test_days_without_candidates_are_refused(config: TrainConfig, schema, tmp_path) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.clean import clean
-from genrank.pipelines.publish import locked
 from genrank.pipelines.sample_statistics import statistics
 from genrank.pipelines.status import status
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import built_schema
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest, opened, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
@@ -121,7 +121,7 @@ def test_builds_of_different_days_side_by_side_take_turns(tmp_path: Path) -> Non
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from genrank.pipelines.publish import locked
+from genrank.schemas.lock import locked
 with locked(Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
