@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.cross_feature_ops import evaluation_of
@@ -219,6 +220,15 @@ def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Col
             series = frame[own] if own in frame.columns else pl.Series(own, [None] * frame.height, pl.Null)
             out[column.name] = store(_arrow(series), column)
     return out
+
+
+def infinite_numbers(computed: pa.Table, columns: tuple[Column, ...]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """(reason, rows it concerns) of each number that is none as it is stored."""
+    for column in columns:
+        if column.role == "number":
+            infinite = np.isinf(computed.column(column.name).to_numpy())
+            if infinite.any():
+                yield f"{column.expression} does not fit float32", infinite
 
 
 def joined_columns(schema: Schema, source: EventLog, columns: tuple[Column, ...]) -> dict[str, dict[str, str]]:
