@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.expression import nearest
 from genrank.schemas.conversion import convert, readable_as
+from genrank.schemas.expression import nearest
 from genrank.schemas.files import files_of
 from genrank.schemas.findings import Finding
 from genrank.schemas.schema import Schema
@@ -127,4 +127,6 @@ def _ends(source: EventLog | Snapshot, file: Path, metadata: pq.FileMetaData) ->
         for misfit in convert(found, declared).misfits:
             value = found.filter(pa.array(misfit.rows))[-1].as_py()
             message = f"{value} in {file} {misfit.what}; such rows are quarantined"
-            yield Finding("warning", f"{source.name}.{column}", f"{message}; declare a type that holds them, or fix the file")
+            yield Finding(
+                "warning", f"{source.name}.{column}", f"{message}; declare a type that holds them, or fix the file"
+            )
