@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrank.kernels.attention import IntervalMask
+
 MASKS = ("causal", "strict", "window", "targets", "contextual", "mtgr", "full", "random")
 
 
@@ -31,6 +33,11 @@ class Batch:
         own = torch.arange(self.tokens, device=self.begin.device) - self.offsets[sample]
         outside = (own < self.begin) | (own >= self.end)
         return int((self.end - self.begin).clamp(min=0).sum() + outside.sum())
+
+    @property
+    def mask(self) -> IntervalMask:
+        """As attention's implementations take it: the queries are the keys."""
+        return IntervalMask(self.offsets, self.offsets, None, self.begin, self.end)
 
     def to(self, device: str) -> Batch:
         return Batch(self.offsets.to(device), self.begin.to(device), self.end.to(device))

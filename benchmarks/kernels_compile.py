@@ -2,18 +2,20 @@
 instructions.
 
     python -m benchmarks.kernels_compile [--arch 80 90 100] [--only TEXT] [--quick] [--seconds N] [--workers 2]
+    python -m benchmarks.kernels_compile --spills     # measure kernels/attention/spills.csv again
 
 A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
 each dtype, shape and configuration that tuning may choose. Each row goes to
 benchmarks/results/kernels_compile.jsonl as it is made, under a digest of the kernel's source and of everything it is
 compiled with, so that a run that was stopped (or bounded by --seconds) goes on where it was, and a changed kernel alone
-is compiled again. benchmarks/kernels_compile.md tells the table. Exits 1 if a kernel spills registers to
+is compiled again. benchmarks/kernels_compile.md shows the table. Exits 1 if a kernel spills registers to
 memory or asks for more shared memory than the chip has, 2 if rows are still missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import multiprocessing
@@ -35,10 +37,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from genrank.kernels import attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton
-from genrank.kernels.attention import RelativeBias, row_scale
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
+from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.idmap import gpu as idmap_gpu
+from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.norm import gpu as norm_gpu
+from genrank.kernels.rowwise import gpu as rowwise_gpu
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"
@@ -66,7 +71,7 @@ class Row:
     def fails(self) -> bool:
         return self.stack_bytes > 0 or self.shared_bytes > SHARED_LIMIT[self.arch]
 
-    def told(self) -> str:
+    def line(self) -> str:
         return (
             f"{'FAILS ' if self.fails else ''}{self.kernel:20} {self.case:26} {self.dtype} sm_{self.arch:<3} {self.config:48} "
             f"registers {self.registers:3} spilled {self.stack_bytes:4} shared {self.shared_bytes:6}  {self.tensor_core}"
@@ -81,23 +86,23 @@ def attention_launches(
     tokens = 256
     packed = torch.zeros(tokens, heads, 2 * dim + value_dim, dtype=dtype, device=device)
     q, k, v = packed.split([dim, dim, value_dim], 2)
-    above = torch.zeros(tokens, heads, value_dim, dtype=dtype, device=device)
+    grad_out = torch.zeros(tokens, heads, value_dim, dtype=dtype, device=device)
     offsets = torch.tensor([0, tokens], device=device)
     begin = torch.zeros(tokens, dtype=torch.int32, device=device)
     end = torch.arange(tokens, dtype=torch.int32, device=device)
     own = end.clone() if kind == "delta" else None
-    problem = Problem(offsets, offsets, own, begin, end)
-    scale = row_scale("length", offsets, offsets, own, begin, end)
+    mask = IntervalMask(offsets, offsets, own, begin, end)
+    scale = row_scale("length", mask)
     bias = RelativeBias()
     if kind == "bias":
         stamps = torch.zeros(tokens, dtype=torch.int64, device=device)
         tables = (torch.zeros(rows, heads, device=device) for rows in (513, 64))
         bias = RelativeBias(*tables, stamps)
-    rest = (problem, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, seed)
+    call = AttentionCall(mask, scale, bias, 0.125, 0.1 if kind == "dropout" else 0.0, seed, same_scale=kind != "bias")
     with tma(kind == "tma"), recording() as launches:
-        attention_triton.forward(q, k, v, *rest)
+        attention_gpu.forward(q, k, v, call)
         if kind != "delta":
-            attention_triton.backward(above, q, k, v, *rest, kind != "bias")
+            attention_gpu.backward(grad_out, q, k, v, call)
     return launches
 
 
@@ -157,35 +162,17 @@ def norm_launches(
         group_ids = torch.zeros(tokens, dtype=torch.int32) if groups > 1 else None
     rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, seed)
     with recording() as launches:
-        norm_triton.norm_gate_op(*rest)
-        norm_triton.norm_gate_backward_op(attn, *rest)
+        norm_gpu.norm_gate_op(*rest)
+        norm_gpu.norm_gate_backward_op(attn, *rest)
     return launches
 
 
 def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
-        groups = torch.zeros(64, dtype=torch.int32)
-        weight, bias = torch.zeros(3, 256, 512, dtype=dtype), torch.zeros(3, 512, dtype=dtype)
-        tables = torch.zeros(8, 256), torch.zeros(8, 256)
     with recording() as launches:
-        jagged_triton.concat_op([x], [offsets])
-        jagged_triton.split_op(x, [offsets], [64])
-        jagged_triton.linear_op(x, groups, weight, bias)
-        jagged_triton.linear_backward_op(weight.new_zeros(64, 512), x, groups, weight, bias)
-        jagged_triton.encode_op(x, tables[0], groups, tables[1], groups.long(), 2.0)
-    return launches
-
-
-def projection_launches(dtype: torch.dtype, dim: int, outer: int, groups: int, device: str = "cpu") -> list[Launch]:
-    with torch.device(device):
-        x, matrix = torch.zeros(64, dim, dtype=dtype), torch.zeros(dim, outer, dtype=dtype)
-        norm, bias = torch.zeros(groups, dim), torch.zeros(outer, dtype=dtype)
-        group_ids = torch.zeros(64, dtype=torch.int32) if groups > 1 else None
-        above = torch.zeros(64, outer, dtype=dtype)
-    with recording() as launches:
-        projection_triton.project_op(x, norm, norm, group_ids, matrix, bias, outer // 2, 1e-6, True)
-        projection_triton.silu_slope(above, above, outer // 2)
+        jagged_gpu.concat_op([x], [offsets])
+        jagged_gpu.split_op(x, [offsets], [64])
     return launches
 
 
@@ -195,11 +182,10 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
         table, grads = torch.zeros(64, 128), torch.zeros(32, 128, dtype=dtype)
     adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
     with recording() as launches:
-        idmap_triton.find_slots(keys, ids)
-        idmap_triton.place(keys, keys, ids, ids)
-        idmap_triton.enter(ids)
-        idmap_triton.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        idmap_triton.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        idmap_gpu.find_slots(keys, ids)
+        idmap_gpu.place(keys, keys, ids, ids)
+        rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
+        rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
     return launches
 
 
@@ -213,12 +199,6 @@ def other_cases() -> Iterator[Case]:
                 return norm_launches(dtype, *rest)
 
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
-        for dim, outer, groups in ((512, 2048, 1), (512, 2048, 4)):
-
-            def project(dtype: torch.dtype = dtype, rest: tuple[int, int, int] = (dim, outer, groups)) -> list[Launch]:
-                return projection_launches(dtype, *rest)
-
-            yield Case(f"projection {dim} to {outer} groups {groups}", name, EVERY, project)
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
         yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
 
@@ -299,8 +279,12 @@ def dump(cubin: bytes, what: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+QUICK = ("attention 128x128 plain", "attention 256x256 plain")
+"""What models run on a Hopper GPU."""
+
+
 def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
-    """quick: the first case and configuration of each kernel, in bfloat16."""
+    """quick: the first case and configuration of each kernel, in bfloat16; on sm_90 all configurations of `QUICK`."""
     work: list[Job] = []
     seen: set[str] = set()
     cases = [*attention_cases(), *other_cases()]
@@ -308,14 +292,17 @@ def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
     for case in sorted(cases, key=lambda case: ("bf16", "fp32", "fp16").index(case.dtype)):
         for launch in case.record():
             name = launch.kernel.__name__
-            if only not in f"{name} {case.name} {case.dtype}" or (quick and name in seen):
+            if only not in f"{name} {case.name} {case.dtype}":
                 continue
+            first = name not in seen
             seen.add(name)
             for arch in (a for a in archs if a in case.archs):
                 chosen = launch.configs(arch)
                 if case.name.endswith(" tma") and not launch.constants["DESCRIBED"]:
                     continue  # As in the plain case.
-                work += [Job(launch, config, case.name, case.dtype, arch) for config in chosen[: 1 if quick else None]]
+                if quick and not (arch == 90 and case.dtype == "bf16" and case.name in QUICK):
+                    chosen = chosen[: 1 if first else 0]
+                work += [Job(launch, config, case.name, case.dtype, arch) for config in chosen]
     return work
 
 
@@ -347,6 +334,38 @@ def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
             if time.monotonic() > deadline:
                 pool.terminate()
                 return
+
+
+def measure_spills() -> None:
+    """Compile the case of each line of `spills.csv` and write how many bytes it spills, with which Triton."""
+    path = Path(configs.__file__).with_name("spills.csv")
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        row = spilling_job(line).compile()
+        line |= {"measured_with": triton.__version__, "spilled_bytes": str(row.stack_bytes)}
+        print(row.line(), flush=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def spilling_job(line: dict[str, str]) -> Job:
+    """The measured case of a line: "attention 256x256 plain bf16 dk" on `case_arch`. Of all configurations from 32 rows on,
+    the smallest."""
+    _, dims, kind, dtype, which = line["case"].split()
+    dim, value_dim = map(int, dims.split("x"))
+    situated = {"dk": {"dk"}, "dv": {"dv"}, "dkv": {"dk", "dv"}}.get(which, set())
+    for launch in attention_launches(DTYPES[dtype], 4, dim, value_dim, kind):
+        named = {**dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)), **launch.constants}
+        situation = configs.Situation.of(named, int(line["case_arch"]))
+        if situation.kernel == ("dkv" if situated else which) and situation.features & {"dk", "dv"} == situated:
+            wanted = "32x32x4" if line["config"] == configs.LARGE else line["config"]
+            listed = (c for c in configs.CONFIGS[situation.kernel] if configs.name_of(c) == wanted)
+            config = next(c for c in listed if not c.kwargs["TMA"])
+            return Job(launch, config, line["case"].rsplit(maxsplit=2)[0], dtype, situation.arch)
+    raise ValueError(f"spills.csv: no kernel is launched by the case {line['case']!r}")
 
 
 def known_rows() -> dict[str, Row]:
@@ -398,25 +417,28 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="only kernels whose 'kernel case dtype' contains this")
     parser.add_argument(
-        "--quick", action="store_true", help="one case and configuration of each kernel; nothing written"
+        "--quick", action="store_true", help="a case of each kernel, and what models run on sm_90; nothing written"
     )
+    parser.add_argument("--spills", action="store_true", help="only measure the configurations that are left out")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kernel after this long")
     parser.add_argument("--workers", type=int, default=1, help="processes that compile")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
+    if args.spills:
+        return measure_spills()
     work = jobs(args.arch, args.only, args.quick)
     known = {} if args.quick else known_rows()
     order = [job.digest for job in work]
     missing = {digest: job for digest, job in zip(order, work, strict=True) if digest not in known}
     rows = {digest: known[digest] for digest in order if digest in known}
     for row in rows.values():
-        print(row.told())
+        print(row.line())
     RESULT.parent.mkdir(exist_ok=True)
     # Hopper first, should the time end early.
     for row in compiled(sorted(missing.values(), key=lambda job: job.arch != 90), args.workers, args.seconds):
         rows[row.digest] = row
-        print(row.told(), flush=True)
+        print(row.line(), flush=True)
         if not args.quick:
             with RESULT.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")

@@ -20,7 +20,7 @@ def backend_for(tensor: Tensor) -> Backend:
     `GENRANK_KERNELS=triton` the Triton kernels (on CPU they need `TRITON_INTERPRET=1`). Unset: Triton on CUDA,
     elsewhere PyTorch arranged to be fast there ("blocked").
 
-    `GENRANK_KERNELS_CHECK=1` has the kernels' values checked too, which waits for the device (`kernels.interval`).
+    `GENRANK_KERNELS_CHECK=1` has the kernels' values checked too, which waits for the device (`kernels.attention.interval`).
 
     Raises ValueError for any other value, and for `triton` on a CPU tensor without the interpreter.
     """

@@ -39,6 +39,7 @@ Timer = Callable[[Callable[[], None]], float]
 
 
 def time_ms(launch: Callable[[], None]) -> float:
+    """Median milliseconds of a launch, on the device."""
     return float(triton.testing.do_bench(launch, warmup=25, rep=100, return_mode="median"))
 
 
@@ -88,6 +89,7 @@ class Choices:
     """
 
     def __init__(self, path: Path) -> None:
+        """Path: of the file, which need not exist."""
         self.path = path
         self._usable = True
         self._known: dict[str, dict[str, dict[str, Any]]] = {}
@@ -102,6 +104,7 @@ class Choices:
         return next((config for config in configs if described(config) == kept), None)
 
     def keep(self, where: Where, config: triton.Config, ms: float) -> None:
+        """Remember a choice and its milliseconds, here and in the file."""
         entry = {"config": described(config), "ms": round(ms, 5)}
         self._known.setdefault(where.machine, {}).setdefault(where.kernel, {})[where.key] = entry
         if not self._usable:
@@ -118,6 +121,7 @@ class Choices:
             self._give_up(f"cannot be written ({error.strerror}); later processes will tune their kernels again")
 
     def count(self, machine: str) -> int:
+        """Choices known for a machine."""
         return sum(map(len, self._known.get(machine, {}).values()))
 
     def _entry(self, where: Where) -> Any:
@@ -168,6 +172,7 @@ def nested(choices: object) -> bool:
 
 
 def described(config: triton.Config) -> dict[str, Any]:
+    """A configuration as the file has it."""
     return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
@@ -183,6 +188,7 @@ _opened = functools.cache(Choices)
 
 @functools.cache
 def machine(device: torch.device) -> str:
+    """Name of the device, and the versions of torch and triton."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     return f"{name}, torch {torch.__version__}, triton {triton.__version__}"
 

@@ -31,7 +31,7 @@ from genrank.tokenization.checkpoint import save_tables
 from genrank.tokenization.embedding import Embeddings
 
 FORMAT = 1
-_OF_FEATURE = ".weights.of_"
+_OF_FEATURE = (".weights.of_", ".moments.of_")
 """In the names of parameters that belong to one feature (tokenization.tokens.Projection)."""
 
 
@@ -168,7 +168,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *,
     """
     own = model.state_dict()
     wrong = [n for n, value in state.items() if n in own and own[n].shape != value.shape]
-    other = [n for n in sorted({*own, *state}) if (n in own) != (n in state) and not (grown and _OF_FEATURE in n)]
+    other = [
+        n
+        for n in sorted({*own, *state})
+        if (n in own) != (n in state) and not (grown and any(part in n for part in _OF_FEATURE))
+    ]
     if wrong or other:
         name = (wrong or other)[0]
         shapes = [list(values[name].shape) if name in values else "none" for values in (state, own)]

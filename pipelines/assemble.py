@@ -43,6 +43,8 @@ class Assembler:
     profiles: Profiles
     as_of: int
     """Labels as known at this moment, epoch ms."""
+    landed: Mapping[str, frozenset[int]]
+    """Event log -> its days that have landed; a label is mature only where its own log's have."""
     build_id: str
     staging: str
 
@@ -93,7 +95,7 @@ class Assembler:
             names = [*dict.fromkeys(["u", "ts", "arrived", *columns])]
             return self.router.reader.load(source, days, bucket, names, active)
 
-        labels = label_exposures(self.schema, exposures, self.as_of, near)
+        labels = label_exposures(self.schema, exposures, self.as_of, near, self.landed)
         cuts = cut(self.schema, user, begins, int64s(exposures, "ts"), start, end, timelines)
         kept, correction = down_sample(self.schema, exposures, labels)
         of = DayOfBucket(day, exposures, crossed, timelines, labels, kept, correction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.exact_sums import grouped, rounded
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema, UserError
-from genrank.schemas.base import parse_duration
+from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.ids import MISSING_ID
 
 Float = NDArray[np.float32]
@@ -30,10 +30,13 @@ class Labels(NamedTuple):
     oracle: Float | None
 
 
-def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load) -> dict[str, Labels]:
+def label_exposures(
+    schema: Schema, exposures: pa.Table, as_of: int, load: Load, landed: Mapping[str, frozenset[int]]
+) -> dict[str, Labels]:
     """Task -> labels of `exposures` (rows of the exposures' partial of one day).
 
-    The weight is 1 where the label is mature: its window, and that of the label it is given, closed strictly before `as_of`.
+    The weight is 1 where the label is mature: its window, and that of the label it is given, closed strictly before `as_of`, and
+    every day that the window touches is among the landed ones of the logs it is matched in (`landed`: log -> days).
     Elsewhere it is 0. A conditional label is positive only where the label it is given is.
     """
     found: dict[str, Labels] = {}
@@ -41,6 +44,8 @@ def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load)
         ts = int64s(exposures, "ts")
         value, known = _observed(schema, label, exposures, as_of, load)
         mature = known & (ts + parse_duration(label.window) < as_of)
+        for log in logs_of(schema, label):
+            mature &= _covered(landed[log], ts, parse_duration(label.window), schema.offset_ms)
         if label.given:
             given = found[label.given]
             value = np.where(given.value > 0, value, np.float32(0))
@@ -48,6 +53,21 @@ def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load)
         oracle = exposures.column(Column("number", label.oracle).name).to_numpy() if label.oracle else None
         found[label.name] = Labels(value.astype(np.float32), mature.astype(np.float32), oracle)
     return found
+
+
+def logs_of(schema: Schema, label: Label) -> tuple[str, ...]:
+    """Logs whose rows within its window decide a label: its own, and with attribution to the last exposure the exposures too."""
+    if not label.source:
+        return ()
+    return (label.source, *((schema.candidates.source,) if label.attribution == "last" else ()))
+
+
+def _covered(landed: frozenset[int], ts: Int, window: int, offset_ms: int) -> NDArray[np.bool_]:
+    """Whether every day from each `ts` to the end of its window has landed."""
+    days = np.array(sorted(landed), np.int64)
+    first, last = (ts + offset_ms) // DAY_MS, (ts + window + offset_ms) // DAY_MS
+    there: NDArray[np.bool_] = np.searchsorted(days, last, "right") - np.searchsorted(days, first) == last - first + 1
+    return there
 
 
 def _observed(

@@ -81,7 +81,7 @@ class SamplesJob:
         router = self._router(days, reader, past)
         profiles = Profiles(self.schema, self.plan.buckets, self._profiles(days), reader.schemas)
         staging = str(self.staging / "samples")
-        return Assembler(router, past.sequences, profiles, self.plan.as_of, self.run_id, staging)
+        return Assembler(router, past.sequences, profiles, self.plan.as_of, self.plan.landed, self.run_id, staging)
 
     def _compacted(
         self, days: Sequence[int], refs: dict[str, tuple[PartialRef, ...]], reader: PastReader

@@ -121,14 +121,14 @@ def changeable_fields(config: type[Configuration]) -> frozenset[str]:
 # ---------------------------------------------------------------------- types of fields
 
 
-def parse_dates(text: str, flag: str = "--dates") -> list[str]:
-    """`2026-01-01:2026-01-03` or one day, as a list of days.
+def parse_dates(text: str, flag: str = "--dates", *, one: bool = False) -> list[str]:
+    """`2026-01-01:2026-01-03` or one day (`one`: nothing else), as a list of days, each YYYY-MM-DD.
 
     Raises:
         UserError: the text is neither.
     """
     try:
-        return list(_days(text))
+        return [_one_day(text)] if one else list(_days(text))
     except ValueError as error:
         raise UserError(f"{flag} {text!r} {error}") from None
 

@@ -1,9 +1,8 @@
-"""Files: where a source's days lie, and writing that survives a power cut."""
+"""Files: reading what may be damaged, and writing that survives a power cut."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,39 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.source import EventLog, Snapshot
-
-
-def days_present(source: EventLog | Snapshot, root: Path) -> dict[str, Path]:
-    """Day (YYYY-MM-DD) -> folder or file, of every day that lies under the data root, ascending.
-
-    Raises:
-        UserError: the folder that should hold the days doesn't exist.
-    """
-    parts = Path(source.path or "").parts
-    at = next(i for i, part in enumerate(parts) if "{dt}" in part)
-    parent = root.joinpath(*parts[:at])
-    if not parent.is_dir():
-        raise UserError(
-            f"source {source.name!r}: there is no folder {parent}; check --data and the source's path {source.path!r}"
-        )
-    pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
-    found = {}
-    for child in parent.iterdir():
-        if (match := pattern.fullmatch(child.name)) and (path := child.joinpath(*parts[at + 1 :])).exists():
-            found[match[1]] = path
-    return dict(sorted(found.items()))
-
-
-def files_of(day: Path) -> list[Path]:
-    """Parquet files of a day, whether it is a folder or one file; hidden ones and those of writers at work left out."""
-    if day.is_file():
-        return [day]
-    return sorted(
-        path
-        for path in day.rglob("*.parquet")
-        if not any(part.startswith(("_", ".")) for part in path.relative_to(day).parts)
-    )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a built day holds: the manifest the builder writes last and readers trust alone.
 
-A day's folder holds any number of builds; `manifest.json` names the files of the one that counts. A folder without a manifest
-is not a day.
+`samples/dt=<day>/` holds one build, `build=<id>/*.parquet`, and `manifest.json`, which names its files; while a day is being published
+again, and after a kill just then, a second build that the manifest doesn't name. The build that was replaced last lies in
+`replaced/dt=<day>/` for readers that began with it. A folder without a manifest is not a day.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from genrank.schemas.review.diff import require_samples
 from genrank.schemas.schema import Schema
 
 MANIFEST = "manifest.json"
+REPLACED = "replaced"
+"""Folder, beside that of the samples, of builds that newer ones replaced."""
 
 
 class _Record(BaseModel):
@@ -122,6 +125,15 @@ def built_schema(file: Path) -> Schema:
     return from_json(metadata[SCHEMA_KEY], where=f"{file}: the schema in its footer")
 
 
+def opened(path: Path | str) -> Path:
+    """Where a sample file lies that a manifest named: in its day, or, if the day was built again since, among what was replaced."""
+    path = Path(path)
+    if path.is_file() or len(path.parents) < 4:
+        return path
+    replaced = path.parents[3] / REPLACED / path.parents[1].name / path.parent.name / path.name
+    return replaced if replaced.is_file() else path
+
+
 def sample_days(samples_root: Path | str) -> list[str]:
     """Published days (YYYY-MM-DD) under a folder of samples, ascending."""
     return sorted(path.parent.name.removeprefix("dt=") for path in Path(samples_root).glob(f"dt=*/{MANIFEST}"))
@@ -137,7 +149,7 @@ def sample_files(samples_root: Path | str, dt: str, schema: Schema | None = None
     manifest = SampleManifest.read(day)
     if schema is not None:
         manifest.check(day, schema)
-    files = [day / file.path for file in manifest.files]
+    files = [opened(day / file.path) for file in manifest.files]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is listed in the manifest of {dt} and missing; build the day again")

@@ -22,7 +22,7 @@ import torch
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
-from genrank.schemas.manifest import sample_files
+from genrank.schemas.manifest import opened, sample_files
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
 from genrank.tokenization.lengths import SampleLengths
@@ -139,7 +139,7 @@ class SampleReader:
         tables = []
         for unit in window:
             with reading(unit.path):
-                file = pq.ParquetFile(unit.path, memory_map=True)
+                file = pq.ParquetFile(opened(unit.path), memory_map=True)
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, sum_rows
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_, sum_rows
 from genrank.schemas.ids import SPECIAL_ROWS
 from genrank.tokenization import buffer_pool
 from genrank.tokenization.initial_rows import INIT_CHUNK, initial_rows

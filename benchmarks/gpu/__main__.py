@@ -1,4 +1,4 @@
-"""Every kernel on this machine's GPU, and a training step of the models: first right, then how fast, against peers and the chip.
+"""Every kernel on this machine's GPU, and a training step of the models: first their correctness, then their speed, against peers and the chip.
 
     python -m benchmarks.gpu [--budget 400] [--only TEXT]    measure; writes benchmarks/results/gpu.json and gpu.md
     TRITON_INTERPRET=1 python -m benchmarks.gpu --rehearse   run every path once, tiny, in Triton's interpreter
@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import fast, repeat, right, step, told, warm
+from benchmarks.gpu import correctness, repeat, report, speed, step, warmup
 from benchmarks.gpu.peers import META
 from benchmarks.gpu.session import Session, environment
 
-WARM = 0.25
+WARMUP = 0.25
 SECTIONS = {
-    "right": 0.35,
+    "correctness": 0.35,
     "attention": 0.6,
     "order": 0.64,
     "step": 0.74,
@@ -41,6 +41,10 @@ SECTIONS = {
     "flex": 1.0,
 }
 """In this order; each may last until this share of the budget is spent. What one leaves over, the next ones have."""
+
+
+REHEARSAL = "rehearsal"
+"""All sections in one process: on a CPU, importing torch anew would be most of the time."""
 
 
 def main() -> None:
@@ -64,34 +68,43 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         # Beside the results where they are kept, so that a killed run leaves its rows.
-        rows = Path(folder) / "gpu.jsonl" if args.rehearse else told.RESULT.with_suffix(".jsonl")
+        rows = Path(folder) / "gpu.jsonl" if args.rehearse else report.RESULT.with_suffix(".jsonl")
         rows.parent.mkdir(exist_ok=True)
         rows.unlink(missing_ok=True)
         # A tuning cache of its own: everything is timed here, once for all sections.
         os.environ["GENRANK_TUNING_CACHE"] = str(Path(folder) / "tuning.json")
         session = Session(device, start + args.budget, rows, args.rehearse, args.only)
-        session.write({"section": "warm", "name": "warm", **warm_up(session, start + WARM * args.budget)})
+        if args.rehearse:
+            run(session, REHEARSAL, start + args.budget)
+            results = write_report(session)
+            print(report.page(results))
+            sys.exit(1 if report.wrong(results) else 0)
+        session.write({"section": "warmup", "name": "warmup", **warm_up(session, start + WARMUP * args.budget)})
         for name, share in SECTIONS.items():
             run(session, name, start + share * args.budget)
-            results = tell(session)
+            results = write_report(session)
         rows.unlink()
-    print(told.page(results))
-    sys.exit(1 if told.wrong(results) else 0)
+    print(report.page(results))
+    sys.exit(1 if report.wrong(results) else 0)
 
 
 def run_section(session: Session, name: str, *numbers: str) -> None:
-    if name == "warm":
-        return warm.warm(session, *map(int, numbers))
-    if name == "right":
+    if name == REHEARSAL:
+        for each in SECTIONS:
+            run_section(session, each)
+        return warmup.warm_up(session, 0, 1)
+    if name == "warmup":
+        return warmup.warm_up(session, *map(int, numbers))
+    if name == "correctness":
         with environment("GENRANK_AUTOTUNE", "0"):
-            return right.check_all(session)
+            return correctness.check_all(session)
     sections = {
-        "attention": fast.attention,
-        "order": fast.order,
+        "attention": speed.attention,
+        "order": speed.order,
         "repeat": repeat.repeat,
-        "around": fast.around,
-        "tma": fast.tma,
-        "flex": fast.flex,
+        "around": speed.around,
+        "tma": speed.tma,
+        "flex": speed.flex,
         "step": step.step,
     }
     return sections[name](session)
@@ -117,10 +130,10 @@ def run(session: Session, name: str, until: float) -> None:
 
 
 def warm_up(session: Session, until: float) -> dict[str, Any]:
-    parts = 1 if session.rehearse else max(1, (os.cpu_count() or 2) - 1)
+    parts = max(1, (os.cpu_count() or 2) - 1)
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    commands = [command(session, until, "warm", str(part), str(parts)) for part in range(parts)]
+    commands = [command(session, until, "warmup", str(part), str(parts)) for part in range(parts)]
     workers = [subprocess.Popen(one, **quiet) for one in commands]  # type: ignore[call-overload]
     for worker in workers:
         try:
@@ -132,7 +145,7 @@ def warm_up(session: Session, until: float) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "workers": parts, "finished": finished}
 
 
-def tell(session: Session) -> dict[str, Any]:
+def write_report(session: Session) -> dict[str, Any]:
     """All that is known so far, as JSON, page and plot."""
     import triton
 
@@ -146,10 +159,10 @@ def tell(session: Session) -> dict[str, Any]:
         "tuning": tuning_results(),
     }
     if not session.rehearse:
-        told.RESULT.write_text(json.dumps(results, indent=1) + "\n")
-        told.plot(results)
-        head = told.PAGE.read_text().split(told.MARK)[0]
-        told.PAGE.write_text(f"{head}{told.MARK}\n\n{told.page(results)}")
+        report.RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        report.plot(results)
+        head = report.PAGE.read_text().split(report.MARK)[0]
+        report.PAGE.write_text(f"{head}{report.MARK}\n\n{report.page(results)}")
     return results
 
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from benchmarks.gpu.fast import ceilings
-from benchmarks.gpu.right import implementation
+from benchmarks.gpu.correctness import implementation
 from benchmarks.gpu.session import Session, environment
+from benchmarks.gpu.speed import ceilings
 from benchmarks.kernels_cases import Batch, mtgr
 from genrank.kernels.launch import Launch, recording
 from genrank.model.encoders import PRESETS, BlockConfig, MtgrConfig, build_encoder
@@ -148,7 +148,7 @@ class Step:
         return 3 * self.case.config.flops(len(self.tokens.x), self.case.batch().pairs)
 
 
-# --- is it right? -----------------------------------------------------------------------------------------------------
+# --- correctness ------------------------------------------------------------------------------------------------------
 
 
 def check_losses(session: Session) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def compared(losses: list[Tensor], gradients: list[list[Tensor]]) -> dict[str, A
         "last_loss": round(float(wanted[-1]), 4),
         "largest_difference": difference,
         "gradients_difference": of_gradients,
-        "right": max(difference, of_gradients) <= LARGEST_DIFFERENCE and bool(mine[-1] < mine[0]),
+        "correct": max(difference, of_gradients) <= LARGEST_DIFFERENCE and bool(mine[-1] < mine[0]),
     }
 
 
@@ -187,17 +187,17 @@ def check_waiting(session: Session) -> dict[str, Any]:
     step = Step(case, session.device, half=not session.rehearse)
     loss = step()
     if session.rehearse:
-        return {"right": bool(loss.isfinite())}
+        return {"correct": bool(loss.isfinite())}
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return {"right": bool(loss.isfinite())}
+    return {"correct": bool(loss.isfinite())}
 
 
-# --- how fast? --------------------------------------------------------------------------------------------------------
+# --- speed ------------------------------------------------------------------------------------------------------------
 
 
 def measure(
@@ -363,7 +363,7 @@ def group_norm(x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor, eps: flo
 
 
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:
-    """What a step launches, as `benchmarks.gpu.warm` compiles it: by taking the step with one layer on fewer samples, whose
+    """What a step launches, as `benchmarks.gpu.warmup` compiles it: by taking the step with one layer on fewer samples, whose
     integers are multiples of 16 where those of the timed batch are. No kernel runs; checks take the first configuration only."""
     for size in ("small", "large"):
         config = dataclasses.replace(PRESETS[f"mtgr-{size}"], layers=1)
@@ -377,8 +377,8 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
 
 def step(session: Session) -> None:
     with environment("GENRANK_AUTOTUNE", "0"):
-        session.attempt("right", "a step's losses", lambda: check_losses(session))
-    session.attempt("right", "a step waits for nothing", lambda: check_waiting(session))
+        session.attempt("correctness", "a step's losses", lambda: check_losses(session))
+    session.attempt("correctness", "a step waits for nothing", lambda: check_waiting(session))
     for case in cases(session.rehearse):
         session.attempt("step", case.name, lambda c=case: measure(session, c))
     for how in ("dense", "flex"):

@@ -19,7 +19,9 @@ from genrank.schemas.ids import MISSING_ID
 class Trials(Protocol):
     """Counts all events of a log in the feature's window."""
 
-    def __call__(self, log: str) -> Int: ...
+    def __call__(self, log: str) -> Int:
+        """Events of `log` in the window of each query, [n] int64."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import attention_blocked
 from genrank.kernels.attention import (
+    AttentionCall,
     Divisor,
+    IntervalMask,
     RelativeBias,
     delta_attention,
     interval_attention,
@@ -20,6 +21,7 @@ from genrank.kernels.attention import (
     reference_attention,
     row_scale,
 )
+from genrank.kernels.attention import cpu as attention_cpu
 
 from .cases import MASKS, Batch, batches, make_batch
 
@@ -43,10 +45,9 @@ def define(
     batch: Batch, q: Tensor, k: Tensor, v: Tensor, divisor: Divisor = "length", bias: RelativeBias | None = None
 ) -> Tensor:
     """The definition of `interval_attention`."""
-    scale = row_scale(divisor, batch.offsets, batch.offsets, None, batch.begin, batch.end)
+    scale = row_scale(divisor, batch.mask)
     alpha = 1.0 / math.sqrt(q.shape[2])
-    where = (batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    return reference_attention(q, k, v, *where, scale, bias or RelativeBias(), alpha)
+    return reference_attention(q, k, v, AttentionCall(batch.mask, scale, bias or RelativeBias(), alpha))
 
 
 @settings(max_examples=60, deadline=None)
@@ -163,8 +164,8 @@ def test_dropout_keeps_the_mean_and_repeats_with_its_seed() -> None:
 
 def test_the_plan_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    make = attention_blocked.make_plan
-    monkeypatch.setattr(attention_blocked, "make_plan", lambda *a: (made.append(1), make(*a))[1])
+    make = attention_cpu.make_plan
+    monkeypatch.setattr(attention_cpu, "make_plan", lambda *a: (made.append(1), make(*a))[1])
     batch = make_batch([5, 9], "causal")
     q, k, v = draw_qkv(batch.tokens, 2, (4, 4), torch.float32)
     x = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end)
@@ -206,8 +207,8 @@ def test_the_ops_are_registered_as_pytorch_wants(kind: str) -> None:
     leaves = draw_qkv(batch.tokens, 2, (4, 6), torch.float32)
     bias = draw_bias(batch.tokens, 2, torch.float32) if kind == "bias" else RelativeBias()
     own = local_positions(batch.offsets, batch.tokens) if kind == "delta" else None
-    where = (batch.offsets, batch.offsets, own, batch.begin, batch.end)
-    scale = row_scale("length", batch.offsets, batch.offsets, own, batch.begin, batch.end)
+    where = IntervalMask(batch.offsets, batch.offsets, own, batch.begin, batch.end)
+    scale = row_scale("length", where)
     rest = (*where, scale, *bias, 0.5, 0.0, 0, True, -1)
     torch.library.opcheck(torch.ops.genrank.interval_attention, (*leaves, *rest))
     plain = [t.detach() for t in leaves]

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.attention_plan import CHUNK, UNIT, make_plan, units
-from genrank.kernels.attention_tiles import unit_of
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention.plan import CHUNK, UNIT, make_plan, units
+from genrank.kernels.attention.triton_tiles import unit_of
 from tests.kernels.cases import MASKS, make_batch
 
 
@@ -64,7 +63,7 @@ def test_every_row_has_one_unit_and_units_stand_in_order(problem: tuple[Tensor, 
 def test_forward_and_both_gradients_walk_samples_in_order_of_visible_pairs() -> None:
     for mask in MASKS:
         batch = make_batch([300, 20, 700, 0, 150], mask, seed=3)
-        plan = make_plan(Problem(batch.offsets, batch.offsets, None, batch.begin, batch.end), batch.tokens)
+        plan = make_plan(batch.mask, batch.tokens)
         pairs = (batch.end - batch.begin).clamp(min=0).long()
         per_sample = torch.stack([part.sum() for part in pairs.tensor_split(batch.offsets[1:-1])])
         for made in (plan.q_units, plan.k_units):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import attention_triton
 from genrank.kernels.attention import (
     BUCKET_WIDTH,
+    AttentionCall,
     RelativeBias,
     delta_attention,
     interval_attention,
@@ -22,12 +22,12 @@ from genrank.kernels.attention import (
     reference_attention,
     row_scale,
 )
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch
 
-BLOCKS = [attention_triton.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
+BLOCKS = [attention_gpu.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 
 
 def stamps_off_the_edges(tokens: int, generator: torch.Generator) -> Tensor:
@@ -50,10 +50,6 @@ class Case:
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = batch.tokens
-        self.problem = Problem(batch.offsets, batch.offsets, None, batch.begin, batch.end)
-        self.divisor = divisor
-        self.scale = row_scale(divisor, batch.offsets, batch.offsets, None, batch.begin, batch.end)
-        self.alpha = 1.0 / math.sqrt(dims[0])
         self.inputs = [
             torch.randn(tokens, heads, d, generator=generator).to(dtype) for d in (dims[0], dims[0], dims[1])
         ]
@@ -67,23 +63,22 @@ class Case:
                 if "positions" in bias
                 else None,
             )
+        scale = row_scale(divisor, batch.mask)
+        self.call = AttentionCall(batch.mask, scale, self.bias, dims[0] ** -0.5, same_scale=divisor != "visible")
         self.upstream = torch.randn(tokens, heads, dims[1], generator=generator).to(dtype)
 
     def kernels(self, blocks: Any) -> list[Tensor]:
-        rest = (self.problem, self.scale, self.bias, self.alpha)
-        out = attention_triton.forward(*self.inputs, *rest, chosen=blocks)
-        same = self.divisor != "visible"
-        return [out, *attention_triton.backward(self.upstream, *self.inputs, *rest, same_scale=same, chosen=blocks)]
+        out = attention_gpu.forward(*self.inputs, self.call, blocks)
+        return [out, *attention_gpu.backward(self.upstream, *self.inputs, self.call, blocks)]
 
     def definition(self, dtype: torch.dtype) -> list[Tensor]:
-        tables = [t for t in (self.bias.position_table, self.bias.time_table) if t is not None]
-        leaves = [x.to(dtype).requires_grad_() for x in (*self.inputs, *tables)]
+        leaves = [x.to(dtype).requires_grad_() for x in (*self.inputs, *self.bias.tables)]
         given = iter(leaves[3:])
         bias = self.bias._replace(
             position_table=None if self.bias.position_table is None else next(given),
             time_table=None if self.bias.time_table is None else next(given),
         )
-        out = reference_attention(*leaves[:3], *self.problem, self.scale.to(dtype), bias, self.alpha)
+        out = reference_attention(*leaves[:3], self.call._replace(scale=self.call.scale.to(dtype), bias=bias))
         grads = torch.autograd.grad(out, leaves, self.upstream.to(dtype), allow_unused=True, materialize_grads=True)
         return [out.detach(), *grads]
 
@@ -129,17 +124,17 @@ def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, mo
     """The configurations for TMA read the same tiles, of heads that lie side by side in one row."""
     monkeypatch.setenv("GENRANK_TMA", "1")
     case = Case(make_batch([150, 0, 1, 100], "mtgr", seed=11), torch.float32, dims, heads, "none", divisor)
-    assert attention_triton.descriptors(*case.inputs[1:])[0] is not None
-    check_error(case, torch.float32, attention_triton.config(64, 32, 4, 1, tma=True))
+    assert attention_gpu.descriptors(*case.inputs[1:])[0] is not None
+    check_error(case, torch.float32, attention_gpu.config(64, 32, 4, 1, tma=True))
 
 
 def test_tuning_keys_on_the_batchs_own_length() -> None:
     """Short batches never inherit the choice made for long ones: the longest sample decides, where the host knows it."""
-    problem = Case(make_batch([100, 20, 3, 1], "causal"), torch.float32, (16, 16), 1, "none", "length").problem
-    assert attention_triton.bucket_of(problem, -1) == 32
-    assert attention_triton.bucket_of(problem, 100) == 128
+    call = Case(make_batch([100, 20, 3, 1], "causal"), torch.float32, (16, 16), 1, "none", "length").call
+    assert attention_gpu.bucket_of(call) == 32
+    assert attention_gpu.bucket_of(call._replace(max_length=100)) == 128
     for tuned in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
-        assert "bucket" in getattr(attention_triton, tuned).key
+        assert "bucket" in getattr(attention_gpu, tuned).key
 
 
 @pytest.mark.parametrize("dims", [(256, 256), (128, 256), (200, 16)])
@@ -169,7 +164,7 @@ def test_tuning_clears_nothing_but_sums(bias: str) -> None:
     """Between trials it sets the sums to zero: an argument that stood in for an absent one would be lost with it."""
     case = Case(make_batch([9, 4], "causal"), torch.float32, (16, 16), 1, bias, "length")
     with recording() as launches:
-        attention_triton.backward(case.upstream, *case.inputs, case.problem, case.scale, case.bias, case.alpha)
+        attention_gpu.backward(case.upstream, *case.inputs, case.call)
     for launch in launches:
         named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
         for name in launch.tuned.sums:
@@ -192,14 +187,14 @@ def test_dropout_is_one_mask_in_forward_and_backward() -> None:
     batch = make_batch([33, 20], "mtgr", seed=4)
     case = Case(batch, torch.float32, (16, 16), 1, "none", "length")
     q, k, _ = case.inputs
-    rest = (case.problem, case.scale, RelativeBias(), case.alpha, 0.4)
+    call = case.call._replace(dropout=0.4)
 
     def weights(seed: int, blocks: Any) -> Tensor:
         """[T, T]: out for one-hot values, 16 keys at a time."""
         columns = []
         for first in range(0, batch.tokens, 16):
             v = torch.eye(batch.tokens)[:, None, first : first + 16].contiguous()
-            columns.append(attention_triton.forward(q, k, v, *rest, seed, chosen=blocks)[:, 0])
+            columns.append(attention_gpu.forward(q, k, v, call._replace(seed=seed), blocks)[:, 0])
         return torch.cat(columns, 1)
 
     dropped, clean = weights(5, BLOCKS[0]), attention_dense(case)
@@ -212,10 +207,10 @@ def test_dropout_is_one_mask_in_forward_and_backward() -> None:
     leaves = [x.double().requires_grad_() for x in case.inputs]
     ends = batch.offsets.tolist()
     keep = [(kept[a:b, a:b] / 0.6)[None] for a, b in itertools.pairwise(ends)]
-    out = reference_attention(*leaves, *case.problem, case.scale.double(), RelativeBias(), case.alpha, keep)
+    out = reference_attention(*leaves, case.call._replace(scale=case.call.scale.double()), keep)
     want = torch.autograd.grad(out, leaves, case.upstream.double())
     for got, exact in zip(
-        attention_triton.backward(case.upstream, *case.inputs, *rest, 5, chosen=BLOCKS[1]), want, strict=True
+        attention_gpu.backward(case.upstream, *case.inputs, call._replace(seed=5), BLOCKS[1]), want, strict=True
     ):
         torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
 
@@ -225,7 +220,7 @@ def attention_dense(case: Case) -> Tensor:
     tokens = len(case.inputs[0])
     q, k, _ = case.inputs
     v = torch.eye(tokens)[:, None, :]
-    return reference_attention(q, k, v, *case.problem, case.scale, RelativeBias(), case.alpha)[:, 0]
+    return reference_attention(q, k, v, case.call)[:, 0]
 
 
 @interpreted(5)

@@ -12,18 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
-    *("move_rows_kernel", "grouped_linear_kernel", "grouped_weight_kernel", "encode_kernel"),
-    *("find_kernel", "place_kernel", "rowwise_kernel", "enter_kernel"),
-    *("moments_kernel", "project_kernel", "silu_slope_kernel"),
+    *("move_rows_kernel", "find_kernel", "place_kernel", "rowwise_kernel"),
 }
 
 
 @pytest.mark.slow
 def test_kernels_compile_without_spills() -> None:
-    """In a process of its own: this one has the interpreter in the compiler's place."""
+    """In a process of its own: this one has the interpreter in the compiler's place. On sm_90 every configuration that a call
+    of a model may choose; elsewhere, of each kernel, the one that `--deterministic` takes."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.kernels_compile", "--quick", "--workers", "2"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for arch in (80, 90, 100):

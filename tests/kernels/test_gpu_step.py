@@ -1,4 +1,4 @@
-"""The GPU check's training step, where there is no GPU: it runs to its end, is right, and needs no library that image lacks."""
+"""The GPU check's training step, where there is no GPU: it runs to its end, is correct, and needs no library that image lacks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import genrank.kernels.attention
-from benchmarks.gpu import step, told
+import genrank.kernels.attention.op
+from benchmarks.gpu import report, step
 from benchmarks.gpu.session import Session
 from genrank.kernels.launch import Launch, recording
 
@@ -27,9 +27,9 @@ def test_it_runs_and_equals_its_dense_peer(tmp_path: Path, monkeypatch: pytest.M
     step.step(session)
     rows = {(row["section"], row["name"]): row for row in session.rows()}
     assert not any("error" in row or "left_out" in row for row in rows.values()), rows
-    losses = rows["right", "a step's losses"]
-    assert losses["right"] and losses["largest_difference"] < 1e-5 and losses["gradients_difference"] < 1e-4
-    assert rows["right", "a step waits for nothing"]["right"]
+    losses = rows["correctness", "a step's losses"]
+    assert losses["correct"] and losses["largest_difference"] < 1e-5 and losses["gradients_difference"] < 1e-4
+    assert rows["correctness", "a step waits for nothing"]["correct"]
     ours, dense, flex = (rows[kind, "mtgr K=8"]["first_loss"] for kind in ("step", "step dense", "step flex"))
     assert dense == pytest.approx(ours, rel=1e-5), "the peer computes something else"
     assert flex != ours, "it has a softmax"
@@ -37,23 +37,23 @@ def test_it_runs_and_equals_its_dense_peer(tmp_path: Path, monkeypatch: pytest.M
 
 def test_losses_that_differ_or_do_not_fall_are_wrong() -> None:
     falls, same = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64), [[torch.ones(3)], [torch.ones(3)]]
-    assert step.compared([falls, falls * 1.0001], same)["right"]
-    assert not step.compared([falls, falls * torch.tensor([1, 1.01, 1])], same)["right"]
-    assert not step.compared([falls.flip(0), falls.flip(0)], same)["right"]
-    assert not step.compared([falls * torch.nan, falls], same)["right"]
-    assert not step.compared([falls, falls], [[torch.ones(3)], [torch.tensor([1, 1, 1.01])]])["right"]
+    assert step.compared([falls, falls * 1.0001], same)["correct"]
+    assert not step.compared([falls, falls * torch.tensor([1, 1.01, 1])], same)["correct"]
+    assert not step.compared([falls.flip(0), falls.flip(0)], same)["correct"]
+    assert not step.compared([falls * torch.nan, falls], same)["correct"]
+    assert not step.compared([falls, falls], [[torch.ones(3)], [torch.tensor([1, 1, 1.01])]])["correct"]
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose scores are a twentieth too small."""
     monkeypatch.setenv("GENRANK_KERNELS", "reference")
-    case, true = step.cases(True)[0], genrank.kernels.attention.reference_attention
+    case, true = step.cases(True)[0], genrank.kernels.attention.op.reference_attention
     wanted = step.Step(case, "cpu", half=False).gradients()
-    monkeypatch.setattr(genrank.kernels.attention, "reference_attention", lambda q, *rest: true(0.95 * q, *rest))
+    monkeypatch.setattr(genrank.kernels.attention.op, "reference_attention", lambda q, *rest: true(0.95 * q, *rest))
     wrong = step.Step(case, "cpu", half=False).gradients()
     falls = torch.tensor([0.7, 0.6])
-    assert step.compared([falls, falls], [wanted, wanted])["right"]
-    assert not step.compared([falls, falls], [wrong, wanted])["right"]
+    assert step.compared([falls, falls], [wanted, wanted])["correct"]
+    assert not step.compared([falls, falls], [wrong, wanted])["correct"]
 
 
 def specialisation(launch: Launch) -> tuple[Any, ...]:
@@ -124,8 +124,8 @@ def test_it_needs_torch_and_triton_only() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_tells_it() -> None:
-    parts = dict.fromkeys(told.PARTS, 0.1) | {"attention": 0.5}
+def test_the_page_shows_it() -> None:
+    parts = dict.fromkeys(report.PARTS, 0.1) | {"attention": 0.5}
     measured = {"step_ms": 20.0, "tokens_per_s": 4_480_000, "candidates_per_s": 960_000, "mfu": 0.41, "peak_gb": 9.5}
     rows = [
         {"section": "step", "name": "mtgr-small K=300", **measured, "parts": parts},
@@ -133,7 +133,7 @@ def test_the_page_tells_it() -> None:
         {"section": "step dense", "name": "mtgr-small K=300", "step_ms": 50.0},
         {"section": "step flex", "name": "mtgr-small K=300", "left_out": "the time was spent"},
     ]
-    text = told.page({"gpu": "a GPU", "torch": "2", "triton": "3", "date": "today", "rows": rows})
+    text = report.page({"gpu": "a GPU", "torch": "2", "triton": "3", "date": "today", "rows": rows})
     assert "| mtgr-small K=300 | 20.0 | 4480000 | 960000 | 0.41 | 9.5 | 2.50x | the time was spent |" in text
     assert "| mtgr-large K=300 | OutOfMemoryError: no |" in text
     assert "| mtgr-small K=300 | 50% | 10% |" in text

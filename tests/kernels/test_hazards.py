@@ -12,27 +12,30 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from genrank.kernels import (
-    attention_triton,
-    idmap_triton,
-    jagged,
-    jagged_triton,
-    launch,
-    norm_triton,
-    projection_triton,
+from genrank.kernels import jagged, launch
+from genrank.kernels.attention import (
+    AttentionCall,
+    IntervalMask,
+    RelativeBias,
+    interval_attention,
+    local_positions,
+    reference_attention,
+    row_scale,
 )
-from genrank.kernels.attention import RelativeBias, interval_attention, local_positions, reference_attention, row_scale
-from genrank.kernels.idmap import rowwise_adagrad_, rowwise_adam_, unique_by_first
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.idmap import gpu as idmap_gpu
+from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Tuned, recording
+from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.norm import group_layer_norm, norm_gate
-from genrank.kernels.projection import norm_linear_silu
+from genrank.kernels.rowwise import gpu as rowwise_gpu
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_
 
 from .cases import make_batch
 
 TUNED = {
     f"{module.__name__}.{name}": tuned
-    for module in (attention_triton, idmap_triton, jagged_triton, norm_triton, projection_triton)
+    for module in (attention_gpu, idmap_gpu, jagged_gpu, norm_gpu, rowwise_gpu)
     for name, tuned in vars(module).items()
     if isinstance(tuned, Tuned)
 }
@@ -72,18 +75,11 @@ def test_no_op_leaves_memory_unwritten(poisoned: None, triton_backend: None) -> 
     found += gradients(group_layer_norm(x, groups, weight, shift), x, weight, shift)
     gated = norm_gate(x, u, weight, shift, order="norm_gate", group_ids=groups)
     found += gradients(gated, x, u, weight, shift)
-    matrix, offset = torch.randn(24, 40, requires_grad=True), torch.randn(40, requires_grad=True)
-    found += gradients(norm_linear_silu(x, weight[:1], shift[:1], matrix, offset), x, weight, matrix, offset)
-    each = torch.randn(4, 24, 8, requires_grad=True)
-    found += gradients(jagged.grouped_linear(x, groups, each), x, each)
     lengths = batch.offsets.diff()
-    halves = [torch.cat([lengths[:0], half.cumsum(0)]) for half in (lengths // 2, lengths - lengths // 2)]
-    halves = [torch.nn.functional.pad(half, (1, 0)) for half in halves]
-    parts = jagged.jagged_split(x, batch.offsets, halves)
+    halves = [torch.nn.functional.pad(half.cumsum(0), (1, 0)) for half in (lengths // 2, lengths - lengths // 2)]
+    parts = [torch.randn(int(half[-1]), 24, requires_grad=True) for half in halves]
     whole, _ = jagged.jagged_concat(list(zip(parts, halves, strict=True)))
-    found += gradients(whole, x)
-    table = torch.randn(7, 24, requires_grad=True)
-    found += gradients(jagged.position_time_encoding(x, table, groups), x, table)
+    found += gradients(whole, *parts)
     assert all(t.isfinite().all() for t in found)
 
 
@@ -93,15 +89,15 @@ def test_rows_that_belong_to_no_sample_are_zero(lengths: list[int], poisoned: No
     batch = make_batch(lengths, "mtgr", seed=5)
     used, tokens = batch.tokens, batch.tokens + 300
     torch.manual_seed(0)
-    q, k, v, above = (torch.randn(tokens, 2, 16) for _ in range(4))
+    q, k, v, grad_out = (torch.randn(tokens, 2, 16) for _ in range(4))
     begin, end = (torch.cat([x, torch.full((300,), 7, dtype=torch.int32)]) for x in (batch.begin, batch.end))
     scale = torch.rand(tokens)
 
     def run(upto: int) -> list[Tensor]:
-        problem = Problem(batch.offsets, batch.offsets, None, begin[:upto], end[:upto])
-        given = (problem, scale[:upto], RelativeBias(), 0.25)
-        out = attention_triton.forward(*(x[:upto] for x in (q, k, v)), *given)
-        return [out, *attention_triton.backward(*(x[:upto] for x in (above, q, k, v)), *given)]
+        mask = IntervalMask(batch.offsets, batch.offsets, None, begin[:upto], end[:upto])
+        call = AttentionCall(mask, scale[:upto], RelativeBias(), 0.25)
+        out = attention_gpu.forward(*(x[:upto] for x in (q, k, v)), call)
+        return [out, *attention_gpu.backward(*(x[:upto] for x in (grad_out, q, k, v)), call)]
 
     for padded, plain in zip(run(tokens), run(used), strict=True):
         assert torch.equal(padded[:used], plain)
@@ -119,12 +115,10 @@ def test_parts_of_two_dtypes_become_one(monkeypatch: pytest.MonkeyPatch) -> None
     """Under autocast a projection is bfloat16 and an embedding is not: nothing may be rounded on the way."""
     offsets = torch.tensor([0, 2])
     parts = [(torch.full((2, 3), 1.5, dtype=torch.bfloat16), offsets), (torch.full((2, 3), 0.1), offsets)]
-    x, table, at = parts[0][0], torch.full((1, 3), 0.1), torch.zeros(2, dtype=torch.int32)
     for backend in ("", "triton"):
         monkeypatch.setenv("GENRANK_KERNELS", backend)
         whole, _ = jagged.jagged_concat(parts)
         assert whole.dtype == torch.float32 and torch.equal(whole[2:], parts[1][0])
-        assert jagged.position_time_encoding(x, table, at).dtype == x.dtype
 
 
 def test_nothing_waits_for_the_device(triton_backend: None) -> None:
@@ -138,33 +132,29 @@ def test_nothing_waits_for_the_device(triton_backend: None) -> None:
         bias = RelativeBias(*tables, torch.zeros(tokens, dtype=torch.int64))
         q, k, v = (torch.zeros(tokens, 2, 16) for _ in range(3))
         x, u = (torch.zeros(tokens, 32) for _ in range(2))
-        weight, matrix, each = torch.zeros(4, 32), torch.zeros(32, 32), torch.zeros(4, 32, 8)
+        weight = torch.zeros(4, 32)
         rows, state = torch.zeros(tokens, dtype=torch.int64), torch.zeros(50)
         table, mean = torch.zeros(50, 32), torch.zeros(50, 32)
-    problem = Problem(offsets, offsets, None, begin, end)
+    mask = IntervalMask(offsets, offsets, None, begin, end)
     with recording() as launches:
         for divisor in ("length", "visible", 64):
-            scale = row_scale(divisor, offsets, offsets, None, begin, end)  # type: ignore[arg-type]
-            attention_triton.forward(q, k, v, problem, scale, bias, 0.25, 0.1, 3)
-            attention_triton.backward(v, q, k, v, problem, scale, bias, 0.25, 0.1, 3, divisor != "visible")
-        norm = (weight, weight, groups, norm_triton.GATE_NORM, 1e-6, 0.1, 3)
-        norm_triton.norm_gate_op._init_fn(x, u, *norm)
-        norm_triton.norm_gate_backward_op._init_fn(x, x, u, *norm)
-        _, z = projection_triton.project_op._init_fn(x, weight, weight, groups, matrix, None, 32, 1e-6, True)
-        projection_triton.project_backward_op._init_fn(x, z, x, weight, weight, groups, matrix, 32, 1e-6)
-        jagged_triton.linear_op._init_fn(x, groups, each, None)
-        jagged_triton.linear_backward_op._init_fn(x[:, :8], x, groups, each, None)
-        whole = jagged_triton.concat_op._init_fn([x, u], [offsets, offsets])
-        jagged_triton.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
-        jagged_triton.encode_op._init_fn(x, weight, groups, None, None, 2.0)
+            scale = row_scale(divisor, mask)  # type: ignore[arg-type]
+            call = AttentionCall(mask, scale, bias, 0.25, 0.1, 3, divisor != "visible")
+            attention_gpu.forward(q, k, v, call)
+            attention_gpu.backward(v, q, k, v, call)
+        norm = (weight, weight, groups, norm_gpu.GATE_NORM, 1e-6, 0.1, 3)
+        norm_gpu.norm_gate_op._init_fn(x, u, *norm)
+        norm_gpu.norm_gate_backward_op._init_fn(x, x, u, *norm)
+        whole = jagged_gpu.concat_op._init_fn([x, u], [offsets, offsets])
+        jagged_gpu.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
         rowwise_adagrad_(table, state, rows, x, lr=0.1)
         rowwise_adam_(table, mean, state, rows, x, step=1, lr=0.1)
     # All but those of the id map, whose answer is a number of ids.
-    assert len({entry.kernel.__name__ for entry in launches}) == len({t.kernel for t in TUNED.values()}) - 3
+    assert len({entry.kernel.__name__ for entry in launches}) == len({t.kernel for t in TUNED.values()}) - 2
 
 
 def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton launches on the current device, cuda:0 unless told."""
+    """Triton launches on the current device, cuda:0 by default."""
     entered: list[Any] = []
 
     class Guard:
@@ -178,7 +168,7 @@ def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch
             entered.append("left")
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
-    tuned = TUNED["genrank.kernels.norm_triton.forward_tuned"]
+    tuned = TUNED["genrank.kernels.norm.gpu.forward_tuned"]
     monkeypatch.setattr(tuned, "_run", lambda *_: entered.append("launched"))
     with FakeTensorMode():
         x = torch.empty(3, device="cuda:1")
@@ -188,7 +178,7 @@ def test_a_kernel_launches_where_its_tensors_are(monkeypatch: pytest.MonkeyPatch
 
 def test_what_updates_in_place_is_never_tuned() -> None:
     """Tuning runs a kernel dozens of times on the tensors at hand: ids would be entered and steps taken as often."""
-    in_place = {"place_kernel", "enter_kernel", "rowwise_kernel"}
+    in_place = {"place_kernel", "rowwise_kernel"}
     found = {tuned.kernel.__name__: len(tuned.configs) for tuned in TUNED.values()}
     assert {name: found[name] for name in in_place} == dict.fromkeys(in_place, 1)
     sums = {tuned.kernel.__name__: set(tuned.sums) for tuned in TUNED.values() if tuned.sums}
@@ -227,16 +217,16 @@ def test_what_a_choice_depends_on_is_in_its_key() -> None:
 def test_a_sample_beyond_32_bits_is_named() -> None:
     with torch.device("meta"):
         wide = torch.zeros(1, 1, 16).expand(4, 1, 16).as_strided((4, 1, 16), (2**20, 16, 1))
-    attention_triton.check_reach(2**11 - 1, wide)
+    attention_gpu.check_reach(2**11 - 1, wide)
     with pytest.raises(ValueError, match=r"a sample of 2048 tokens whose rows lie 1048576 elements apart"):
-        attention_triton.check_reach(2**11, wide)
+        attention_gpu.check_reach(2**11, wide)
 
 
 def test_descriptors_want_rows_that_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads before tokens: as a matrix with a row for each token, its rows would overlap."""
     monkeypatch.setenv("GENRANK_TMA", "1")
-    assert attention_triton.descriptors(torch.zeros(8, 2, 64))[0] is not None
-    assert attention_triton.descriptors(torch.zeros(2, 8, 64).transpose(0, 1)) == (None,)
+    assert attention_gpu.descriptors(torch.zeros(8, 2, 64))[0] is not None
+    assert attention_gpu.descriptors(torch.zeros(2, 8, 64).transpose(0, 1)) == (None,)
 
 
 def test_heads_before_tokens_and_expanded_gradients(triton_backend: None) -> None:
@@ -245,9 +235,8 @@ def test_heads_before_tokens_and_expanded_gradients(triton_backend: None) -> Non
     q, k, v = (torch.randn(2, batch.tokens, 16).transpose(0, 1) for _ in range(3))
     v.requires_grad_()
     out = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end)
-    scale = row_scale("length", batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    where = (batch.offsets, batch.offsets, None, batch.begin, batch.end)
-    want = reference_attention(q, k, v, *where, scale, RelativeBias(), 0.25)
+    scale = row_scale("length", batch.mask)
+    want = reference_attention(q, k, v, AttentionCall(batch.mask, scale, RelativeBias(), 0.25))
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
     for got, exact in zip(torch.autograd.grad(out.sum(), v), torch.autograd.grad(want.sum(), v), strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-5)
@@ -293,7 +282,7 @@ def test_compiled_around_the_kernels(triton_backend: None) -> None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_autocast_on_cpu_and_unique_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 inputs stay float32 under autocast: the ops compute in the dtype that they are given."""
     batch = make_batch([30, 4], "mtgr", seed=1)
     q, k, v = (torch.randn(batch.tokens, 2, 16, requires_grad=True) for _ in range(3))
@@ -306,6 +295,4 @@ def test_autocast_on_cpu_and_unique_of_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert out.dtype == torch.float32
         for got, exact in zip(gradients(out, q, k, v), want, strict=True):
             torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-4)
-    assert (
-        launch.VARYING == ("seed", "tokens", "count") and len(unique_by_first(torch.zeros(0, dtype=torch.int64))) == 3
-    )
+    assert launch.VARYING == ("seed", "tokens", "count")

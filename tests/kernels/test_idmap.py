@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.idmap import EMPTY, IdMap, rowwise_adagrad_, rowwise_adam_, unique_by_first, unique_inverse_counts
+from genrank.kernels.idmap import EMPTY, IdMap, unique_inverse_counts
+from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_
 
 from .cases import interpreted
 
@@ -133,26 +134,3 @@ def test_rowwise_adam(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         parameter.grad = torch.zeros(6, 1).index_add_(0, rows, grads)
         adam.step()
     torch.testing.assert_close(table, parameter.detach(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@interpreted(20)
-@given(st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1)), max_size=40))
-def test_unique_by_first_occurrence(backend: str, ids: list[int]) -> None:
-    """Against a dictionary; any id is allowed, also the one that marks an empty slot."""
-    ids = [*ids, EMPTY, *ids[:2]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENRANK_KERNELS", backend)
-        distinct, inverse, counts = unique_by_first(torch.tensor(ids))
-    ordered = list(dict.fromkeys(ids))
-    assert distinct.tolist() == ordered
-    assert inverse.tolist() == [ordered.index(i) for i in ids]
-    assert counts.tolist() == [ids.count(i) for i in ordered]
-
-
-def test_unique_is_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    from genrank.kernels import idmap_triton  # noqa: F401  registers the op
-
-    torch.library.opcheck(torch.ops.genrank.unique_by_first, (torch.tensor([3, 1, 3, 7]),))
-    monkeypatch.setenv("GENRANK_KERNELS", "triton")
-    assert [len(t) for t in unique_by_first(torch.empty(0, dtype=torch.int64))] == [0, 0, 0]

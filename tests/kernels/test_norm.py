@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels import norm_triton
 from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels.norm import gpu as norm_gpu
 
 from .cases import interpreted
 
@@ -85,7 +85,7 @@ def test_kernel_equals_reference(
 
 def test_strips_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than one strip: partial weight gradients of several programs."""
-    monkeypatch.setattr(norm_triton, "STRIPS", 3)
+    monkeypatch.setattr(norm_gpu, "STRIPS", 3)
     got, want = kernel_and_reference("norm_gate", draw(50, 16, 2, torch.float32), True)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)

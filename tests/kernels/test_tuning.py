@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.kernels_compile import attention_cases, other_cases
-from genrank.kernels import attention_triton, tuning
+from genrank.kernels import tuning
+from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.launch import Tuned
 
 
@@ -158,7 +159,7 @@ def test_a_fixed_choice_of_every_kernel_is_one_of_those_that_fit() -> None:
                 blocks = [max(c.kwargs["BLOCK_M"], c.kwargs["BLOCK_N"]) for c in fitting]
                 chosen = launch.tuned.fixed({**named, "bucket": 64}, arch).kwargs
                 assert max(chosen["BLOCK_M"], chosen["BLOCK_N"]) <= max(64, min(blocks))
-    assert {launch.tuned for launch in launches} >= {attention_triton.forward_tuned, attention_triton.backward_kv_tuned}
+    assert {launch.tuned for launch in launches} >= {attention_gpu.forward_tuned, attention_gpu.backward_kv_tuned}
 
 
 def keep_some(path: Path, which: int) -> None:

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from genrank.kernels import attention_triton, norm_triton
-from genrank.kernels.attention import RelativeBias
-from genrank.kernels.interval import Problem
+from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias
+from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.launch import recording
+from genrank.kernels.norm import gpu as norm_gpu
 from genrank.model.checkpoint_manager import Position
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.losses import loss_sums, total_loss, weight_sums
@@ -135,7 +135,7 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
 
 def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features, lookups and in backward the tables' own optimizer, too. Not so with dynamic vocabularies: which ids are new is known
-    on the device only, and `tokenization.dynamic` waits to be told."""
+    on the device only, and `tokenization.dynamic` waits to learn them."""
     from random_samples import BOUNDARIES
 
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
@@ -182,20 +182,21 @@ def test_launching_attention(bias: bool) -> None:
     q, k, v, grad = (torch.zeros(203, 2, 16, device=META) for _ in range(4))
     tables = (torch.zeros(9, 2, device=META), torch.zeros(5, 2, device=META)) if bias else (None, None)
     stamps = torch.zeros(203, dtype=torch.int64, device=META) if bias else None
-    where = (Problem(offsets, offsets, None, begin, end), torch.ones(203, device=META), RelativeBias(*tables, stamps))
+    mask, scale = IntervalMask(offsets, offsets, None, begin, end), torch.ones(203, device=META)
+    call = AttentionCall(mask, scale, RelativeBias(*tables, stamps), 0.25, max_length=200)
     with nothing_waits(), recording() as launches:
-        attention_triton.forward(q, k, v, *where, 0.25, longest=200)
-        attention_triton.backward(grad, q, k, v, *where, 0.25, longest=200)
+        attention_gpu.forward(q, k, v, call)
+        attention_gpu.backward(grad, q, k, v, call)
     assert len(launches) == 3
 
 
 def test_launching_norms() -> None:
     x, groups = torch.zeros(7, 16, device=META), torch.zeros(7, dtype=torch.int32, device=META)
     tables = [torch.zeros(4, 16, device=META) for _ in range(2)]
-    rest = (groups, norm_triton.GATE_NORM, 1e-6, 0.0, 0)
+    rest = (groups, norm_gpu.GATE_NORM, 1e-6, 0.0, 0)
     with nothing_waits(), recording() as launches:
-        norm_triton.norm_gate_op._init_fn(x, x, *tables, *rest)
-        norm_triton.norm_gate_backward_op._init_fn(x, x, x, *tables, *rest)
+        norm_gpu.norm_gate_op._init_fn(x, x, *tables, *rest)
+        norm_gpu.norm_gate_backward_op._init_fn(x, x, x, *tables, *rest)
     assert len(launches) == 2
 
 

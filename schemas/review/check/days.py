@@ -11,13 +11,14 @@ from statistics import median
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrank.schemas.absent_columns import absent_columns, may_be_missing
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.conversion import convert, readable_as
 from genrank.schemas.expression import nearest
-from genrank.schemas.files import files_of
 from genrank.schemas.findings import Finding
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_files import beside_days, day_files, remedy
 
 
 def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Finding]:
@@ -65,12 +66,21 @@ def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fin
             yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
 
 
+def beside(schema: Schema, source: EventLog | Snapshot, root: Path) -> Iterator[Finding]:
+    """Files beside a source's days, which no day reads."""
+    for one in beside_days(source, root, schema.sources):
+        yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
+
+
 def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
     """Of each file of some days: whether it can be read, and its columns' types; and days with few rows."""
     rows: dict[str, int] = {}
+    lacking: dict[str, dict[str, list[bool]]] = {}
     reported: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
     for day, folder in days.items():
-        files = files_of(folder)
+        files, unread = day_files(source, folder)
+        for one in unread:
+            yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
         if not files:
             yield Finding("error", source.name, f"{folder} holds no Parquet file")
         rows[day] = 0
@@ -81,14 +91,46 @@ def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Find
                 yield Finding("error", source.name, f"{file} can't be read as Parquet ({str(error).splitlines()[0]})")
                 continue
             rows[day] += metadata.num_rows
+            held = metadata.schema.to_arrow_schema().names
+            absent = absent_columns(source, file, held)
+            for column in source.columns:
+                lacking.setdefault(column, {}).setdefault(day, []).append(column in absent)
             for finding in [*_types(source, file, metadata.schema.to_arrow_schema()), *_ends(source, file, metadata)]:
                 if finding.where not in reported:
                     reported.add(finding.where)
                     yield finding
+    for column, by_day in lacking.items():
+        yield from _absent(source, column, by_day, days)
     usual = median(rows.values())
     for day, count in rows.items():
         if count < usual / 10:
             yield Finding("warning", source.name, f"{day} has {count:,} rows, the median day {usual:,.0f}")
+
+
+def _absent(
+    source: EventLog | Snapshot, column: str, by_day: dict[str, list[bool]], days: dict[str, Path]
+) -> Iterator[Finding]:
+    """Files that lack a column: whether it was added after them, or is wanted there.
+
+    Args:
+        by_day: day, ascending -> of each of its files, whether it lacks the column.
+    """
+    lacking = [day for day, files in by_day.items() if any(files)]
+    if not lacking:
+        return
+    where, last = f"{source.name}.{column}", lacking[-1]
+    before = [files for day, files in by_day.items() if day <= last]
+    if last != max(by_day) and all(map(all, before)) and may_be_missing(source, column):
+        message = (
+            f'was added after {last}; it is missing (null) there, unless defaults={{"{column}": ...}} says what it was'
+        )
+        yield Finding("warning", where, message)
+        return
+    file = day_files(source, days[lacking[0]]).data[by_day[lacking[0]].index(True)]
+    names = set(pq.read_schema(file).names)
+    physical = source.physical(column)
+    remedy = f'; or say what it is there: defaults={{"{column}": None}}' if may_be_missing(source, column) else ""
+    yield Finding("error", where, f"{file} has no column {physical!r}{nearest(physical, names)}{remedy}")
 
 
 def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterator[Finding]:
@@ -96,9 +138,8 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
         physical = source.physical(column)
         where = f"{source.name}.{column}"
         if physical not in schema.names:
-            message = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
-            yield Finding("error", where, message)
-        elif schema.names.count(physical) > 1:
+            continue
+        if schema.names.count(physical) > 1:
             yield Finding("error", where, f"{file} has several columns {physical!r}; write it with one of them")
         elif not readable_as(schema.field(physical).type, declared):
             held = str(schema.field(physical).type).removeprefix("large_")

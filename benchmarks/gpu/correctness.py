@@ -1,0 +1,190 @@
+"""Whether each op is correct on this device: against its definition in float64, at most 2x (forward) and 3x (backward) the error
+of the definition run in the same precision; and backward must repeat to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.session import Session, environment
+from benchmarks.kernels_cases import MASKS, make_batch
+from genrank.kernels import idmap, jagged, rowwise
+from genrank.kernels.attention import (
+    AttentionCall,
+    RelativeBias,
+    delta_attention,
+    interval_attention,
+    local_positions,
+    reference_attention,
+    row_scale,
+)
+from genrank.kernels.norm import group_layer_norm, norm_gate
+
+
+def largest_error(got: list[Tensor], exact: list[Tensor], rough: list[Tensor]) -> dict[str, Any]:
+    """Worst error as a multiple of what is allowed: 2x (forward) and 3x (backward) the error of the definition run
+    in the same precision, and a floor of 4 roundings of the largest value."""
+    worst = 0.0
+    for at, (g, e, r) in enumerate(zip(got, exact, rough, strict=True)):
+        e = e.double()
+        floor = 4 * torch.finfo(g.dtype).eps * float(e.abs().max())
+        allowed = (2 if at == 0 else 3) * float((r.double() - e).abs().max()) + floor
+        worst = max(worst, float((g.double() - e).abs().max()) / max(allowed, 1e-30))
+    return {"error_over_allowed": round(worst, 3), "correct": worst <= 1.0}
+
+
+def check_attention(
+    session: Session, dtype: torch.dtype, mask: str, dims: tuple[int, int], bias: bool
+) -> dict[str, Any]:
+    lengths = [20, 0, 1] if session.rehearse else [700, 0, 1, 333, 128, 64]
+    batch = make_batch(lengths, mask, seed=5).to(session.device)
+    generator = torch.Generator().manual_seed(1)
+    heads, tokens = 2, batch.tokens
+    base = [torch.randn(tokens, heads, d, generator=generator).to(session.device, dtype) for d in (dims[0], *dims)]
+    upstream = torch.randn(tokens, heads, dims[1], generator=generator).to(session.device, dtype)
+    tables = [torch.randn(n, heads, generator=generator).to(session.device) for n in (513, 64)] if bias else []
+    # Powers of 7 keep time differences off the buckets' edges, where two correct logarithms may disagree.
+    stamps = (7 ** torch.randint(0, 6, (tokens,), generator=generator)).to(session.device)
+
+    def outputs(kind: torch.dtype, attend: Callable[[list[Tensor], RelativeBias], Tensor]) -> list[Tensor]:
+        leaves = [x.to(kind).requires_grad_() for x in base] + [
+            t.to(torch.float64 if kind == torch.float64 else t.dtype).requires_grad_() for t in tables
+        ]
+        given = RelativeBias(leaves[3], leaves[4], stamps) if bias else RelativeBias()
+        out = attend(leaves[:3], given)
+        return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))]
+
+    divisor = "visible" if bias else "length"
+    scale = row_scale(divisor, batch.mask)
+
+    def define(qkv: list[Tensor], given: RelativeBias) -> Tensor:
+        call = AttentionCall(batch.mask, scale.to(qkv[0].dtype), given, dims[0] ** -0.5)
+        return reference_attention(*qkv, call)
+
+    def ours(qkv: list[Tensor], given: RelativeBias) -> Tensor:
+        where = (batch.offsets, batch.begin, batch.end)
+        return interval_attention(*qkv, *where, divisor=divisor, bias=given if bias else None)
+
+    got = outputs(dtype, ours)
+    row = largest_error(got, outputs(torch.float64, define), outputs(dtype, define))
+    again = outputs(dtype, ours)
+    row["repeats_to_the_bit"] = all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    row["correct"] = row["correct"] and row["repeats_to_the_bit"]
+    return row
+
+
+def check_delta(session: Session, dtype: torch.dtype) -> dict[str, Any]:
+    """New queries against cached keys give the rows of the whole."""
+    batch = make_batch([20, 1] if session.rehearse else [700, 1, 333], "mtgr", seed=5).to(session.device)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(batch.tokens, 2, 64, generator=generator).to(session.device, dtype) for _ in range(3))
+    chosen = (torch.rand(batch.tokens, generator=generator) < 0.3).to(session.device)
+    counts = torch.stack([part.sum() for part in chosen.tensor_split(batch.offsets[1:-1].cpu())])
+    q_offsets = F.pad(counts.cumsum(0), (1, 0))
+    positions = local_positions(batch.offsets, batch.tokens)
+    rows = (positions[chosen], batch.begin[chosen], batch.end[chosen])
+    whole = interval_attention(q, k, v, batch.offsets, batch.begin, batch.end)[chosen]
+    some = delta_attention(q[chosen], k, v, q_offsets, batch.offsets, *rows)
+    return largest_error([some], [whole], [whole])
+
+
+def check_norm(session: Session, dtype: torch.dtype, order: str) -> dict[str, Any]:
+    tokens = 5 if session.rehearse else 4097
+    generator = torch.Generator().manual_seed(1)
+    base = [torch.randn(tokens, 192, generator=generator).to(session.device, dtype) for _ in range(3)]
+    tables = [torch.randn(4, 192, generator=generator).to(session.device) for _ in range(2)]
+    groups = torch.randint(0, 4, (tokens,), generator=generator, dtype=torch.int32).to(session.device)
+
+    def outputs(kind: torch.dtype, backend: str) -> list[Tensor]:
+        attn, u = (x.to(kind).requires_grad_() for x in base[:2])
+        weight, bias = (t.to(kind).requires_grad_() for t in tables)
+        with implementation(backend):
+            if order == "plain":
+                out = group_layer_norm(attn, groups, weight, bias)
+                return [out.detach(), *torch.autograd.grad(out, [attn, weight, bias], base[2].to(kind))]
+            out = norm_gate(attn, u, weight, bias, order=order, group_ids=groups)  # type: ignore[arg-type]
+            return [out.detach(), *torch.autograd.grad(out, [attn, u, weight, bias], base[2].to(kind))]
+
+    return largest_error(outputs(dtype, "triton"), outputs(torch.float64, "reference"), outputs(dtype, "reference"))
+
+
+def check_jagged(session: Session, dtype: torch.dtype) -> dict[str, Any]:
+    """Rows are moved, forward and backward: equal or wrong."""
+    generator = torch.Generator().manual_seed(1)
+    parts = []
+    for _ in range(3):
+        lengths = torch.randint(0, 4 if session.rehearse else 60, (7,), generator=generator)
+        offsets = F.pad(lengths.cumsum(0), (1, 0))
+        values = torch.randn(int(offsets[-1]), 48, generator=generator).to(session.device, dtype)
+        parts.append((values, offsets.to(session.device)))
+    upstream = torch.randn(sum(len(values) for values, _ in parts), 48, generator=generator).to(session.device, dtype)
+
+    def outputs(kind: torch.dtype, backend: str) -> list[Tensor]:
+        leaves = [values.to(kind).requires_grad_() for values, _ in parts]
+        with implementation(backend):
+            whole, _ = jagged.jagged_concat([(x, o) for x, (_, o) in zip(leaves, parts, strict=True)])
+            return [whole.detach(), *torch.autograd.grad(whole, leaves, upstream.to(kind))]
+
+    ours, exact = outputs(dtype, "triton"), outputs(dtype, "reference")
+    return {"correct": all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))}
+
+
+def check_idmap(session: Session) -> dict[str, Any]:
+    """The same calls on both devices give the same rows; the same updates the same tables."""
+    generator = torch.Generator().manual_seed(1)
+    count = 40 if session.rehearse else 200_000
+    maps = [idmap.IdMap(16, session.device), idmap.IdMap(16, "cpu")]
+    tables = [torch.zeros(2 * count, 16, device=session.device), torch.zeros(2 * count, 16)]
+    states = [torch.zeros(2 * count, device=session.device), torch.zeros(2 * count)]
+    same = True
+    for step in range(3):
+        ids = torch.randint(-count, count, (count,), generator=generator)
+        grads = torch.randn(count, 16, generator=generator)
+        rows = []
+        for backend, ours, table, state in zip(("triton", "reference"), maps, tables, states, strict=True):
+            device = table.device
+            with implementation(backend):
+                rows.append(ours.insert(ids.to(device)).rows)
+                rowwise.rowwise_adagrad_(table, state, rows[-1], grads.to(device), lr=0.1)
+                ours.evict(ids[: count // 4 * step].to(device))
+        same = same and torch.equal(rows[0].cpu(), rows[1])
+    error = float((tables[0].cpu() - tables[1]).abs().max())
+    return {"same_rows": same, "table_error": error, "correct": same and error < 1e-4}
+
+
+def implementation(name: str) -> AbstractContextManager[None]:
+    return environment("GENRANK_KERNELS", name)
+
+
+def check_all(session: Session) -> None:
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if session.rehearse:
+        dtypes = {"fp32": torch.float32}
+    for name, dtype in dtypes.items():
+        masks = MASKS if name == "bf16" else ("mtgr", "random")
+        variants = [((48, 128), True)]
+        if name == "bf16" and not session.rehearse:
+            variants = [((64, 64), False), ((48, 128), True), ((256, 256), False)]
+        for mask in masks[-2:] if session.rehearse else masks:
+            for dims, bias in variants:
+                if dims[0] == 256 and mask not in ("mtgr", "causal"):
+                    continue
+
+                def attention(
+                    d: torch.dtype = dtype, m: str = mask, s: tuple[int, int] = dims, b: bool = bias
+                ) -> dict[str, Any]:
+                    return check_attention(session, d, m, s, b)
+
+                session.attempt(
+                    "correctness", f"attention {name} {mask} {dims[0]}x{dims[1]}{' bias' * bias}", attention
+                )
+        session.attempt("correctness", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
+        for order in ("plain", "norm_gate", "gate_norm"):
+            session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))
+        session.attempt("correctness", f"jagged {name}", lambda d=dtype: check_jagged(session, d))
+    session.attempt("correctness", "idmap", lambda: check_idmap(session))

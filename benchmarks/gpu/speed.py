@@ -1,0 +1,251 @@
+"""Speed: attention beside its peers and the chip's own rates, then the ops around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.correctness import largest_error
+from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
+from benchmarks.gpu.session import Session, described, environment
+from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
+from benchmarks.kernels_cases import Batch
+from genrank.kernels.attention import AttentionCall, RelativeBias, interval_attention, reference_attention, row_scale
+from genrank.kernels.attention import plan as attention_plan
+from genrank.kernels.norm import group_layer_norm, norm_gate
+
+CHECKED = 4300
+"""Samples up to this long are compared, dense, with the definition."""
+
+
+def ceilings(session: Session) -> dict[str, Any]:
+    """The chip's own rates: TFLOPS of a large bfloat16 matrix product, GB/s of a large copy (read and write)."""
+    if session.rehearse:
+        return {"matmul_tflops": 1.0, "copy_gb_s": 1.0}
+    n = 8192
+    a, b = (torch.randn(n, n, device=session.device, dtype=torch.bfloat16) for _ in range(2))
+    matmul = 2 * n**3 / session.time_ms(lambda: a @ b) / 1e9
+    source = torch.empty(2**28, device=session.device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() * 2 / session.time_ms(lambda: target.copy_(source)) / 1e6
+    return {"matmul_tflops": round(matmul, 1), "copy_gb_s": round(copy, 1)}
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+class Setting:
+    """One shape's batch, and q, k and v as views of one projection, as models pass them."""
+
+    def __init__(self, session: Session, shape: Shape) -> None:
+        self.session, self.shape = session, shape
+        self.batch = shape.make().to(session.device)
+        dtype = torch.float32 if session.rehearse else torch.bfloat16
+        tokens = self.batch.tokens
+        generator = torch.Generator(session.device).manual_seed(1)
+        options = {"device": session.device, "dtype": dtype, "generator": generator}
+        packed = torch.randn(tokens, shape.heads, 3 * shape.dim, **options)  # type: ignore[call-overload]
+        self.qkv = [x.detach().requires_grad_() for x in packed.split(shape.dim, 2)]
+        self.upstream = torch.randn(tokens, shape.heads, shape.dim, **options)  # type: ignore[call-overload]
+        self.pairs = self.batch.pairs
+
+    def facts(self) -> dict[str, Any]:
+        samples, tokens = len(self.batch.offsets) - 1, self.batch.tokens
+        facts = {"samples": samples, "tokens": tokens, "pairs": self.pairs}
+        return {"heads": self.shape.heads, "dim": self.shape.dim, **facts}
+
+    def ours(self) -> Run:
+        where = (self.batch.offsets, self.batch.begin, self.batch.end)
+        return Run(
+            lambda: interval_attention(*self.qkv, *where, max_length=self.shape.longest), self.qkv, self.upstream
+        )
+
+    def time(self, run: Run) -> dict[str, float]:
+        """Rates over visible pairs: forward 2 H (Dqk + Dv) flops a pair, backward 2 H (3 Dqk + 2 Dv)."""
+        flops = 4 * self.shape.heads * self.shape.dim * self.pairs
+        with torch.no_grad():
+            forward = self.session.time_ms(run.attend)
+        out = run.attend()
+        backward = self.session.time_ms(lambda: torch.autograd.grad(out, run.leaves, run.upstream, retain_graph=True))
+        return {
+            "forward_ms": round(forward, 4),
+            "forward_tflops": round(flops / forward / 1e9, 1),
+            "backward_ms": round(backward, 4),
+            "backward_tflops": round(2.5 * flops / backward / 1e9, 1),
+        }
+
+    def check(self) -> dict[str, Any]:
+        """The configurations that tuning chose, on the shape being timed: the first sample, forward and
+        backward, against the definition in float32."""
+        n = int(self.batch.offsets[1])
+        first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
+        scale = row_scale("length", first.mask)
+        run = self.ours()
+        out = run.attend()
+        got = [out.detach(), *torch.autograd.grad(out, run.leaves, run.upstream)]
+
+        def define(kind: torch.dtype) -> list[Tensor]:
+            leaves = [x.detach()[:n].to(kind).requires_grad_() for x in self.qkv]
+            call = AttentionCall(first.mask, scale.to(kind), RelativeBias(), self.shape.dim**-0.5)
+            result = reference_attention(*leaves, call)
+            return [result.detach(), *torch.autograd.grad(result, leaves, self.upstream[:n].to(kind))]
+
+        return largest_error([x[:n] for x in got], define(torch.float32), define(self.qkv[0].dtype))
+
+
+def measure_attention(session: Session, shape: Shape) -> dict[str, Any]:
+    setting = Setting(session, shape)
+    row: dict[str, Any] = {**setting.facts(), **setting.time(setting.ours())}
+    if shape.longest <= CHECKED:
+        row["tuned"] = setting.check()
+    return row
+
+
+def measure_meta(session: Session, shape: Shape) -> dict[str, Any]:
+    """The best of its settings in each direction, and how far its result lies from ours."""
+    setting = Setting(session, shape)
+    best: dict[str, Any] = {}
+    runs = meta_runs(shape, setting.batch, *setting.qkv, setting.upstream)
+    for setting, run in runs.items():
+        try:
+            times = setting.time(run)
+        except Exception as error:
+            if setting == "pointers":
+                raise
+            best["tma_error"] = described(error)
+            continue
+        for direction in ("forward", "backward"):
+            if times[f"{direction}_ms"] < best.get(f"{direction}_ms", float("inf")):
+                best |= {key: value for key, value in times.items() if key.startswith(direction)}
+                best[f"{direction}_setting"] = setting
+    where = (setting.batch.offsets, setting.batch.begin, setting.batch.end)
+    with torch.no_grad():
+        mine = interval_attention(*setting.qkv, *where, divisor=shape.longest).float()
+        best["difference"] = float((runs["pointers"].attend().float() - mine).abs().max() / mine.abs().max())
+    return best
+
+
+def measure_flex(session: Session, shape: Shape) -> dict[str, Any]:
+    setting = Setting(session, shape)
+    run = flex_run(setting.batch, *setting.qkv, setting.upstream)
+    if session.rehearse:
+        return {"shape": list(run.attend().shape)}
+    return setting.time(run)
+
+
+def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
+    """The same kernels with the configurations that load by TMA."""
+    with environment("GENRANK_TMA", "1"):
+        setting = Setting(session, shape)
+        row = {**setting.time(setting.ours()), "tuned": setting.check()}
+    if not session.rehearse:
+        from genrank.kernels.attention import gpu as attention_gpu
+
+        for name in ("forward_tuned", "backward_q_tuned", "backward_kv_tuned"):
+            row[name] = str(getattr(attention_gpu, name).latest)
+    return row
+
+
+@contextmanager
+def heaviest_units_first() -> Iterator[None]:
+    """The order of units that `kernels.attention.plan` is compared with: by their own work over the whole batch, so that the
+    programs of one moment belong to as many samples."""
+    units = attention_plan.units
+
+    def reordered(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:
+        made = units(offsets, tokens, work, of_sample)
+        row, rows, start, _ = made.long().unbind(1)
+        last = torch.minimum(row + attention_plan.UNIT, rows)
+        cost = work[(start + last).clamp(0, tokens)] - work[(start + row).clamp(0, tokens)]
+        return made[torch.argsort(torch.where(rows < 0, -1, cost), descending=True, stable=True)].contiguous()
+
+    attention_plan.units = reordered
+    try:
+        yield
+    finally:
+        attention_plan.units = units
+
+
+def measure_order(session: Session, shape: Shape) -> dict[str, Any]:
+    """Both orders in turn; the order decides nothing but time, so their results are equal to the bit."""
+    row: dict[str, Any] = {}
+    with heaviest_units_first():
+        before = Setting(session, shape)
+        row["before"] = before.time(before.ours())
+        out = [before.ours().attend()]
+        out += torch.autograd.grad(out[0], before.qkv, before.upstream)
+    now = Setting(session, shape)
+    row |= now.time(now.ours())
+    mine = [now.ours().attend()]
+    mine += torch.autograd.grad(mine[0], now.qkv, now.upstream)
+    row["tuned"] = {"correct": all(torch.equal(a, b) for a, b in zip(out, mine, strict=True))}
+    return row
+
+
+# --- around attention -------------------------------------------------------------------------------------------------
+
+
+def measure_pointwise(session: Session, name: str, dim: int) -> dict[str, Any]:
+    """Bytes that must move, over time: to compare with a copy."""
+    tokens = 32 if session.rehearse else 2**30 // (4 * dim)
+    dtype = torch.float32 if session.rehearse else torch.bfloat16
+    attn, u, above = (torch.randn(tokens, dim, device=session.device, dtype=dtype).requires_grad_() for _ in range(3))
+    weight, bias = (torch.randn(4, dim, device=session.device).requires_grad_() for _ in range(2))
+    groups = torch.randint(0, 4, (tokens,), dtype=torch.int32, device=session.device)
+    gated = name != "group_layer_norm"
+
+    def run() -> Tensor:
+        if gated:
+            return norm_gate(attn, u, weight, bias, order=name, group_ids=groups)  # type: ignore[arg-type]
+        return group_layer_norm(attn, groups, weight, bias)
+
+    with torch.no_grad():
+        forward = session.time_ms(run)
+    out = run()
+    leaves = [attn, u, weight, bias] if gated else [attn, weight, bias]
+    backward = session.time_ms(lambda: torch.autograd.grad(out, leaves, above.detach(), retain_graph=True))
+    size = tokens * dim * attn.element_size()
+    return {
+        "dim": dim,
+        "tokens": tokens,
+        "forward_ms": round(forward, 4),
+        "backward_ms": round(backward, 4),
+        "forward_gb_s": round((2 + gated) * size / forward / 1e6, 1),
+        "backward_gb_s": round((3 + 2 * gated) * size / backward / 1e6, 1),
+    }
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def attention(session: Session) -> None:
+    session.attempt("ceilings", "ceilings", lambda: ceilings(session))
+    for shape in shapes(session.rehearse):
+        session.attempt("attention", shape.name, lambda s=shape: measure_attention(session, s))
+        if shape.targets is not None and META.exists() and not session.rehearse:
+            session.attempt("meta", shape.name, lambda s=shape: measure_meta(session, s))
+
+
+def around(session: Session) -> None:
+    for name in ("group_layer_norm", "norm_gate", "gate_norm"):
+        for dim in (512,) if session.rehearse else (512, 1024):
+            session.attempt("pointwise", f"{name} D={dim}", lambda n=name, d=dim: measure_pointwise(session, n, d))
+
+
+def tma(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if s.name in TMA):
+        session.attempt("tma", shape.name, lambda s=shape: measure_tma(session, s))
+
+
+def order(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if s.name in ORDER):
+        session.attempt("order", shape.name, lambda s=shape: measure_order(session, s))
+
+
+def flex(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if session.rehearse or s.name in FLEX):
+        session.attempt("flex", shape.name, lambda s=shape: measure_flex(session, s))

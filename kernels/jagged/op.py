@@ -1,0 +1,90 @@
+"""Jagged tensors: the token groups of each sample put one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrank.kernels.dispatch import backend_for
+
+
+def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put the token groups of each sample one after the other: sample b becomes part 0's tokens of b, part 1's, ...
+
+    Args: parts: [(values [T_i, D], offsets [B+1])], offsets int32 or int64, one B and one D for all.
+    Returns: (values [sum T_i, D] of the dtype that all promote to, offsets [B+1] of the first part's dtype). Differentiable
+        in all values.
+    Raises: ValueError without parts or when B or D differ.
+    """
+    if not parts:
+        raise ValueError("jagged_concat needs at least one part")
+    check_parts([offsets for _, offsets in parts], [values for values, _ in parts])
+    if backend_for(parts[0][0]) == "triton":
+        from genrank.kernels.jagged import gpu
+
+        # Under autocast some parts are bfloat16, others not.
+        dtype = reduce(torch.promote_types, (values.dtype for values, _ in parts))
+        whole = gpu.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
+        return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
+    order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
+    whole = Permute.apply(torch.cat([values for values, _ in parts]), order, inverse)  # type: ignore[no-untyped-call]
+    return whole, offsets
+
+
+def interleave(
+    part_offsets: Sequence[Tensor], part_tokens: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row order that turns parts laid end to end into samples laid end to end, its inverse, and the samples'
+    offsets. part_tokens: tokens of each part, if the
+    host knows them: otherwise it waits for the device to read the ends of `part_offsets`.
+    """
+    tokens_of = [int(offsets[-1]) for offsets in part_offsets] if part_tokens is None else part_tokens
+    lengths = torch.stack([offsets[1:] - offsets[:-1] for offsets in part_offsets])
+    starts = torch.stack([offsets[:-1] for offsets in part_offsets])
+    offsets = torch.stack(list(part_offsets)).sum(0).to(part_offsets[0].dtype)
+    before = torch.cumsum(lengths, 0) - lengths
+    base = offsets[:-1] + before
+    device = offsets.device
+    places = []
+    for part in range(len(part_offsets)):
+        tokens = torch.arange(tokens_of[part], device=device, dtype=torch.int64)
+        sample = torch.searchsorted(part_offsets[part], tokens.to(part_offsets[part].dtype), right=True) - 1
+        places.append(tokens + (base[part] - starts[part])[sample])
+    inverse = torch.cat(places)
+    order = torch.empty_like(inverse)
+    order[inverse] = torch.arange(len(inverse), device=device)
+    return order, inverse, offsets
+
+
+class Permute(torch.autograd.Function):
+    """Rows in a new order; the gradient is a gather by the inverse, not a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """X [T, D], order and inverse int64 [T] -> [T, D]."""
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient's rows in the inverse order."""
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def check_parts(offsets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Raises TypeError or ValueError, naming what differs, unless all parts are of one batch and one D."""
+    for other in offsets:
+        if other.dim() != 1 or other.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"offsets must be int32 or int64 [B+1], got {other.dtype} {list(other.shape)}")
+        if len(other) != len(offsets[0]):
+            raise ValueError(
+                f"parts have {len(offsets[0]) - 1} and {len(other) - 1} samples; they must be the same batch"
+            )
+    for part in values:
+        if part.dim() != 2 or part.shape[1] != values[0].shape[1]:
+            raise ValueError(f"parts must be [tokens, {values[0].shape[-1]}], got {list(part.shape)}")

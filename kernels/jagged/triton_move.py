@@ -1,0 +1,35 @@
+"""The kernel that moves a part's rows to their place among other parts' rows."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from genrank.kernels.launch import VARYING
+
+
+@triton.jit(do_not_specialize=VARYING)
+def move_rows_kernel(
+    part, whole, part_offsets, whole_offsets, before, tokens, dim, batch, steps, part_stride, whole_stride,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Copy a part's rows to their place in the whole, or (SPLIT) back."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = row < tokens
+    low = row * 0
+    high = low + batch
+    for _ in range(steps):
+        middle = (low + high) // 2
+        reached = tl.load(part_offsets + middle, mask=real, other=0) <= row
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle)
+    place = tl.load(whole_offsets + low, mask=real, other=0) + tl.load(before + low, mask=real, other=0)
+    place += row - tl.load(part_offsets + low, mask=real, other=0)
+    inside = real[:, None] & (column < dim)[None, :]
+    at_part = part + row.to(tl.int64)[:, None] * part_stride + column[None, :]
+    at_whole = whole + place.to(tl.int64)[:, None] * whole_stride + column[None, :]
+    if SPLIT:
+        tl.store(at_part, tl.load(at_whole, mask=inside, other=0.0), mask=inside)
+    else:
+        tl.store(at_whole, tl.load(at_part, mask=inside, other=0.0), mask=inside)

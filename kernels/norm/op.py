@@ -1,0 +1,87 @@
+"""LayerNorm with weights per token group (MTGR's GLN), alone and fused with HSTU's gate and dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrank.kernels.dispatch import backend_for, draw_seed
+from genrank.kernels.norm.reference import Order, reference_norm, reference_norm_gate
+
+
+def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Group layer normalisation (GLN; MTGR, arXiv 2505.18654, section 3.3).
+
+    y_t = (x_t - mean(x_t)) / sqrt(var(x_t) + eps) * weight[g_t] + bias[g_t], statistics per token over its D values.
+
+    Args:
+        x: [T, D]; group_ids: int32 [T], in [0, G): user, history, realtime, candidate, ...
+        weight, bias: [G, D].
+    Returns: [T, D]. Differentiable in x, weight and bias.
+    Raises: ValueError for shapes that disagree.
+    """
+    check(x, group_ids, weight, bias)
+    if backend_for(x) == "triton":
+        from genrank.kernels.norm import gpu
+
+        normed: Tensor = gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)
+        return normed
+    return reference_norm(x, group_ids, weight, bias, eps)
+
+
+def norm_gate(
+    attn: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    order: Order,
+    group_ids: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> Tensor:
+    """What follows attention in the block: norm, gate by u, dropout, in one pass over memory.
+
+    order "norm_gate": dropout(norm(attn) * u) (HSTU, arXiv 2402.17152, equation 3);
+    order "gate_norm": dropout(norm(attn * u)) (MTGR, arXiv 2505.18654, equation 7).
+
+    Args:
+        attn, u: [T, D] (all heads side by side); weight, bias: [D], or [G, D] with group_ids int32 [T].
+        dropout: probability of zeroing a value, the others are divided by `1 - dropout`; seed as in
+            `interval_attention`.
+    Returns: [T, D]. Differentiable in attn, u, weight and bias.
+    """
+    if order not in ("norm_gate", "gate_norm"):
+        raise ValueError(f"order must be 'norm_gate' or 'gate_norm', got {order!r}")
+    if u.shape != attn.shape:
+        raise ValueError(f"attn {list(attn.shape)} and u {list(u.shape)} must have one shape")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    check(attn, group_ids, weight, bias)
+    if backend_for(attn) == "triton":
+        from genrank.kernels.norm import gpu
+
+        gate = gpu.NORM_GATE if order == "norm_gate" else gpu.GATE_NORM
+        weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
+        seed = draw_seed(seed) if dropout > 0.0 else 0
+        gated: Tensor = gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
+        return gated
+    out = reference_norm_gate(attn, u, weight, bias, order, group_ids, eps)
+    if dropout > 0.0:
+        generator = torch.Generator(out.device).manual_seed(draw_seed(seed))
+        kept = torch.rand(out.shape, generator=generator, device=out.device) >= dropout
+        out = out * kept.to(out.dtype).mul_(1.0 / (1.0 - dropout))
+    return out
+
+
+def check(x: Tensor, group_ids: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    """Shapes and dtypes of x, groups and weights, or a ValueError or TypeError that names them."""
+    if x.dim() != 2:
+        raise ValueError(f"expected [tokens, dim], got {list(x.shape)}")
+    wanted = 1 if group_ids is None else 2
+    if weight.shape != bias.shape or weight.dim() != wanted or weight.shape[-1] != x.shape[1]:
+        shape = f"[{x.shape[1]}]" if group_ids is None else f"[groups, {x.shape[1]}]"
+        raise ValueError(f"weight {list(weight.shape)} and bias {list(bias.shape)} must both be {shape}")
+    if group_ids is not None and (group_ids.dtype != torch.int32 or group_ids.shape != x.shape[:1]):
+        raise TypeError(f"group_ids must be int32 [{len(x)}], got {group_ids.dtype} {list(group_ids.shape)}")
