@@ -211,15 +211,23 @@ class BuildPlan:
                         found.setdefault(day, []).append(partition)
         return found
 
-    def days_of(self, log: EventLog, partition: Partition) -> set[int]:
-        """Days a partition holds rows of."""
+    def days_of(self, log: EventLog, partition: Partition) -> dict[int, int]:
+        """Day -> rows of it that a partition holds; together as many as its files' footers count."""
         key = digest(
             [partition.input.hash, log.time, log.time_unit, log.lateness, self.schema.utc_offset, partition.day]
         )
         counted = self._census.root
-        if key not in counted:
+        if key not in counted or sum(counted[key].values()) != partition.rows:
             counted[key] = census(log, partition, self.schema.offset_ms)
-        return set(counted[key])
+        return counted[key]
+
+    def rows_of(self, source: str, day: int) -> int:
+        """Rows of a day: those that the footers count of its files, and those of its day in other partitions."""
+        log = self.schema.source(source)
+        partitions = self.contents[source][day]
+        if isinstance(log, Snapshot):
+            return sum(partition.rows for partition in partitions)
+        return sum(self.days_of(log, partition).get(day, 0) for partition in partitions)
 
     def _keep_census(self) -> None:
         if self._census.root and self.out.is_dir():

@@ -124,7 +124,8 @@ class SamplesJob:
                 if day in partials:
                     partial = partials[day]
                     rate = sum(partial.quarantined.values()) / max(1, partial.rows_in)
-                    yield QuarantineRate(name, dt_of(day), rate, self.schema.source(name).max_quarantine_rate)
+                    limit = self.schema.source(name).max_quarantine_rate
+                    yield QuarantineRate(name, dt_of(day), rate, limit, partial.quarantined)
 
     def _keep_statistics(self, day: int, summaries: Sequence[LeafSummary]) -> None:
         path = path_of(self.plan.out, dt_of(day))

@@ -1,4 +1,4 @@
-"""Files: which physical types can be read as which declared ones, and writing that survives a power cut."""
+"""Files: reading what may be damaged, and writing that survives a power cut."""
 
 from __future__ import annotations
 
@@ -11,26 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from genrank.schemas.errors import UserError
-
-
-def readable_as(type_: pa.DataType, declared: str) -> bool:
-    """Whether a physical type can be read as a declared one without changing its meaning."""
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    if declared.startswith("list<"):
-        is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
-        return is_list and readable_as(type_.value_type, declared[5:-1])
-    if pa.types.is_null(type_):
-        return True
-    if declared == "bool":
-        return bool(pa.types.is_boolean(type_))
-    if declared in ("int32", "int64"):
-        return bool(pa.types.is_integer(type_) or pa.types.is_boolean(type_))
-    if declared in ("float32", "float64"):
-        return bool(pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_decimal(type_))
-    if declared == "timestamp":
-        return bool(pa.types.is_timestamp(type_))
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 @contextmanager

@@ -39,8 +39,6 @@ class Question:
     """[n] events that meet `where`; None where all do."""
     value: Column | None
     """The column of `events` that keeps the feature's value."""
-    scale: int
-    """Units in 1.0 of a value kept as `units`."""
     at: Int
     """int64 [queries]: the moment each query asks as of, epoch ms."""
     trials: Trials
@@ -49,7 +47,7 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = ~np.isnan(values) if self.value.role == "number" else values != MISSING_ID
+        present = ~np.isnan(values) if self.value.role in ("number", "amount") else values != MISSING_ID
         return values, present if self.chosen is None else self.chosen & present
 
 

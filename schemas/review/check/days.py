@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from genrank.schemas.absent_columns import absent_columns, may_be_missing
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.conversion import convert, readable_as
 from genrank.schemas.expression import nearest
-from genrank.schemas.files import readable_as
 from genrank.schemas.findings import Finding
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
@@ -95,7 +95,7 @@ def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Find
             absent = absent_columns(source, file, held)
             for column in source.columns:
                 lacking.setdefault(column, {}).setdefault(day, []).append(column in absent)
-            for finding in _types(source, file, metadata.schema.to_arrow_schema()):
+            for finding in [*_types(source, file, metadata.schema.to_arrow_schema()), *_ends(source, file, metadata)]:
                 if finding.where not in reported:
                     reported.add(finding.where)
                     yield finding
@@ -139,9 +139,35 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
         where = f"{source.name}.{column}"
         if physical not in schema.names:
             continue
-        if not readable_as(schema.field(physical).type, declared):
+        if schema.names.count(physical) > 1:
+            yield Finding("error", where, f"{file} has several columns {physical!r}; write it with one of them")
+        elif not readable_as(schema.field(physical).type, declared):
             held = str(schema.field(physical).type).removeprefix("large_")
             remedy = "declare what it is"
             if isinstance(source, EventLog) and column in (source.time, source.arrival) and held.startswith("string"):
                 remedy = "write the times as Parquet timestamps, or as integers since 1970, and declare that"
             yield Finding("error", where, f"{held} in {file}, declared {declared}; {remedy}")
+
+
+def _ends(source: EventLog | Snapshot, file: Path, metadata: pq.FileMetaData) -> Iterator[Finding]:
+    """Columns whose least or greatest value, as the footer has it, doesn't fit the declared type."""
+    schema = metadata.schema.to_arrow_schema()
+    at = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    for column, declared in source.columns.items():
+        physical = source.physical(column)
+        if schema.names.count(physical) != 1 or not readable_as(type_ := schema.field(physical).type, declared):
+            continue
+        if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)) or physical not in at:
+            continue
+        ends: list[object] = []
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(at[physical]).statistics
+            if statistics is not None and statistics.has_min_max:
+                ends += [statistics.min, statistics.max]
+        found = pa.array(ends, type_)
+        for misfit in convert(found, declared).misfits:
+            value = found.filter(pa.array(misfit.rows))[-1].as_py()
+            message = f"{value} in {file} {misfit.what}; such rows are quarantined"
+            yield Finding(
+                "warning", f"{source.name}.{column}", f"{message}; declare a type that holds them, or fix the file"
+            )
