@@ -42,13 +42,13 @@ $(INSTALLED): | prerequisites
 	$(BIN)/pip install --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@
 
-lint: $(INSTALLED) ## ruff's rules and format, mypy strict on schemas/ and tokenization/
+lint: $(INSTALLED) ## ruff's rules (docstrings included) and format, mypy strict on every package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+test: lint ## lint, then every test; COVERAGE=yes measures the lines they run and fails under the floor in pyproject.toml
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 demo: $(INSTALLED) ## a synthetic marketplace from exposure log to an evaluated ranker: runs/demo/report.html
 	$(BIN)/genrank demo --out runs/demo
@@ -69,7 +69,7 @@ lock: .uv/bin/uv ## resolve pyproject.toml into requirements/*.txt again (UPGRAD
 	PATH=$(CURDIR)/.uv/bin:$$PATH requirements/lock.sh
 
 clean: ## remove what runs and tests leave behind
-	rm -rf build dist *.egg-info spark-warehouse metastore_db derby.log artifacts .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist .coverage *.egg-info spark-warehouse metastore_db derby.log artifacts .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments as well

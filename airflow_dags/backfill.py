@@ -1,4 +1,4 @@
-"""The backfill: build the samples of many days side by side, then learn from them in one run. Started by hand, with two dates.
+"""The backfill: build the samples of many days, one task a day, then learn from them in one run. Started by hand, with two dates.
 
 For a new schema, a repaired source or the very first model. Days are independent of each other, so they may be built in any order.
 """
@@ -13,11 +13,11 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Param, task
 
 DOC = """\
-### Many days: `days` → one `build` a day, two at a time → `train`, if asked for
+### Many days: `days` → one `build` a day → `train`, if asked for
 
 `airflow dags trigger genrank_backfill --conf '{"from": "2026-01-01", "to": "2026-01-07", "train": true}'`
 
-A day that fails doesn't stop the others; clear it alone. `train` waits until all are published. It goes on from the newest finished
+Two builds run at a time and take turns at the output folder: the second waits for the first. A day that fails doesn't stop the others; clear it alone. `train` waits until all are published. It goes on from the newest finished
 run before `from`; its own run is named by `to`, and `genrank_daily` goes on from there.
 
 """
@@ -25,7 +25,7 @@ run before `from`; its own run is named by `to`, and `genrank_daily` goes on fro
 TRAIN = """\
 {% if not params['train'] %}echo "samples only: train is false"; exit 99{% endif %}
 
-first={{ params['from'] }} day={{ params['to'] }}
+first={{ word(params['from']) }} day={{ word(params['to']) }}
 """
 
 with DAG(

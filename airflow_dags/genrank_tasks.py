@@ -29,7 +29,12 @@ def setting(name: str) -> str:
     return shlex.quote(Variable.get(f"genrank_{name}", default=default))
 
 
-MACROS = {"setting": setting}
+def word(value: object) -> str:
+    """A parameter of a run as one word of shell, whatever whoever triggered it gave."""
+    return shlex.quote(str(value))
+
+
+MACROS = {"setting": setting, "word": word}
 
 ARGUMENTS: dict[str, Any] = {
     "owner": "genrank",
@@ -49,10 +54,11 @@ flags={{ setting('build_flags') }}
 $genrank build --schema "$schema" --data "$data" --out "$out" --from "$day" --to "$day" $flags
 """
 
-# `genrank train` writes summary.json when training is over.
+# `genrank train` writes summary.json when training is over. A run is named by its day and nothing else: a copy put aside
+# (dt=2026-01-04.bak) is none.
 EARLIER_RUN = """\
-earlier=$(find "$runs" -mindepth 2 -maxdepth 2 -path '*/dt=*/summary.json' 2>/dev/null | sed 's|.*/dt=||; s|/.*||' \
-    | sort | awk -v day="$first" '$0 < day' | tail -n 1 || true)
+earlier=$(find "$runs" -mindepth 2 -maxdepth 2 -path '*/dt=*/summary.json' 2>/dev/null \
+    | grep -oE '/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/summary[.]json$' | cut -c 5-14 | sort | awk -v day="$first" '$0 < day' | tail -n 1 || true)
 """
 
 # A run is named by the last day it learned from. It goes on from the newest finished one and learns from every day since.

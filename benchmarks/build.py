@@ -11,7 +11,7 @@ processor time of the process and all its descendants, which is what to compare 
 most that all of them had resident at one moment (pages they share count once for each).
 
 Each run is a line of `--log` as soon as it ends; `--resume` goes on where the log ends, instead of starting a new one. The medians
-of all of the log go to `--out`. Both lie in `--work` unless told otherwise; those committed were written with
+of all of the log go to `--out`. Both lie in `--work` by default; those committed were written with
 `--log benchmarks/results/builder.jsonl --out benchmarks/results/builder.json`.
 
 The polars script counts clicks on one sorted axis per key set, which is the fastest form we know by hand (as-of joins on running
@@ -50,7 +50,7 @@ WINDOWS = {"1h": 3_600_000, "1d": DAY, "7d": 7 * DAY}
 KEYS = (("user_id",), ("item_id",), ("user_id", "item_id"), ("user_id", "category"))
 CROSS = [f"c_{'_'.join(keys)}_{window}" for keys in KEYS for window in WINDOWS]
 
-Told = dict[str, Any]
+Report = dict[str, Any]
 """Figures of a run, by name."""
 
 
@@ -121,7 +121,7 @@ def write_logs(folder: Path, rows: int, hot: int) -> None:
 # ---------------------------------------------------------------------- the contestants
 
 
-def run_builder(peer: str, data: Path, out: Path) -> Told:
+def run_builder(peer: str, data: Path, out: Path) -> Report:
     """genrank's whole build of the day."""
     from genrank.pipelines.build import BuildConfig, build
     from genrank.pipelines.days import dt_of
@@ -129,7 +129,7 @@ def run_builder(peer: str, data: Path, out: Path) -> Told:
     engine = _Local(out) if peer == "local" else _Spilled()
     try:
         result = build(BuildConfig(schema(), data, out, dt_of(LAST), dt_of(LAST), engine=peer), engine.inner)
-        return {"samples": result.samples, "candidates": result.candidates, **engine.told()}
+        return {"samples": result.samples, "candidates": result.candidates, **engine.report()}
     finally:
         engine.inner.stop()
 
@@ -150,7 +150,7 @@ class _Local:
 
         self.inner = Counted(folder=out / "staging")
 
-    def told(self) -> Told:
+    def report(self) -> Report:
         return {"stored_mib": self.inner.most / 2**20}
 
 
@@ -165,11 +165,11 @@ class _Spilled:
         self.inner = SparkEngine(self.session)
         self.inner._owned = True
 
-    def told(self) -> Told:
+    def report(self) -> Report:
         return spark_metrics(self.session)
 
 
-def spark_metrics(session: Any) -> Told:
+def spark_metrics(session: Any) -> Report:
     """What all stages of a session shuffled and spilled, from Spark's own status store."""
     jvm = session.sparkContext._jvm
     store = session.sparkContext._jsc.sc().statusStore()
@@ -177,8 +177,8 @@ def spark_metrics(session: Any) -> Told:
     stages = store.stageList(empty, False, False, session.sparkContext._gateway.new_array(jvm.double, 0), empty)
     names = {"shuffle_mib": "shuffleWriteBytes", "spilled_disk_mib": "diskBytesSpilled"}
     return {
-        told: sum(getattr(stages.apply(i), name)() for i in range(stages.size())) / 2**20
-        for told, name in names.items()
+        report: sum(getattr(stages.apply(i), name)() for i in range(stages.size())) / 2**20
+        for report, name in names.items()
     }
 
 
@@ -197,7 +197,7 @@ def check_samples(out: Path) -> list[float]:
     return [cross, clicked, sees, history]
 
 
-def run_polars(peer: str, data: Path, out: Path) -> Told:
+def run_polars(peer: str, data: Path, out: Path) -> Report:
     """The same day by hand."""
     import polars as pl
 
@@ -259,7 +259,7 @@ def check_polars(out: Path) -> list[float]:
     return list(lazy.select(sums).collect().row(0))
 
 
-def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
+def run_spark_sql(peer: str, data: Path, out: Path) -> Report:
     """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
     from genrank.pipelines.spark_session import start_session
 
@@ -284,9 +284,9 @@ def run_spark_sql(peer: str, data: Path, out: Path) -> Told:
         within = f"{same} and c.ts < e.ts and c.ts > e.ts - {max(WINDOWS.values())}"
         joined += f" join (select e.row, {counts} from shown e left join clicks c on {within} group by e.row) p{i} using (row)"
     session.sql(f"select * from {joined}").write.parquet(str(out))
-    told = {"samples": 0, "candidates": session.read.parquet(str(out)).count(), **spark_metrics(session)}
+    report = {"samples": 0, "candidates": session.read.parquet(str(out)).count(), **spark_metrics(session)}
     session.stop()
-    return told
+    return report
 
 
 def check_spark_sql(out: Path) -> list[float]:
@@ -303,7 +303,7 @@ def _last(data: Path) -> str:
     return sorted(path.name for path in (data / "exposures").iterdir())[-1]
 
 
-Run = Callable[[str, Path, Path], Told]
+Run = Callable[[str, Path, Path], Report]
 Check = Callable[[Path], list[float]]
 PEERS: dict[str, tuple[Run, Check]] = {
     "local": (run_builder, check_samples),
@@ -322,11 +322,11 @@ def child(peer: str, data: Path, out: Path) -> None:
     usage = _Usage()
     usage.start()
     begin = time.perf_counter()
-    told = run(peer, data, out)
+    report = run(peer, data, out)
     wall = time.perf_counter() - begin
     usage.stop()
     took = {"wall_s": wall, "cpu_s": usage.cpu, "peak_mib": usage.peak / 2**20}
-    print(json.dumps({**took, **told, "check": check(out)}))
+    print(json.dumps({**took, **report, "check": check(out)}))
 
 
 class _Usage(threading.Thread):
@@ -429,7 +429,7 @@ FIGURES = ("wall_s", "cpu_s", "peak_mib")
 Key = tuple[int, int, int, str]
 
 
-def one_run(peer: str, data: Path, out: Path) -> Told:
+def one_run(peer: str, data: Path, out: Path) -> Report:
     """A run in a fresh process."""
     shutil.rmtree(out, ignore_errors=True)
     load = os.getloadavg()[0]
@@ -438,27 +438,27 @@ def one_run(peer: str, data: Path, out: Path) -> Told:
     shutil.rmtree(out, ignore_errors=True)
     if ended.returncode:
         sys.exit(f"{peer} failed ({ended.returncode}):\n{ended.stderr[-4000:]}")
-    told = json.loads(ended.stdout.splitlines()[-1])
-    return {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} | {
+    report = json.loads(ended.stdout.splitlines()[-1])
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in report.items()} | {
         "load_before": round(load, 2)
     }
 
 
-def read_log(path: Path) -> dict[Key, Told]:
+def read_log(path: Path) -> dict[Key, Report]:
     """Runs by (rows, hot, repeat, peer)."""
     lines = path.read_text().splitlines() if path.is_file() else []
     return {(r["rows"], r["hot"], r["repeat"], r["peer"]): r for r in map(json.loads, lines)}
 
 
-def _expected(done: dict[Key, Told], rows: int, hot: int, peer: str) -> float:
+def _expected(done: dict[Key, Report], rows: int, hot: int, peer: str) -> float:
     """Seconds a run may take: as the slowest of its kind; of an unknown kind, in proportion to another size."""
     same = [run["wall_s"] for (r, h, _, p), run in done.items() if (r, h, p) == (rows, hot, peer)]
     others = [run["wall_s"] * rows / r for (r, _, _, p), run in done.items() if p == peer]
     return 1.2 * max(same or others, default=0.0) + 15
 
 
-def _agree(done: dict[Key, Told]) -> None:
-    """Exit unless all runs over the same logs told the same sums."""
+def _agree(done: dict[Key, Report]) -> None:
+    """Exit unless all runs over the same logs gave the same sums."""
     for rows, hot in {(rows, hot) for rows, hot, _, _ in done}:
         checks = {(peer, tuple(run["check"])) for (r, h, _, peer), run in done.items() if (r, h) == (rows, hot)}
         widest = max((check for _, check in checks), key=len)
@@ -466,7 +466,7 @@ def _agree(done: dict[Key, Told]) -> None:
             sys.exit(f"the peers disagree at {rows} rows: {checks}")
 
 
-def medians(done: dict[Key, Told]) -> list[Told]:
+def medians(done: dict[Key, Report]) -> list[Report]:
     """A row per size and peer: medians, and the ratio to the polars script where it ran."""
     found = []
     for rows, hot, peer in sorted({(rows, hot, peer) for rows, hot, _, peer in done}):

@@ -7,12 +7,12 @@
     python -m benchmarks.incremental --memory                         # a user with 10,000 times the median's events
 
 Windows of 1 hour to 30 days (`--longest`) over five key sets, and a history of 60 days that is full after five (10 events a user and day, 50 kept):
-what grows is the past alone. Each build runs in this process, after one that warms it up, and is told by the processor time of the
+what grows is the past alone. Each build runs in this process, after one that warms it up, and is measured by the processor time of the
 process and by the bytes it asked the system for (`rchar`), which don't depend on what else the machine does. A milestone is the median and the mean over the days
 around it; around days 30 and 60 these are eight, a whole period of the histories' snapshots.
 
 `--memory` builds eleven days of 220,000 exposures, one task at a time, once spread over all users and once with 200,000 of them one
-user's (10,000 times the median's 20), each in a process of its own, and tells the process's largest resident set.
+user's (10,000 times the median's 20), each in a process of its own, and reports the process's largest resident set.
 """
 
 from __future__ import annotations
@@ -178,19 +178,19 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure memory under one huge user instead")
     asked = parser.parse_args()
     if asked.memory:
-        told = {"spread_mib": peak_mib(220_000, 0), "one_user_mib": peak_mib(220_000, 200_000)}
-        print(told)
+        peaks = {"spread_mib": peak_mib(220_000, 0), "one_user_mib": peak_mib(220_000, 200_000)}
+        print(peaks)
         if asked.out:
-            asked.out.write_text(json.dumps(told, indent=1))
+            asked.out.write_text(json.dumps(peaks, indent=1))
         return
     days, sizes = measure(asked.days, asked.rows, asked.history, asked.longest)
     print(f"MB on disk: {sizes}")
     milestones = {}
     for day, around in AROUND.items():
         if asked.days >= around.stop:
-            told = [days[at] for at in around]
+            around_it = [days[at] for at in around]
             milestones[day] = {
-                f"{key}_{how.__name__}": round(how([one[key] for one in told]), 3)
+                f"{key}_{how.__name__}": round(how([one[key] for one in around_it]), 3)
                 for key in ("cpu_s", "read_mb", "samples_mb")
                 for how in (statistics.median, statistics.mean)
             }

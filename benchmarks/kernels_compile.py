@@ -15,6 +15,7 @@ memory or asks for more shared memory than the chip has, 2 if rows are still mis
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -317,24 +318,19 @@ def compile_at(at: int) -> Row:
 
 def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
     """Rows as they are made; none is begun after `seconds`. Workers are forked: launches hold live kernels."""
-    from tqdm import tqdm  # Not above: the GPU benchmark needs torch and triton only.
+    from genrank.schemas.console import progress_bar  # Not above: the GPU benchmark needs torch and triton only.
 
     _work[:] = work
     deadline = time.monotonic() + seconds
-    bar = tqdm(total=len(work), unit="kernel", disable=not sys.stderr.isatty())
-    if workers == 1:
-        for at in range(len(work)):
-            if time.monotonic() > deadline:
-                return
-            yield compile_at(at)
-            bar.update()
-        return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        for row in pool.imap_unordered(compile_at, range(len(work))):
+    # Forked before the bar starts its thread.
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(multiprocessing.get_context("fork").Pool(workers)) if workers > 1 else None
+        rows = pool.imap_unordered(compile_at, range(len(work))) if pool else map(compile_at, range(len(work)))
+        bar = stack.enter_context(progress_bar("compiling", len(work), unit="kernel"))
+        for row in rows:
             yield row
-            bar.update()
+            bar.advance()
             if time.monotonic() > deadline:
-                pool.terminate()
                 return
 
 

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.kernels_compile import Job, attention_launches, dump
+from genrank.schemas.console import with_progress
 
 RESULT = Path(__file__).parent / "results" / "kernels_predict.json"
 ARCH = 90
@@ -86,7 +85,7 @@ def main() -> None:
             for launch in attention_launches(torch.bfloat16, 4, dim, dim, kind):
                 if launch.constants["DESCRIBED"] == (kind == "tma"):
                     jobs.append(Job(launch, launch.configs(ARCH)[0], kind, "bf16", ARCH))
-    rows = [predict(job) for job in tqdm(jobs, disable=not sys.stderr.isatty())]
+    rows = [predict(job) for job in with_progress(jobs, "predictions")]
     for row in rows:
         print(row)
     RESULT.parent.mkdir(exist_ok=True)

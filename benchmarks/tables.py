@@ -29,9 +29,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import genrank.schemas as s
+from genrank.schemas.console import with_progress
 from genrank.schemas.table import LogicalTable
 from genrank.tokenization.batch import Batch, Group
 from genrank.tokenization.dynamic import DynamicVocabulary
@@ -272,9 +272,8 @@ def churn(ids: int, capacity: int, batch: int) -> dict[str, Any]:
     table = LogicalTable("ids", ("candidates.ids",), 8, s.Dynamic(capacity=capacity, evict="frequency"))
     ours = DynamicVocabulary(table)
     hits, busy, before, evicted = 0, 0.0, _rss(), 0
-    for now, drawn in enumerate(
-        tqdm(churning_ids(ids, batch), total=-(-ids // batch), desc="dynamic table", unit="batch")
-    ):
+    batches = -(-ids // batch)
+    for now, drawn in enumerate(with_progress(churning_ids(ids, batch), "dynamic table", batches, unit="batch")):
         distinct, counts = (torch.from_numpy(a) for a in np.unique(drawn, return_counts=True))
         had = ours.rows_of(distinct) > 1
         occupied = len(ours)
@@ -286,7 +285,7 @@ def churn(ids: int, capacity: int, batch: int) -> dict[str, Any]:
         hits += int(counts[had].sum()) + int((counts[has & ~had] - 1).sum())
     memory = _rss() - before
     lfu, exact, began = ExactLFU(capacity), 0, time.perf_counter()
-    for drawn in tqdm(churning_ids(ids, batch), total=-(-ids // batch), desc="exact LFU", unit="batch"):
+    for drawn in with_progress(churning_ids(ids, batch), "exact LFU", batches, unit="batch"):
         exact += sum(map(lfu.hit, drawn.tolist()))
     exact_seconds = time.perf_counter() - began
     return {

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks import dlrm_hstu
 from genrank.examples.marketplace.world import generate
@@ -30,6 +29,7 @@ from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.trainer import Trainer, token_count
 from genrank.pipelines.build import BuildConfig, build
 from genrank.schemas import Schema, load_schema
+from genrank.schemas.console import with_progress
 from genrank.tokenization.batch import Batch, ranges
 
 RESULT = Path(__file__).parent / "results" / "train.json"
@@ -66,13 +66,14 @@ def main() -> None:
         dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
         peak = matmul_rate(ranks.device, dtype, lambda run: timed(run, ranks))
         sizes = []
-        for name in tqdm(arguments.sizes, desc="sizes"):
+        for name in with_progress(arguments.sizes, "sizes"):
             trainer = make_trainer(name, schema, samples, ranks, arguments.token_budget)
             sizes.append(step_cost(trainer, name, ranks, arguments.repeats, peak))
         trainer = make_trainer(arguments.aggregation_model, schema, samples, ranks, 4 * arguments.token_budget)
         batch = head(next(iter(trainer.reader)), 2)
         aggregation = [
-            aggregation_cost(trainer, batch, k, ranks, arguments.repeats) for k in tqdm(CANDIDATES, desc="candidates")
+            aggregation_cost(trainer, batch, k, ranks, arguments.repeats)
+            for k in with_progress(CANDIDATES, "candidates")
         ]
     device = platform.processor() or platform.machine() if ranks.device.type == "cpu" else torch.cuda.get_device_name()
     result = {

@@ -3,7 +3,7 @@
     python -m benchmarks.world --rows 1_000_000 10_000_000 --out benchmarks/results/world.json
 
 Each size runs in a fresh process. `parent_mib` is the parent's peak resident set, `worker_mib` the largest worker's; `cpu_seconds` adds up all of them, so
-that a busy machine can be told from a slow generator. The limit it is measured against: writing exposures that lie in
+that a busy machine can be distinguished from a slow generator. The limit it is measured against: writing exposures that lie in
 memory, with nothing simulated.
 """
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from genrank.examples.marketplace.world import generate
 if __name__ == "__main__":
     begin = time.perf_counter()
-    summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]), progress=False)
+    summary = generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=int(sys.argv[3]), seed=0, workers=int(sys.argv[4]))
     seconds = time.perf_counter() - begin
     rows = {source: sum(days.values()) for source, days in summary["rows"].items()}
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -54,26 +54,26 @@ def measure(rows: int, workers: int, folder: Path) -> dict[str, Any]:
         check=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
     )
-    told = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     size = sum(f.stat().st_size for f in out.rglob("*.parquet"))
     ceiling = write_only(out)
     shutil.rmtree(out)
-    exposures = told["rows"]["exposures"]
-    rate = exposures / told["seconds"]
+    exposures = measured["rows"]["exposures"]
+    rate = exposures / measured["seconds"]
     return {
         "exposures": exposures,
-        "events": sum(told["rows"].values()),
+        "events": sum(measured["rows"].values()),
         "users": users,
         "days": DAYS,
         "workers": workers,
-        "seconds": round(told["seconds"], 2),
-        "cpu_seconds": round(told["cpu"], 2),
-        "exposures_per_cpu_second": round(exposures / told["cpu"]),
+        "seconds": round(measured["seconds"], 2),
+        "cpu_seconds": round(measured["cpu"], 2),
+        "exposures_per_cpu_second": round(exposures / measured["cpu"]),
         "exposures_per_second": round(rate),
         "write_only_exposures_per_second": round(ceiling),
         "share_of_write_only": round(rate / ceiling, 3),
-        "parent_mib": round(told["parent_mib"]),
-        "worker_mib": round(told["worker_mib"]),
+        "parent_mib": round(measured["parent_mib"]),
+        "worker_mib": round(measured["worker_mib"]),
         "disk_mib": round(size / 2**20),
     }
 

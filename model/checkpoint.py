@@ -10,12 +10,12 @@ A checkpoint is written beside its place under another name and renamed when com
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from pydantic import ValidationError
@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from genrank.model.documents import Best, CheckpointManifest, FileDigest, ModelIdentity, read_document
 from genrank.model.parallel import shard_like, whole
 from genrank.model.ranks import Ranks
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
-from genrank.schemas.files import move, sync
+from genrank.schemas.files import file_sha256, move, sync
 from genrank.schemas.schema import Schema
 from genrank.tokenization.checkpoint import save_tables
 from genrank.tokenization.embedding import Embeddings
 
 FORMAT = 1
-_OF_FEATURE = ".weights.of_"
+_OF_FEATURE = (".weights.of_", ".moments.of_")
 """In the names of parameters that belong to one feature (tokenization.tokens.Projection)."""
 
 
@@ -57,12 +58,16 @@ def save_checkpoint(
     dense: DenseState,
     embeddings: Embeddings,
     ranks: Ranks,
+    builds: Mapping[str, str],
     keep: int,
     protect: Sequence[int] = (),
 ) -> Path:
     """Write `run/checkpoints/step-N` and drop the oldest beyond `keep`, but none of the `protect` steps.
 
     Every rank calls it; rank 0 returns when the checkpoint is in its place.
+
+    Args:
+        builds: of the samples read, by day.
     """
     root = run / "checkpoints"
     final, staging = root / f"step-{step}", root / f".step-{step}.incomplete"
@@ -70,42 +75,66 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     ranks.barrier()
-    save_tables(embeddings, staging / "tables")
-    ranks.barrier()
-    if ranks.is_main:
-        torch.save(dict(dense), staging / "dense.pt")
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        manifest = CheckpointManifest(
-            format=FORMAT,
-            step=step,
-            model=model,
-            fingerprint=schema.fingerprint,
-            schema=schema,
-            boundaries=embeddings.boundaries,
-            files={str(p.relative_to(staging)): FileDigest(bytes=p.stat().st_size, sha256=_digest(p)) for p in files},
-        )
-        (staging / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
-        for path in [*files, staging / "manifest.json"]:
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        move(staging, final)
-        old = [s for s in steps_of(run) if s not in protect]
-        for stale in old[: max(len(old) - keep, 0)]:
-            shutil.rmtree(root / f"step-{stale}")
+    with _removed_on_failure(staging, ranks):
+        save_tables(embeddings, staging / "tables")
+        ranks.barrier()
+        if ranks.is_main:
+            torch.save(dict(dense), staging / "dense.pt")
+            files = sorted(path for path in staging.rglob("*") if path.is_file())
+            digests = {
+                str(p.relative_to(staging)): FileDigest(bytes=p.stat().st_size, sha256=file_sha256(p)) for p in files
+            }
+            manifest = CheckpointManifest(
+                format=FORMAT,
+                step=step,
+                model=model,
+                fingerprint=schema.fingerprint,
+                schema=schema,
+                boundaries=embeddings.boundaries,
+                files=digests,
+                builds=dict(builds),
+            )
+            (staging / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
+            for path in [*files, staging / "manifest.json"]:
+                sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            move(staging, final)
+            # Later ones are damaged, or of a way that training left when it went on from an earlier one.
+            later = [s for s in steps_of(run) if s > step]
+            old = [s for s in steps_of(run) if s <= step and s not in protect]
+            for stale in [*later, *old[: max(len(old) - keep, 0)]]:
+                shutil.rmtree(root / f"step-{stale}")
     ranks.barrier()
     return final
 
 
+@contextmanager
+def _removed_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
+    """An error, Ctrl-C or SIGTERM leaves nothing of an unfinished checkpoint."""
+    try:
+        yield
+    except BaseException:
+        if ranks.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
 def steps_of(run: Path) -> list[int]:
-    """Steps that a run has complete checkpoints of, ascending."""
-    return sorted(int(p.parent.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*/manifest.json"))
+    """Steps that a run has complete checkpoints of, ascending; folders of other names are none of ours."""
+    names = (path.parent.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*/manifest.json"))
+    return sorted(int(name) for name in names if name.isdecimal() and name.isascii() and str(int(name)) == name)
 
 
-def find_checkpoint(path: Path, step: int | None = None) -> Path:
+def find_checkpoint(path: Path, step: int | None = None, *, report: bool = True) -> Path:
     """The checkpoint that a run's folder, or a checkpoint's own, means: `step`, or the best, or else the newest.
 
+    Where neither the step nor the checkpoint is named, one with a damaged file gives way to the newest that is whole.
+
+    Args:
+        report: log it if that happens.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or none that is whole.
     """
     path = Path(path)
     if (path / "manifest.json").is_file() and step is None:
@@ -121,7 +150,32 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
         )
     best = path / "checkpoints" / "best.json"
     wanted = read_document(best, Best).step if best.is_file() else steps[-1]
-    return path / "checkpoints" / f"step-{wanted if wanted in steps else steps[-1]}"
+    first = wanted if wanted in steps else steps[-1]
+    return newest_whole(path, [first, *(s for s in reversed(steps) if s != first)], report=report)
+
+
+def newest_whole(run: Path, steps: Sequence[int], *, report: bool = True) -> Path:
+    """The first of a run's checkpoints, in the order given, whose every file is as it was written.
+
+    Args:
+        report: log those that aren't, if another is.
+
+    Raises:
+        UserError: there is none; of the first.
+    """
+    damaged: list[UserError] = []
+    for step in steps:
+        folder = run / "checkpoints" / f"step-{step}"
+        try:
+            read_manifest(folder)
+        except UserError as error:
+            damaged.append(error)
+            continue
+        if report:
+            for each in damaged:
+                logger.warning(f"{str(each).partition(';')[0]}; {folder.name} takes its place")
+        return folder
+    raise damaged[0]
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
@@ -130,31 +184,95 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     Raises:
         UserError: a file is missing or changed, or the checkpoint is not this program's.
     """
+    manifest = _manifest(folder)
+    if damaged := _damaged(folder, manifest):
+        raise UserError(
+            f"{damaged[0]}; use another checkpoint (--checkpoint of `genrank evaluate`; `genrank verify` lists damaged files) or "
+            "train again"
+        )
+    return manifest
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Of a checkpoint: which of its files are not as its manifest says, a line each.
+
+    Raises:
+        UserError: the manifest can't be read.
+    """
+    return _damaged(folder, _manifest(folder))
+
+
+def _manifest(folder: Path) -> CheckpointManifest:
     try:
         text = (folder / "manifest.json").read_text()
         format_ = json.loads(text)["format"]
         if format_ != FORMAT:
             raise UserError(f"{folder} has checkpoint format {format_}; this version reads {FORMAT}")
-        manifest = CheckpointManifest.model_validate_json(text)
+        return CheckpointManifest.model_validate_json(text)
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
         raise UserError(
             f"{folder} is not a checkpoint of `genrank train` (manifest.json: {where}: {wrong['msg']})"
         ) from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
+
+
+def _damaged(folder: Path, manifest: CheckpointManifest) -> list[str]:
+    found = []
     for name, wanted in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != wanted.bytes or _digest(path) != wanted.sha256:
-            raise UserError(f"{path} is missing or damaged; use another checkpoint (--checkpoint) or train again")
-    return manifest
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            found.append(f"{folder / 'manifest.json'} names a file outside of the checkpoint: {name}")
+        elif not path.is_file() or path.stat().st_size != wanted.bytes or file_sha256(path) != wanted.sha256:
+            found.append(f"{path} is missing or damaged")
+    return found
 
 
 def load_dense(folder: Path) -> DenseState:
-    """What `save_checkpoint` got as `dense`, on the CPU."""
-    state: DenseState = torch.load(folder / "dense.pt", map_location="cpu", weights_only=True)
-    return state
+    """What `save_checkpoint` got as `dense`, on the CPU; nothing but tensors, numbers and names is read.
+
+    Raises:
+        UserError: the file is torn, would run code, or holds something else.
+    """
+    path = folder / "dense.pt"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile or torn file makes of the reader
+        why = (str(error).splitlines() or [""])[0][:120]
+        refused = (
+            "was refused: it holds more than tensors, numbers and names" if "Weights only" in why else "can't be read"
+        )
+        raise UserError(
+            f"{path} {refused} ({type(error).__name__}); use another checkpoint, or one that you trust"
+        ) from None
+    if wrong := _not_dense(found):
+        raise UserError(f"{path} is not what `genrank train` writes ({wrong}); use another checkpoint")
+    return cast(DenseState, found)
+
+
+def _not_dense(found: object) -> str | None:
+    """What is wrong with the content of a dense.pt; None where nothing is."""
+
+    def named(value: object, holds: Callable[[object], bool]) -> bool:
+        return isinstance(value, dict) and all(isinstance(k, str) and holds(v) for k, v in value.items())
+
+    def tensors(value: object) -> bool:
+        return named(value, lambda each: isinstance(each, Tensor))
+
+    def numbers(value: object) -> bool:
+        return named(value, lambda each: isinstance(each, int | float))
+
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    checks: dict[str, Callable[[object], bool]] = {
+        "model": tensors,
+        "optimizer": lambda value: named(value, tensors),
+        "position": numbers,
+        "readers": lambda value: isinstance(value, list) and all(map(numbers, value)),
+    }
+    return next((name for name, holds in checks.items() if not holds(found.get(name))), None)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, grown: bool = False) -> None:
@@ -168,7 +286,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *,
     """
     own = model.state_dict()
     wrong = [n for n, value in state.items() if n in own and own[n].shape != value.shape]
-    other = [n for n in sorted({*own, *state}) if (n in own) != (n in state) and not (grown and _OF_FEATURE in n)]
+    other = [
+        n
+        for n in sorted({*own, *state})
+        if (n in own) != (n in state) and not (grown and any(part in n for part in _OF_FEATURE))
+    ]
     if wrong or other:
         name = (wrong or other)[0]
         shapes = [list(values[name].shape) if name in values else "none" for values in (state, own)]
@@ -205,8 +327,3 @@ def load_optimizer_state(
                 key: shard_like(value, p) if value.dim() else value.to(home, copy=True)
                 for key, value in state[name].items()
             }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from genrank.model.checkpoint import (
     load_dense,
     load_optimizer_state,
     load_weights,
+    newest_whole,
     optimizer_state,
     read_manifest,
     save_checkpoint,
@@ -28,6 +29,7 @@ from genrank.model.documents import ModelIdentity
 from genrank.model.parallel import whole_state
 from genrank.model.ranks import Ranks
 from genrank.model.run_dir import RunDir
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.tokenization.checkpoint import load_tables
 from genrank.tokenization.embedding import Embeddings
@@ -81,8 +83,9 @@ class CheckpointManager:
         optimizer: torch.optim.Optimizer,
         reader: SampleReader,
         folder: RunDir | None,
+        builds: Mapping[str, str],
     ) -> None:
-        self.config, self.ranks, self.reader, self.folder = config, ranks, reader, folder
+        self.config, self.ranks, self.reader, self.folder, self.builds = config, ranks, reader, folder, builds
         self.model, self.embeddings, self.optimizer = model, embeddings, optimizer
         self._saved_step = -1
         self._saved_at = time.monotonic()
@@ -125,6 +128,7 @@ class CheckpointManager:
             },
             embeddings=self.embeddings,
             ranks=self.ranks,
+            builds=self.builds,
             keep=self.config.keep_checkpoints,
             protect=[at.best_step] if self.config.patience else [],
         )
@@ -133,21 +137,21 @@ class CheckpointManager:
     # ------------------------------------------------------------------ in
 
     def restore(self, origin: Path | None) -> Position:
-        """Go on from this run's own newest checkpoint; or begin with the weights of `origin`, a checkpoint; or begin.
+        """Go on from this run's own newest checkpoint that is whole; or begin with the weights of `origin`, a checkpoint; or begin.
 
         Raises:
-            UserError: the checkpoint is damaged, of another model, or of another number of processes in the middle of an epoch.
+            UserError: every checkpoint is damaged; or the newest is of another model, of samples that were built again since, or of another number of processes in the middle of an epoch.
         """
-        own = steps_of(self.config.out)
-        at = self._resumed(self.config.out / "checkpoints" / f"step-{own[-1]}") if own else self._begun(origin)
+        run, own = self.config.out, steps_of(self.config.out)
+        at = self._resumed(newest_whole(run, own[::-1], report=self.ranks.is_main)) if own else self._begun(origin)
         if self.folder:
             self.folder.rewind(at.log_lines)
         return at
 
     def _resumed(self, folder: Path) -> Position:
-        read_manifest(folder)
+        self._require_same_samples(folder)
         state = self._load(folder)
-        at = Position(**state["position"])  # type: ignore[arg-type]
+        at = _position(state, folder)
         self._saved_step = at.step
         readers = state["readers"]
         if len(readers) == self.ranks.size:
@@ -155,6 +159,20 @@ class CheckpointManager:
         else:
             self._begin_epoch(at, folder, readers)
         return at
+
+    def _require_same_samples(self, folder: Path) -> None:
+        """What was learned and what is left to learn must be one data set; days evaluated on the way may differ, which is logged."""
+        before = read_manifest(folder).builds
+        rebuilt = [day for day, build in before.items() if self.builds.get(day, build) != build]
+        for day in rebuilt:
+            text = f"--samples {self.config.samples}: {day} was built again since {folder} (build {before[day]}, now {self.builds[day]})"
+            if day in self.config.dates:
+                raise UserError(
+                    f"{text}; going on would mix the two. Give a new --out, with --from-checkpoint {self.config.out} to keep what"
+                    " was learned, or remove the folder to start over"
+                )
+            if self.ranks.is_main:
+                logger.warning(f"{text}; evaluations before and after can't be compared")
 
     def _begin_epoch(self, at: Position, folder: Path, readers: list[dict[str, int]]) -> None:
         """Go on with another number of processes than wrote the checkpoint: only between epochs does one position say for all what
@@ -198,6 +216,15 @@ class CheckpointManager:
 
     def _identity(self) -> ModelIdentity:
         return ModelIdentity(name=self.config.model, settings=dict(self.config.settings))
+
+
+def _position(state: DenseState, folder: Path) -> Position:
+    known = {field.name for field in dataclasses.fields(Position)}
+    if strange := sorted(set(state["position"]) - known):
+        raise UserError(
+            f"{folder}: its position has {strange[0]}, which this version doesn't know; use the version that wrote it"
+        )
+    return Position(**state["position"])  # type: ignore[arg-type]
 
 
 def steps_of_batches(batches: Sequence[Sequence[int]], accumulate: int) -> int:

@@ -62,6 +62,8 @@ class CheckpointManifest(Document):
     """Of quantile buckets, by `group.feature`."""
     files: dict[str, FileDigest]
     """By their path in the checkpoint's folder."""
+    builds: dict[str, str] = {}
+    """Day of samples -> the build that was read (`build_id` of its manifest); training's days and those evaluated on the way."""
 
     @field_serializer("declared")
     def _as_schema_json(self, schema: Schema) -> dict[str, Any]:
@@ -154,6 +156,8 @@ class Summary(Document):
     train_dates: list[str]
     eval_dates: list[str]
     samples_root: str
+    builds: dict[str, str] = {}
+    """As in `CheckpointManifest`."""
     dense_parameters: int
     sparse_rows: int
     ids: dict[str, int]
@@ -194,6 +198,8 @@ class Evaluation(Document):
     task: str
     """A key of `model.tasks.TASKS`."""
     tasks: Rows
+    builds: dict[str, str] = {}
+    """Day -> the build of its samples that was judged on."""
 
 
 class RankingEvaluation(Evaluation):

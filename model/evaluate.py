@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ from genrank.model.ranks import join_ranks
 from genrank.model.registry import choose_model
 from genrank.model.run_dir import read_json
 from genrank.model.tasks.base import AnyTask, LoadedRun
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import build_ids
 from genrank.schemas.schema import Schema
 from genrank.tokenization.checkpoint import load_tables
 from genrank.tokenization.embedding import Embeddings
@@ -31,6 +34,8 @@ class LoadedModel(NamedTuple):
     step: int
     name: str
     task: AnyTask
+    builds: Mapping[str, str]
+    """Day of samples -> the build that it was trained or evaluated on, as its checkpoint has them."""
 
 
 def load_model(path: Path, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -40,17 +45,29 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
         step: of the checkpoint; default the best, or else the newest.
 
     Raises:
-        UserError: no such checkpoint, or a damaged one, or its model's file is gone.
+        UserError: no such checkpoint, or a damaged one, or its model's file is gone or lies inside the run.
     """
     folder = find_checkpoint(path, step)
     manifest = read_manifest(folder)
     schema, identity = manifest.declared, manifest.model
+    _refuse_code_of_the_run(identity.name, folder)
     embeddings = Embeddings(make_plan(schema), backend="torch", device=device, boundaries=manifest.boundaries)
     chosen = choose_model(identity.name, identity.settings)
     model = chosen.build(embeddings).to(device)
     load_weights(model, load_dense(folder)["model"], folder)
     load_tables(embeddings, folder / "tables")
-    return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema))
+    return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema), manifest.builds)
+
+
+def _refuse_code_of_the_run(model: str, folder: Path) -> None:
+    """A checkpoint names the file of a user's own model; one that came with the run would be the sender's."""
+    path = Path(model.partition(":")[0])
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    if path.suffix == ".py" and run.resolve() in path.resolve().parents:
+        raise UserError(
+            f"{folder} is of model {model}, a file inside {run}: code that came with a run is not run; keep a model's file outside of"
+            " the runs' folders, and train with it there"
+        )
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -64,7 +81,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise UserError("genrank evaluate runs in one process; start it without torchrun")
     loaded = load_model(config.run, step=config.checkpoint, device=ranks.device)
     run = LoadedRun(config.run, loaded.name, loaded.step, _trained_dates(config.run))
-    result = loaded.task.evaluate(loaded.model, run, config, samples_folder(config.samples), ranks)
+    samples = samples_folder(config.samples)
+    builds = build_ids(samples, config.dates)
+    for day, build in builds.items():
+        if (before := loaded.builds.get(day, build)) != build:
+            logger.warning(f"{day} was built again since {config.run} read it (build {before}, now {build})")
+    result = loaded.task.evaluate(loaded.model, run, config, samples, ranks).model_copy(update={"builds": builds})
     write_document(config.out or config.run / "metrics.json", result)
     return result
 
@@ -76,8 +98,10 @@ def _trained_dates(run: Path) -> list[str]:
     origin: Path | None = run
     while origin is not None and origin not in seen and (origin / "config.json").is_file():
         config = read_json(origin / "config.json")
-        assert isinstance(config["dates"], list)
-        dates.update(config["dates"])
+        days, earlier = config.get("dates"), config.get("from_checkpoint")
+        if not isinstance(days, list) or not all(isinstance(day, str) for day in days):
+            raise UserError(f"{origin / 'config.json'} lacks dates; write it again with `genrank train`")
+        dates.update(days)
         seen.add(origin)
-        origin = Path(str(config["from_checkpoint"])) if config["from_checkpoint"] else None
+        origin = Path(str(earlier)) if earlier else None
     return sorted(dates)

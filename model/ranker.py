@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.tokens import Tokenizer
 from genrank.tokenization.wants import One, PerFeature, Wants
 
@@ -61,6 +63,11 @@ class EncoderModel(Model):
     def embeddings(self) -> Embeddings:
         """The features' embedding tables."""
         return self.tokenizer.embeddings
+
+    def prepare(self, samples: Path, dates: Sequence[str]) -> None:
+        """With features at one scale: the training days' moments of every number. A checkpoint's own replace them when it is loaded."""
+        if self.tokenizer.norms:
+            self.tokenizer.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
 
     def shardable_layers(self) -> Sequence[nn.Module]:
         """The encoder's."""
@@ -135,7 +142,13 @@ def make_tokenizer(embeddings: Embeddings, config: EncoderConfig) -> Tokenizer:
             f"{type(config).__name__} wants {wants}: the tokenizer makes one token a candidate, of every event its tokens, and no"
             " separators; change the encoder's wants()"
         )
-    return Tokenizer(embeddings, config.dim, visibility=wants.rule)
+    return Tokenizer(
+        embeddings,
+        config.dim,
+        visibility=wants.rule,
+        feature_norm=wants.feature_norm,
+        equal_start=wants.equal_start,
+    )
 
 
 def visible_pairs(tokens: Tokens) -> Tensor:

@@ -208,5 +208,5 @@ def _value(text: str) -> object:
     """`3`, `0.5`, `true`, `null` and `[64, 32]` by JSON; a bare word is itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return text

@@ -112,7 +112,8 @@ class Retriever(EncoderModel, RetrievalModel):
         """The catalogue that uniform negatives are drawn from; `prepare` sets it."""
 
     def prepare(self, samples: Path, dates: Sequence[str]) -> None:
-        """Learn which items there are, for uniform negatives."""
+        """Learn which items there are, for uniform negatives; and what `EncoderModel.prepare` does."""
+        super().prepare(samples, dates)
         if self.config.sampling == "uniform":
             self.items = catalogue(samples, self.schema, dates)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from genrank.model.documents import (
 )
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import write_atomically
+from genrank.schemas.lock import LOCK, locked
 from genrank.schemas.present.serialization import from_json
 from genrank.schemas.review.diff import diff, in_one_line
 from genrank.schemas.schema import Schema
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 class RunDir:
     """What training writes, besides checkpoints. Rank 0 only."""
 
-    def __init__(self, path: Path, fresh: bool) -> None:
+    def __init__(self, path: Path, fresh: bool, lock: ExitStack) -> None:
         self.path = path
-        self._fresh = fresh
+        self._fresh, self._lock = fresh, lock
         self._log = (path / "log.jsonl").open("a", buffering=1)
         self._tensorboard: SummaryWriter | None = None
         self.lines = 0
@@ -46,14 +48,17 @@ class RunDir:
         """The folder of this configuration: made, or found where an interrupted run left it.
 
         Raises:
-            UserError: the folder holds a run of another configuration, or can't be written.
+            UserError: the folder holds a run of another configuration, another training is at work in it, or it can't be written.
         """
-        path = config.out
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(f"--out {path}: can't make the folder ({error.strerror}); choose another") from None
-        own = config.as_json()
+        with ExitStack() as stack:
+            stack.enter_context(locked(config.out, "training"))
+            fresh = cls._claim(config)
+            return cls(config.out, fresh, stack.pop_all())
+
+    @staticmethod
+    def _claim(config: TrainConfig) -> bool:
+        """Write the configuration down; returns whether there was none."""
+        path, own = config.out, config.as_json()
         fresh = not (path / "config.json").is_file()
         if not fresh:
             other = read_json(path / "config.json")
@@ -67,7 +72,7 @@ class RunDir:
                 )
         write_json(path / "config.json", own)
         write_atomically(path / "schema.json", config.schema.model_dump_json(indent=1))
-        return cls(path, fresh)
+        return fresh
 
     def rewind(self, lines: int) -> None:
         """Forget what was logged after the first `lines`: a resumed run writes it again."""
@@ -105,8 +110,10 @@ class RunDir:
             # Refused before the first step: another try, with other flags, must find the folder as it was.
             for name in ("config.json", "schema.json", "log.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
+            if [left.name for left in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
                 self.path.rmdir()
+        self._lock.close()
 
 
 def _scalars(prefix: str, row: Mapping[str, object]) -> list[tuple[str, float]]:
@@ -165,9 +172,12 @@ def read_json(path: Path) -> dict[str, object]:
     text = read_text(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it again with the command that made it") from None
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} holds {text.strip()[:20]}, not an object; write it again with the command that made it"
+        )
     return value
 
 

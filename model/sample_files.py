@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrank.schemas.files import reading
+from genrank.schemas.manifest import opened
 
 
 def read_columns(file: Path, columns: list[str]) -> pa.Table:
@@ -17,7 +18,7 @@ def read_columns(file: Path, columns: list[str]) -> pa.Table:
         UserError: it is corrupt.
     """
     with reading(file):
-        return pq.ParquetFile(file).read(columns=columns)
+        return pq.ParquetFile(opened(file)).read(columns=columns)
 
 
 def read_footer(file: Path) -> pq.FileMetaData:
@@ -27,4 +28,4 @@ def read_footer(file: Path) -> pq.FileMetaData:
         UserError: it is corrupt.
     """
     with reading(file):
-        return pq.read_metadata(file)
+        return pq.read_metadata(opened(file))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genrank.model.checkpoint_manager import Position
 from genrank.model.config import TrainConfig
 from genrank.model.documents import GuardRow
+from genrank.model.input_guard import not_finite
 from genrank.model.interface import Model
 from genrank.model.losses import total_loss
 from genrank.model.optimizer import adamw
@@ -129,6 +130,11 @@ class TrainStep:
         loss = sum(task.weight * mean for task, mean in zip(self.objectives, _means(sums, weights), strict=True))
         if not math.isfinite(loss):
             where = self._name_batch(batch, "nan", loss, at)
+            if batch.sample_id and (wrong := not_finite(batch)):
+                raise UserError(
+                    f"the loss is {loss} at step {at.step + 1}: {wrong}; nothing of {where} was learned. Fix the source's column and"
+                    " build the day again (`genrank build` quarantines infinite numbers)"
+                )
             raise UserError(
                 f"the loss is {loss} at step {at.step + 1}, on {where}; nothing of the batch was learned. Lower --lr, look at the"
                 f" batch's samples (`genrank show`), and run again: it goes on from the last checkpoint"

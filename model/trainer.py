@@ -31,6 +31,7 @@ from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
 from genrank.model.train_step import TrainStep
 from genrank.schemas.errors import UserError
+from genrank.schemas.manifest import build_ids
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
@@ -80,14 +81,15 @@ class Trainer:
         self.chosen = choose_model(config.model, config.settings)
         self.task = self.chosen.task(config.schema)
         self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
+        self.builds = build_ids(self.samples, [*config.dates, *config.eval_dates])
         self._require_something_to_learn()
 
-        origin = find_checkpoint(config.from_checkpoint) if config.from_checkpoint else None
+        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
         self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
         self.checkpoints = CheckpointManager(
-            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run
+            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run, self.builds
         )
         self.position = self.checkpoints.restore(origin)
         self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
@@ -294,6 +296,7 @@ class Trainer:
                 train_dates=list(config.dates),
                 eval_dates=list(config.eval_dates),
                 samples_root=str(config.samples),
+                builds=self.builds,
                 dense_parameters=parameter_count([self.model]),
                 sparse_rows=sum(table.rows for table in self.embeddings.plan.tables),
                 ids={name: len(vocabulary) for name, vocabulary in sorted(self.embeddings.vocabularies.items())},

@@ -24,7 +24,7 @@ def int64s(table: pa.Table | pa.RecordBatch, name: str) -> Int:
 
 
 def from_polars(series: pl.Series) -> pa.Array:
-    """A polars series as one Arrow array, strings and lists with 32-bit offsets."""
+    """A polars series as one Arrow array; strings and lists have 64-bit offsets, none is a view."""
     return single_array(series.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 

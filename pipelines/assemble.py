@@ -25,12 +25,13 @@ from genrank.pipelines.merge_scan import Bool, Int, mix
 from genrank.pipelines.messages import LeafSummary, SampleReport
 from genrank.pipelines.quality import violations
 from genrank.pipelines.sample_cuts import cut
-from genrank.pipelines.sample_files import file_hash, write_samples
+from genrank.pipelines.sample_files import write_samples
 from genrank.pipelines.sample_table import DayOfBucket, sample_table
 from genrank.pipelines.sequences import Timeline
 from genrank.pipelines.user_profile import Profiles
 from genrank.schemas import EventSequence, Schema
 from genrank.schemas.base import parse_duration
+from genrank.schemas.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Assembler:
     profiles: Profiles
     as_of: int
     """Labels as known at this moment, epoch ms."""
+    landed: Mapping[str, frozenset[int]]
+    """Event log -> its days that have landed; a label is mature only where its own log's have."""
     build_id: str
     staging: str
 
@@ -93,7 +96,7 @@ class Assembler:
             names = [*dict.fromkeys(["u", "ts", "arrived", *columns])]
             return self.router.reader.load(source, days, bucket, names, active)
 
-        labels = label_exposures(self.schema, exposures, self.as_of, near)
+        labels = label_exposures(self.schema, exposures, self.as_of, near, self.landed)
         cuts = cut(self.schema, user, begins, int64s(exposures, "ts"), start, end, timelines)
         kept, correction = down_sample(self.schema, exposures, labels)
         of = DayOfBucket(day, exposures, crossed, timelines, labels, kept, correction)
@@ -108,7 +111,7 @@ class Assembler:
             path=str(path) if rows else "",
             rows=rows,
             bytes=path.stat().st_size if rows else 0,
-            sha256=file_hash(path) if rows else "",
+            sha256=file_sha256(path) if rows else "",
             candidates=int(kept.sum()),
             down_sampled=int((~kept).sum()),
         ).piece()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,15 +23,18 @@ from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number, dt_of, moment_text, start_of
 from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import open_engine
+from genrank.pipelines.labels import logs_of
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
 from genrank.pipelines.plan import BuildPlan
-from genrank.pipelines.publish import locked
+from genrank.pipelines.publish import settle
 from genrank.pipelines.reach import landed_days
 from genrank.pipelines.samples_job import SamplesJob
-from genrank.pipelines.sources import LANDED, uri_of
+from genrank.pipelines.sources import LANDED, require_all_read, uri_of
 from genrank.pipelines.staleness import why_stale
 from genrank.schemas import UserError
+from genrank.schemas.console import logger
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest
 
 
@@ -58,10 +62,10 @@ def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
     """Build and publish samples of every day from `first` to `last`.
 
     Raises:
-        UserError: bad input, a broken invariant, too many quarantined rows, another build at work; nothing of the days
+        UserError: bad input, a broken invariant, too many quarantined rows, another build at work that isn't waited for; nothing of the days
             concerned is published then.
     """
-    with locked(config.out):
+    with locked(config.out, wait=config.wait):
         owned = engine is None
         runner = engine or open_engine(config.engine, config.out / "staging")
         try:
@@ -76,7 +80,17 @@ def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     _ingest(config, engine, first, last)
     plan = BuildPlan(config.schema, config.data, config.out, first, last, config.as_of, config.buckets)
     _check_days(config, plan)
+    require_all_read(config.schema, config.data, plan.partitions)
+    for (source, column), lacking in sorted(plan.added_later.items()):
+        logger.warning(
+            'source %r: column %r was added after %s; it is missing (null) there, unless defaults={"%s": ...} says what it was',
+            source,
+            column,
+            dt_of(max(lacking)),
+            column,
+        )
     shutil.rmtree(config.out / "staging", ignore_errors=True)
+    settle(config.out / "samples")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     staging = config.out / "staging" / run_id
     try:
@@ -95,6 +109,8 @@ def _build_days(config: BuildConfig, engine: AnyEngine, plan: BuildPlan, staging
     result = BuildResult()
     days = range(plan.first, plan.last + 1)
     todo = [day for day in days if config.force or why_stale(plan, day)]
+    _check_labels(config, plan, todo)
+    _warn_of_copies(config, plan, todo)
     result.unchanged = [dt_of(day) for day in days if day not in todo]
     if todo:
         store = PartialStore(config.out)
@@ -131,3 +147,38 @@ def _check_days(config: BuildConfig, plan: BuildPlan) -> None:
         raise UserError(
             f"--as-of {moment_text(plan.as_of)} lies before the end of --to {config.last}; choose a later one"
         )
+
+
+def _check_labels(config: BuildConfig, plan: BuildPlan, days: Sequence[int]) -> None:
+    """Whether the labels' logs have the days that labels of the days built are matched in."""
+    absent: dict[str, set[int]] = {}
+    for day in days:
+        for log, days_of_log in plan.absent_label_days(day).items():
+            absent.setdefault(log, set()).update(days_of_log)
+    for log, lacking in absent.items():
+        shown = ", ".join(dt_of(day) for day in sorted(lacking)[:5]) + (" ..." if len(lacking) > 5 else "")
+        labels = ", ".join(label.name for label in config.schema.labels if log in logs_of(config.schema, label))
+        missing = f"source {log!r} has no day {shown} under {config.data}, which labels {labels} are read from"
+        if not config.allow_missing:
+            raise UserError(
+                f"{missing}; let it land, or, if nothing happened, write a Parquet file without rows there, or give"
+                " --allow-missing: labels that reach into it get weight 0"
+            )
+        logger.warning("%s: they get weight 0 where they reach into it (--allow-missing)", missing)
+
+
+def _warn_of_copies(config: BuildConfig, plan: BuildPlan, days: Sequence[int]) -> None:
+    """Say which days' exposures are all of another day, as where one day's files landed twice."""
+    log = config.schema.exposures
+    for day in days:
+        partition = plan.partition(log, day)
+        rows = sum(file.rows for file in partition.files)
+        of = sorted(plan.days_of(log, partition))
+        if rows and day not in of:
+            logger.warning(
+                "source %r: none of the %d rows in %s is of that day; all are of %s: did another day's files land there?",
+                log.name,
+                rows,
+                dt_of(day),
+                ", ".join(map(dt_of, of)),
+            )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from genrank.pipelines.compaction.cleanup import unused
-from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
-from genrank.schemas.manifest import MANIFEST, SampleManifest, sample_days
+from genrank.schemas.lock import locked
+from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest, sample_days
+
+TEMPORARY = re.compile(r"\..+[.-]\d+")
+"""Names under which processes write what they rename when it is whole; they end in the process's number."""
 
 
 @dataclass
@@ -43,9 +47,18 @@ def clean(out: Path, dry_run: bool = False) -> Cleaned:
             if (folder.parts[-3], folder.parent.name.removeprefix("dt="), folder.name) not in used:
                 removed.paths.append(folder)
         removed.paths += unused(out / "blocks", used)
-        removed.paths += list((out / "staging").glob("*"))
+        removed.paths += [*(out / "staging").glob("*"), *(out / REPLACED).glob("dt=*")]
+        removed.paths += [path for path in sorted(out.rglob(".*")) if TEMPORARY.fullmatch(path.name)]
+        removed.paths = _outermost(removed.paths)
         for path in removed.paths:
-            removed.bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            files = path.rglob("*") if path.is_dir() else [path]
+            removed.bytes += sum(file.stat().st_size for file in files if file.is_file())
             if not dry_run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return removed
+
+
+def _outermost(paths: list[Path]) -> list[Path]:
+    """Without repeats, and without what lies in another of them."""
+    unique = dict.fromkeys(paths)
+    return [path for path in unique if not any(parent in unique for parent in path.parents)]

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from genrank.schemas.stored import STORED_TYPES
 
-Role = Literal["id", "ids", "number", "time", "units", "flag", "raw"]
+Role = Literal["id", "ids", "number", "time", "amount", "flag", "raw"]
 
 ROLE_TYPES: dict[Role, pa.DataType] = {
     "id": pa.int64(),
     "ids": STORED_TYPES["ids"],
     "number": pa.float32(),
     "time": pa.int64(),
-    "units": pa.int64(),
+    "amount": pa.float64(),
     "flag": pa.bool_(),
 }
 
@@ -31,7 +31,7 @@ class Column:
     | ids | list<int64>, nulls dropped, the first `limit` kept (0: all) |
     | number | float32, null as NaN |
     | time | int64 epoch ms, null as MISSING_ID |
-    | units | int64 to be summed: a whole number as it is, a fraction in `merge_scan.UNITS`; null as MISSING_ID |
+    | amount | float64 to be summed, null as NaN: whole numbers up to 2^53 as they are, others to 16 digits |
     | flag | bool, null as false |
     | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
     """

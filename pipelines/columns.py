@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.cross_feature_ops import evaluation_of
-from genrank.pipelines.merge_scan import UNITS
 from genrank.schemas import (
     ChangePoints,
     CrossFeature,
@@ -150,7 +150,7 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
             if label.where:
                 add(log, Column("flag", label.where, sql=True))
             if label.value:
-                add(log, Column("units", label.value))
+                add(log, Column("amount", label.value))
     return {name: tuple(sorted(wanted)) for name, wanted in columns.items()}
 
 
@@ -221,6 +221,15 @@ def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Col
     return out
 
 
+def infinite_numbers(computed: pa.Table, columns: tuple[Column, ...]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """(reason, rows it concerns) of each number that is none as it is stored."""
+    for column in columns:
+        if column.role in ("number", "amount"):
+            infinite = np.abs(computed.column(column.name).to_numpy()) > np.finfo(np.float32).max
+            if infinite.any():
+                yield f"{column.expression} does not fit float32", infinite
+
+
 def joined_columns(schema: Schema, source: EventLog, columns: tuple[Column, ...]) -> dict[str, dict[str, str]]:
     """Snapshot -> {its column: name in the frame} that `compute` expects to have been joined."""
     wanted: dict[str, dict[str, str]] = {}
@@ -271,6 +280,8 @@ def _fill(array: pa.Array, column: Column) -> pa.Array:
         )
     if column.role == "number":
         return pc.fill_null(array, pa.scalar(np.float32("nan"), pa.float32()))
+    if column.role == "amount":
+        return pc.fill_null(array, np.nan)
     return pc.fill_null(array, False if column.role == "flag" else MISSING_ID)
 
 
@@ -292,16 +303,7 @@ def store(array: pa.Array, column: Column) -> pa.Array:
     if role == "number":
         number = pc.cast(pc.cast(array, pa.float64(), safe=False), pa.float32(), safe=False)
         return pc.fill_null(number, pa.scalar(np.float32("nan"), pa.float32()))
-    if pa.types.is_floating(array.type):
-        value = pc.fill_null(pc.cast(array, pa.float64()), np.nan).to_numpy(zero_copy_only=False)
-        ok = np.isfinite(value)
-        return pa.array(np.where(ok, np.rint(np.where(ok, value, 0) * UNITS), MISSING_ID).astype(np.int64))
-    return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
-
-
-def unit_scale(type_name: str | None) -> int:
-    """Units in 1.0 of a column of this declared type, for role `units`."""
-    return UNITS if type_name in ("float32", "float64") else 1
+    return pc.fill_null(pc.cast(array, pa.float64(), safe=False), np.nan)
 
 
 def _ids(array: pa.Array) -> pa.Array:

@@ -35,6 +35,10 @@ class BuildConfig(Configuration):
     """Buckets of users that a day is built and written by, fixed by the first build of an output folder. Default: by its exposures."""
     force: bool = False
     """Build again even what is up to date."""
+    wait: bool = True
+    """Where another build is writing to the same output folder, wait for it to end instead of failing."""
+    allow_missing: bool = False
+    """Build although a day of a label's log is missing: labels that reach into it get weight 0."""
     days_per_job: Annotated[int, AT_LEAST_1] = 10
     """Days built together at most; the disk that a build needs between two steps grows with it."""
 

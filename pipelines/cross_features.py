@@ -19,11 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import column_type, cross_features, cross_sources, unit_scale, value_column
+from genrank.pipelines.columns import cross_features, cross_sources, value_column
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
+from genrank.pipelines.exact_sums import grouped, rounded
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
-from genrank.schemas import CrossFeature, EventLog, Schema
+from genrank.schemas import CrossFeature, EventLog, Schema, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.ids import MISSING_ID
 
@@ -175,7 +176,9 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
         elif column.expression == key_set.distinct:
             parts.append(value)
         else:
-            parts.append((np.isnan(value) if column.role == "number" else value == MISSING_ID).astype(np.int64))
+            parts.append(
+                (np.isnan(value) if column.role in ("number", "amount") else value == MISSING_ID).astype(np.int64)
+            )
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
     codes, groups = group.codes, group.count
     newest_of = {evaluation_of(f).newest for f in key_set.features if f.source == log.name} - {None}
@@ -199,10 +202,12 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
         "merged": _total(np.maximum(int64_column(rows, "merged"), 1), codes, groups),
     }
     for column in columns:
-        if column.role == "units":
-            total = _total(int64_column(rows, column.name), codes, groups)
+        if column.role == "amount":
             # A group's values are all there or all missing.
-            values[column.name] = np.where(int64_column(out, column.name) == MISSING_ID, MISSING_ID, total)
+            amounts = rows.column(column.name).to_numpy()
+            missing = np.isnan(out.column(column.name).to_numpy())
+            total = rounded(grouped(np.nan_to_num(amounts, nan=0.0), codes, groups))
+            values[column.name] = np.where(missing, np.nan, total)
     for name, value in values.items():
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])
@@ -283,9 +288,6 @@ def answer(
         start = feature.as_of == "window_start"
         scan, table, queries = scans[feature.source], events[feature.source], at(feature.source, start)
         window = parse_duration(feature.window)
-        scale = 1
-        if feature.value is not None:
-            scale = unit_scale(column_type(schema, schema.event_log(feature.source), feature.value))
         question = Question(
             feature,
             scan,
@@ -294,13 +296,18 @@ def answer(
             table,
             _flag(table, feature.where),
             value_column(feature),
-            scale,
             window_start if start else ts,
             partial(count_all, start, window),
         )
         result = evaluation_of(feature).answer(question)
-        stored = np.int64 if feature.stored == "id" else np.float32
-        yield feature.name, pa.array(result.astype(stored))
+        if feature.stored == "id":
+            yield feature.name, pa.array(result.astype(np.int64))
+            continue
+        if (np.abs(result) > np.finfo(np.float32).max).any():
+            raise UserError(
+                f"cross feature {feature.name!r}: a {feature.op} of {feature.value} is beyond float32 (3.4e38); give the column a larger unit"
+            )
+        yield feature.name, pa.array(result.astype(np.float32))
 
 
 def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:

@@ -43,7 +43,7 @@ class Layout(Document[int]):
 
 
 class Census(Document[dict[str, dict[int, int]]]):
-    """Hash of a partition and of how its days are told apart -> day -> rows."""
+    """Hash of a partition and of how its days are distinguished -> day -> rows."""
 
 
 class Footer(NamedTuple):
@@ -58,6 +58,8 @@ class Footer(NamedTuple):
     first: int | None
     """Bounds of event time in epoch ms, where the footer has them."""
     last: int | None
+    absent: tuple[str, ...] = ()
+    """Declared columns that nothing gives."""
 
 
 class Footers(Document[dict[str, Footer]]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import column_type, unit_scale
+from genrank.pipelines.exact_sums import grouped, rounded
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
-from genrank.schemas import Label, Schema
-from genrank.schemas.base import parse_duration
+from genrank.schemas import Label, Schema, UserError
+from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.ids import MISSING_ID
 
 Float = NDArray[np.float32]
@@ -30,10 +30,13 @@ class Labels(NamedTuple):
     oracle: Float | None
 
 
-def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load) -> dict[str, Labels]:
+def label_exposures(
+    schema: Schema, exposures: pa.Table, as_of: int, load: Load, landed: Mapping[str, frozenset[int]]
+) -> dict[str, Labels]:
     """Task -> labels of `exposures` (rows of the exposures' partial of one day).
 
-    The weight is 1 where the label is mature: its window, and that of the label it is given, closed strictly before `as_of`.
+    The weight is 1 where the label is mature: its window, and that of the label it is given, closed strictly before `as_of`, and
+    every day that the window touches is among the landed ones of the logs it is matched in (`landed`: log -> days).
     Elsewhere it is 0. A conditional label is positive only where the label it is given is.
     """
     found: dict[str, Labels] = {}
@@ -41,6 +44,8 @@ def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load)
         ts = int64s(exposures, "ts")
         value, known = _observed(schema, label, exposures, as_of, load)
         mature = known & (ts + parse_duration(label.window) < as_of)
+        for log in logs_of(schema, label):
+            mature &= _covered(landed[log], ts, parse_duration(label.window), schema.offset_ms)
         if label.given:
             given = found[label.given]
             value = np.where(given.value > 0, value, np.float32(0))
@@ -48,6 +53,21 @@ def label_exposures(schema: Schema, exposures: pa.Table, as_of: int, load: Load)
         oracle = exposures.column(Column("number", label.oracle).name).to_numpy() if label.oracle else None
         found[label.name] = Labels(value.astype(np.float32), mature.astype(np.float32), oracle)
     return found
+
+
+def logs_of(schema: Schema, label: Label) -> tuple[str, ...]:
+    """Logs whose rows within its window decide a label: its own, and with attribution to the last exposure the exposures too."""
+    if not label.source:
+        return ()
+    return (label.source, *((schema.candidates.source,) if label.attribution == "last" else ()))
+
+
+def _covered(landed: frozenset[int], ts: Int, window: int, offset_ms: int) -> NDArray[np.bool_]:
+    """Whether every day from each `ts` to the end of its window has landed."""
+    days = np.array(sorted(landed), np.int64)
+    first, last = (ts + offset_ms) // DAY_MS, (ts + window + offset_ms) // DAY_MS
+    there: NDArray[np.bool_] = np.searchsorted(days, last, "right") - np.searchsorted(days, first) == last - first + 1
+    return there
 
 
 def _observed(
@@ -63,17 +83,17 @@ def _observed(
     everything = np.ones(exposures.num_rows, np.bool_)
     on = [Column("id", key).name for key in label.on]
     columns = on + ([Column("flag", label.where, sql=True).name] if label.where else [])
-    units = Column("units", label.value).name if label.value else None
-    events = load(label.source, [*columns, *([units] if units else [])])
+    amount = Column("amount", label.value).name if label.value else None
+    events = load(label.source, [*columns, *([amount] if amount else [])])
     chosen = int64s(events, "arrived") < as_of
     if label.where:
         chosen &= events.column(Column("flag", label.where, sql=True).name).to_numpy()
-    if units:
-        chosen &= int64s(events, units) != MISSING_ID
+    amounts = events.column(amount).to_numpy() if amount else np.ones(events.num_rows)
+    chosen &= ~np.isnan(amounts)
     keys, present = _keys(events, on)
     rows = np.flatnonzero(chosen & present)
     keys, ts = keys[rows], int64s(events, "ts")[rows]
-    values = int64s(events, units)[rows] if units else np.ones(len(rows), np.int64)
+    values = amounts[rows]
     window = parse_duration(label.window)
     at_keys, at_present = _keys(exposures, on)
     if label.attribution == "every":
@@ -83,13 +103,23 @@ def _observed(
     count, total = np.where(at_present, count, 0), np.where(at_present, total, 0)
     if label.kind == "binary":
         return (count > 0).astype(np.float32), everything
-    scale = unit_scale(column_type(schema, schema.event_log(label.source), label.value)) if label.value else 1
-    return (total / scale).astype(np.float32), everything
+    if (np.abs(total) > np.finfo(np.float32).max).any():
+        raise UserError(
+            f"label {label.name!r}: a sum of {label.value} is beyond float32 (3.4e38); give the column a larger unit"
+        )
+    return total.astype(np.float32), everything
 
 
 def _to_the_last(
-    schema: Schema, on: list[str], keys: Int, ts: Int, values: Int, exposures: pa.Table, window: int, load: Load
-) -> tuple[Int, Int]:
+    schema: Schema,
+    on: list[str],
+    keys: Int,
+    ts: Int,
+    values: NDArray[np.float64],
+    exposures: pa.Table,
+    window: int,
+    load: Load,
+) -> tuple[Int, NDArray[np.float64]]:
     """Each event counts for the last exposure at or before it, of whatever day, if that lies within the window."""
     shown = load(schema.candidates.source, [*on, "id"])
     shown_keys, present = _keys(shown, on)
@@ -103,10 +133,9 @@ def _to_the_last(
     at = np.searchsorted(own[order], credited)
     inside = (at < len(own)) & (own[order][np.minimum(at, len(own) - 1)] == credited)
     row = order[at[inside]]
-    count, total = np.zeros(len(own), np.int64), np.zeros(len(own), np.int64)
+    count = np.zeros(len(own), np.int64)
     np.add.at(count, row, 1)
-    np.add.at(total, row, values[hit][inside])
-    return count, total
+    return count, rounded(grouped(values[hit][inside], row, len(own)))
 
 
 def _keys(table: pa.Table, on: list[str]) -> tuple[Int, NDArray[np.bool_]]:

@@ -9,8 +9,8 @@ An event e is visible to a query at time t with window W iff
     e.available < t   and   t - W < e.ts < t
 
 so over the axis of t an event is the interval (available, ts + W): it enters once and leaves once, and every statistic is
-(what entered before t) - (what left by t). Sums are over int64 units (see `UNITS`), so that they are exact, do not depend on
-the order or on how rows were split over tasks, and partial sums of days add up to the sum over all days.
+(what entered before t) - (what left by t). Sums are float64, added up exactly and rounded once (`exact_sums`): they neither wrap
+nor depend on the order; partial sums of days, rounded each, add up to the sum over all days within float64's precision.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from genrank.pipelines.exact_sums import Float, Parts, added, between, grouped, rounded, running
+
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-UNITS = 1 << 20
-"""Fractional values are summed in units of 2^-20 (about 1e-6): exact within +-8.8e12."""
 
 
 class Axis(NamedTuple):
@@ -119,9 +118,9 @@ class Scan:
         return np.flatnonzero(alive if chosen is None else alive & chosen)
 
     def sum(
-        self, queries: Queries, window: int, values: Int | None = None, chosen: Bool | None = None
-    ) -> tuple[Int, Int]:
-        """(number of visible events, sum of their `values`), int64 each, per query in the caller's order."""
+        self, queries: Queries, window: int, values: Float | None = None, chosen: Bool | None = None
+    ) -> tuple[Int, Float]:
+        """(int64 number of visible events, float64 sum of their `values`, finite), per query in the caller's order."""
         rows = self._alive(queries, window, chosen)
         base = None
         if self._merged is not None:
@@ -142,29 +141,30 @@ class Scan:
         )
         known = queries.keys >= 0
         count = np.where(known, entered - left, 0)
-        total = np.zeros_like(count)
+        sums: list[Parts] = []
         if values is not None:
-            total = _running(values[rows][by_enter])[entered] - _running(values[rows][by_leave])[left]
-            total = np.where(known, total, 0)
+            begin = np.zeros_like(entered)
+            came = between(running(values[rows][by_enter]), begin, entered)
+            went = between(running(values[rows][by_leave]), left, begin)
+            sums = [{exponent: np.where(known, part, 0) for exponent, part in added(came, went).items()}]
         if base is not None:
-            count, total = count + base[0], total + base[1]
+            count = count + base[0]
+            sums += base[1:]
+        total = rounded(added(*sums)) if values is not None else np.zeros(len(count))
         return queries.scatter(count), queries.scatter(total)
 
-    def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Int | None) -> tuple[Int, Int]:
+    def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Float | None) -> tuple[Int, Parts]:
         """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
         first = np.full(self._keys.count + 1, np.iinfo(np.int64).max)
         at = np.flatnonzero(np.diff(queries.keys, prepend=-2))
         first[queries.keys[at]] = queries.times[at]
         rows = rows[self._ts[rows] > first[self._codes[rows]] - window]
-        found = []
-        for amounts in (self._merged, values):
-            of_key = np.zeros(self._keys.count + 1, np.int64)
-            if amounts is not None:
-                np.add.at(of_key, self._codes[rows], amounts[rows])
-            # The last one is for keys without events.
-            found.append(of_key[queries.keys])
-        return found[0], found[1]
+        # The last one is for keys without events.
+        count = np.zeros(self._keys.count + 1, np.int64)
+        np.add.at(count, self._codes[rows], self._merged[rows])
+        sums = {} if values is None else grouped(values[rows], self._codes[rows], self._keys.count + 1)
+        return count[queries.keys], {exponent: of_key[queries.keys] for exponent, of_key in sums.items()}
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""
@@ -209,18 +209,18 @@ class Scan:
         return queries.scatter(np.where(queries.keys >= 0, entered - left, 0))
 
 
-def following(keys: Int, ts: Int, values: Int, at_keys: Int, at: Int, window: int) -> tuple[Int, Int]:
-    """(count, sum of `values`) of events with ts in [at, at + window], both ends included, of the same key."""
+def following(keys: Int, ts: Int, values: Float, at_keys: Int, at: Int, window: int) -> tuple[Int, Float]:
+    """(count, float64 sum of `values`) of events with ts in [at, at + window], both ends included, of the same key."""
     known = Keys(keys)
     axis = Axis.over(known.count, ts)
     packed = axis.pack(known.codes, ts)
     order = np.argsort(packed, kind="stable")
-    packed, running = packed[order], _running(values[order])
+    packed, sums = packed[order], running(values[order])
     codes = known.find(at_keys)
     begin = np.searchsorted(packed, axis.pack(codes, at), "left")
     end = np.searchsorted(packed, axis.pack(codes, at + window), "right")
     inside = codes >= 0
-    return np.where(inside, end - begin, 0), np.where(inside, running[end] - running[begin], 0)
+    return np.where(inside, end - begin, 0), np.where(inside, rounded(between(sums, begin, end)), 0)
 
 
 def last_before(keys: Int, ts: Int, id: Int, at_keys: Int, at: Int) -> Int:
@@ -236,11 +236,6 @@ def last_before(keys: Int, ts: Int, id: Int, at_keys: Int, at: Int) -> Int:
     found = order[np.maximum(position, 0)]
     last: Int = np.where((position >= 0) & (codes >= 0) & (known.codes[found] == codes), found, -1)
     return last
-
-
-def _running(values: Int) -> Int:
-    """Sums of the first 0, 1, ... n values; int64 wraps, and differences unwrap it."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
 
 
 def ranges(starts: Int, lengths: Int) -> Int:

@@ -265,6 +265,11 @@ class NormalizedRows:
         own |= {f"{_FOUND}{name}": pa.array(known) for name, known in self.found.items()}
         return pa.table(own | dict(zip(self.rows.column_names, self.rows.columns, strict=True)))
 
+    def only(self, rows: Bool) -> NormalizedRows:
+        """Those of the rows."""
+        found = {name: known[rows] for name, known in self.found.items()}
+        return NormalizedRows(self.day[rows], self.same[rows], self.rows.filter(pa.array(rows)), found)
+
     @classmethod
     def of(cls, table: pa.Table) -> NormalizedRows:
         """As it was sent."""

@@ -13,10 +13,11 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import frame_of
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import compute, joined_columns, needed
+from genrank.pipelines.columns import compute, infinite_numbers, joined_columns, needed
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows
@@ -24,9 +25,10 @@ from genrank.pipelines.partials import PartialRef, partial_schema
 from genrank.pipelines.quarantine import Reasons, failed_conditions, quarantined
 from genrank.pipelines.raw_rows import arrival, content_hash, declared, hashed_ids, is_null, null_as_zero
 from genrank.pipelines.snapshot_join import join_snapshot
-from genrank.pipelines.sources import home_days, read_rows, to_ms
+from genrank.pipelines.sources import home_days, read_rows, times_of
 from genrank.schemas import EventLog, Schema, Snapshot
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.conversion import epoch_ms
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,19 @@ class Normalizer:
     # ------------------------------------------------------------------ events
 
     def _events(self, source: EventLog, partition: int, raw: pa.Table) -> Iterator[Piece]:
-        ms = to_ms(raw.column(source.time).combine_chunks(), source.time_unit)
+        ms = times_of(source, raw.column(source.time)).values
         home, day = home_days(ms, partition, self.schema.offset_ms, parse_duration(source.lateness))
         wanted = np.isin(home, np.fromiter(self.days[source.name], np.int64))
         if not wanted.all():
             raw, ms, home, day = raw.filter(pa.array(wanted)), ms.filter(pa.array(wanted)), home[wanted], day[wanted]
-        rows, ts = declared(source, raw), null_as_zero(ms)
-        no_time = ms.is_null().to_numpy(zero_copy_only=False)
-        reasons = Reasons.first(raw.num_rows, self._checks(source, partition, rows, ts, no_time, home, day))
+        rows, misfits = declared(source, raw)
+        times = epoch_ms(rows.column(source.time), source.time_unit)
+        ts, no_time = null_as_zero(ms), is_null(rows, source.time)
+        arrived, no_arrival = arrival(source, rows, ts)
+        misfits += [(f"{source.time} {misfit.what}", misfit.rows) for misfit in times.misfits]
+        misfits += [(f"{source.arrival} {misfit.what}", misfit.rows) for misfit in no_arrival]
+        checks = self._checks(source, partition, rows, arrived - ts, no_time, home, day)
+        reasons = Reasons.first(raw.num_rows, [*misfits, *checks])
         frame, user = frame_of(rows), hashed_ids(rows, source.user)
         yield from quarantined(source, rows, reasons, home, slot_of(mix(user), self.buckets))
         good = reasons.good
@@ -86,12 +93,12 @@ class Normalizer:
             return
         if not good.all():
             keep = pa.array(good)
-            rows, ts, home, user = rows.filter(keep), ts[good], home[good], user[good]
+            rows, ts, arrived, home, user = rows.filter(keep), ts[good], arrived[good], home[good], user[good]
             frame = frame.filter(pl.Series(good))
         columns = {
             "u": pa.array(user),
             "ts": pa.array(ts),
-            "arrived": pa.array(arrival(source, rows, ts)),
+            "arrived": pa.array(arrived),
             "id": pa.array(content_hash(rows, tuple(source.columns))),
         }
         if source.name == self.schema.candidates.source:
@@ -100,18 +107,30 @@ class Normalizer:
         frame, found = self._joined(source, frame, home)
         columns |= compute(frame, source, self.columns[source.name])
         message = NormalizedRows(home, same, pa.table(columns), found)
-        yield from scatter(message.table(), slot_of(mix(user), self.buckets), message.tag(source.name))
+        yield from self._finite(source, rows, message, slot_of(mix(user), self.buckets))
+
+    def _finite(
+        self, source: EventLog | Snapshot, rows: pa.RecordBatch, message: NormalizedRows, slots: NDArray[np.int32]
+    ) -> Iterator[Piece]:
+        """Rows whose computed numbers are numbers to their buckets, the others to quarantine: SQL divides by 0, and a float64 may
+        lie beyond float32."""
+        reasons = Reasons.first(rows.num_rows, infinite_numbers(message.rows, self.columns[source.name]))
+        yield from quarantined(source, rows, reasons, message.day, slots)
+        good = reasons.good
+        if not good.all():
+            message, slots = message.only(good), slots[good]
+        yield from scatter(message.table(), slots, message.tag(source.name))
 
     def _checks(
-        self, source: EventLog, partition: int, rows: pa.RecordBatch, ts: Int, no_time: Bool, home: Int, day: Int
+        self, source: EventLog, partition: int, rows: pa.RecordBatch, delay: Int, no_time: Bool, home: Int, day: Int
     ) -> Iterator[tuple[str, Bool]]:
-        """(reason, rows it concerns), in the order in which they count."""
+        """(reason, rows it concerns), in the order in which they count; `delay`: ms from each event to its arrival."""
         lateness = parse_duration(source.lateness)
         yield f"{source.user} is null", is_null(rows, source.user)
         yield f"{source.time} is null", no_time
         yield f"{source.time} is after its partition's day", day > partition
         yield f"later than {source.lateness}", home != day
-        yield f"arrives later than {source.lateness}", arrival(source, rows, ts) - ts > lateness + DAY_MS
+        yield f"arrives later than {source.lateness}", delay > lateness + DAY_MS
         if source.name == self.schema.candidates.source:
             item = self.schema.candidates.item
             yield f"{item} is null", is_null(rows, item)
@@ -130,9 +149,9 @@ class Normalizer:
     # ------------------------------------------------------------------ snapshots
 
     def _snapshot(self, source: Snapshot, partition: int, raw: pa.Table) -> Iterator[Piece]:
-        rows = declared(source, raw)
+        rows, misfits = declared(source, raw)
         no_key = (f"{source.key} is null", is_null(rows, source.key))
-        reasons = Reasons.first(raw.num_rows, [no_key, *failed_conditions(source, rows)])
+        reasons = Reasons.first(raw.num_rows, [*misfits, no_key, *failed_conditions(source, rows)])
         home = np.full(raw.num_rows, partition, np.int64)
         key = hashed_ids(rows, source.key)
         slots = slot_of(mix(key), self.buckets)
@@ -148,4 +167,4 @@ class Normalizer:
         }
         columns |= compute(frame_of(rows), source, self.columns[source.name])
         message = NormalizedRows(home, mix(key, home), pa.table(columns), {})
-        yield from scatter(message.table(), slots, message.tag(source.name))
+        yield from self._finite(source, rows, message, slots)

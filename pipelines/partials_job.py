@@ -15,7 +15,7 @@ from genrank.pipelines.partial_writer import PartialWriter
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.sources import Partition
-from genrank.schemas import EventLog, Snapshot
+from genrank.schemas import EventLog, Snapshot, UserError
 
 READ_ROWS = 500_000
 """Rows a reading task takes at most (a row group is never split)."""
@@ -85,6 +85,7 @@ class PartialsJob:
                     quarantined=_total((report.reason, report.rows) for report in bad),
                     joins=_total(join for report in own for join in report.joins.items()),
                 )
+                require_every_row(partial, self.plan.rows_of(name, day))
                 self._keep_quarantine(name, day, key, {report.path for report in bad})
                 self.store.commit(partial, day, staged)
                 self.partials[name][day] = partial
@@ -95,6 +96,20 @@ class PartialsJob:
         for i, path in enumerate(sorted(paths)):
             folder.mkdir(parents=True, exist_ok=True)
             os.rename(path, folder / f"{key}-{i:05d}.parquet")
+
+
+def require_every_row(partial: Partial, rows: int) -> None:
+    """Whether each row of a day that its files' footers count is kept, a duplicate or quarantined.
+
+    Raises:
+        UserError: some are none of these.
+    """
+    if partial.rows_in != rows:
+        raise UserError(
+            f"source {partial.source!r}: {partial.dt} has {rows} rows by its files' footers; {partial.rows} kept, {partial.duplicates}"
+            f" duplicates and {sum(partial.quarantined.values())} quarantined make {partial.rows_in}; nothing was published."
+            " If its files changed meanwhile, build again; else report it as a bug, with the files"
+        )
 
 
 def _total(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from genrank.pipelines.columns import joined_columns, needed
 from genrank.pipelines.days import dt_of, moment, start_of, whole_days
 from genrank.pipelines.documents import Census, Footers, Layout
+from genrank.pipelines.labels import logs_of
 from genrank.pipelines.reach import reach_of
-from genrank.pipelines.sources import LANDED, Partition, census, days_present, read_partition
+from genrank.pipelines.sources import LANDED, Partition, census, columns_of, days_present, no_column, read_partition
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.digest import digest
@@ -52,6 +53,8 @@ class BuildPlan:
         """First day not read: partitions are read up to as_of."""
         self._asked_buckets = buckets
         self._partitions: dict[tuple[str, int], Partition] = {}
+        self.added_later: dict[tuple[str, str], set[int]] = {}
+        """(source, column) -> days read before the column was added; it is missing (null) there."""
         self._notes = out / "partials"
 
     # ------------------------------------------------------------------ which days matter
@@ -109,12 +112,60 @@ class BuildPlan:
 
     # ------------------------------------------------------------------ what lies there
 
+    @cached_property
+    def landed(self) -> dict[str, frozenset[int]]:
+        """Event log -> its days that labels of the days built may lie in and that are there."""
+        logs = (source.name for source in self.schema.sources if isinstance(source, EventLog))
+        return {log: frozenset(day for day in self.present[log] if day >= self.first) for log in logs}
+
+    def absent_label_days(self, day: int) -> dict[str, list[int]]:
+        """Log -> days, over by `as_of`, that labels of a day built should find there and don't.
+
+        Its own day, and later ones up to the log's newest: what follows the newest is yet to come, and labels that reach into it are
+        immature.
+        """
+        absent: dict[str, set[int]] = {}
+        end = start_of(day + 1, self.schema.offset_ms)
+        for label in self.schema.labels:
+            for log in logs_of(self.schema, label):
+                reached = (end + parse_duration(label.window) + self.schema.offset_ms) // DAY_MS
+                newest = max((d for d in self.present[log] if d < self.horizon), default=day)
+                for d in range(day, min(reached, max(day, newest)) + 1):
+                    if d not in self.present[log] and start_of(d + 1, self.schema.offset_ms) <= self.as_of:
+                        absent.setdefault(log, set()).add(d)
+        return {log: sorted(days) for log, days in absent.items()}
+
     def partition(self, source: EventLog | Snapshot, day: int) -> Partition:
         """One day of a source, its files checked."""
         if (source.name, day) not in self._partitions:
-            path = self.present[source.name][day]
-            self._partitions[source.name, day] = read_partition(source, day, path, self._footers.root)
+            partition = self._partitions[source.name, day] = self._read(source, day)
+            self._require_later(source, partition)
         return self._partitions[source.name, day]
+
+    def _read(self, source: EventLog | Snapshot, day: int) -> Partition:
+        return read_partition(source, day, self.present[source.name][day], self._footers.root)
+
+    def _require_later(self, source: EventLog | Snapshot, partition: Partition) -> None:
+        """Whether a column that files of a day lack was added later: all files of the newest day have it, none of this day's, of the
+        day before or of the oldest.
+
+        Raises:
+            UserError: it was not, so nobody knows what it is there.
+        """
+        for column in sorted({column for file in partition.files for column in file.absent}):
+            days = self.present[source.name]
+            before = max((day for day in days if day < partition.day), default=partition.day)
+            earlier = [partition, *(self._read(source, day) for day in {before, min(days)} - {partition.day})]
+            lacking = all(column in file.absent for part in earlier for file in part.files)
+            if not lacking or any(column in file.absent for file in self._read(source, max(days)).files):
+                file = next(file for file in partition.files if column in file.absent)
+                raise no_column(source, column, file.path, columns_of(file.path))
+            self.added_later.setdefault((source.name, column), set()).add(partition.day)
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """Every partition that was looked at for rows of the days."""
+        return list(self._partitions.values()) if self.contents else []
 
     @cached_property
     def _footers(self) -> Footers:
@@ -155,20 +206,28 @@ class BuildPlan:
         for at in self.present[log.name]:
             if window.start <= at < min(window.stop + late, self.horizon):
                 partition = self.partition(log, at)
-                for day in sorted({at, *self._rows_by_day(log, partition)}):
+                for day in sorted({at, *self.days_of(log, partition)}):
                     if day in window:
                         found.setdefault(day, []).append(partition)
         return found
 
-    def _rows_by_day(self, log: EventLog, partition: Partition) -> set[int]:
-        """Days a partition holds rows of."""
+    def days_of(self, log: EventLog, partition: Partition) -> dict[int, int]:
+        """Day -> rows of it that a partition holds; together as many as its files' footers count."""
         key = digest(
             [partition.input.hash, log.time, log.time_unit, log.lateness, self.schema.utc_offset, partition.day]
         )
         counted = self._census.root
-        if key not in counted:
+        if key not in counted or sum(counted[key].values()) != partition.rows:
             counted[key] = census(log, partition, self.schema.offset_ms)
-        return set(counted[key])
+        return counted[key]
+
+    def rows_of(self, source: str, day: int) -> int:
+        """Rows of a day: those that the footers count of its files, and those of its day in other partitions."""
+        log = self.schema.source(source)
+        partitions = self.contents[source][day]
+        if isinstance(log, Snapshot):
+            return sum(partition.rows for partition in partitions)
+        return sum(self.days_of(log, partition).get(day, 0) for partition in partitions)
 
     def _keep_census(self) -> None:
         if self._census.root and self.out.is_dir():
@@ -216,7 +275,8 @@ class BuildPlan:
         self, source: EventLog | Snapshot, day: int, partitions: Sequence[Partition], known: dict[str, dict[int, str]]
     ) -> str:
         declared = source.model_dump(
-            mode="json", exclude={"path", "description", "max_quarantine_rate", "delay", "max_age", "post_exposure"}
+            mode="json",
+            exclude={"path", "ignore", "description", "max_quarantine_rate", "delay", "max_age", "post_exposure"},
         )
         attributes = []
         if isinstance(source, EventLog):

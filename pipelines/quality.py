@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +153,15 @@ class QuarantineRate(NamedTuple):
     dt: str
     rate: float
     limit: float
+    reasons: Mapping[str, int]
+    """Reason -> rows."""
+
+    @property
+    def why(self) -> str:
+        """The most frequent reasons, with their rows."""
+        worst = sorted(self.reasons.items(), key=lambda reason: (-reason[1], reason[0]))
+        more = f" and {len(worst) - 3} more reasons" if len(worst) > 3 else ""
+        return ", ".join(f"{rows:,} {reason}" for reason, rows in worst[:3]) + more
 
     @property
     def excess(self) -> float:
@@ -202,7 +211,7 @@ def gate(checks: Sequence[InvariantReport], rates: Sequence[QuarantineRate]) -> 
         worst = next(rate for rate in rates if rate.excess > 0)
         raise UserError(
             f"source {worst.source!r}: {worst.rate:.1%} of {worst.dt}'s rows are quarantined, more than max_quarantine_rate"
-            f" {worst.limit:.1%}; nothing was published. The rows and reasons lie in quarantine/dt={worst.dt}"
+            f" {worst.limit:.1%} ({worst.why}); nothing was published. The rows and reasons lie in quarantine/dt={worst.dt}"
         )
     if failed:
         broken = "; ".join(f"{INVARIANTS[name]} ({int(frame[name].sum())} broken)" for name in failed)

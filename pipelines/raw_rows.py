@@ -12,24 +12,18 @@ from genrank.pipelines.arrays import single_array
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import declared_schema, store
 from genrank.pipelines.merge_scan import Bool, Int, mix
-from genrank.pipelines.sources import to_ms
 from genrank.schemas import EventLog, Snapshot
+from genrank.schemas.conversion import FIRST_MS, Misfit, convert, epoch_ms
 
 
-def declared(source: EventLog | Snapshot, raw: pa.Table) -> pa.RecordBatch:
-    """The rows as one batch of the declared types."""
-    schema = declared_schema(source)
-    columns = []
-    for name, type_ in zip(schema.names, schema.types, strict=True):
-        array = single_array(raw.column(name))
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if array.type != type_:
-            if pa.types.is_timestamp(type_) and pa.types.is_timestamp(array.type) and array.type.tz is None:
-                array = array.cast(pa.timestamp("ms"), safe=False)
-            array = array.cast(type_, safe=False)
-        columns.append(array)
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+def declared(source: EventLog | Snapshot, raw: pa.Table) -> tuple[pa.RecordBatch, list[tuple[str, Bool]]]:
+    """(the rows as one batch of the declared types; (reason, rows) of each column that has values which don't fit its type)."""
+    columns, misfits = [], []
+    for name, type_ in source.columns.items():
+        converted = convert(single_array(raw.column(name)), type_)
+        columns.append(converted.values)
+        misfits += [(f"{name} {misfit.what}", misfit.rows) for misfit in converted.misfits]
+    return pa.RecordBatch.from_arrays(columns, schema=declared_schema(source)), misfits
 
 
 def content_hash(rows: pa.RecordBatch, columns: Iterable[str]) -> Int:
@@ -77,10 +71,11 @@ def null_as_zero(ms: pa.Array) -> Int:
     return filled
 
 
-def arrival(source: EventLog, rows: pa.RecordBatch, ts: Int) -> Int:
-    """Epoch ms at which each row arrived: never before it happened (`ts`), and just then where the source has no arrival column."""
+def arrival(source: EventLog, rows: pa.RecordBatch, ts: Int) -> tuple[Int, tuple[Misfit, ...]]:
+    """(epoch ms at which each row arrived: never before it happened, `ts`, and just then where the source has no arrival column or
+    the row no value; the rows whose arrival is no usable time)."""
     if source.arrival is None:
-        return ts
-    arrived = pc.fill_null(to_ms(rows.column(source.arrival), source.time_unit), np.iinfo(np.int64).min)
-    latest: Int = np.maximum(ts, arrived.to_numpy(zero_copy_only=False))
-    return latest
+        return ts, ()
+    arrived = epoch_ms(rows.column(source.arrival), source.time_unit)
+    latest: Int = np.maximum(ts, pc.fill_null(arrived.values, FIRST_MS).to_numpy(zero_copy_only=False))
+    return latest, arrived.misfits

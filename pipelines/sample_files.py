@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +28,7 @@ def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) ->
         use_dictionary=dictionaries,
         column_encoding=encodings,
         write_statistics=True,
+        write_page_checksum=True,
     )
     files.sync(path)
 
@@ -53,9 +53,3 @@ def _encodings(schema: pa.Schema) -> tuple[dict[str, str], list[str]]:
     for field in schema:
         visit(field.name, field.type, field.name)
     return encodings, dictionaries
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,7 +81,7 @@ class SamplesJob:
         router = self._router(days, reader, past)
         profiles = Profiles(self.schema, self.plan.buckets, self._profiles(days), reader.schemas)
         staging = str(self.staging / "samples")
-        return Assembler(router, past.sequences, profiles, self.plan.as_of, self.run_id, staging)
+        return Assembler(router, past.sequences, profiles, self.plan.as_of, self.plan.landed, self.run_id, staging)
 
     def _compacted(
         self, days: Sequence[int], refs: dict[str, tuple[PartialRef, ...]], reader: PastReader
@@ -124,7 +124,8 @@ class SamplesJob:
                 if day in partials:
                     partial = partials[day]
                     rate = sum(partial.quarantined.values()) / max(1, partial.rows_in)
-                    yield QuarantineRate(name, dt_of(day), rate, self.schema.source(name).max_quarantine_rate)
+                    limit = self.schema.source(name).max_quarantine_rate
+                    yield QuarantineRate(name, dt_of(day), rate, limit, partial.quarantined)
 
     def _keep_statistics(self, day: int, summaries: Sequence[LeafSummary]) -> None:
         path = path_of(self.plan.out, dt_of(day))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from genrank.schemas import EventLog, Snapshot, UserError
 from genrank.schemas.digest import digest
 from genrank.schemas.files import write_atomically
+from genrank.schemas.source_files import NULL_PARTITION, Unread, kind_of, remedy
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -93,6 +94,10 @@ class SparkIngest:
         found: dict[str, LandedDay] = {}
         for child in system.listStatus(parent):
             match = pattern.fullmatch(child.getPath().getName())
+            if not match and NULL_PARTITION in child.getPath().getName():
+                one = Unread(child.getPath().toString(), "rows whose day is null")
+                if kind_of(child.getPath().getName(), source.ignore) != "ignored":
+                    raise UserError(f"source {source.name!r}: {one} would not be read; {remedy(source)}")
             if not match or not first <= match[1] <= last:
                 continue
             day = jvm.org.apache.hadoop.fs.Path("/".join([child.getPath().toString(), *parts[at + 1 :]]))
@@ -103,8 +108,12 @@ class SparkIngest:
             while listed.hasNext():
                 file = listed.next()
                 path = file.getPath().toString()
-                inside = path.removeprefix(day.toString()).split("/")
-                if path.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in inside):
+                inside = path.removeprefix(day.toString()).strip("/") or child.getPath().getName()
+                kind = kind_of(inside, source.ignore)
+                if kind not in ("data", "ignored") and file.getLen():
+                    one = Unread(path, kind)
+                    raise UserError(f"source {source.name!r}: {one} would not be read; {remedy(source)}")
+                if kind == "data":
                     etag = file.getEtag() if is_instance_of(gateway, file, "org.apache.hadoop.fs.EtagSource") else ""
                     stamps[path] = [file.getLen(), file.getModificationTime(), etag]
             if stamps:

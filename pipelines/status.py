@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genrank.pipelines.days import day_number, dt_of
+from genrank.pipelines.losses import losses
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.sources import LANDED, days_present
 from genrank.pipelines.staleness import why_stale
@@ -26,6 +27,9 @@ class DayStatus:
     fingerprint: str = ""
     as_of: str = ""
     quarantined: int = 0
+    duplicates: int = 0
+    losses: tuple[str, ...] = ()
+    """A line for each source that lost rows: quarantined ones by reason, and duplicates."""
 
 
 def status(schema: Schema, data: Path | str, out: Path, as_of: str | None = None) -> list[DayStatus]:
@@ -64,6 +68,8 @@ def status(schema: Schema, data: Path | str, out: Path, as_of: str | None = None
                 manifest.fingerprint,
                 manifest.as_of,
                 quarantined,
+                sum(manifest.counts.duplicates.values()),
+                tuple(losses([manifest.counts])),
             )
         )
     return found

@@ -30,6 +30,10 @@ register_transform = Transform.register
 register_vocabulary = Vocabulary.register
 """Make a kind from outside the package known; see `schemas.kind`."""
 
+_RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p", "Sequence": "EventSequence"}
+"""Names of release 0.1, importable for one release more, `import *` included."""
+
+
 __all__ = [
     "AutoDis",
     "Candidates",
@@ -78,10 +82,8 @@ __all__ = [
     "register_vocabulary",
     "to_json",
     "to_yaml",
+    *_RENAMED,
 ]
-
-_RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p", "Sequence": "EventSequence"}
-"""Names of release 0.1, importable for one release more."""
 
 
 def __getattr__(name: str) -> object:

@@ -121,14 +121,14 @@ def changeable_fields(config: type[Configuration]) -> frozenset[str]:
 # ---------------------------------------------------------------------- types of fields
 
 
-def parse_dates(text: str, flag: str = "--dates") -> list[str]:
-    """`2026-01-01:2026-01-03` or one day, as a list of days.
+def parse_dates(text: str, flag: str = "--dates", *, one: bool = False) -> list[str]:
+    """`2026-01-01:2026-01-03` or one day (`one`: nothing else), as a list of days, each YYYY-MM-DD.
 
     Raises:
         UserError: the text is neither.
     """
     try:
-        return list(_days(text))
+        return [_one_day(text)] if one else list(_days(text))
     except ValueError as error:
         raise UserError(f"{flag} {text!r} {error}") from None
 
@@ -228,6 +228,8 @@ def read_config(config: type[Configuration], path: Path) -> dict[str, object]:
         raise UserError(f"{where}: is a folder; give a file, such as {path / 'config.json'}") from None
     except YAMLError as error:
         raise UserError(f"{where}: {in_one_line(error)}; is it YAML or JSON?") from None
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply; write a field a line, such as `seed: 1`") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: holds no fields; write one a line, such as `seed: 1`")
     fields = fields_of(config)

@@ -139,6 +139,13 @@ class Expression:
         return "".join([*pieces, self.text[at:]])
 
 
+MOST_LEVELS = 100
+"""Of an expression: parentheses within parentheses, and terms of a chain such as `a + b + c`."""
+_TOO_DEEP = (
+    f"an expression that begins with {{!r}} has more than {MOST_LEVELS} levels; compute it in a column of its own"
+)
+
+
 def parse(text: str) -> Expression:
     """Parse one expression.
 
@@ -155,9 +162,12 @@ def parse(text: str) -> Expression:
         where = f" near {near['highlight']!r}" if near.get("highlight") else ""
         reason = near.get("description") or str(error).splitlines()[0]
         raise ValueError(f"{text!r} doesn't parse as SQL{where}: {reason.rstrip('.')}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP.format(text[:40])) from None
     if len(trees) != 1 or trees[0] is None:
         raise ValueError(f"{text!r} is not one SQL expression")
     tree = trees[0]
+    _refuse_too_deep(tree, text)
     _check_nodes(tree, text)
     return Expression(text, tuple(dict.fromkeys(_reference(column) for column in _columns(tree))), tree)
 
@@ -183,6 +193,16 @@ def nearest(name: str, names: Mapping[str, object] | list[str] | tuple[str, ...]
 
 
 # ---------------------------------------------------------------------- what may stand in an expression
+
+
+def _refuse_too_deep(tree: exp.Expr, text: str) -> None:
+    """Whoever walks the tree later, polars among them, does so by recursion."""
+    level: list[exp.Expr] = [tree]
+    for _ in range(MOST_LEVELS):
+        level = [child for node in level for child in node.iter_expressions()]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP.format(text[:40]))
 
 
 def _refuse_before_parsing(text: str, tokens: list[Token]) -> None:

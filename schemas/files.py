@@ -1,9 +1,9 @@
-"""Files: where a source's days lie, which physical types can be read as which declared ones, and writing that survives a power cut."""
+"""Files: reading what may be damaged, and writing that survives a power cut."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,59 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.source import EventLog, Snapshot
-
-
-def days_present(source: EventLog | Snapshot, root: Path) -> dict[str, Path]:
-    """Day (YYYY-MM-DD) -> folder or file, of every day that lies under the data root, ascending.
-
-    Raises:
-        UserError: the folder that should hold the days doesn't exist.
-    """
-    parts = Path(source.path or "").parts
-    at = next(i for i, part in enumerate(parts) if "{dt}" in part)
-    parent = root.joinpath(*parts[:at])
-    if not parent.is_dir():
-        raise UserError(
-            f"source {source.name!r}: there is no folder {parent}; check --data and the source's path {source.path!r}"
-        )
-    pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
-    found = {}
-    for child in parent.iterdir():
-        if (match := pattern.fullmatch(child.name)) and (path := child.joinpath(*parts[at + 1 :])).exists():
-            found[match[1]] = path
-    return dict(sorted(found.items()))
-
-
-def files_of(day: Path) -> list[Path]:
-    """Parquet files of a day, whether it is a folder or one file; hidden ones and those of writers at work left out."""
-    if day.is_file():
-        return [day]
-    return sorted(
-        path
-        for path in day.rglob("*.parquet")
-        if not any(part.startswith(("_", ".")) for part in path.relative_to(day).parts)
-    )
-
-
-def readable_as(type_: pa.DataType, declared: str) -> bool:
-    """Whether a physical type can be read as a declared one without changing its meaning."""
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    if declared.startswith("list<"):
-        is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
-        return is_list and readable_as(type_.value_type, declared[5:-1])
-    if pa.types.is_null(type_):
-        return True
-    if declared == "bool":
-        return bool(pa.types.is_boolean(type_))
-    if declared in ("int32", "int64"):
-        return bool(pa.types.is_integer(type_) or pa.types.is_boolean(type_))
-    if declared in ("float32", "float64"):
-        return bool(pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_decimal(type_))
-    if declared == "timestamp":
-        return bool(pa.types.is_timestamp(type_))
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 @contextmanager
@@ -83,12 +30,22 @@ def reading(path: Path | str, remedy: str = "build the day again with --force", 
         raise UserError(f"{at}{path} can't be read as Parquet ({why}); {remedy}") from error
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The old text or the new one, whatever happens in between, a power cut included; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    move(temporary, path)
+    try:
+        temporary.write_text(text)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def move(staged: Path, final: Path) -> None:

@@ -1,12 +1,14 @@
 """What a built day holds: the manifest the builder writes last and readers trust alone.
 
-A day's folder holds any number of builds; `manifest.json` names the files of the one that counts. A folder without a manifest
-is not a day.
+`samples/dt=<day>/` holds one build, `build=<id>/*.parquet`, and `manifest.json`, which names its files; while a day is being published
+again, and after a kill just then, a second build that the manifest doesn't name. The build that was replaced last lies in
+`replaced/dt=<day>/` for readers that began with it. A folder without a manifest is not a day.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,13 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genrank.schemas.derive.sample_schema import SCHEMA_KEY
 from genrank.schemas.errors import UserError
-from genrank.schemas.files import reading
+from genrank.schemas.files import file_sha256, reading
 from genrank.schemas.present.serialization import from_json
 from genrank.schemas.pydantic_errors import readable
 from genrank.schemas.review.diff import require_samples
 from genrank.schemas.schema import Schema
 
 MANIFEST = "manifest.json"
+REPLACED = "replaced"
+"""Folder, beside that of the samples, of builds that newer ones replaced."""
 
 
 class _Record(BaseModel):
@@ -122,6 +126,15 @@ def built_schema(file: Path) -> Schema:
     return from_json(metadata[SCHEMA_KEY], where=f"{file}: the schema in its footer")
 
 
+def opened(path: Path | str) -> Path:
+    """Where a sample file lies that a manifest named: in its day, or, if the day was built again since, among what was replaced."""
+    path = Path(path)
+    if path.is_file() or len(path.parents) < 4:
+        return path
+    replaced = path.parents[3] / REPLACED / path.parents[1].name / path.parent.name / path.name
+    return replaced if replaced.is_file() else path
+
+
 def sample_days(samples_root: Path | str) -> list[str]:
     """Published days (YYYY-MM-DD) under a folder of samples, ascending."""
     return sorted(path.parent.name.removeprefix("dt=") for path in Path(samples_root).glob(f"dt=*/{MANIFEST}"))
@@ -133,12 +146,48 @@ def sample_files(samples_root: Path | str, dt: str, schema: Schema | None = None
     Raises:
         UserError: the day isn't published, a file is missing, or the samples don't serve the schema.
     """
+    return [file for file, _ in listed_files(samples_root, dt, schema)]
+
+
+def listed_files(samples_root: Path | str, dt: str, schema: Schema | None = None) -> list[tuple[Path, DataFile]]:
+    """As `sample_files`, each with what the manifest says of it."""
     day = Path(samples_root) / f"dt={dt}"
     manifest = SampleManifest.read(day)
     if schema is not None:
         manifest.check(day, schema)
-    files = [day / file.path for file in manifest.files]
-    for file in files:
+    files = [(opened(day / file.path), file) for file in manifest.files]
+    for file, _ in files:
         if not file.is_file():
             raise UserError(f"{file} is listed in the manifest of {dt} and missing; build the day again")
     return files
+
+
+def damaged_samples(samples_root: Path | str, dt: str) -> list[str]:
+    """Of a published day: which of its files are not as the manifest says, by size and digest.
+
+    Raises:
+        UserError: the day isn't published.
+    """
+    day = Path(samples_root) / f"dt={dt}"
+    wrong = ((day / file.path, damage(day / file.path, file)) for file in SampleManifest.read(day).files)
+    return [f"{path} {why}" for path, why in wrong if why]
+
+
+def damage(path: Path, file: DataFile) -> str | None:
+    """What is wrong with a file of samples; None where it is as it was written."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != file.bytes:
+        return f"has {path.stat().st_size:,} bytes and was written with {file.bytes:,}"
+    if file.sha256 and file_sha256(path) != file.sha256:
+        return "is damaged: its digest is not the manifest's"
+    return None
+
+
+def build_ids(samples_root: Path | str, dates: Iterable[str]) -> dict[str, str]:
+    """Day -> the build that published it.
+
+    Raises:
+        UserError: a day isn't published.
+    """
+    return {dt: SampleManifest.read(Path(samples_root) / f"dt={dt}").build_id for dt in dates}

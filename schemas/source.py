@@ -9,6 +9,10 @@ from pydantic import Field
 from genrank.schemas.base import ColumnType, Declaration, Duration, Name
 
 
+def _is_empty(value: object) -> bool:
+    return not value  # Declarations of before have no such field: theirs are the fingerprints without it.
+
+
 class _Source(Declaration):
     name: Name
     path: str | None = None
@@ -25,10 +29,15 @@ class _Source(Declaration):
     """SQL conditions every row must meet; a row that fails (or is null) is quarantined with the condition as reason."""
     max_quarantine_rate: float = Field(default=0.05, ge=0, le=1)
     """A day with a larger share of quarantined rows is not published."""
+    defaults: dict[str, bool | int | float | str | None] = Field(default_factory=dict, exclude_if=_is_empty)
+    """Column -> its value (None: missing) in files that lack it, such as those written before the column was added."""
+    ignore: tuple[str, ...] = Field(default=(), exclude_if=_is_empty)
+    """Files under the path that are not to be read, beside writers' markers (`_SUCCESS`, `*.crc`): shell patterns of a path below the
+    day's folder (below the folder of the days, for what lies in no day), or of any name on it: `("*.csv", "_temporary", "dt=__HIVE_*")`."""
     description: str = ""
 
     def __hash__(self) -> int:
-        return hash(self.name)  # `columns` and `rename` are dicts, which have no hash of their own
+        return hash(self.name)  # `columns`, `rename` and `defaults` are dicts, which have no hash of their own
 
     def physical(self, column: str) -> str:
         """The physical name of a schema column."""

@@ -38,8 +38,9 @@ def rows_meaning(source: EventLog | Snapshot) -> Meaning:
 
 
 def column_meaning(source: EventLog | Snapshot, column: str) -> list[str]:
-    """[physical name, type up to its width]."""
-    return [source.physical(column), *families([source.columns[column]])]
+    """[physical name, type up to its width], and the default if it has one."""
+    default = [repr(source.defaults[column])] if column in source.defaults else []
+    return [source.physical(column), *families([source.columns[column]]), *default]
 
 
 def references_meaning(

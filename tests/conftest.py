@@ -1,4 +1,4 @@
-"""Fixtures every room shares."""
+"""Fixtures all packages' tests share."""
 
 from __future__ import annotations
 

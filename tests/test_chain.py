@@ -22,7 +22,7 @@ DAYS = parse_dates("2026-01-01:2026-01-04")
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("chain") / "logs"
-    generate(out, users=80, days=5, seed=3, workers=1, progress=False)
+    generate(out, users=80, days=5, seed=3, workers=1)
     return out
 
 

@@ -126,7 +126,7 @@ def test_dates_that_are_none(text: str) -> None:
 
 @pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
 def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(own: dict[str, str], spins: str) -> None:
-    """GNU OpenMP itself tells what it read: it is loaded with torch, after the command has begun."""
+    """GNU OpenMP itself prints what it read: it is loaded with torch, after the command has begun."""
     done = run("evaluate", "--run=none", "--samples=none", "--dates=2026-01-01", OMP_DISPLAY_ENV="verbose", **own)
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("PyTorch is not built on GNU OpenMP here")

@@ -47,7 +47,7 @@ def marketplace() -> Schema:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("log")
-    generate(out, users=40, days=len(DAYS), seed=5, items=200, progress=False)
+    generate(out, users=40, days=len(DAYS), seed=5, items=200)
     return out
 
 

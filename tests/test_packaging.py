@@ -1,4 +1,4 @@
-"""What `make` installs is what the rooms import: extras, locks and the commands that use them agree."""
+"""What `make` installs is what the packages import: extras, locks and the commands that use them agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
 
-# Which extras a room's users have installed, beside the base.
+# Which extras a package's users have installed, beside the base.
 EXTRAS_OF = {
     "schemas": set(),
     "kernels": {"train"},
@@ -33,9 +33,9 @@ EXTRAS_OF = {
     "benchmarks": {"pipelines", "train", "dev"},
     "tests": {"pipelines", "train", "dev"},
 }
-# Our own modules: the rooms, and the files that tests and DAGs import from beside themselves.
+# Our own modules: the packages, and the files that tests and DAGs import from beside themselves.
 OURS = {"airflow_dags", *EXTRAS_OF}
-OURS |= {path.stem for room in ("tests", "airflow_dags") for path in (ROOT / room).rglob("*.py")}
+OURS |= {path.stem for package in ("tests", "airflow_dags") for path in (ROOT / package).rglob("*.py")}
 # Declared under another name: the two builds of fbgemm install one module; pydantic pins its core.
 DECLARED_AS = {"fbgemm-gpu-cpu": "fbgemm-gpu", "pydantic-core": "pydantic"}
 # Declared for what they do, not for an import of ours.
@@ -44,6 +44,7 @@ NEVER_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard",
     "mypy": "make lint",
     "ruff": "make lint",
+    "pytest-cov": "make test COVERAGE=yes",
     "pytest-timeout": "a pytest plugin",
     "pytest-xdist": "a pytest plugin",
 }
@@ -79,8 +80,8 @@ def imported(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - OURS
 
 
-def python_files(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+def python_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
 def tracked_files() -> list[Path]:
@@ -117,20 +118,20 @@ def test_the_two_locks_differ_by_what_a_gpu_needs_alone() -> None:
     assert surplus == {"fbgemm-gpu"}
 
 
-@pytest.mark.parametrize("room", EXTRAS_OF)
-def test_imports_are_declared(room: str) -> None:
-    """A room that imports what its extra doesn't declare breaks on the machine that installs only that extra."""
-    declared = {DECLARED_AS.get(name, name) for name in requirements(*EXTRAS_OF[room])}
+@pytest.mark.parametrize("package", EXTRAS_OF)
+def test_imports_are_declared(package: str) -> None:
+    """A package that imports what its extra doesn't declare breaks on the machine that installs only that extra."""
+    declared = {DECLARED_AS.get(name, name) for name in requirements(*EXTRAS_OF[package])}
     homes = packages_distributions()
-    for path in python_files(room):
+    for path in python_files(package):
         for module in imported(path):
-            if room in {"tests", "benchmarks"} and module in {"airflow"}:
+            if package in {"tests", "benchmarks"} and module in {"airflow"}:
                 continue  # in the Airflow lock: its test skips where it isn't installed
             names = {canonicalize_name(home) for home in homes.get(module, [module])}
             names = {DECLARED_AS.get(name, name) for name in names}
             assert names & declared, (
                 f"{path.relative_to(ROOT)} imports {module} of {sorted(names)}, which pyproject.toml doesn't declare "
-                f"for {room} ({sorted(EXTRAS_OF[room]) or 'base'})"
+                f"for {package} ({sorted(EXTRAS_OF[package]) or 'base'})"
             )
 
 
@@ -138,9 +139,9 @@ def test_imports_are_declared(room: str) -> None:
 def test_what_is_declared_is_used(extra: str | None) -> None:
     """Nobody installs what nothing imports."""
     declared = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
-    rooms = [room for room, extras in EXTRAS_OF.items() if extra is None or extra in extras]
+    packages = [package for package, extras in EXTRAS_OF.items() if extra is None or extra in extras]
     homes = packages_distributions()
-    modules = {module for room in rooms for path in python_files(room) for module in imported(path)}
+    modules = {module for package in packages for path in python_files(package) for module in imported(path)}
     used = {canonicalize_name(home) for module in modules for home in homes.get(module, [module])} | set(NEVER_IMPORTED)
     idle = {canonicalize_name(Requirement(line).name) for line in declared} - used
     assert not idle, f"pyproject.toml declares {sorted(idle)} for {extra or 'everyone'}; nothing there imports it"
@@ -169,8 +170,11 @@ def test_templates_are_packaged() -> None:
     """An installed genrank (not an editable one) holds package data alone beside Python."""
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
     for path in tracked_files():
-        room = path.relative_to(ROOT).parts[0]
-        if room in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {".py", ".md"}:
+        package = path.relative_to(ROOT).parts[0]
+        if package in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {
+            ".py",
+            ".md",
+        }:
             assert any(path.match(pattern) for pattern in patterns), f"{path}: add it to package-data in pyproject.toml"
 
 

@@ -3,7 +3,8 @@
 Merging or sharding otherwise, adding or dropping a feature, or growing a table loses no row.
 
     folder/
-      .metadata, *.distcp   torch.distributed.checkpoint: chunks of rows under `<logical table>/<what>/<first row>`
+      .metadata, *.distcp   torch.distributed.checkpoint: chunks of rows under `<logical table>/<what>/<first row>`; read by
+                            `tokenization.stored_tensors`, which runs no code of theirs
       tables.json           what each table is, and the size of every file; written last
 """
 
@@ -17,12 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from genrank.schemas.errors import UserError
@@ -31,6 +29,7 @@ from genrank.schemas.table import LogicalTable
 from genrank.schemas.vocabularies import Vocabulary
 from genrank.tokenization.dynamic import Entries
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.stored_tensors import StoredTensor, read_index
 from genrank.tokenization.table_backend import Shard
 from genrank.tokenization.transforms import buckets_of
 
@@ -38,6 +37,7 @@ FORMAT = 1
 MANIFEST = "tables.json"
 CHUNK_ROWS = 1 << 20
 """Rows of a table stored under one key: what a restore holds in memory at once."""
+EARLIER = "take an earlier checkpoint"
 
 
 class TableState(BaseModel):
@@ -141,17 +141,13 @@ def load_tables(embeddings: Embeddings, folder: Path, *, reset: Sequence[str] = 
     if refusals:
         flags = " ".join(f"--reset-table {text.split(':')[0].removeprefix('table ')}" for text in refusals)
         raise UserError(f"{folder} doesn't fit the schema: {'; '.join(refusals)}. Restore the rest with {flags}")
+    index = read_index(folder)
     # Rows that get their first owner after the restore start as they would have without it.
     embeddings.tables.seed = manifest.seed
-    keys = _keys(folder)
     for name in kept:
-        _load_rows(embeddings, name, folder, keys, stored[name].rows)
+        _load_rows(embeddings, name, folder, index, stored[name].rows)
         if name in embeddings.vocabularies:
-            wanted = {field.name: keys[f"{name}/entries/{field.name}"] for field in fields(Entries)}
-            loaded = _read(
-                folder, {f"{name}/entries/{what}": torch.empty(n, dtype=torch.int64) for what, n in wanted.items()}
-            )
-            entries = Entries(*(loaded[f"{name}/entries/{what}"] for what in wanted))
+            entries = Entries(*(_read(folder, index, f"{name}/entries/{field.name}") for field in fields(Entries)))
             embeddings.vocabularies[name].load(stored[name].step, entries)
     for table in embeddings.plan.tables:
         updates = [stored[member.name].updates for member in table.members if member.name in kept]
@@ -182,38 +178,31 @@ def _contents(shard: Shard) -> dict[str, Tensor]:
     return {"weight": shard.weight, **shard.state}
 
 
-def _load_rows(embeddings: Embeddings, name: str, folder: Path, keys: dict[str, int], rows: int) -> None:
+def _load_rows(embeddings: Embeddings, name: str, folder: Path, index: dict[str, StoredTensor], rows: int) -> None:
     """Copies what is stored of a logical table into the rows that this rank holds, chunk by chunk."""
-    chunks = {key: int(key.rsplit("/", 1)[1]) for key in keys if key.startswith(f"{name}/weight/")}
+    prefix = f"{name}/weight/"
+    chunks = {
+        key: int(row) for key in index if key.startswith(prefix) and (row := key.removeprefix(prefix)).isdecimal()
+    }
     for first, shard in _own_rows(embeddings, name):
         for key, begin in chunks.items():
-            end = min(begin + keys[key], rows)
+            end = min(begin + math.prod(index[key].shape[:1]), rows)
             low, high = max(begin, first), min(end, first + len(shard.weight))
             if low >= high:
                 continue
-            targets = _contents(shard)
-            read = _read(
-                folder,
-                {
-                    key.replace("/weight/", f"/{what}/"): torch.empty((keys[key], *target.shape[1:]))
-                    for what, target in targets.items()
-                },
-            )
-            for what, target in targets.items():
-                part = read[key.replace("/weight/", f"/{what}/")]
+            for what, target in _contents(shard).items():
+                part = _read(folder, index, key.replace("/weight/", f"/{what}/"))
+                if part.shape[1:] != target.shape[1:] or part.shape[:1] != index[key].shape[:1]:
+                    raise UserError(
+                        f"{folder}: the rows of {what} of table {name} are not as {MANIFEST} says; {EARLIER}"
+                    )
                 target[low - first : high - first] = part[low - begin : high - begin].to(target.device)
 
 
-def _keys(folder: Path) -> dict[str, int]:
-    """Every stored key and its number of rows."""
-    metadata = FileSystemReader(folder).read_metadata()
-    return {key: int(entry.size[0]) for key, entry in metadata.state_dict_metadata.items() if hasattr(entry, "size")}
-
-
-def _read(folder: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    with _quiet():
-        load(state, checkpoint_id=folder, no_dist=True)
-    return state
+def _read(folder: Path, index: dict[str, StoredTensor], key: str) -> Tensor:
+    if key not in index:
+        raise UserError(f"{folder} lacks {key}, which {MANIFEST} says it has; {EARLIER}")
+    return index[key].read(folder)
 
 
 @contextmanager
@@ -287,7 +276,7 @@ def _read_manifest(folder: Path) -> TablesManifest:
         stored = document["format"]
     except FileNotFoundError:
         raise UserError(f"{folder} holds no complete tables (no {MANIFEST}); take an earlier checkpoint") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder / MANIFEST} is torn or not ours; take an earlier checkpoint") from None
     if stored != FORMAT:
         raise UserError(
@@ -295,8 +284,12 @@ def _read_manifest(folder: Path) -> TablesManifest:
         )
     try:
         manifest = TablesManifest.model_validate(document)
-    except ValueError as error:
-        raise UserError(f"{folder / MANIFEST} is not what format {FORMAT} says: {error}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise UserError(
+            f"{folder / MANIFEST} is not what format {FORMAT} says ({where}: {wrong['msg']}); {EARLIER}"
+        ) from None
     for name, size in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:

@@ -54,7 +54,7 @@ class DynamicVocabulary:
     """id -> row of one dynamic logical table, which grows as ids appear, up to its capacity.
 
     An id gets a row at its `admit_after`-th sighting; until then, and when there is no row to be had, it reads the unknown row.
-    When the table is full, rows seen longest ago (`evict="age"`) or least often (`evict="frequency"`) make room, never those of
+    When the table is full, rows seen longest ago (`evict="age"`) or least often (`evict="frequency"`) are evicted, never those of
     the current batch. An evicted id is forgotten. Ids without a row are remembered up to the table's capacity, newest first.
     """
 
@@ -119,9 +119,9 @@ class DynamicVocabulary:
         known.counts[at] += counts
         known.steps[at], known.times[at] = self.step, now
         waiting = at[(known.rows[at] < 0) & (known.counts[at] >= self.vocabulary.admit_after)]
-        room = self.vocabulary.capacity - len(self)
-        if len(waiting) > room:
-            self._evict(len(waiting) - room)
+        free = self.vocabulary.capacity - len(self)
+        if len(waiting) > free:
+            self._evict(len(waiting) - free)
         given = self._give(len(waiting))
         known.rows[waiting[: len(given)]] = given
         self.owner[given] = waiting[: len(given)]
@@ -142,7 +142,7 @@ class DynamicVocabulary:
             self.owner = torch.cat([self.owner, self.owner.new_full((max(end, 2 * have) - have,), -1)])
         self.next_row = end
 
-    # ------------------------------------------------------------------ making room
+    # ------------------------------------------------------------------ eviction
 
     def _evict(self, needed: int) -> None:
         rows = (self.owner >= 0).nonzero().squeeze(1)

@@ -23,6 +23,7 @@ from genrank.tokenization.plan import Lookup, Plan
 from genrank.tokenization.row_encoder import RowEncoder
 from genrank.tokenization.transforms import buckets_of, input_families
 from genrank.tokenization.transforms.buckets import BucketRows
+from genrank.tokenization.transforms.scalars import ScalarInputs
 from genrank.tokenization.vocabularies import VocabularyRows, vocabulary_rows
 
 
@@ -181,6 +182,13 @@ class GroupInputs(nn.Module):
 def row_encoder(vocabulary: Vocabulary) -> RowEncoder:
     """The encoder of one vocabulary: [1, N] int64 ids -> [1, N] int64 rows."""
     return vocabulary_rows(vocabulary)([vocabulary])
+
+
+def scalar_names(schema: Schema, group: str) -> list[str]:
+    """A group's numbers that are inputs of one value (`Dense`, `Log1p`), in the order of their columns."""
+    numbers = [(f.name, transform) for f in dict(schema.groups())[group] if (transform := f.number_transform)]
+    families = [kind(members) for kind, members in input_families(numbers)]
+    return [name for family in families if isinstance(family, ScalarInputs) for name, _ in family.features]
 
 
 def fitted_features(schema: Schema) -> list[tuple[str, str, Transform]]:

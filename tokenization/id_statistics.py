@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.files import reading
 from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.manifest import opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.reader import SampleReader
 
@@ -51,7 +52,7 @@ def observe_ids(
     found = {f"{leaf.group}.{leaf.name}": np.zeros(0, np.int64) for leaf in wanted}
     for unit in units[::share]:
         with reading(unit.path):
-            table = pq.ParquetFile(unit.path, memory_map=True).read_row_group(unit.number, columns=list(found))
+            table = pq.ParquetFile(opened(unit.path), memory_map=True).read_row_group(unit.number, columns=list(found))
         for leaf in wanted:
             name = f"{leaf.group}.{leaf.name}"
             for chunk in table[leaf.group].chunks:

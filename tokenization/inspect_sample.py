@@ -172,7 +172,7 @@ class SampleText:
 
     def _id(self, group: str, name: str, value: int) -> str:
         known = self.names.get(f"{group}.{name}", {}).get(value)
-        # A hashed string has no name any more; four hex digits tell two apart.
+        # A hashed string has no name any more; four hex digits distinguish two.
         return (
             "·" if value == MISSING_ID else known or (str(value) if abs(value) < 10**12 else f"#{value & 0xFFFF:04x}")
         )

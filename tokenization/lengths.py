@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrank.schemas.files import reading
+from genrank.schemas.manifest import opened
 from genrank.schemas.schema import CANDIDATES
 from genrank.tokenization.batch import Ints
 from genrank.tokenization.row_group import RowGroup
@@ -58,11 +59,11 @@ class SampleLengths:
             return self._known[unit]
         with reading(unit.path):
             if unit.path not in self._footers:
-                self._footers[unit.path] = pq.read_metadata(unit.path)
+                self._footers[unit.path] = pq.read_metadata(opened(unit.path))
             footer = self._footers[unit.path]
             columns = self._columns(footer.row_group(unit.number))
             wanted = sorted({*columns.values(), *filter(None, (self._key, self._sees))})
-            file = pq.ParquetFile(unit.path, memory_map=True, metadata=footer)
+            file = pq.ParquetFile(opened(unit.path), memory_map=True, metadata=footer)
             table = file.read_row_group(unit.number, columns=wanted, use_threads=False)
         self.columns.check_nulls(table, unit.path, unit.first_row)
         slices = slices_of(self._shape(table, columns), self.columns.schema, self.view)

@@ -22,7 +22,7 @@ import torch
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
-from genrank.schemas.manifest import sample_files
+from genrank.schemas.manifest import DataFile, damage, listed_files, opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
 from genrank.tokenization.lengths import SampleLengths
@@ -63,7 +63,8 @@ class SampleReader:
 
     Raises:
         UserError: no such day, or one built from a schema that means something else by a column this one reads; while reading,
-            a file that doesn't hold what the schema says, with its column and row.
+            a file that isn't as its manifest says (checked before the file's first use), or doesn't hold what the schema says, with its
+            column and row.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class SampleReader:
         self.shuffle_buffer = shuffle_buffer
         self.by_length = by_length
         self.columns = SampleColumns(schema)
+        self._digests = _Digests()
         self.row_groups = [unit for dt in dates for unit in self._row_groups(Path(samples_root), dt)]
         self.position = Position()
 
@@ -138,8 +140,9 @@ class SampleReader:
     def _read(self, window: list[RowGroup]) -> StoredRows:
         tables = []
         for unit in window:
+            self._digests.check(unit.path)
             with reading(unit.path):
-                file = pq.ParquetFile(unit.path, memory_map=True)
+                file = pq.ParquetFile(opened(unit.path), memory_map=True, page_checksum_verification=True)
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
@@ -148,7 +151,8 @@ class SampleReader:
     # ------------------------------------------------------------------ order
 
     def _row_groups(self, root: Path, dt: str) -> Iterator[RowGroup]:
-        for path in sample_files(root, dt, self.schema):
+        for path, listed in listed_files(root, dt, self.schema):
+            self._digests.add(path, listed)
             with reading(path):
                 metadata = pq.read_metadata(path)
             self.columns.check_schema(metadata.schema.to_arrow_schema(), path)
@@ -242,6 +246,33 @@ class SampleReader:
                 if limit and sum(counts) >= limit:
                     return counts
         return counts
+
+
+class _Digests:
+    """Checks each file against its manifest before its first use, once for all epochs; threads that read at once wait for it."""
+
+    def __init__(self) -> None:
+        self._left: dict[Path, tuple[DataFile, threading.Lock]] = {}
+
+    def add(self, path: Path, listed: DataFile) -> None:
+        """A file that may be read."""
+        self._left[path] = (listed, threading.Lock())
+
+    def check(self, path: Path) -> None:
+        """Before a read of a file.
+
+        Raises:
+            UserError: it isn't as it was written.
+        """
+        if (left := self._left.get(path)) is None:
+            return
+        listed, lock = left
+        with lock:
+            if path in self._left and (why := damage(opened(path), listed)):
+                raise UserError(
+                    f"{path} {why}; build the day again with --force (`genrank verify` lists damaged files)"
+                )
+            self._left.pop(path, None)
 
 
 def _read_ahead(read: Callable[[list[RowGroup]], T], windows: list[list[RowGroup]]) -> Iterator[T]:

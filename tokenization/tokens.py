@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from genrank.kernels.jagged import Permute, interleave
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.feature_norm import FeatureNorm
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
@@ -31,9 +33,20 @@ class Tokenizer(nn.Module):
     Args:
         embeddings: the features' vectors.
         visibility: the rule of `tokenization.visibility` that says which tokens each one sees.
+        feature_norm: every feature at one scale before the projection, see `FeatureNorm`.
+        equal_start: projections of features that read one table begin equal, so that an id is the same direction in every
+            group's tokens until training moves them apart.
     """
 
-    def __init__(self, embeddings: Embeddings, d_model: int, *, visibility: Rule = mtgr) -> None:
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        d_model: int,
+        *,
+        visibility: Rule = mtgr,
+        feature_norm: bool = False,
+        equal_start: bool = False,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.schema = embeddings.plan.schema
@@ -41,6 +54,11 @@ class Tokenizer(nn.Module):
         self.kinds = group_kinds(self.schema)
         self.per_row = {name: tokens_per_row(self.schema, name) for name in self.kinds}
         self.projections = nn.ModuleDict({f"of_{name}": _projection(embeddings, name, d_model) for name in self.kinds})
+        if equal_start:
+            _equalize(embeddings, self.projections)
+        self.norms = nn.ModuleDict(
+            {f"of_{name}": FeatureNorm(embeddings, name) for name in self.kinds} if feature_norm else {}
+        )
         self.positions = nn.ModuleDict(
             {f"of_{s.name}": nn.Embedding(s.max_length * self.per_row[s.name], d_model) for s in self.schema.sequences}
         )
@@ -59,7 +77,8 @@ class Tokenizer(nn.Module):
             group, k = batch.groups[name], self.per_row[name]
             if k == 0:
                 continue
-            tokens = self.projections[f"of_{name}"](matrices[name])
+            matrix = self.norms[f"of_{name}"](matrices[name]) if self.norms else matrices[name]
+            tokens = self.projections[f"of_{name}"](matrix)
             if f"of_{name}" in self.positions:
                 tokens = tokens + self.positions[f"of_{name}"](self._position(group, name, k))
             if kind != USER_GROUP:
@@ -80,6 +99,12 @@ class Tokenizer(nn.Module):
             lengths=place.lengths,
             history_lengths=place.history_lengths,
         )
+
+    def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
+        """With `feature_norm`: the training days' moments of every number, `tokenization.quantiles.fit_moments`."""
+        for norm in self.norms.values():
+            assert isinstance(norm, FeatureNorm)
+            norm.set_moments(moments)
 
     def _position(self, group: Group, name: str, k: int) -> Tensor:
         """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
@@ -239,6 +264,23 @@ def _projection(embeddings: Embeddings, group: str, d_model: int) -> nn.Module:
     side = {name: columns for name, columns in layout.items() if name not in interleaved}
     own = [Projection({name: layout[name]}, d_model) for name in interleaved]
     return _Several([Projection(side, d_model), *own]) if own else Projection(side, d_model)
+
+
+def _equalize(embeddings: Embeddings, projections: nn.ModuleDict) -> None:
+    """Features that read one logical table start with the weights of the first of them."""
+    tables = {
+        (group, lookup.feature): lookup.table
+        for group in embeddings.groups
+        for lookup in embeddings.plan.lookups_of(group)
+    }
+    first: dict[str, Tensor] = {}
+    for key, module in projections.items():
+        for part in module.projections if isinstance(module, _Several) else [module]:
+            assert isinstance(part, Projection)
+            for name, weight in part.weights.named_parameters():
+                table = tables.get((key.removeprefix("of_"), name.removeprefix("of_")))
+                if table is not None:
+                    weight.data.copy_(first.setdefault(table, weight.data))
 
 
 def _contiguous(columns: list[slice]) -> slice | None:

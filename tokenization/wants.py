@@ -50,3 +50,7 @@ class Wants:
     """Whether events become tokens."""
     separators: bool = False
     """Whether a learned token stands between two sequences."""
+    feature_norm: bool = False
+    """Every feature at one scale before the projection (`tokenization.feature_norm`)."""
+    equal_start: bool = False
+    """Projections of features that read one table begin equal."""

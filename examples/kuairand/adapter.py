@@ -10,7 +10,7 @@ What is written, and what is decided on the way:
 - `exposures`: one row per shown video, in folders by the day of `time_ms` in UTC+8. The files' own `date` and `hourmin` are rounded and
   not used. `arrival_ts` = `time_ms` + `play_time_ms`: whether it was clicked or long-viewed is known when playing ends.
   Exact duplicates stay: the schema's `dedup` drops them, where they are counted.
-- `earlier`: what the history file tells from before the log, oldest first. It has no times but the last one, so times are spread evenly
+- `earlier`: what the history file holds from before the log, oldest first. It has no times but the last one, so times are spread evenly
   from the collection's first day to that; with the complete CSV log it is empty.
 - `users`, `items`: one snapshot, dated the first day. The published monthly statistics of videos are not used: they average
   over the whole month, the ranked days included.
@@ -148,7 +148,7 @@ def _table(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
         raise UserError(f"{path}: no such file; see examples/kuairand/README.md")
     try:
         if path.suffix == ".parquet":
-            # Footer first, so that a missing column is told as such.
+            # Footer first, so that a missing column is reported as such.
             _require(path, pq.read_schema(path).names, columns)
             table = pq.read_table(path, columns=list(columns))
         else:

@@ -66,7 +66,7 @@ class Preferences:
     latent: int = 6  # dimensions of taste, shared by users, categories, brands and styles: few enough to be inferred from 20 clicks. 2..16
     category: float = 0.52  # what the category says about the taste for an item: sd of its part. 0..1
     brand: float = 0.38  # what the brand says. 0..0.8
-    style: float = 0.36  # what the style says; an item's style is hidden, its tags tell it 7 times in 10. 0..0.8
+    style: float = 0.36  # what the style says; an item's style is hidden, its tags reveal it 7 times in 10. 0..0.8
     personal: float = 0.20  # user x category taste outside the shared dimensions. 0..0.5
     demographic: float = 0.35  # how far age and gender move a user's latent taste (sd 1 within them). 0..1
     price: float = 0.18  # penalty per squared log-price distance from the user's level. 0..0.5
@@ -155,10 +155,12 @@ class Catalogue:
         appeal = r.normal(0, prefs.appeal, n)
         weight = np.exp(0.8 * appeal + r.normal(0, 0.8, n))
         price_gap = r.normal(0, 0.8, n)
-        tells, noise = r.random(n) < 0.7, r.integers(60, size=(n, 2))
+        revealed, noise = r.random(n) < 0.7, r.integers(60, size=(n, 2))
         tags = [
             ([f"style_{s}"] if t else []) + [f"{CATEGORIES[c]}_{a % 4}", f"tag_{b}"]
-            for s, t, c, (a, b) in zip(style.tolist(), tells.tolist(), category.tolist(), noise.tolist(), strict=True)
+            for s, t, c, (a, b) in zip(
+                style.tolist(), revealed.tolist(), category.tolist(), noise.tolist(), strict=True
+            )
         ]
         rating = np.round(np.clip(4.1 + 0.4 * appeal + r.normal(0, 0.3, n), 1, 5), 1)
         return created, category, brand, style, seller, title_length, appeal, weight, price_gap, rating, tags
@@ -176,9 +178,11 @@ class Catalogue:
         return np.where(r.random(n) < 0.1, r.uniform(0.6, 0.9, n), 1.0).astype(np.float32)
 
     def price(self, day: int) -> Array:
+        """Price of each listed item on a day, discount included, in currency units to the cent."""
         n = self.listed(day)
         full = np.exp(self.log_price_of_category[self.category[:n]] + self.price_gap[:n])
-        return np.round(full * self.discount(day), 2)
+        price: Array = np.round(full * self.discount(day), 2)
+        return price
 
     def weights(self, day: int) -> Array:
         """Retrieval's weight of each listed item on a day."""

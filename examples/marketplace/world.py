@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from genrank.examples.marketplace.defects import KINDS, UNKNOWN_ITEM, Defects, plant
 from genrank.examples.marketplace.preferences import (
@@ -48,6 +47,7 @@ from genrank.examples.marketplace.preferences import (
     rng,
 )
 from genrank.examples.marketplace.traffic import DAY_MS, Chunk
+from genrank.schemas.console import progress_bar
 from genrank.schemas.errors import UserError
 
 FORMAT = 1
@@ -87,13 +87,16 @@ class World:
 
     @property
     def chunks(self) -> int:
+        """How many chunks hold all users."""
         return -(-self.users // self.chunk_users)
 
     @property
     def start_ms(self) -> int:
+        """The first day's midnight in UTC, ms since the epoch."""
         return int(datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC).timestamp() * 1000)
 
     def dt(self, day: int) -> str:
+        """ISO date of a day, counted from 0."""
         return (self.start + timedelta(days=day)).isoformat()
 
     def parameters(self) -> dict[str, Any]:
@@ -114,7 +117,6 @@ def generate(
     traffic: Traffic | None = None,
     defects: Defects | None = None,
     workers: int | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Write a world to `out` and return its `world.json`.
 
@@ -141,7 +143,7 @@ def generate(
     try:
         _open_staging(staging, world)
         _write_items(world, staging)
-        _write_chunks(world, staging, workers or len(os.sched_getaffinity(0)), progress)
+        _write_chunks(world, staging, workers or len(os.sched_getaffinity(0)))
         summary = _summarise(world, staging)
         shutil.rmtree(staging / "_chunks")
         (staging / "parameters.json").unlink()
@@ -180,10 +182,10 @@ def _existing(out: Path, world: World) -> dict[str, Any] | None:
     there, wanted = summary["parameters"], world.parameters()
     differing = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
     if differing:
-        told = ", ".join(
+        detail = ", ".join(
             f"{k} {there.get(k)!r} instead of {wanted.get(k)!r}" for k in differing[:3] if _short(there, wanted, k)
         )
-        raise UserError(f"--out {out}: holds a world with other {', '.join(differing)}{f' ({told})' if told else ''}; "
+        raise UserError(f"--out {out}: holds a world with other {', '.join(differing)}{f' ({detail})' if detail else ''}; "
                         "give another folder or remove this one")  # fmt: skip
     return summary
 
@@ -223,14 +225,13 @@ def _write_parquet(table: pa.Table, staging: Path, source: str, dt: str, part: i
 # ---------------------------------------------------------------------- chunks
 
 
-def _write_chunks(world: World, staging: Path, workers: int, progress: bool) -> None:
+def _write_chunks(world: World, staging: Path, workers: int) -> None:
     todo = [chunk for chunk in range(world.chunks) if not (staging / "_chunks" / f"{chunk}.json").is_file()]
     done = (world.chunks - len(todo)) * world.days
-    with tqdm(
-        total=world.chunks * world.days, initial=done, unit="chunk-day", desc="world", disable=not progress
-    ) as bar:
+    with progress_bar("world", world.chunks * world.days, unit="chunk-day") as bar:
+        bar.advance(done)
         for days in _run(world, staging, todo, min(workers, len(todo))):
-            bar.update(days)
+            bar.advance(days)
 
 
 def _run(world: World, staging: Path, todo: list[int], workers: int) -> Iterator[int]:
@@ -317,9 +318,9 @@ def _summarise(world: World, staging: Path) -> dict[str, Any]:
     bots: list[int] = []
     hot: list[int] = []
     for chunk in range(world.chunks):
-        told = json.loads((staging / "_chunks" / f"{chunk}.json").read_text())
-        bots, hot = bots + told["bots"], hot + told["hot"]
-        for source, by_day in told["planted"].items():
+        detail = json.loads((staging / "_chunks" / f"{chunk}.json").read_text())
+        bots, hot = bots + detail["bots"], hot + detail["hot"]
+        for source, by_day in detail["planted"].items():
             for dt, counts in by_day.items():
                 total = planted[source][dt]
                 for kind, count in counts.items():
@@ -396,7 +397,7 @@ def _users_table(world: World, people: Population, simulation: Chunk, first: int
             "user_id": pa.array(known + first + FIRST_USER_ID, pa.int64()),
             "age": _words(AGES, people.age[known]),
             "gender": _words(GENDERS, people.gender[known]),
-            # One user in fifty never told.
+            # One user in fifty has none on record.
             "city": _words(CITIES, people.city[known], (known + first) % 50 == 7),
             "membership": _words(MEMBERSHIPS, people.membership[known]),
             "device": _words(DEVICES, people.device[known]),

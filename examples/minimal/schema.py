@@ -1,3 +1,5 @@
+"""The smallest schema that ranks: items by a user's click history."""
+
 from genrank.schemas import (
     Candidates,
     Categorical,

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from genrank import environment
-from genrank.command import data, demo, models, schema
+from genrank.command import data, demo, models, schema, verify
+from genrank.command.interruption import Interrupted, interruptible
 from genrank.command.output import fail
 from genrank.schemas.console import show_log_messages
 from genrank.schemas.errors import UserError
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, data, models):
+for group in (demo, data, verify, models):
     app.add_typer(group.app)
 app.add_typer(schema.app, rich_help_panel="Start here")
 
@@ -45,7 +46,8 @@ def main() -> None:
     """Run the command; bad input ends in one line on stderr and exit status 1."""
     _let_threads_sleep()
     try:
-        app(standalone_mode=True)
+        with interruptible():
+            app(standalone_mode=True)
     except UserError as error:
         fail(str(error))
     except OSError as error:
@@ -56,8 +58,8 @@ def main() -> None:
             raise
         path = error.filename2 or error.filename
         fail(f"{path}: {(error.strerror or str(error)).lower()}; check the path and its permissions")
-    except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", status=130)
+    except Interrupted as interrupted:
+        fail(str(interrupted), interrupted.status)
 
 
 def _let_threads_sleep() -> None:

@@ -51,7 +51,7 @@ def inputs(
     from genrank.pipelines.landing import missing_inputs
     from genrank.schemas import load_schema
 
-    parse_dates(day, "--day")
+    (day,) = parse_dates(day, "--day", one=True)
     if lacks := missing_inputs(load_schema(schema), data, day, marker):
         fail("; ".join(lacks), status=75)
     say(f"{day}: every source has landed")
@@ -61,7 +61,10 @@ def inputs(
 @takes(BuildConfig, engine="auto")
 def build(config: BuildConfig) -> None:
     """Turn days of logs into point-in-time samples; gate them, then publish them day by day."""
+    from rich.markup import escape
+
     from genrank.pipelines.build import build as build_days
+    from genrank.pipelines.losses import losses
 
     result = build_days(config)
     if result.unchanged:
@@ -69,6 +72,8 @@ def build(config: BuildConfig) -> None:
     if result.days:
         counted = f"{result.samples:,} samples, {result.candidates:,} candidates"
         say(f"published {_days(len(result.days))} to {config.out / 'samples'}: {counted}")
+    for line in losses(manifest.counts for manifest in result.manifests.values()):
+        say(escape(line))
 
 
 def _days(count: int) -> str:
@@ -135,7 +140,7 @@ def show(
     if sample_id is None:
         if day is None:
             raise UserError("show: give a SAMPLE_ID, or --day to have one chosen")
-        sample_id = interesting_sample(folder, declared, parse_dates(day, "--day")[0])
+        sample_id = interesting_sample(folder, declared, parse_dates(day, "--day", one=True)[0])
     show_sample(folder, sample_id, schema=declared, png=png)
     if png:
         say(f"wrote {png}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from genrank.command.interruption import Interrupted
 from genrank.command.output import say
 
 DEMO_USERS, DEMO_DAYS = 2_000, 10
@@ -30,8 +32,20 @@ def demo(
     """The whole way on a synthetic marketplace: logs, samples, two rankers, a report. A few minutes on two cores."""
     for step in steps(out):
         say(f"[bold]$ genrank {' '.join(step)}[/]")
-        if status := subprocess.run([sys.executable, "-m", "genrank", *step], check=False).returncode:
+        if status := _run([sys.executable, "-m", "genrank", *step]):
             sys.exit(status)
+
+
+def _run(command: list[str]) -> int:
+    """Its exit status. Ctrl-C reaches it too, SIGTERM is passed on, and either is reported by it."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except Interrupted as interrupted:
+            if interrupted.signal == signal.SIGTERM:
+                process.terminate()
+            process.wait()
+            sys.exit(interrupted.status)
 
 
 def steps(out: Path) -> list[list[str]]:

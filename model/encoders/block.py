@@ -71,12 +71,20 @@ class BlockConfig(EncoderConfig):
     residual_scale: Annotated[float, Bounds(low=0)] = 1.0
     final_norm: NormKind = "layer"
     eps: Scale = 1e-6
+    feature_norm: bool = False
+    """Bring every feature to one scale before it becomes a token: vectors by their root mean square, numbers by the training
+    days' mean and deviation (`tokenization.feature_norm`)."""
+    equal_start: bool = False
+    """Begin with equal weights where equal ids should meet: projections of features that read one table, and keys as queries."""
 
     def wants(self) -> Wants:
-        """The mask that `visibility` names."""
-        if self.visibility == "dynamic":
-            return Wants(rule=visibility.mtgr)
-        return Wants(rule=visibility.hstu if self.visibility == "targets" else visibility.causal)
+        """The mask that `visibility` names; features at one scale, and an equal start, where asked for."""
+        rules: dict[str, visibility.Rule] = {
+            "dynamic": visibility.mtgr,
+            "targets": visibility.hstu,
+            "causal": visibility.causal,
+        }
+        return Wants(rules[self.visibility], feature_norm=self.feature_norm, equal_start=self.equal_start)
 
     def flops(self, tokens: int, visible_pairs: int) -> int:
         """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""
@@ -135,6 +143,10 @@ class Block(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+        if config.equal_start:
+            with torch.no_grad():
+                _, _, q, k = torch.split(self.uvqk.weight, self.sizes)
+                k.copy_(q)
         self.position_table = self.time_table = None
         if config.position_reach:
             self.position_table = nn.Parameter(0.02 * torch.randn(2 * config.position_reach + 1, config.heads))

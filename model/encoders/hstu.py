@@ -6,6 +6,7 @@ Causal or candidates-as-targets, with actions interleaved or as side information
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -61,7 +62,7 @@ class HstuConfig(BlockConfig):
             return super().wants()
         contextual = self.visibility == "targets"
         rule = partial(visibility.hstu, contextual=contextual, window=self.window, full_tail=self.full_tail)
-        return Wants(rule=rule)
+        return dataclasses.replace(super().wants(), rule=rule)
 
 
 class Hstu(Stack):

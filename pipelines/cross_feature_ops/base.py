@@ -19,7 +19,9 @@ from genrank.schemas.ids import MISSING_ID
 class Trials(Protocol):
     """Counts all events of a log in the feature's window."""
 
-    def __call__(self, log: str) -> Int: ...
+    def __call__(self, log: str) -> Int:
+        """Events of `log` in the window of each query, [n] int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,6 @@ class Question:
     """[n] events that meet `where`; None where all do."""
     value: Column | None
     """The column of `events` that keeps the feature's value."""
-    scale: int
-    """Units in 1.0 of a value kept as `units`."""
     at: Int
     """int64 [queries]: the moment each query asks as of, epoch ms."""
     trials: Trials
@@ -47,7 +47,7 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = ~np.isnan(values) if self.value.role == "number" else values != MISSING_ID
+        present = ~np.isnan(values) if self.value.role in ("number", "amount") else values != MISSING_ID
         return values, present if self.chosen is None else self.chosen & present
 
 

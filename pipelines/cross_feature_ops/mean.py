@@ -18,11 +18,11 @@ class MeanEvaluation(Evaluation):
     name = "mean"
 
     def value_role(self, feature: CrossFeature) -> Role:
-        """In units, which add up exactly."""
-        return "units"
+        """As float64."""
+        return "amount"
 
     def answer(self, question: Question) -> NDArray[Any]:
         """NaN without any."""
         values, chosen = question.values()
         count, total = question.scan.sum(question.queries, question.window, values, chosen)
-        return np.where(count > 0, total / question.scale / np.maximum(count, 1), np.nan)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""`sum`: of whole units, so that the order of events doesn't matter."""
+"""`sum`: exact before it is rounded, so that the order of events doesn't matter."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SumEvaluation(Evaluation):
     name = "sum"
 
     def value_role(self, feature: CrossFeature) -> Role:
-        """In units, which add up exactly."""
-        return "units"
+        """As float64."""
+        return "amount"
 
     def answer(self, question: Question) -> NDArray[Any]:
         """0 without any."""
         values, chosen = question.values()
-        return question.scan.sum(question.queries, question.window, values, chosen)[1] / question.scale
+        return question.scan.sum(question.queries, question.window, values, chosen)[1]
 
     def saw_events(self, feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Not 0."""

@@ -13,5 +13,7 @@ def print_cleaned(cleaned: Cleaned) -> None:
     for path in cleaned.paths:
         console.print(f"{verb} {path}")
     console.print(
-        f"{len(cleaned.paths)} folders, {cleaned.bytes / 1e6:,.1f} MB" if cleaned.paths else "nothing to clean"
+        f"{len(cleaned.paths)} files and folders, {cleaned.bytes / 1e6:,.1f} MB"
+        if cleaned.paths
+        else "nothing to clean"
     )

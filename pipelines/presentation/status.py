@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from genrank.pipelines.days import day_number
@@ -16,18 +17,23 @@ def print_status(days: Sequence[DayStatus]) -> None:
     """A table in the terminal, then each reason with the days it holds for."""
     colours = {"up to date": "green", "stale": "yellow", "missing": "red", "no inputs": "magenta"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("day", "state", "samples", "candidates", "quarantined", "schema"):
-        right = heading in ("samples", "candidates", "quarantined")
+    for heading in ("day", "state", "samples", "candidates", "quarantined", "duplicates", "schema"):
+        right = heading in ("samples", "candidates", "quarantined", "duplicates")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     reasons: dict[str, list[str]] = {}
     for day in days:
         state = f"[{colours[day.state]}]{day.state}[/]"
-        numbers = [f"{n:,}" if day.fingerprint else "" for n in (day.samples, day.candidates, day.quarantined)]
+        numbers = [
+            f"{n:,}" if day.fingerprint else "" for n in (day.samples, day.candidates, day.quarantined, day.duplicates)
+        ]
         table.add_row(day.dt, state, *numbers, day.fingerprint)
         if day.reason:
             reasons.setdefault(day.reason, []).append(day.dt)
     console = stdout()
     print_whole(table, console)
+    for day in days:
+        for line in day.losses:
+            console.print(escape(f"{day.dt}: {line}"))
     for reason, dts in reasons.items():
         console.print(f"{_spans(dts)}: {reason}")
     if todo := [day.dt for day in days if day.state in ("stale", "missing")]:

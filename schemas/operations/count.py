@@ -6,7 +6,7 @@ from genrank.schemas.operations.base import Operation
 
 
 class Count(Operation):
-    """The number of events, of those that meet `where`."""
+    """The number of events, of those that meet `where`: counted in int64, stored as float32 (exact up to 2^24, then to 7 digits)."""
 
     name = "count"
     long_tail = True

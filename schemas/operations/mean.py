@@ -7,7 +7,7 @@ from genrank.schemas.type_rules import NUMBERS
 
 
 class Mean(Operation):
-    """The mean of `value`, missing values left out."""
+    """The mean of `value`, missing values left out: an exact float64 sum over the count, stored as float32 (7 digits, of any size)."""
 
     name = "mean"
     value_types = NUMBERS

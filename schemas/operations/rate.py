@@ -11,6 +11,8 @@ from genrank.schemas.transforms import Dense, Transform
 class Rate(Operation):
     """(count of `where` + prior * strength) / (count of all + strength).
 
+    Counts are int64, the quotient is float64 and stored as float32.
+
     The posterior mean of a success probability whose prior is Beta(prior * strength, (1 - prior) * strength).
     """
 

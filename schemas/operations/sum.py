@@ -7,7 +7,7 @@ from genrank.schemas.type_rules import NUMBERS
 
 
 class Sum(Operation):
-    """The sum of `value`, missing values left out."""
+    """The sum of `value`, missing values left out: float64, exact before it is rounded once, stored as float32 (beyond 3.4e38: refused)."""
 
     name = "sum"
     value_types = NUMBERS

@@ -36,6 +36,8 @@ def from_json(text: str | bytes, *, where: str = "schema") -> Schema:
         data = json.loads(text, object_pairs_hook=_no_key_twice)
     except ValueError as error:
         raise SchemaError(where, [f"not JSON: {error}"]) from None
+    except RecursionError:
+        raise SchemaError(where, ["not a schema: it is nested too deeply"]) from None
     return from_data(data, where=where)
 
 
@@ -56,6 +58,8 @@ def from_yaml(text: str | bytes, *, where: str = "schema") -> Schema:
         data = yaml_reader().load(text)
     except YAMLError as error:
         raise SchemaError(where, [f"not YAML: {in_one_line(error)}"]) from None
+    except RecursionError:
+        raise SchemaError(where, ["not a schema: it is nested too deeply"]) from None
     return from_data(data, where=where)
 
 

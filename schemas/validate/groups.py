@@ -45,7 +45,7 @@ def sequence_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
     for sequence in schema.sequences:
         at = f"sequence {sequence.name}"
         for name in twice(event_names(sequence)):
-            yield f"{at}: two events are called {name!r}; tell them apart with name="
+            yield f"{at}: two events are called {name!r}; distinguish them with name="
         for event in sequence.events:
             yield from _events(schema, at, event) if isinstance(event, Events) else _changes(schema, at, event)
         for name in sequence.interleave:

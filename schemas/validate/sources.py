@@ -9,7 +9,7 @@ from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.derive.columns import event_logs
 from genrank.schemas.expression import nearest
 from genrank.schemas.messages import and_, condition_mistakes, twice
-from genrank.schemas.source import EventLog
+from genrank.schemas.source import EventLog, Snapshot
 from genrank.schemas.type_rules import IDS, TIMES, families
 
 
@@ -33,6 +33,7 @@ def source_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
         for column in twice(physical):
             both = [c for c in known if source.physical(c) == column]
             yield f"{at}: columns {and_(both)} are both read from {column!r}; drop one rename"
+        yield from _defaults(source)
         for condition in source.valid:
             yield from condition_mistakes(f"{at}: valid", condition, known)
         if isinstance(source, EventLog):
@@ -41,6 +42,27 @@ def source_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
             yield f"{at}: key {source.key!r} is not in columns{nearest(source.key, known)}"
         elif known[source.key] not in IDS:
             yield f"{at}: key {source.key!r} is of type {known[source.key]}; a key is of type int64, int32 or string"
+
+
+def _defaults(source: EventLog | Snapshot) -> Iterator[str]:
+    at, known = source.name, source.columns
+    must = [source.user, source.time] if isinstance(source, EventLog) else [source.key]
+    for column, value in source.defaults.items():
+        if column not in known:
+            yield f"{at}: default of unknown column {column!r}{nearest(column, known)}"
+        elif column in must:
+            yield f"{at}: column {column!r} says whose a row is or when it happened, so it has no default; every file must hold it"
+        elif value is not None and not _fits(value, known[column]):
+            yield f"{at}: default {value!r} of column {column!r} is no {known[column]}; write one, or None for missing"
+
+
+def _fits(value: bool | int | float | str, declared: str) -> bool:
+    if declared in ("int32", "int64"):
+        bound = 2**31 if declared == "int32" else 2**63
+        return isinstance(value, int) and not isinstance(value, bool) and -bound <= value < bound
+    if declared in ("float32", "float64"):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, {"bool": bool, "string": str}.get(declared, ()))
 
 
 def _path(at: str, path: str) -> Iterator[str]:

@@ -19,12 +19,12 @@ class Dynamic(Vocabulary):
 
     kind: Literal["dynamic"] = "dynamic"
     capacity: int = Field(gt=0)
-    """Rows at most; beyond it `evict` makes room."""
+    """Rows at most; beyond it `evict` chooses which to free."""
     admit_after: int = Field(default=1, ge=1)
     """An id gets a row of its own at this many sightings; until then it reads the unknown row."""
     evict: Literal["age", "frequency"] = "age"
     max_age: Duration | None = None
-    """Rows unseen for longer are evicted even when there is room."""
+    """Rows unseen for longer are evicted even when the table is not full."""
 
     @property
     def size(self) -> int:

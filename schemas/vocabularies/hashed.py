@@ -21,7 +21,7 @@ class Hashed(Vocabulary):
     size: int = Field(gt=0)
 
     def advice(self) -> Iterator[str]:
-        """Buckets enough to tell ids apart."""
+        """Buckets enough to distinguish ids."""
         if self.size < 8:
             yield f"{self.size} buckets mix most ids; use Enumerated or Identity for so few values"
 

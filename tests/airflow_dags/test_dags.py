@@ -64,7 +64,7 @@ class Dag:
         return environment.from_string(self.tasks[task_id].arguments["bash_command"]).render(**macros, **context)
 
 
-class House:
+class Installation:
     """A root folder with a space in its name, a `genrank` that writes down its arguments, and the DAGs' variables."""
 
     def __init__(self, root: Path) -> None:
@@ -104,21 +104,21 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path)
 
 
 Load = Callable[[str], Dag]
 
 
 @pytest.fixture
-def load(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+def load(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """`load("daily")` is that file's DAG, with Airflow stood in for."""
 
     class Variable:
         @staticmethod
         def get(name: str, default: str) -> str:
-            return house.variables.get(name, default)
+            return installation.variables.get(name, default)
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
@@ -167,90 +167,127 @@ def test_the_day_goes_through_its_tasks_in_order(load: Load) -> None:
     assert dag.arguments["default_args"]["retries"] == 2
 
 
-def test_build_quotes_paths_and_splits_flags(load: Load, house: House) -> None:
-    house.variables["genrank_build_flags"] = "--engine local"
-    status, call = house.run(load("daily").command("build", ds=DAY))
+def test_build_quotes_paths_and_splits_flags(load: Load, installation: Installation) -> None:
+    installation.variables["genrank_build_flags"] = "--engine local"
+    status, call = installation.run(load("daily").command("build", ds=DAY))
     assert status == 0
-    root = str(house.root)
+    root = str(installation.root)
     expected = ["build", "--schema", f"{root}/schema.py:schema", "--data", f"{root}/data", "--out", f"{root}/out"]
     assert call == [*expected, "--from", DAY, "--to", DAY, "--engine", "local"]
 
 
-def test_a_command_of_several_words_and_paths_of_their_own(load: Load, house: House) -> None:
-    house.variables["genrank_command"] = f"env GENRANK_EXITS=3 {house.variables['genrank_command']}"
-    house.variables["genrank_out"] = "/elsewhere/it's here"
-    status, call = house.run(load("daily").command("build", ds=DAY))
+def test_a_command_of_several_words_and_paths_of_their_own(load: Load, installation: Installation) -> None:
+    installation.variables["genrank_command"] = f"env GENRANK_EXITS=3 {installation.variables['genrank_command']}"
+    installation.variables["genrank_out"] = "/elsewhere/it's here"
+    status, call = installation.run(load("daily").command("build", ds=DAY))
     assert status == 3
     assert call[call.index("--out") + 1] == "/elsewhere/it's here"
 
 
-def test_waiting_goes_on_for_one_exit_status_alone(load: Load, house: House) -> None:
+def test_waiting_goes_on_for_one_exit_status_alone(load: Load, installation: Installation) -> None:
     dag = load("daily")
     assert dag.tasks["wait_for_inputs"].arguments["retry_exit_code"] == 75
-    status, call = house.run(dag.command("wait_for_inputs", ds=DAY), GENRANK_EXITS="75")
+    status, call = installation.run(dag.command("wait_for_inputs", ds=DAY), GENRANK_EXITS="75")
     assert status == 75
     assert call[:1] == ["inputs"]
     assert call[-2:] == ["--day", DAY]
 
 
-def test_the_first_day_is_not_evaluated_and_learns_from_itself(load: Load, house: House) -> None:
+def test_the_first_day_is_not_evaluated_and_learns_from_itself(load: Load, installation: Installation) -> None:
     dag = load("daily")
-    assert house.run(dag.command("evaluate", ds=DAY)) == (99, [])
-    status, call = house.run(dag.command("train", ds=DAY))
+    assert installation.run(dag.command("evaluate", ds=DAY)) == (99, [])
+    status, call = installation.run(dag.command("train", ds=DAY))
     assert status == 0
     assert call[call.index("--dates") + 1] == f"{DAY}:{DAY}"
     assert "--from-checkpoint" not in call
 
 
-def test_the_very_first_run_may_start_earlier(load: Load, house: House) -> None:
-    house.variables["genrank_first_day"] = "2025-12-01"
+def test_the_very_first_run_may_start_earlier(load: Load, installation: Installation) -> None:
+    installation.variables["genrank_first_day"] = "2025-12-01"
     dag = load("daily")
-    _, call = house.run(dag.command("train", ds=DAY))
+    _, call = installation.run(dag.command("train", ds=DAY))
     assert call[call.index("--dates") + 1] == f"2025-12-01:{DAY}"
-    _, call = house.run(dag.command("train", ds="2026-01-06"))
+    _, call = installation.run(dag.command("train", ds="2026-01-06"))
     assert call[call.index("--dates") + 1] == "2026-01-06:2026-01-06"
 
 
-def test_a_day_goes_on_from_the_newest_finished_run_before_it(load: Load, house: House) -> None:
+def test_a_day_goes_on_from_the_newest_finished_run_before_it(load: Load, installation: Installation) -> None:
     """Runs of later days (a day cleared and run again) and runs that never finished don't count; missed days are made up for."""
-    house.finished("2025-12-31", "2026-01-02", DAY, "2026-01-09")
-    (house.runs / "dt=2026-01-04").mkdir()
+    installation.finished("2025-12-31", "2026-01-02", DAY, "2026-01-09")
+    (installation.runs / "dt=2026-01-04").mkdir()
     dag = load("daily")
-    earlier = str(house.runs / "dt=2026-01-02")
-    status, call = house.run(dag.command("evaluate", ds=DAY))
+    earlier = str(installation.runs / "dt=2026-01-02")
+    status, call = installation.run(dag.command("evaluate", ds=DAY))
     assert status == 0
-    expected = ["evaluate", "--run", earlier, "--samples", str(house.root / "out"), "--dates", DAY]
-    assert call == [*expected, "--out", str(house.runs / "next-day" / f"dt={DAY}.json")]
-    _, call = house.run(dag.command("train", ds="2026-01-06"))
-    assert call[call.index("--from-checkpoint") + 1] == str(house.runs / f"dt={DAY}")
-    _, call = house.run(dag.command("train", ds="2026-01-04"))
+    expected = ["evaluate", "--run", earlier, "--samples", str(installation.root / "out"), "--dates", DAY]
+    assert call == [*expected, "--out", str(installation.runs / "next-day" / f"dt={DAY}.json")]
+    _, call = installation.run(dag.command("train", ds="2026-01-06"))
+    assert call[call.index("--from-checkpoint") + 1] == str(installation.runs / f"dt={DAY}")
+    _, call = installation.run(dag.command("train", ds="2026-01-04"))
     assert call[call.index("--from-checkpoint") + 1] == earlier
     assert call[call.index("--dates") + 1] == "2026-01-03:2026-01-04"
 
 
-def test_a_failed_training_is_not_gone_on_from(load: Load, house: House) -> None:
+@pytest.mark.parametrize(
+    "name", ["2026-01-04.bak", "2026-01-04 copy", "2026-01-4", "2026-01-040", "old", "2026-01-04\n2026-01-04"]
+)
+def test_a_folder_that_is_not_named_by_a_day_is_no_model(load: Load, installation: Installation, name: str) -> None:
+    installation.finished(name)
     dag = load("daily")
-    status, _ = house.run(dag.command("train", ds=DAY), GENRANK_EXITS="1")
+    assert installation.run(dag.command("evaluate", ds=DAY)) == (99, [])
+    installation.finished("2026-01-02")
+    _, call = installation.run(dag.command("train", ds=DAY))
+    assert call[call.index("--from-checkpoint") + 1] == str(installation.runs / "dt=2026-01-02")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "$(touch mark)",
+        "`touch mark`",
+        "; touch mark #",
+        "' ; touch mark #",
+        "2026-01-01\ntouch mark",
+        '" && touch mark "',
+    ],
+)
+def test_no_parameter_of_a_backfill_is_run_by_the_shell(
+    load: Load, installation: Installation, hostile: str, monkeypatch
+) -> None:
+    """Airflow refuses what is no date when it is given a format; the shell must not depend on it."""
+    dag = load("backfill")
+    monkeypatch.chdir(installation.root)
+    for params in ({"from": hostile, "to": DAY}, {"from": DAY, "to": hostile}):
+        _, call = installation.run(dag.command("train", params={**params, "train": True}))
+        assert not (installation.root / "mark").exists()
+        assert call[call.index("--dates") + 1] == f"{params['from']}:{params['to']}"
+        with pytest.raises(ValueError, match="Invalid isoformat"):
+            dag.tasks["build"].arguments["mapped"]["env"](params)
+
+
+def test_a_failed_training_is_not_gone_on_from(load: Load, installation: Installation) -> None:
+    dag = load("daily")
+    status, _ = installation.run(dag.command("train", ds=DAY), GENRANK_EXITS="1")
     assert status == 1
-    _, call = house.run(dag.command("train", ds="2026-01-06"))
+    _, call = installation.run(dag.command("train", ds="2026-01-06"))
     assert "--from-checkpoint" not in call
-    _, call = house.run(dag.command("train", ds="2026-01-07"))
-    assert call[call.index("--from-checkpoint") + 1] == str(house.runs / "dt=2026-01-06")
+    _, call = installation.run(dag.command("train", ds="2026-01-07"))
+    assert call[call.index("--from-checkpoint") + 1] == str(installation.runs / "dt=2026-01-06")
 
 
-def test_backfill_builds_each_day_and_trains_only_if_asked(load: Load, house: House) -> None:
+def test_backfill_builds_each_day_and_trains_only_if_asked(load: Load, installation: Installation) -> None:
     dag = load("backfill")
     days = dag.tasks["build"].arguments["mapped"]["env"]
     params = {"from": "2026-02-27", "to": "2026-03-01", "train": False}
     environments = days(params)
     assert [one["day"] for one in environments] == ["2026-02-27", "2026-02-28", "2026-03-01"]
     for environment in environments:
-        _, call = house.run(dag.command("build"), **environment)
+        _, call = installation.run(dag.command("build"), **environment)
         assert call[-4:] == ["--from", environment["day"], "--to", environment["day"]]
-    assert house.run(dag.command("train", params=params)) == (99, [])
-    house.finished("2026-02-20", "2026-02-28")
-    _, call = house.run(dag.command("train", params=params | {"train": True}))
+    assert installation.run(dag.command("train", params=params)) == (99, [])
+    installation.finished("2026-02-20", "2026-02-28")
+    _, call = installation.run(dag.command("train", params=params | {"train": True}))
     assert call[call.index("--dates") + 1] == "2026-02-21:2026-03-01"
-    assert call[call.index("--from-checkpoint") + 1] == str(house.runs / "dt=2026-02-20")
+    assert call[call.index("--from-checkpoint") + 1] == str(installation.runs / "dt=2026-02-20")
     with pytest.raises(ValueError, match="after"):
         days({"from": "2026-03-01", "to": "2026-02-27"})

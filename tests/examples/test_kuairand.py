@@ -1,4 +1,4 @@
-"""The KuaiRand adapter: both layouts of the public files give the same sources; bad input is told in one line."""
+"""The KuaiRand adapter: both layouts of the public files give the same sources; bad input is reported in one line."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def mistype(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (drop_column, r"log.parquet: no column tab; it has user_id"),
         (garble, r"users.parquet: can't be read as KuaiRand's"),
@@ -197,10 +197,10 @@ def mistype(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    parquets: Path, tmp_path: Path, spoil: Callable[[Path], None], told: str
+    parquets: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(parquets)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         convert(parquets, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["tail"]

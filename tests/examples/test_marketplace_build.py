@@ -23,7 +23,7 @@ DAYS = tuple(f"2026-01-0{day}" for day in range(1, 7))  # long enough for rows t
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, BuildResult]:
     folder = tmp_path_factory.mktemp("build")
     often = Defects(**{kind: 0.003 for kind in KINDS if kind not in ("clean", "late", "duplicate")})
-    generate(folder / "log", users=80, days=len(DAYS), seed=2, items=400, defects=often, progress=False)
+    generate(folder / "log", users=80, days=len(DAYS), seed=2, items=400, defects=often)
     schema = load_schema(str(ROOT / "examples/marketplace/schema.py"))
     # So few rows a day pass the gate's rate by chance.
     lenient = schema.model_dump()

@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     defects = Defects(
         null_user=0.002, null_item=0.002, null_ts=0.002, negative_ts=0.002, absurd_ts=0.002, too_late=0.002
     )
-    generate(out, users=USERS, days=DAYS, seed=5, defects=defects, progress=False)
+    generate(out, users=USERS, days=DAYS, seed=5, defects=defects)
     return out
 
 
@@ -172,7 +172,7 @@ def fatigue_loss(log: pd.DataFrame) -> float:
 
 
 def taste_correlation(log: pd.DataFrame) -> float:
-    """How well a user's clicks in a category on the first days tell the later click probability in it, within the day's other users."""
+    """How well a user's clicks in a category on the first days predict the later click probability in it, within the day's other users."""
     early, late = log[log.day < 3], log[log.day >= 3]
     cells = early.groupby(["user", "category"]).click.agg(["sum", "count"])
     rate = (cells["sum"] + 1) / (cells["count"] + 10)
@@ -294,10 +294,10 @@ def test_snapshots_change_and_state_the_start_of_the_day(world: Path) -> None:
     before = follows[follows.ts < pd.Timestamp(dt).timestamp() * 1000].sort_values("ts")
     state = before.groupby(["user_id", "brand"]).action.last().eq("follow")
     replayed = state[state].reset_index().groupby("user_id").brand.apply(set)
-    told = users[users.dt == dt].set_index("user_id").followed_brands.map(set)
-    told = told[told.map(len) > 0]
-    assert len(told) > 100
-    same = [told[user] == replayed.get(user, set()) for user in told.index]
+    on_record = users[users.dt == dt].set_index("user_id").followed_brands.map(set)
+    on_record = on_record[on_record.map(len) > 0]
+    assert len(on_record) > 100
+    same = [on_record[user] == replayed.get(user, set()) for user in on_record.index]
     assert np.mean(same) > 0.97
 
 
@@ -330,9 +330,9 @@ def test_bytes_depend_on_the_arguments_only(tmp_path: Path, chunked: Path) -> No
     generate(alone, days=2, workers=1, **CHUNKED)
     assert digest(alone) == digest(chunked)
     assert len(digest(alone)) == 2 * (2 * (len(SOURCES) - 1) + 1)
-    generate(tmp_path / "short", users=200, days=1, seed=3, progress=False)
-    generate(tmp_path / "long", users=200, days=3, seed=3, progress=False)
-    generate(tmp_path / "other", users=200, days=1, seed=4, progress=False)
+    generate(tmp_path / "short", users=200, days=1, seed=3)
+    generate(tmp_path / "long", users=200, days=3, seed=3)
+    generate(tmp_path / "other", users=200, days=1, seed=4)
     assert digest(tmp_path / "short") == digest(tmp_path / "long", days=1)
     assert (
         digest(tmp_path / "short")["exposures/dt=2026-01-01/part-00000.parquet"]
@@ -385,14 +385,14 @@ def test_parameters_out_of_range_are_told(tmp_path: Path, flag: str, value: int)
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write the world"):
-        generate(tmp_path / "file" / "w", users=100, days=1, seed=0, progress=False)
+        generate(tmp_path / "file" / "w", users=100, days=1, seed=0)
 
 
 def test_memory_does_not_grow_with_users(tmp_path: Path) -> None:
     """Four chunks of 1000 users peak where one does."""
     code = (
         "import json, resource, sys; from pathlib import Path; from examples.marketplace.world import generate\n"
-        "generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=1, seed=0, items=25_000, workers=1, progress=False)\n"
+        "generate(Path(sys.argv[1]), users=int(sys.argv[2]), days=1, seed=0, items=25_000, workers=1)\n"
         "print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))"
     )
     peaks = []

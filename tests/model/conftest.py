@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from genrank.model.config import TrainConfig
+
 # pytest's importlib mode puts no test folder on the path; the generator of random samples lives beside tokenization's tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenization"))
 
@@ -28,3 +30,17 @@ def samples(schema, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("built")
     write_random_samples(root / "samples", schema, list(DAYS), users=40)
     return root
+
+
+@pytest.fixture
+def config(schema, samples, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        schema=schema,
+        samples=samples,
+        dates=DAYS[:2],
+        out=tmp_path / "run",
+        token_budget=600,
+        epochs=2,
+        log_every=1,
+        seed=3,
+    )

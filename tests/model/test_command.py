@@ -100,6 +100,33 @@ def test_a_process_killed_at_a_random_step_and_started_again_equals_one_never_ki
         assert torch.equal(resumed[name], value), f"{name} differs after SIGKILL near step {kill_at}"
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_training_in_one_line_and_leaves_nothing_unfinished(
+    schema_file: Path, samples: Path, tmp_path: Path, number: signal.Signals, status: int, word: str
+) -> None:
+    run = tmp_path / "run"
+    process = start(
+        command(
+            "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", run, "--token-budget", 150,
+            "--epochs", 30, "--checkpoint-every", 1, "--device", "cpu", "--model", "din",
+        )
+    )  # fmt: skip
+    while process.poll() is None and not steps_of(run):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    assert (
+        errors.strip().splitlines()[-1].startswith(f"error: {word}; ")
+        and "Traceback" not in errors
+        and "Aborted" not in errors
+    )
+    assert all(name.name.startswith("step-") for name in (run / "checkpoints").iterdir())
+    assert load_model(run).name == "din"
+
+
 # ---------------------------------------------------------------------- bad input
 
 

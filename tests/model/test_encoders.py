@@ -231,6 +231,15 @@ def test_flops_count_what_the_equations_multiply() -> None:
     assert c.flops(tokens, pairs) == projection + 2 * pairs * (c.qk_dim + c.v_dim) + 2 * tokens * 3 * c.v_dim * c.dim
 
 
+def test_with_an_equal_start_a_token_is_the_key_of_its_own_query() -> None:
+    config = dataclasses.replace(PRESETS["mtgr-tiny"], equal_start=True)
+    for block in Mtgr(config).blocks:
+        _, _, q, k = block.uvqk.weight.split(block.sizes)
+        assert torch.equal(q, k)
+    _, _, q, k = Mtgr(PRESETS["mtgr-tiny"]).blocks[0].uvqk.weight.split(block.sizes)
+    assert not torch.equal(q, k)
+
+
 def test_presets_have_the_papers_sizes() -> None:
     sizes = {
         n: (PRESETS[f"mtgr-{n}"].layers, PRESETS[f"mtgr-{n}"].dim, PRESETS[f"mtgr-{n}"].heads)

@@ -135,7 +135,7 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
 
 def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features, lookups and in backward the tables' own optimizer, too. Not so with dynamic vocabularies: which ids are new is known
-    on the device only, and `tokenization.dynamic` waits to be told."""
+    on the device only, and `tokenization.dynamic` waits to learn them."""
     from random_samples import BOUNDARIES
 
     monkeypatch.setenv("GENRANK_KERNELS", "triton")

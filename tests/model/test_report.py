@@ -1,4 +1,4 @@
-"""The report of a run tells what is known and draws a dash where a metric isn't defined."""
+"""The report of a run shows what is known and draws a dash where a metric isn't defined."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ class Oracle:
             return float32(math.fsum(values) / len(values)) if values else math.nan
         newest = max((e["ts"] for e in events), default=None)
         kind = feature.stored
-        # Events of the very same millisecond are told apart by a hash: any of their values will do.
+        # Events of the very same millisecond are ordered by a hash: any of their values will do.
         return {self.store(kind, e["row"][feature.value]) for e in events if e["ts"] == newest} or {
             self.store(kind, None)
         }
@@ -371,7 +371,7 @@ class Oracle:
         return exposure["ts"] == max(o["ts"] for o in self.shown_before(label, event))
 
     def contested(self, label: Any, event: Row) -> bool:
-        """Whether the last exposure before the event is one of several of that millisecond: told apart by a hash."""
+        """Whether the last exposure before the event is one of several of that millisecond: ordered by a hash."""
         if label.attribution == "every":
             return False
         times = [o["ts"] for o in self.shown_before(label, event)]
@@ -386,7 +386,7 @@ class Oracle:
 
 
 def tied(event: Row, other: Row) -> bool:
-    """Whether only a hash tells which of two events of a sequence comes first."""
+    """Whether only a hash decides which of two events of a sequence comes first."""
     return order(event)[:3] == order(other)[:3]
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, store
-from genrank.pipelines.merge_scan import UNITS
 from genrank.schemas import Hashed, Sql
 from genrank.schemas.ids import MISSING_ID, hash_string
 
@@ -36,12 +35,11 @@ def test_strings_are_stored_by_their_hash(texts: list[str | None]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.none() | st.floats(-1e6, 1e6, width=32) | st.just(math.nan), max_size=8))
-def test_numbers_are_float32_and_fractions_whole_units(numbers: list[float | None]) -> None:
+def test_numbers_are_float32_and_amounts_float64(numbers: list[float | None]) -> None:
     array = pa.array(numbers, pa.float64())
     want = [math.nan if x is None else x for x in numbers]
     np.testing.assert_array_equal(store(array, Column("number", "x")).to_numpy(), np.array(want, np.float32))
-    units = [MISSING_ID if x is None or math.isnan(x) else round(x * UNITS) for x in numbers]
-    assert store(array, Column("units", "x")).to_pylist() == units
+    np.testing.assert_array_equal(store(array, Column("amount", "x")).to_numpy(), np.array(want))
 
 
 def test_a_list_from_sql_is_kept_whole() -> None:

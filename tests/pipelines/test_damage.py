@@ -10,10 +10,10 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.clean import clean
-from genrank.pipelines.publish import locked
 from genrank.pipelines.sample_statistics import statistics
 from genrank.pipelines.status import status
 from genrank.schemas import UserError
+from genrank.schemas.lock import locked
 from genrank.schemas.manifest import built_schema
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
@@ -52,8 +52,8 @@ def test_what_only_spares_reading_is_read_again(built: BuildConfig, name: str) -
 def test_a_day_whose_manifest_is_damaged_is_stale_and_built_again(built: BuildConfig) -> None:
     before = repr(read_samples(built.out, built.last))
     (built.out / "samples" / f"dt={built.last}" / "manifest.json").write_text("{}")
-    told = {day.dt: day for day in status(built.schema, built.data, built.out)}
-    assert (told[built.last].state, told[built.last].reason) == ("stale", "its manifest is missing or damaged")
+    state_of = {day.dt: day for day in status(built.schema, built.data, built.out)}
+    assert (state_of[built.last].state, state_of[built.last].reason) == ("stale", "its manifest is missing or damaged")
     with pytest.raises(UserError, match=r"manifest\.json is not a manifest .* build the day again"):
         clean(built.out)
     assert rebuilt(built) == [built.last]

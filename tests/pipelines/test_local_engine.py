@@ -30,8 +30,8 @@ def test_pieces_come_back_as_they_were_and_their_files_go(tmp_path: Path) -> Non
         assert tables["none"].num_rows == 0
         yield Piece(0, "slots", pa.table({"slot": [slot]}))
 
-    told = engine.exchange("meet", [frame], 3, step)
-    assert engine.collect(told)["slots"].column("slot").to_pylist() == [0, 1, 2]
+    answered = engine.exchange("meet", [frame], 3, step)
+    assert engine.collect(answered)["slots"].column("slot").to_pylist() == [0, 1, 2]
     assert not list(tmp_path.rglob("*.arrow"))
     engine.stop()
     assert not list((tmp_path / "staging").iterdir())

@@ -175,7 +175,7 @@ def compare(schema: Schema, expected: Row, found: Row) -> None:
 
 def difference(found: Row, peers: list[Row]) -> str:
     """What differs from each exposure of the oracle at the same moment."""
-    told = [
+    differing = [
         {
             **{k: (found[k], e[k]) for k in ("item", "request", "sees") if found[k] != e[k]},
             **{k: (v, e["features"][k]) for k, v in found["features"].items() if not same(v, e["features"][k])},
@@ -187,7 +187,7 @@ def difference(found: Row, peers: list[Row]) -> str:
         }
         for e in peers
     ]
-    return f"(found, expected) at {found['ts']}: {told}"
+    return f"(found, expected) at {found['ts']}: {differing}"
 
 
 def same(a: Any, b: Any) -> bool:

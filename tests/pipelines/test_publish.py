@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.publish import locked
 from genrank.schemas import UserError
-from genrank.schemas.manifest import SampleManifest, sample_days, sample_files
+from genrank.schemas.lock import locked
+from genrank.schemas.manifest import SampleManifest, opened, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")
@@ -85,7 +88,7 @@ def test_a_first_build_killed_publishes_nothing_or_whole_days(tmp_path: Path) ->
 
 def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
     days = write_world(tmp_path / "data", seed=43, days=1)
-    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0])
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], wait=False)
     with (
         locked(tmp_path / "out"),
         pytest.raises(UserError, match=f"another build is writing here .process {os.getpid()}"),
@@ -94,10 +97,31 @@ def test_a_second_build_of_the_same_output_is_refused(tmp_path: Path) -> None:
     assert build(config).days == days
 
 
+def test_builds_of_different_days_side_by_side_take_turns(tmp_path: Path) -> None:
+    """As Airflow's mapped tasks start them: both at once, into one folder; each day is that of a build alone."""
+    days = write_world(tmp_path / "data", seed=46, days=2)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = (
+        "import sys; from pathlib import Path; from genrank.pipelines.build import BuildConfig, build;"
+        "from tests.pipelines.worlds import full_schema; root, day = sys.argv[1:];"
+        "print(build(BuildConfig(full_schema(), Path(root) / 'data', Path(root) / 'out', day, day)).days)"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), day], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for day in days
+    ]
+    assert [builder.communicate()[0].strip() for builder in started] == [f"['{day}']" for day in days]
+    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "alone", days[0], days[1]))
+    for day in days:
+        assert whole(tmp_path / "out", day) == whole(tmp_path / "alone", day)
+
+
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from genrank.pipelines.publish import locked
+from genrank.schemas.lock import locked
 with locked(Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
@@ -188,3 +212,46 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="no space left on the disk"):
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0]))
     assert sample_days(tmp_path / "out" / "samples") == []
+
+
+def read_as_the_readme_says(out: Path, dt: str) -> pl.DataFrame:
+    """The two lines of README, on another folder."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(import polars as pl\n.*?)```", readme, re.DOTALL)
+    names: dict[str, pl.DataFrame] = {}
+    exec(lines.replace("runs/demo/data/samples/dt=2026-01-10", str(out / "samples" / f"dt={dt}")), names)
+    return names["samples"]
+
+
+def test_readers_of_the_folder_find_each_row_once_after_rebuilds_and_earlier_readers_keep_theirs(
+    tmp_path: Path,
+) -> None:
+    (dt,) = write_world(tmp_path / "data", seed=44, days=1)
+    out = tmp_path / "out"
+    config = BuildConfig(full_schema(), tmp_path / "data", out, dt, dt, force=True)
+    (first,) = build(config).manifests.values()
+    before = sample_files(out / "samples", dt)
+    for _ in range(2):
+        held = sample_files(out / "samples", dt)
+        build(config)
+        assert read_as_the_readme_says(out, dt).height == first.samples
+        assert sum(pq.read_metadata(opened(path)).num_rows for path in held) == first.samples
+    assert not any(opened(path).is_file() for path in before), "one replaced build is kept, not each"
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_build_killed_around_its_manifest_is_settled_by_the_next(tmp_path: Path, published: bool) -> None:
+    days = write_world(tmp_path / "data", seed=45, days=2)
+    out = tmp_path / "out"
+    config = BuildConfig(full_schema(), tmp_path / "data", out, days[0], days[1])
+    manifest = build(config).manifests[days[0]]
+    day = out / "samples" / f"dt={days[0]}"
+    shutil.copytree(day / f"build={manifest.build_id}", day / "build=other")
+    (day / ".manifest.json.123").write_text("{")
+    if published:  # The manifest names the new build, and the old one is still there.
+        text = (day / "manifest.json").read_text().replace(manifest.build_id, "other")
+        (day / "manifest.json").write_text(text)
+    assert build(config).unchanged == days
+    assert read_as_the_readme_says(out, days[0]).height == manifest.samples
+    assert [path.name for path in day.glob("build=*")] == ["build=other" if published else f"build={manifest.build_id}"]
+    assert not list(day.glob(".manifest*"))

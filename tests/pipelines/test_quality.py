@@ -112,14 +112,16 @@ def checks(**broken: int) -> list[InvariantReport]:
 
 
 def test_the_gate_names_what_is_broken_and_by_how_much() -> None:
-    gate(checks(), [QuarantineRate("clicks", "2026-01-01", 0.01, 0.05)])
+    gate(checks(), [QuarantineRate("clicks", "2026-01-01", 0.01, 0.05, {"late": 1})])
     with pytest.raises(
         UserError, match=r"every history event happened before its window \(3 broken\); nothing was published"
     ):
         gate(checks(history_before_window=3), [])
-    with pytest.raises(UserError, match=r"'clicks': 20.0% of 2026-01-01's rows are quarantined.*5.0%"):
+    with pytest.raises(
+        UserError, match=r"'clicks': 20.0% of 2026-01-01's rows are quarantined.*5.0% \(30 item is null, 2 late\)"
+    ):
         rates = [("clicks", "2026-01-01", 0.2, 0.05), ("orders", "2026-01-01", 0.0, 0.05)]
-        gate(checks(), [QuarantineRate(*rate) for rate in rates])
+        gate(checks(), [QuarantineRate(*rate, {"late": 2, "item is null": 30}) for rate in rates])
 
 
 def test_too_many_quarantined_rows_stop_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

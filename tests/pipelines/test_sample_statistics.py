@@ -66,8 +66,8 @@ def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.Cap
     assert all(psi >= 0 for psi in found[2].psi.values())
     assert found[2].against == (days[0], days[1])
     print_statistics(found)
-    assert f"drift against {days[0]} .. {days[2]} (3 days)" in (told := capsys.readouterr().out)
-    assert "candidates.price" in told
+    assert f"drift against {days[0]} .. {days[2]} (3 days)" in (printed := capsys.readouterr().out)
+    assert "candidates.price" in printed
     console = Console(width=80, file=io.StringIO())
     print_statistics(found, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

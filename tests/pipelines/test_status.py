@@ -31,9 +31,9 @@ def test_status_names_missing_and_stale_days(tmp_path: Path) -> None:
 
     # A click of the second day that arrives on the third: the second day on must be built again, the first needn't.
     write_late_click(tmp_path, days[1], arrives=days[2])
-    told = {day.dt: day for day in status(schema, tmp_path / "data", tmp_path / "out")}
-    assert [told[dt].state for dt in days] == ["stale", "stale", "stale", "stale"]
-    assert f"clicks {days[1]}" in told[days[1]].reason
+    state_of = {day.dt: day for day in status(schema, tmp_path / "data", tmp_path / "out")}
+    assert [state_of[dt].state for dt in days] == ["stale", "stale", "stale", "stale"]
+    assert f"clicks {days[1]}" in state_of[days[1]].reason
     result = build(BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[0], days[3]))
     assert result.days == days
     assert set(states(tmp_path).values()) == {"up to date"}
@@ -60,9 +60,12 @@ def test_clean_keeps_what_a_manifest_points_to(tmp_path: Path) -> None:
     build(config)
     build(config)
     (tmp_path / "out" / "partials" / "clicks" / f"dt={days[0]}" / "0123456789abcdef").mkdir()
+    (tmp_path / "out" / "samples" / f"dt={days[0]}" / ".manifest.json.321").write_text("{")
+    (tmp_path / "out" / "partials" / ".census.json.321").write_text("{")
+    (tmp_path / "out" / "partials" / "clicks" / f"dt={days[0]}" / ".0123456789abcdef-321").mkdir()
     before = [read_samples(tmp_path / "out", dt) for dt in days]
-    assert len(clean(tmp_path / "out", dry_run=True).paths) == 4
-    assert len(clean(tmp_path / "out").paths) == 4
+    assert len(clean(tmp_path / "out", dry_run=True).paths) == 7
+    assert len(clean(tmp_path / "out").paths) == 7
     assert clean(tmp_path / "out").paths == []
     assert sample_days(tmp_path / "out" / "samples") == days
     assert repr([read_samples(tmp_path / "out", dt) for dt in days]) == repr(before)
@@ -74,6 +77,6 @@ def test_status_says_which_build_mends_it(capsys: pytest.CaptureFixture[str]) ->
     print_status(
         [DayStatus(f"2026-01-0{i}", state, "a late row" * (state == "stale")) for i, state in enumerate(states, 1)]
     )
-    told = capsys.readouterr().out
-    assert "2026-01-01 to 2026-01-02: a late row" in told
-    assert "3 of 4 days to build: genrank build --from 2026-01-01 --to 2026-01-04" in told
+    printed = capsys.readouterr().out
+    assert "2026-01-01 to 2026-01-02: a late row" in printed
+    assert "3 of 4 days to build: genrank build --from 2026-01-01 --to 2026-01-04" in printed

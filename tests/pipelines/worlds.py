@@ -281,7 +281,7 @@ def write_world(
             "p_true": pa.float32(),
         }
         table = pa.table({k: pa.array(v, types[k]) for k, v in rows.items()})
-        # Which of two rows of one millisecond that `dedup` calls one event stays is told by a hash, which no oracle knows.
+        # Which of two rows of one millisecond that `dedup` calls one event stays is decided by a hash, which no oracle knows.
         names_of_event = zip(*(rows[k] for k in ("user_id", "ts", "item_id", "request_id")), strict=True)
         table = table.take(pa.array(sorted({name: i for i, name in enumerate(names_of_event)}.values()), pa.int64()))
         again = pa.concat_tables([table, table.slice(0, int(rng.integers(0, 4)))])

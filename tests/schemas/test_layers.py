@@ -27,7 +27,7 @@ LAYERS = (
     ("transforms", "vocabularies", "table", "operations"),
     ("features",),
     # The declaration.
-    ("group", "label", "declaration", "files"),
+    ("group", "label", "declaration", "files", "conversion", "source_files", "absent_columns"),
     # What follows from it, and its mistakes.
     ("derive",),
     ("validate",),

@@ -8,7 +8,7 @@ does both when it is imported, and names its modules in the entry points `genran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,6 @@ DAY = "2026-01-01"
 # ---------------------------------------------------------------------- declarations: no torch
 
 
-@s.register_feature_kind
 class Ratio(Feature):
     """One stored number divided by another of the same group. Derived: takes no space in samples."""
 
@@ -67,7 +66,6 @@ class Ratio(Feature):
         return self.transform
 
 
-@s.register_vocabulary
 class Modulo(Vocabulary):
     """An id's row is its remainder."""
 
@@ -75,7 +73,6 @@ class Modulo(Vocabulary):
     size: int = Field(gt=0)
 
 
-@s.register_transform
 class Root(Transform):
     """scale * sign(x) * sqrt(|x|), the scale learned, in `dim` columns."""
 
@@ -83,7 +80,6 @@ class Root(Transform):
     dim: int = 3
 
 
-@s.register_transform
 class Halves(Transform):
     """Two buckets that the training days' median divides."""
 
@@ -169,6 +165,20 @@ def extended_schema() -> s.Schema:
         s.Categorical(name="shop", column="item_id", vocabulary=Modulo(size=7), dim=16),
     )
     return demo_schema(candidates=plain.candidates.replace(features=(*plain.candidates.features, *own)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    """For this module alone, where a package would write `@register_feature_kind` above its class."""
+    s.register_feature_kind(Ratio)
+    s.register_vocabulary(Modulo)
+    s.register_transform(Root)
+    s.register_transform(Halves)
+    yield
+    del Feature.members_by_tag[Ratio.model_fields["kind"].default]
+    del Vocabulary.members_by_tag[Modulo.model_fields["kind"].default]
+    del Transform.members_by_tag[Root.model_fields["kind"].default]
+    del Transform.members_by_tag[Halves.model_fields["kind"].default]
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genrank.schemas.errors import UserError
-from genrank.schemas.files import days_present
 from genrank.schemas.findings import Finding
-from genrank.schemas.review.check.days import footers, missing_days, reach
+from genrank.schemas.review.check.days import beside, footers, missing_days, reach
 from genrank.schemas.review.check.rows import row_findings
 from genrank.schemas.review.check.sample import ColumnStats, Sample, column_stats, read_sample
 from genrank.schemas.review.check.values import feature_findings, join_findings, label_findings
 from genrank.schemas.schema import Schema
+from genrank.schemas.source_files import days_present
 
 
 @dataclass
@@ -62,6 +62,7 @@ def check(schema: Schema, root: Path, *, sample_rows: int = 200_000, days: int =
         except UserError as error:
             checked.findings.append(Finding("error", source.name, str(error).removeprefix(f"source {source.name!r}: ")))
             continue
+        checked.findings += beside(schema, source, root)
         if not present:
             checked.findings.append(Finding("error", source.name, f"no day lies at {source.path!r} under {root}"))
             continue

@@ -11,12 +11,14 @@ from statistics import median
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrank.schemas.absent_columns import absent_columns, may_be_missing
 from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.conversion import convert, readable_as
 from genrank.schemas.expression import nearest
-from genrank.schemas.files import files_of, readable_as
 from genrank.schemas.findings import Finding
 from genrank.schemas.schema import Schema
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_files import beside_days, day_files, remedy
 
 
 def missing_days(source: EventLog | Snapshot, present: list[str]) -> Iterator[Finding]:
@@ -64,12 +66,21 @@ def reach(schema: Schema, days: dict[str, tuple[str, str, int]]) -> Iterator[Fin
             yield Finding("warning", source.name, f"ends at {ends}, {name} at {last}")
 
 
+def beside(schema: Schema, source: EventLog | Snapshot, root: Path) -> Iterator[Finding]:
+    """Files beside a source's days, which no day reads."""
+    for one in beside_days(source, root, schema.sources):
+        yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
+
+
 def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Finding]:
     """Of each file of some days: whether it can be read, and its columns' types; and days with few rows."""
     rows: dict[str, int] = {}
+    lacking: dict[str, dict[str, list[bool]]] = {}
     reported: set[str] = set()  # A column that is wrong is wrong in most files: the first one says it.
     for day, folder in days.items():
-        files = files_of(folder)
+        files, unread = day_files(source, folder)
+        for one in unread:
+            yield Finding("error", source.name, f"{one} is not read; {remedy(source)}")
         if not files:
             yield Finding("error", source.name, f"{folder} holds no Parquet file")
         rows[day] = 0
@@ -80,14 +91,46 @@ def footers(source: EventLog | Snapshot, days: dict[str, Path]) -> Iterator[Find
                 yield Finding("error", source.name, f"{file} can't be read as Parquet ({str(error).splitlines()[0]})")
                 continue
             rows[day] += metadata.num_rows
-            for finding in _types(source, file, metadata.schema.to_arrow_schema()):
+            held = metadata.schema.to_arrow_schema().names
+            absent = absent_columns(source, file, held)
+            for column in source.columns:
+                lacking.setdefault(column, {}).setdefault(day, []).append(column in absent)
+            for finding in [*_types(source, file, metadata.schema.to_arrow_schema()), *_ends(source, file, metadata)]:
                 if finding.where not in reported:
                     reported.add(finding.where)
                     yield finding
+    for column, by_day in lacking.items():
+        yield from _absent(source, column, by_day, days)
     usual = median(rows.values())
     for day, count in rows.items():
         if count < usual / 10:
             yield Finding("warning", source.name, f"{day} has {count:,} rows, the median day {usual:,.0f}")
+
+
+def _absent(
+    source: EventLog | Snapshot, column: str, by_day: dict[str, list[bool]], days: dict[str, Path]
+) -> Iterator[Finding]:
+    """Files that lack a column: whether it was added after them, or is wanted there.
+
+    Args:
+        by_day: day, ascending -> of each of its files, whether it lacks the column.
+    """
+    lacking = [day for day, files in by_day.items() if any(files)]
+    if not lacking:
+        return
+    where, last = f"{source.name}.{column}", lacking[-1]
+    before = [files for day, files in by_day.items() if day <= last]
+    if last != max(by_day) and all(map(all, before)) and may_be_missing(source, column):
+        message = (
+            f'was added after {last}; it is missing (null) there, unless defaults={{"{column}": ...}} says what it was'
+        )
+        yield Finding("warning", where, message)
+        return
+    file = day_files(source, days[lacking[0]]).data[by_day[lacking[0]].index(True)]
+    names = set(pq.read_schema(file).names)
+    physical = source.physical(column)
+    remedy = f'; or say what it is there: defaults={{"{column}": None}}' if may_be_missing(source, column) else ""
+    yield Finding("error", where, f"{file} has no column {physical!r}{nearest(physical, names)}{remedy}")
 
 
 def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterator[Finding]:
@@ -95,11 +138,36 @@ def _types(source: EventLog | Snapshot, file: Path, schema: pa.Schema) -> Iterat
         physical = source.physical(column)
         where = f"{source.name}.{column}"
         if physical not in schema.names:
-            message = f"{file} has no column {physical!r}{nearest(physical, set(schema.names))}"
-            yield Finding("error", where, message)
+            continue
+        if schema.names.count(physical) > 1:
+            yield Finding("error", where, f"{file} has several columns {physical!r}; write it with one of them")
         elif not readable_as(schema.field(physical).type, declared):
             held = str(schema.field(physical).type).removeprefix("large_")
             remedy = "declare what it is"
             if isinstance(source, EventLog) and column in (source.time, source.arrival) and held.startswith("string"):
                 remedy = "write the times as Parquet timestamps, or as integers since 1970, and declare that"
             yield Finding("error", where, f"{held} in {file}, declared {declared}; {remedy}")
+
+
+def _ends(source: EventLog | Snapshot, file: Path, metadata: pq.FileMetaData) -> Iterator[Finding]:
+    """Columns whose least or greatest value, as the footer has it, doesn't fit the declared type."""
+    schema = metadata.schema.to_arrow_schema()
+    at = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    for column, declared in source.columns.items():
+        physical = source.physical(column)
+        if schema.names.count(physical) != 1 or not readable_as(type_ := schema.field(physical).type, declared):
+            continue
+        if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)) or physical not in at:
+            continue
+        ends: list[object] = []
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(at[physical]).statistics
+            if statistics is not None and statistics.has_min_max:
+                ends += [statistics.min, statistics.max]
+        found = pa.array(ends, type_)
+        for misfit in convert(found, declared).misfits:
+            value = found.filter(pa.array(misfit.rows))[-1].as_py()
+            message = f"{value} in {file} {misfit.what}; such rows are quarantined"
+            yield Finding(
+                "warning", f"{source.name}.{column}", f"{message}; declare a type that holds them, or fix the file"
+            )

@@ -28,6 +28,13 @@ def row_findings(schema: Schema, source: EventLog | Snapshot, sample: Sample) ->
                 where,
                 f"null in every row of {sample.day}, and {', '.join(used[source.name, column])} reads it",
             )
+    for (column, what), wrong in sample.misfits.items():
+        rate = wrong / sample.rows.num_rows
+        yield Finding(
+            "error" if rate > source.max_quarantine_rate else "warning",
+            f"{source.name}.{column}",
+            f"{share(rate)} of {sample.day} {what}; such rows are quarantined; fix the files, or declare a type that holds them",
+        )
     must = [source.user, source.time] if isinstance(source, EventLog) else [source.key]
     for column in must:
         if column in sample.rows.column_names:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genrank.schemas.base import ARROW_TYPES
-from genrank.schemas.files import files_of, readable_as
+from genrank.schemas.absent_columns import absent_columns, with_absent_columns
+from genrank.schemas.conversion import INT96_UNIT, convert, readable_as
 from genrank.schemas.findings import present_values
 from genrank.schemas.source import EventLog, Snapshot
+from genrank.schemas.source_files import day_files
 
 
 @dataclass(frozen=True)
@@ -40,43 +43,51 @@ class Sample:
     rows: pa.Table
     whole: bool
     """Whether these are all rows of the day."""
+    misfits: Mapping[tuple[str, str], int]
+    """(column, what is wrong) -> rows whose value doesn't fit the declared type; null in `rows`."""
 
 
 def read_sample(source: EventLog | Snapshot, days: dict[str, Path], limit: int) -> Sample | None:
     """Rows of the newest day that has any: row groups from all of its files in turn, until `limit`."""
     for day, folder in reversed(days.items()):
         try:
-            files = [pq.ParquetFile(file) for file in files_of(folder)]
+            paths = day_files(source, folder).data
+            files = [pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT) for file in paths]
         except (OSError, pa.ArrowException):
             continue
-        has = [c for c in source.columns if all(_fits(f.schema_arrow, source, c) for f in files)]
+        has = [c for c in source.columns if all(_fits(f, source, c) for f in zip(paths, files, strict=True))]
         turns = sorted((group, i) for i, file in enumerate(files) for group in range(file.num_row_groups))
         tables, rows = [], 0
+        misfits: Counter[tuple[str, str]] = Counter()
         for group, i in turns:
             if rows >= limit:
                 break
-            table = files[i].read_row_group(group, columns=[source.physical(c) for c in has])
+            held = [name for c in has if (name := source.physical(c)) in files[i].schema_arrow.names]
+            table = with_absent_columns(source, paths[i], files[i].read_row_group(group, columns=held))
             table = table.select([source.physical(c) for c in has]).rename_columns(has)
-            tables.append(_as_declared(source, table).slice(0, limit - rows))
+            tables.append(_as_declared(source, table.slice(0, limit - rows), misfits))
             rows += tables[-1].num_rows
         if rows:
-            return Sample(day, pa.concat_tables(tables), rows == sum(file.metadata.num_rows for file in files))
+            return Sample(day, pa.concat_tables(tables), rows == sum(file.metadata.num_rows for file in files), misfits)
     return None
 
 
-def _fits(schema: pa.Schema, source: EventLog | Snapshot, column: str) -> bool:
-    physical = source.physical(column)
-    return physical in schema.names and readable_as(schema.field(physical).type, source.columns[column])
+def _fits(file: tuple[Path, pq.ParquetFile], source: EventLog | Snapshot, column: str) -> bool:
+    path, schema, physical = file[0], file[1].schema_arrow, source.physical(column)
+    if physical not in schema.names:
+        return column not in absent_columns(source, path, schema.names)
+    return schema.names.count(physical) == 1 and readable_as(schema.field(physical).type, source.columns[column])
 
 
-def _as_declared(source: EventLog | Snapshot, table: pa.Table) -> pa.Table:
+def _as_declared(source: EventLog | Snapshot, table: pa.Table, misfits: Counter[tuple[str, str]]) -> pa.Table:
     arrays = []
     for column in table.column_names:
-        declared, array = ARROW_TYPES[source.columns[column]], table.column(column)
-        if pa.types.is_timestamp(array.type):
-            array = pc.cast(array, pa.timestamp("ms", array.type.tz), safe=False)
-            array = pc.cast(array, pa.timestamp("ms", "UTC")) if array.type.tz else pc.assume_timezone(array, "UTC")
-        arrays.append(pc.cast(array, declared, safe=False))
+        chunks = table.column(column).combine_chunks()
+        array = pa.concat_arrays(chunks.chunks) if isinstance(chunks, pa.ChunkedArray) else chunks
+        converted = convert(array, source.columns[column])
+        arrays.append(converted.values)
+        for misfit in converted.misfits:
+            misfits[column, misfit.what] += int(np.count_nonzero(misfit.rows))
     return pa.table(arrays, names=table.column_names)
 
 
