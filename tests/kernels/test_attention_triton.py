@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.kernels.attention import (
-    BUCKET_WIDTH,
     AttentionCall,
     RelativeBias,
     delta_attention,
@@ -23,6 +22,7 @@ from genrank.kernels.attention import (
     row_scale,
 )
 from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.attention.bias import BUCKET_WIDTH
 from genrank.kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch
