@@ -39,7 +39,7 @@ def test_days_are_found_wherever_the_date_stands(tmp_path: Path) -> None:
         (pa.int8(), {"int32", "int64", "float32", "float64"}),
         (pa.bool_(), {"bool", "int32", "int64"}),
         (pa.float64(), {"float32", "float64"}),
-        (pa.decimal128(9, 2), {"float32", "float64"}),
+        (pa.decimal128(9, 2), {"int32", "int64", "float32", "float64"}),
         (pa.large_string(), {"string"}),
         (pa.dictionary(pa.int32(), pa.string()), {"string"}),
         (pa.timestamp("us"), {"timestamp"}),
