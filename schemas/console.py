@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -30,6 +30,18 @@ def stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment, not to what it was when the handler was made."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        del value
+
+
 def show_log_messages(level: int = logging.INFO) -> None:
     """Show `logger`'s messages on stderr; the command calls it once."""
     if not logger.handlers:
@@ -37,7 +49,7 @@ def show_log_messages(level: int = logging.INFO) -> None:
         if sys.stderr.isatty():
             handler = RichHandler(console=stderr(), show_path=False, show_time=False, markup=False)
         else:
-            handler = logging.StreamHandler()
+            handler = _Stderr()
             handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger.addHandler(handler)
     logger.setLevel(level)

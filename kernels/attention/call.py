@@ -37,10 +37,11 @@ class AttentionCall(NamedTuple):
         return cls(IntervalMask(*flat[:5]), flat[5], RelativeBias(*flat[6:10]), *flat[10:])
 
 
+# SymInt, not int: a compiled encoder would be compiled again for each batch's longest sample and dropout seed.
 FLAT_SCHEMA = (
     "Tensor q_offsets, Tensor k_offsets, Tensor? q_positions, Tensor begin, Tensor end, Tensor scale, "
     "Tensor? position_table, Tensor? time_table, Tensor? timestamps, Tensor? positions, "
-    "float alpha, float dropout, int seed, bool same_scale, int max_length"
+    "float alpha, float dropout, SymInt seed, bool same_scale, SymInt max_length"
 )
 TENSORS = 10
 """How many of these are tensors: the first ones."""

@@ -314,7 +314,7 @@ def digest(world: Path, days: int | None = None) -> dict[str, str]:
     return {name: h for name, h in files.items() if name.split("/")[1] in keep}
 
 
-CHUNKED = {"users": 2100, "items": 12_500, "seed": 3, "progress": False}
+CHUNKED = {"users": 2100, "items": 12_500, "seed": 3}
 """Two chunks of users: 2000 and 100."""
 
 

@@ -15,20 +15,20 @@ from torch import Tensor
 from genrank.kernels.attention import (
     AttentionCall,
     RelativeBias,
-    configs,
     delta_attention,
     interval_attention,
     local_positions,
     reference_attention,
     row_scale,
 )
+from genrank.kernels.attention import configs as attention_configs
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.attention.bias import BUCKET_WIDTH
 from genrank.kernels.launch import recording
 
 from .cases import MASKS, Batch, batches, interpreted, make_batch
 
-BLOCKS = [configs.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
+BLOCKS = [attention_configs.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 
 
 def stamps_off_the_edges(tokens: int, generator: torch.Generator) -> Tensor:
@@ -126,7 +126,7 @@ def test_loads_by_descriptor(dims: tuple[int, int], heads: int, divisor: Any, mo
     monkeypatch.setenv("GENRANK_TMA", "1")
     case = Case(make_batch([150, 0, 1, 100], "mtgr", seed=11), torch.float32, dims, heads, "none", divisor)
     assert attention_gpu.descriptors(*case.inputs[1:])[0] is not None
-    check_error(case, torch.float32, configs.config(64, 32, 4, 1, tma=True))
+    check_error(case, torch.float32, attention_configs.config(64, 32, 4, 1, tma=True))
 
 
 def test_tuning_keys_on_the_batchs_own_length() -> None:

@@ -74,7 +74,7 @@ def test_growth_keeps_every_id() -> None:
     assert (ours.lookup(ids + 1)[~torch.isin(ids + 1, ids)] == -1).all()
 
 
-def test_created_rows_are_told_once() -> None:
+def test_created_rows_are_reported_once() -> None:
     ours = IdMap()
     assert ours.insert(torch.tensor([9, 5, 9])).created.tolist() == [0, 1]
     assert ours.insert(torch.tensor([5, 7])).created.tolist() == [2]

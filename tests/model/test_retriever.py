@@ -37,7 +37,7 @@ def shop(**changes):
             s.EventLog(name="clicks", path="c/dt={dt}", columns={k: columns[k] for k in ("user_id", "item_id", "ts")}),
         ),
         "sequences": (
-            s.Sequence(
+            s.EventSequence(
                 name="history",
                 events=(s.Events(source="clicks"),),
                 features=(s.Categorical(name="item_id", table=item),),

@@ -53,6 +53,7 @@ class Oracle:
         self.schema, self.as_of = schema, as_of
         self.offset = schema.offset_ms
         self.logs: dict[str, list[Row]] = {}
+        self.landed: dict[str, set[str]] = {}
         self.snapshots: dict[str, dict[str, dict[Any, Row]]] = {}
         for source in schema.sources:
             assert source.path is not None
@@ -64,6 +65,7 @@ class Oracle:
             renamed = {
                 dt: [{c: r[source.physical(c)] for c in source.columns} for r in rows] for dt, rows in raw.items()
             }
+            self.landed[source.name] = set(raw)
             if isinstance(source, EventLog):
                 self.logs[source.name] = self.clean(source, renamed)
             else:
@@ -334,6 +336,12 @@ class Oracle:
             value = 0 if value is None else value
             value = float(value != 0) if label.kind == "binary" else float32(float(value))
         else:
+            # Every day that the window touches has landed, of the label's log and, where the last exposure counts, of the exposures.
+            day, last = self.dt(exposure["ts"]), self.dt(exposure["ts"] + parse_duration(label.window))
+            while day <= last:
+                mature &= day in self.landed[label.source]
+                mature &= label.attribution != "last" or day in self.landed[self.schema.candidates.source]
+                day = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
             events = [
                 e
                 for e in self.logs[label.source]

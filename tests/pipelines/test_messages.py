@@ -100,7 +100,7 @@ def test_documents_keep_their_formats_and_damaged_ones_are_made_again(tmp_path: 
     Layout(16).write(path)
     assert path.read_text() == "16"
     Footers({"f": Footer(1, 2, "d", 5, (2, 3), None, 7)}).write(path)
-    assert json.loads(path.read_text()) == {"f": [1, 2, "d", 5, [2, 3], None, 7]}
+    assert json.loads(path.read_text()) == {"f": [1, 2, "d", 5, [2, 3], None, 7, []]}
     found = Footers.read(path)
     assert found and found.root["f"] == Footer(1, 2, "d", 5, (2, 3), None, 7)
     Census({"h": {20_000: 3}}).write(path)

@@ -13,7 +13,7 @@ from genrank.pipelines.compaction.plan import CompactionPlan
 from genrank.pipelines.merge_scan import Int
 from genrank.pipelines.reach import landed_days, reach_of
 from genrank.pipelines.sequences import newest
-from genrank.pipelines.sources import home_days, to_ms
+from genrank.pipelines.sources import home_days
 from genrank.schemas.base import DAY_MS
 from tests.pipelines.worlds import full_schema
 
@@ -58,15 +58,6 @@ def test_a_row_belongs_to_its_own_day_unless_it_is_too_late_or_early(
         own = None if ms is None else (ms + offset) // DAY_MS
         usable = own is not None and partition - late_days <= own <= partition
         assert found == (own if usable else partition)
-
-
-@given(st.lists(st.none() | st.integers(-(10**15), 10**15), max_size=10))
-def test_times_of_every_unit_become_milliseconds(values: list[int | None]) -> None:
-    array = pa.array(values, pa.int64())
-    assert to_ms(array, "ms").to_pylist() == values
-    assert to_ms(array, "us").to_pylist() == [None if v is None else v // 1000 for v in values]
-    assert to_ms(pa.array([None, 3], pa.int64()), "s").to_pylist() == [None, 3000]
-    assert to_ms(pa.array([1_500], pa.timestamp("us")), "ms").to_pylist() == [1]
 
 
 def test_what_spark_copies_covers_what_a_build_reads() -> None:

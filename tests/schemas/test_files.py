@@ -9,7 +9,9 @@ import pytest
 
 from genrank.schemas import EventLog, UserError
 from genrank.schemas import files as module
-from genrank.schemas.files import days_present, files_of, readable_as, reading, write_atomically
+from genrank.schemas.conversion import readable_as
+from genrank.schemas.files import reading, write_atomically
+from genrank.schemas.source_files import days_present
 
 COLUMNS = {"user_id": "int64", "item_id": "int64", "ts": "int64"}
 
@@ -31,21 +33,13 @@ def test_days_are_found_wherever_the_date_stands(tmp_path: Path) -> None:
         days_present(log("nowhere/dt={dt}"), tmp_path)
 
 
-def test_files_of_writers_at_work_are_left_out(tmp_path: Path) -> None:
-    for name in ("b/1.parquet", "a.parquet", "_temporary/0.parquet", ".hidden.parquet", "b/.2.parquet", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert files_of(tmp_path) == [tmp_path / "a.parquet", tmp_path / "b" / "1.parquet"]
-    assert files_of(tmp_path / "a.parquet") == [tmp_path / "a.parquet"]
-
-
 @pytest.mark.parametrize(
     ("type_", "declared"),
     [
         (pa.int8(), {"int32", "int64", "float32", "float64"}),
         (pa.bool_(), {"bool", "int32", "int64"}),
         (pa.float64(), {"float32", "float64"}),
-        (pa.decimal128(9, 2), {"float32", "float64"}),
+        (pa.decimal128(9, 2), {"int32", "int64", "float32", "float64"}),
         (pa.large_string(), {"string"}),
         (pa.dictionary(pa.int32(), pa.string()), {"string"}),
         (pa.timestamp("us"), {"timestamp"}),

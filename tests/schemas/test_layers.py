@@ -12,6 +12,7 @@ LAYERS = (
     (
         "base",
         "digest",
+        "lock",
         "errors",
         "console",
         "expression",

@@ -80,7 +80,7 @@ def demo_schema(**changes: Any) -> s.Schema:
             )
         ),
         "sequences": (
-            s.Sequence(
+            s.EventSequence(
                 name="history",
                 events=(s.Events(source="clicks"), s.Events(source="exposures", name="seen")),
                 features=(
@@ -92,7 +92,7 @@ def demo_schema(**changes: Any) -> s.Schema:
                 ),
                 max_length=30,
             ),
-            s.Sequence(
+            s.EventSequence(
                 name="realtime",
                 scope="realtime",
                 events=(s.Events(source="clicks"),),
@@ -108,7 +108,7 @@ def demo_schema(**changes: Any) -> s.Schema:
                 s.TimeGap(name="age", column="published"),
                 s.TimeGap(name="since_seen"),
                 s.TimePart(name="hour", part="hour_of_week"),
-                s.Crossed(name="city_item", of=("user.city", "item_id"), vocabulary=s.Hashed(size=101), dim=8),
+                s.HashedCross(name="city_item", of=("user.city", "item_id"), vocabulary=s.Hashed(size=101), dim=8),
                 s.CrossFeature(name="clicks_1h", op="count", source="clicks", keys=("user_id",), window="1h"),
                 s.CrossFeature(name="ctr", op="rate", source="clicks", per="exposures", keys=("item_id",), window="1d"),
                 s.CrossFeature(

@@ -100,7 +100,7 @@ def test_refusals_say_what_differs() -> None:
             features=(
                 s.Categorical(name="item_id", table=items),
                 s.Categorical(name="request_id", table=brand),
-                s.Crossed(name="x", of=("item_id", "request_id"), vocabulary=s.Hashed(size=5), dim=16),
+                s.HashedCross(name="x", of=("item_id", "request_id"), vocabulary=s.Hashed(size=5), dim=16),
             )
         )
     )

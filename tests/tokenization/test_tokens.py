@@ -28,7 +28,7 @@ INTERLEAVED = demo_schema(
     sequences=(
         SCHEMA.sequences[0].model_copy(update={"interleave": ("watched",)}),
         SCHEMA.sequences[1].model_copy(update={"interleave": ("gap",)}),
-        s.Sequence(
+        s.EventSequence(
             name="exposed",
             events=(s.Events(source="exposures"),),
             features=(s.Numeric(name="price"),),
