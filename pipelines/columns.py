@@ -26,6 +26,7 @@ from genrank.schemas import (
     Snapshot,
     UserError,
     expression,
+    quotients,
 )
 from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.features import Feature
@@ -257,6 +258,8 @@ def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) 
         series = frame[own] if own in frame.columns else pl.Series([None] * frame.height)
         # A timestamp reads as epoch ms, in every expression.
         values.append((series.dt.epoch("ms") if series.dtype == pl.Datetime else series).alias(name))
+    if parsed.needs_one:
+        values.append(pl.Series(quotients.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
         series = known.select(pl.sql_expr(parsed.polars).alias("value"))["value"]

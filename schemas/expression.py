@@ -21,6 +21,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.parser import Parser as BaseParser
 from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]
 
+from genrank.schemas import quotients
 from genrank.schemas.base import ColumnType
 
 Kind = Literal["bool", "int", "float", "string", "list<int>", "list<float>", "list<string>", "null"]
@@ -130,13 +131,26 @@ class Expression:
 
     @property
     def polars(self) -> str:
-        """The same text for `polars.sql_expr`: every column quoted, a joined one as `"snapshot.column"`, dot included."""
+        """The same text for `polars.sql_expr`: every column quoted, a joined one as `"snapshot.column"`, dot included.
+
+        Numbers of a division are written as `quotients` says; the caller adds the column `quotients.ONE` where `needs_one`.
+        """
+        replaced = [
+            ((c.args["table"] if c.table else c.this).meta["start"], c.this.meta["end"] + 1, f'"{_reference(c)}"')
+            for c in _columns(self.tree)
+        ]
+        for literal, text in quotients.rewritten(self.tree):
+            replaced.append((literal.meta["start"], literal.meta["end"] + 1, text))
         pieces, at = [], 0
-        for column in _columns(self.tree):
-            start = (column.args["table"] if column.table else column.this).meta["start"]
-            pieces += [self.text[at:start], f'"{_reference(column)}"']
-            at = column.this.meta["end"] + 1
+        for start, end, text in sorted(replaced):
+            pieces += [self.text[at:start], text]
+            at = end
         return "".join([*pieces, self.text[at:]])
+
+    @property
+    def needs_one(self) -> bool:
+        """Whether `polars` reads the column `quotients.ONE`: 1.0 in every row."""
+        return any(True for _ in quotients.constant_divisors(self.tree))
 
 
 MOST_LEVELS = 100
