@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genrank.schemas.exact_arithmetic import ONE
 from genrank.schemas.expression import FUNCTIONS, KINDS, columns, parse
-from genrank.schemas.quotients import ONE
 
 TYPES = {
     "i": "int64",
@@ -168,6 +168,14 @@ def test_an_hour_begins_on_the_hour() -> None:
     frame = pl.DataFrame({"ts": [hour * 3_600_000 for hour in hours]})
     assert evaluated("FLOOR(ts / 3600000)", frame).to_list() == list(hours)
     assert not parse("ts - 3600000 > 0.5").needs_one and parse("ROUND(ts / 2, 1)").needs_one
+
+
+def test_counts_go_below_zero() -> None:
+    frame = pl.DataFrame({"s": ["abcd", "b", ""], "l": [[1, 2], [], [3]]})
+    assert evaluated("LENGTH(s) - 3", frame).to_list() == [1, -2, -3]
+    assert evaluated("ARRAY_LENGTH( l ) - LENGTH(REPLACE(s, '(', ''))", frame).to_list() == [-2, -1, 1]
+    assert evaluated("-strpos(s, 'b')", frame).to_list() == [-2, -1, 0]
+    assert parse("s = 'LENGTH(' AND LENGTH(s) > 1").counts == ((18, 27),)
 
 
 def test_columns_are_named_once_in_order() -> None:
