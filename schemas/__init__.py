@@ -14,7 +14,7 @@ from genrank.schemas.features import (
     TimeGap,
     TimePart,
 )
-from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
+from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
 from genrank.schemas.operations import Operation, register_operation
@@ -66,6 +66,7 @@ __all__ = [
     "Table",
     "TimeGap",
     "TimePart",
+    "TokenGroup",
     "Training",
     "Transform",
     "Uniform",

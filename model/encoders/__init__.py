@@ -9,7 +9,7 @@ from typing import Any
 from genrank.model.encoders import hstu, mtgr
 from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
-from genrank.model.encoders.interface import Candidates, Encoder, EncoderConfig, split
+from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
 
 
@@ -54,6 +54,7 @@ __all__ = [
     "PRESETS",
     "BlockConfig",
     "Candidates",
+    "Counts",
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",

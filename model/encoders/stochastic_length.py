@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.visibility import HISTORY
 
 
@@ -99,7 +99,19 @@ def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tenso
         max_length=int(lengths.max()) if len(lengths) else 0,
         lengths=lengths,
         history_lengths=history_lengths,
+        slots=None if tokens.slots is None else tokens.slots[rows],
+        sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[rows],
+        candidates=None if tokens.candidates is None else _see(tokens.candidates, offsets[:-1], before),
     )
+
+
+def _see(candidates: Candidates, starts: Tensor, before: Tensor) -> Candidates:
+    """Candidates beside the rows, whose bounds count the kept rows."""
+    start = starts[candidates.owner]
+    begin, end = (
+        (before[start + bound] - before[start]).to(torch.int32) for bound in (candidates.begin, candidates.end)
+    )
+    return dataclasses.replace(candidates, begin=begin, end=end)
 
 
 def _places(chosen: Tensor, count: int) -> Tensor:
