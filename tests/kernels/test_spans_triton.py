@@ -22,8 +22,8 @@ BLOCKS = [spans_gpu.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 def check(
     spans: Spans, dtype: torch.dtype, dims: tuple[int, int], heads: int, softmax: bool, tables: str, blocks: Any
 ) -> None:
-    """At most 2x (forward) and 3x (backward) the error of the definition run in the same precision, and a floor of roundings of the
-    largest value: of softmax's gradients, which are differences of what was rounded, of the inputs' scale at least."""
+    """At most 2x (forward) and 3x (backward) the error of the definition run in the same precision, and a floor of a few
+    roundings."""
     torch.manual_seed(0)
     inputs = [x.detach().to(dtype) for x in leaves_of(spans, heads, dims, torch.float32)]
     bias = draw_bias(spans, heads, tables, torch.float32)
@@ -49,7 +49,8 @@ def check(
         if not want.numel():
             continue
         largest = want.abs().max()
-        floor = 16 * largest.clamp(min=1) if softmax and at else 4 * largest
+        # Softmax's gradients are differences of what was rounded, those of tables sums of many.
+        floor = (64 if at > 3 else 16) * largest.clamp(min=1) if softmax and at else 4 * largest
         allowed = (2 if at == 0 else 3) * (rough - want).abs().max() + torch.finfo(dtype).eps * floor
         assert (have - want).abs().max() <= allowed, f"output {at}: {(have - want).abs().max()} > {allowed}"
 
