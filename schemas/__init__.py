@@ -2,6 +2,7 @@
 
 import warnings
 
+from genrank.schemas.drift import DriftLimits, Limits
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
     Categorical,
@@ -41,6 +42,7 @@ __all__ = [
     "ChangePoints",
     "CrossFeature",
     "Dense",
+    "DriftLimits",
     "Dynamic",
     "Enumerated",
     "EventLog",
@@ -52,6 +54,7 @@ __all__ = [
     "HashedCross",
     "Identity",
     "Label",
+    "Limits",
     "Log1p",
     "MultiValued",
     "Normal",

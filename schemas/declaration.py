@@ -12,10 +12,15 @@ from functools import cached_property
 from pydantic import Field
 
 from genrank.schemas.base import CANDIDATES, USER, Declaration, Name
+from genrank.schemas.drift import DriftLimits
 from genrank.schemas.features import Feature
 from genrank.schemas.group import Candidates, EventSequence, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.source import EventLog, Snapshot, Source
+
+
+def _is_default(value: object) -> bool:
+    return value == DriftLimits()  # Declarations of before have no such field: theirs are the fingerprints without it.
 
 
 class SchemaDeclaration(Declaration):
@@ -28,6 +33,8 @@ class SchemaDeclaration(Declaration):
     candidates: Candidates
     labels: tuple[Label, ...] = Field(min_length=1)
     training: Training = Training()
+    drift: DriftLimits = Field(default=DriftLimits(), exclude_if=_is_default)
+    """How far a day may lie from the days published before it."""
     utc_offset: str = Field(default="+00:00", pattern=r"^[+-]\d\d:\d\d$")
     """Days begin at midnight of this fixed offset, and time parts are read in it."""
     description: str = ""
