@@ -5,17 +5,20 @@ import warnings
 from genrank.schemas.drift import DriftLimits, Limits
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
+    Arithmetic,
     Categorical,
     CrossFeature,
     Feature,
     HashedCross,
     MultiValued,
     Numeric,
+    RequestSize,
     Sql,
     TimeGap,
     TimePart,
+    WithinRequest,
 )
-from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
+from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
 from genrank.schemas.operations import Operation, register_operation
@@ -36,6 +39,7 @@ _RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p",
 
 
 __all__ = [
+    "Arithmetic",
     "AutoDis",
     "Candidates",
     "Categorical",
@@ -61,6 +65,7 @@ __all__ = [
     "Numeric",
     "Operation",
     "QuantileBuckets",
+    "RequestSize",
     "Schema",
     "SchemaError",
     "Snapshot",
@@ -69,12 +74,14 @@ __all__ = [
     "Table",
     "TimeGap",
     "TimePart",
+    "TokenGroup",
     "Training",
     "Transform",
     "Uniform",
     "UserError",
     "UserGroup",
     "Vocabulary",
+    "WithinRequest",
     "Zeros",
     "from_json",
     "from_yaml",

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import single_array
-from genrank.pipelines.days import dt_of, start_of
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.sample_columns import (
@@ -30,7 +30,7 @@ from genrank.pipelines.sample_columns import (
     weight_of,
 )
 from genrank.schemas import CrossFeature, Events, EventSequence, Schema
-from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.base import parse_duration
 from genrank.schemas.derive.sample_schema import arrow_schema, leaves
 from genrank.schemas.ids import MISSING_ID, hash_strings
 from genrank.schemas.schema import CANDIDATES, USER
@@ -119,7 +119,7 @@ class _File:
             broken,
         )
         self.ids = single_array(table.column(SAMPLE_ID))
-        self.start, self.end = start_of(day, schema.offset_ms), start_of(day + 1, schema.offset_ms)
+        self.start, self.end = (schema.local_days.start(at) for at in (day, day + 1))
         self.groups = {
             field.name: _Group(single_array(table.column(field.name)))
             for field in table.schema
@@ -341,7 +341,7 @@ class _File:
     def _landed(self, log: str, ts: Int, window: int) -> Bool:
         """Whether every day that a label's window touches has landed, day by day."""
         there = np.ones(len(ts), np.bool_)
-        last = (np.clip(ts, self.start, self.end - 1) + window + self.schema.offset_ms) // DAY_MS
+        last = self.schema.local_days.days(np.clip(ts, self.start, self.end - 1) + window)
         for day in range(self.day, int(last.max(initial=self.day)) + 1):
             if day not in self.landed[log]:
                 there &= last < day

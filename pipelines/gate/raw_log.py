@@ -24,7 +24,7 @@ from genrank.pipelines.gate.users import draw
 from genrank.pipelines.messages import DRIVER
 from genrank.pipelines.raw_rows import content_hash
 from genrank.pipelines.sources import Partition, open_rows
-from genrank.schemas import EventLog, Schema, Snapshot, expression
+from genrank.schemas import EventLog, Schema, Snapshot, exact_arithmetic, expression
 from genrank.schemas.absent_columns import with_absent_columns
 from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 from genrank.schemas.conversion import convert, epoch_ms
@@ -135,7 +135,7 @@ class RawReader:
             times = epoch_ms(rows.column(source.time), source.time_unit)
             bad |= _null(times.values)
             ts = pc.fill_null(times.values, 0).to_numpy(zero_copy_only=False)
-            home = (ts + self.schema.offset_ms) // DAY_MS
+            home = self.schema.local_days.days(ts)
             bad |= (home > partition) | (partition - home > parse_duration(source.lateness) // DAY_MS)
             arrived = ts
             if source.arrival:
@@ -145,7 +145,7 @@ class RawReader:
                 arrived = np.maximum(
                     ts, pc.fill_null(late.values, np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
                 )
-            bad |= arrived - ts > parse_duration(source.lateness) + DAY_MS
+            bad |= arrived - ts > parse_duration(source.lateness) + DAY_MS + self.schema.local_days.spread
             if source.name == self.schema.candidates.source:
                 bad |= _null(rows.column(self.schema.candidates.item))
         bad |= ~np.isin(home, np.fromiter(self.days[source.name], np.int64))
@@ -190,9 +190,23 @@ def evaluate(text: str, source: str, frame: pl.DataFrame) -> pl.Series:
         own = name if name in frame.columns else name.removeprefix(f"{source}.")
         series = frame[own] if own in frame.columns else pl.Series([None] * frame.height)
         values.append((series.dt.epoch("ms") if series.dtype == pl.Datetime else series).alias(name))
+    if parsed.computes:
+        values = [series.cast(_wide(series.dtype)) for series in values]
+    if parsed.needs_one:
+        values.append(pl.Series(exact_arithmetic.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else pl.DataFrame({"_": np.zeros(frame.height)})
     series = known.select(pl.sql_expr(parsed.polars).alias("value"))["value"]
+    if series.dtype == pl.Int128:
+        series = series.cast(pl.Int64, strict=False)
     return series if len(series) == frame.height else series.gather([0] * frame.height)
+
+
+def _wide(type_: pl.DataType) -> pl.DataType:
+    """Whole numbers are computed with in 128 bits, where none wraps."""
+    inner = type_.inner if isinstance(type_, pl.List) else None
+    if isinstance(inner, pl.DataType) and inner.is_integer():
+        return pl.List(pl.Int128)
+    return pl.Int128() if type_.is_integer() else type_
 
 
 def stored_id(value: Any) -> int:

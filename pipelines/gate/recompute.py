@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from genrank.pipelines.days import start_of
 from genrank.pipelines.gate.operations import RECOUNTS, Window
 from genrank.pipelines.gate.raw_log import ARRIVED, ID, TS, USER, Bool, evaluate, holds, stored_id
 from genrank.schemas import CrossFeature, EventLog, Events, EventSequence, Label, Schema, expression
@@ -151,12 +150,12 @@ class Recomputation:
     @property
     def start(self) -> int:
         """The day's first millisecond."""
-        return start_of(self.day, self.schema.offset_ms)
+        return self.schema.local_days.start(self.day)
 
     @property
     def end(self) -> int:
         """The next day's."""
-        return start_of(self.day + 1, self.schema.offset_ms)
+        return self.schema.local_days.start(self.day + 1)
 
     def exposures_of(self, user: int) -> Int:
         """Rows of a user's exposures, by time."""
@@ -208,7 +207,7 @@ class Recomputation:
                 *([feature.value] if feature.value else []),
                 *(_references(feature.where) if feature.where else ()),
             ]
-        if (first + self.schema.offset_ms) // DAY_MS < rows.since or not rows.knows(*needed):
+        if self.schema.local_days.day(first) < rows.since or not rows.knows(*needed):
             return None
         seen = (rows.available < at) & (rows.ts > first) & (rows.ts < at)
         if MISSING_ID in keys:
@@ -237,9 +236,8 @@ class Recomputation:
             assert label.source
             events = self.logs[label.source]
             for log in (label.source, *([shown.log.name] if label.attribution == "last" else [])):
-                touched = range(
-                    (ts + self.schema.offset_ms) // DAY_MS, (ts + window + self.schema.offset_ms) // DAY_MS + 1
-                )
+                days = self.schema.local_days
+                touched = range(days.day(ts), days.day(ts + window) + 1)
                 mature = mature and all(day in self.landed[log] for day in touched)
             read = [
                 *label.on,
@@ -301,10 +299,9 @@ class Recomputation:
             if isinstance(entry, Events):
                 log = self.logs[entry.source].log
                 # What happened before the first day read arrived at most so much later.
-                late = parse_duration(log.lateness) + DAY_MS if log.arrival else 0
-                latest = (
-                    start_of(self.logs[entry.source].since, self.schema.offset_ms) + late + parse_duration(log.delay)
-                )
+                days = self.schema.local_days
+                late = parse_duration(log.lateness) + DAY_MS + days.spread if log.arrival else 0
+                latest = days.start(self.logs[entry.source].since) + late + parse_duration(log.delay)
                 certain = max(certain, latest)
         return certain
 
