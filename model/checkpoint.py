@@ -208,6 +208,8 @@ def _manifest(folder: Path) -> CheckpointManifest:
     try:
         text = (folder / "manifest.json").read_text()
         content = checked(text)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it names no format")
         format_ = content["format"]
         if format_ != FORMAT:
             raise UserError(f"{folder} has checkpoint format {format_}; this version reads {FORMAT}")
@@ -218,8 +220,8 @@ def _manifest(folder: Path) -> CheckpointManifest:
         raise UserError(
             f"{folder} is not a checkpoint of `genrank train` (manifest.json: {where}: {wrong['msg']})"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a checkpoint of `genrank train` (manifest.json: {error})") from None
 
 
 def _damaged(folder: Path, manifest: CheckpointManifest) -> list[str]:
