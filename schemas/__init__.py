@@ -4,17 +4,20 @@ import warnings
 
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
+    Arithmetic,
     Categorical,
     CrossFeature,
     Feature,
     HashedCross,
     MultiValued,
     Numeric,
+    RequestSize,
     Sql,
     TimeGap,
     TimePart,
+    WithinRequest,
 )
-from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
+from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
 from genrank.schemas.operations import Operation, register_operation
@@ -35,6 +38,7 @@ _RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p",
 
 
 __all__ = [
+    "Arithmetic",
     "AutoDis",
     "Candidates",
     "Categorical",
@@ -58,6 +62,7 @@ __all__ = [
     "Numeric",
     "Operation",
     "QuantileBuckets",
+    "RequestSize",
     "Schema",
     "SchemaError",
     "Snapshot",
@@ -66,12 +71,14 @@ __all__ = [
     "Table",
     "TimeGap",
     "TimePart",
+    "TokenGroup",
     "Training",
     "Transform",
     "Uniform",
     "UserError",
     "UserGroup",
     "Vocabulary",
+    "WithinRequest",
     "Zeros",
     "from_json",
     "from_yaml",

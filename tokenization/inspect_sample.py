@@ -80,8 +80,9 @@ def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> st
     return best[1]
 
 
-def _find(path: Path, sample_id: str, columns: SampleColumns) -> pa.Table | None:
-    """The sample's row, if the file holds it."""
+def _find(path: Path, sample_id: str, columns: SampleColumns) -> tuple[pa.Table, int] | None:
+    """The rows of the sample's user and day, and which is the sample's, if the file holds it."""
+    user_day = sample_id.rpartition(":")[0] + ":"
     first_row = 0
     with reading(path):
         file = pq.ParquetFile(path)
@@ -90,10 +91,10 @@ def _find(path: Path, sample_id: str, columns: SampleColumns) -> pa.Table | None
             at = pc.index(ids, sample_id).as_py()
             if at >= 0:
                 columns.check_schema(file.schema_arrow, path)
-                table = file.read_row_group(number, columns=columns.names).slice(at, 1)
-                table = table.take([0])  # a slice's offsets don't begin at 0; a copy's do
-                columns.check(table, path, first_row + at)
-                return table
+                rows = np.flatnonzero(pc.starts_with(ids, user_day).to_numpy())
+                table = file.read_row_group(number, columns=columns.names).take(rows)
+                columns.check(table, path, first_row + int(rows[0]))
+                return table, at - int(rows[0])
             first_row += len(ids)
     return None
 
@@ -109,10 +110,10 @@ def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: 
     columns = SampleColumns(schema)
     for day in named or days:
         for path in sample_files(samples_root, day, schema):
-            if (table := _find(path, sample_id, columns)) is not None:
-                return _lay_out(
-                    schema, view_of(columns.stored_rows(table), schema, "user_day").batch(np.arange(1)), rule
-                )
+            if found := _find(path, sample_id, columns):
+                table, at = found
+                view = view_of(columns.stored_rows([table]), schema, "user_day")
+                return _lay_out(schema, view.batch(np.array([at])), rule)
     where = f"days {days[0]} to {days[-1]}" if days else "no published day"
     raise UserError(f"{samples_root} has no sample {sample_id!r} ({where}); an id reads <user>:<day>:<chunk>")
 

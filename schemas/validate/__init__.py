@@ -12,7 +12,7 @@ from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.local_days import unknown_place
 from genrank.schemas.messages import twice
 from genrank.schemas.validate.features import feature_mistakes
-from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes
+from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes, token_group_mistakes
 from genrank.schemas.validate.labels import label_mistakes
 from genrank.schemas.validate.sources import source_mistakes
 from genrank.schemas.validate.tables import table_mistakes
@@ -28,6 +28,7 @@ def mistakes(schema: SchemaDeclaration) -> list[str]:
         *source_mistakes(schema),
         *candidate_mistakes(schema),
         *sequence_mistakes(schema),
+        *token_group_mistakes(schema),
         *feature_mistakes(schema),
         *table_mistakes(schema),
         *label_mistakes(schema),
