@@ -271,7 +271,7 @@ class Trainer:
                 self._save()
                 if self.ranks.is_main:
                     best = Best(step=at.step, metric=headline, value=score)
-                    write_document(config.out / "checkpoints" / "best.json", best)
+                    write_document(config.out / "checkpoints" / "best.json", best, guarded=True)
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience
