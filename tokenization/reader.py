@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -146,7 +145,7 @@ class SampleReader:
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
-        return self.columns.stored_rows(pa.concat_tables(tables))
+        return self.columns.stored_rows(tables)
 
     # ------------------------------------------------------------------ order
 
