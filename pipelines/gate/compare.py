@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,25 +50,33 @@ class Comparison:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     users: int = 0
 
-    def user(self, user: int, samples: Sequence[Sample], crossed: Mapping[int, Sequence[CrossFeature]]) -> None:
+    def user(
+        self,
+        user: int,
+        samples: Sequence[Sample],
+        crossed: Mapping[int, Sequence[CrossFeature]],
+        exposures: Container[int],
+    ) -> None:
         """Compare all of a user's samples of the day.
 
         Args:
             user: its stored id.
             samples: as they are stored, any order; none where the user was left out.
             crossed: exposure (row of the raw log) -> cross features to be compared of it.
+            exposures: those compared in all that they state and are labelled with; of the others only which they are.
         """
         self.users += 1
         in_order = sorted(samples, key=_chunk)
         places = [(sample, at) for sample in in_order for at in range(len(sample[CANDIDATES][TS]))]
         for sample, at, row in self._pairs(user, places, self.raw.exposures_of(user).tolist()):
-            self._candidate(sample, at, row, crossed.get(row, ()))
+            if row in exposures:
+                self._candidate(sample, at, row, crossed.get(row, ()))
         for feature in self.raw.schema.user.features:
             if feature.stored:
                 expected = self.raw.profile(feature, user)
                 for sample in in_order:
                     self.equal(f"{USER}.{feature.name}", sample, 0, sample[USER][feature.name], expected)
-        for sequence in self.raw.schema.sequences:
+        for sequence in filter(self.raw.answers, self.raw.schema.sequences):
             events = self.raw.events(sequence, user)
             if sequence.scope == "history":
                 for sample in in_order:

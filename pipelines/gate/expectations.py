@@ -68,8 +68,8 @@ def validate(
     import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view.view import DefaultJinjaPageView
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -83,7 +83,7 @@ def validate(
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     result = batch.validate(suite)
     failed = [r.expectation_config.kwargs["column"] for r in result.results if r.expectation_config and not r.success]
-    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    page: str = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))  # type: ignore[no-untyped-call]
     return Verdict(failed, _json(suite.to_json_dict()), _json(result.to_json_dict()), page)
 
 

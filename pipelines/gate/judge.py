@@ -162,7 +162,7 @@ class Gate:
                 by_user.setdefault(stored_id(sample[USER_ID]), []).append(sample)
         comparison = Comparison(rows.raw)
         for user in rows.users:
-            comparison.user(user, by_user[user], rows.crossed)
+            comparison.user(user, by_user[user], rows.crossed, rows.exposures)
         found.recomputed, found.users = comparison.leaves, comparison.users
         values = sum(leaf.compared for leaf in comparison.leaves.values())
         logger.info("%s: %d values of %d users recomputed from the raw log", dt_of(day), values, comparison.users)

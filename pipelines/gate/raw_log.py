@@ -35,6 +35,10 @@ Bool = NDArray[np.bool_]
 HOME, USER, TS, ARRIVED, ID = "_home", "_user", "_ts", "_arrived", "_id"
 """Columns beside the declared ones: the row's day, its user's stored id, its time and arrival in epoch ms, the hash that breaks ties."""
 TASK_ROWS = 1_000_000
+MOST_ROWS = 3_000_000
+"""Rows that are brought together at most."""
+TOO_MANY = "too many"
+"""Tag of what tells the driver that rows of a source were left out."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class RawReader:
     """Source -> the days wanted."""
     wanted: Mapping[str, tuple[Filter, ...]]
     """Source -> filters, of which a row meets one."""
+    most: int = MOST_ROWS
+    """Rows of a unit at most; where the filters let more through, only the first one counts, and the driver hears of it."""
 
     def read(self, unit: RawUnit) -> Iterator[Piece]:
         """Map step: usable rows, tagged with their source."""
@@ -104,6 +110,9 @@ class RawReader:
             rows = _chosen(source, table, filters)
             if not rows.any():
                 return
+        if rows.sum() > self.most and len(filters) > 1:
+            yield Piece(DRIVER, f"{TOO_MANY}:{unit.source}", pa.table({"rows": [int(rows.sum())]}))
+            rows = _chosen(source, table, filters[:1])
         table = _read(source, unit, list(source.columns))
         if names and not rows.all():
             table = table.filter(pa.array(rows))
