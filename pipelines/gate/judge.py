@@ -183,7 +183,7 @@ class Gate:
     def _decide(self, days: Sequence[int], found: Mapping[int, DayFindings], expected: Mapping[int, Expected]) -> None:
         rows = [row for day in days for row in self._frame(found[day], expected[day])]
         name = f"{self.plan.schema.name} {dt_of(days[0])}" + (f" to {dt_of(days[-1])}" if len(days) > 1 else "")
-        verdict = expectations.validate(self.loading, name, rows, NOTES, {})
+        verdict = expectations.validate(self.loading, name, rows, NOTES)
         for day in days:
             self._warn(day, found[day])
         if verdict.failed:

@@ -28,6 +28,7 @@ from genrank.pipelines.gate.raw_log import (
     Lowest,
     RawReader,
     RawUnit,
+    beyond_float32,
     once,
     stored_id,
     units_of,
@@ -262,7 +263,7 @@ class RawDay:
             reader = RawReader(self.schema, {name: frozenset(there)}, {name: (Among(((snapshot.key, keys),)),)})
             rows = self._read(f"recompute {name}", reader, self._units(name, sorted(there)))[name]
             frame = _with_snapshot(snapshot, frame, rows, days, wanted)
-        return frame
+        return frame.filter(pl.Series(~beyond_float32(self.schema, log, frame)))
 
 
 def _without_busiest(found: pa.Array, staged: pa.Array) -> pa.Array:
