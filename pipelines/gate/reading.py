@@ -88,7 +88,7 @@ class RawDay:
         shown = shown.filter(pl.Series(np.isin(shown[USER].to_numpy(), [stored_id(user) for user in users])))
         own = LogRows(log, self._joined(log, shown, self._references(log)), self.day)
         features = [feature for feature in schema.candidates.features if isinstance(feature, CrossFeature)]
-        shuffled = np.random.default_rng(self.day).permutation(shown.height)
+        shuffled = np.random.default_rng(self.day).permutation(own.frame.height)
         rows = shuffled[:WITH_USER]
         since = self._since()
         filters, answered = self._filters(own, features, users, rows, since)
