@@ -101,6 +101,7 @@ class PartialReport(Report):
             "duplicates": pa.int64(),
             "reason": pa.string(),
             "joins": pa.map_(pa.string(), pa.int64()),
+            "sha256": pa.string(),
         }
     )
 
@@ -115,6 +116,8 @@ class PartialReport(Report):
     """Why the rows are quarantined; empty for rows of the partial."""
     joins: Mapping[str, int]
     """Snapshot -> rows that it knows."""
+    sha256: str = ""
+    """Of the partial's file."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class CompactedReport(Report):
             "bucket": pa.int64(),
             "path": pa.string(),
             "rows": pa.int64(),
+            "sha256": pa.string(),
         }
     )
 
@@ -141,6 +145,7 @@ class CompactedReport(Report):
     path: str
     """Empty where the bucket has no rows."""
     rows: int
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.schemas import UserError
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest, opened, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
@@ -250,8 +252,8 @@ def test_a_build_killed_around_its_manifest_is_settled_by_the_next(tmp_path: Pat
     shutil.copytree(day / f"build={manifest.build_id}", day / "build=other")
     (day / ".manifest.json.123").write_text("{")
     if published:  # The manifest names the new build, and the old one is still there.
-        text = (day / "manifest.json").read_text().replace(manifest.build_id, "other")
-        (day / "manifest.json").write_text(text)
+        text = json.dumps(checked((day / "manifest.json").read_bytes())).replace(manifest.build_id, "other")
+        (day / "manifest.json").write_text(with_checksum(text))
     assert build(config).unchanged == days
     assert read_as_the_readme_says(out, days[0]).height == manifest.samples
     assert [path.name for path in day.glob("build=*")] == ["build=other" if published else f"build={manifest.build_id}"]
