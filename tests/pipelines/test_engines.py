@@ -20,7 +20,7 @@ from genrank.schemas.manifest import sample_files
 from tests.pipelines.test_compaction import long_schema
 from tests.pipelines.worlds import full_schema, write, write_world
 
-pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
+pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("recomputing_gate")]
 
 
 def stored(out: Path, dt: str) -> list[bytes]:

@@ -22,7 +22,7 @@ from tests.pipelines.oracle import DAY, Oracle, order, zone_of
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 
 Row = dict[str, Any]
-pytestmark = pytest.mark.usefixtures("plain_gate")
+pytestmark = pytest.mark.usefixtures("recomputing_gate")
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
