@@ -16,7 +16,6 @@ from genrank.pipelines.engine import gather, scatter
 from genrank.pipelines.messages import (
     BucketMessage,
     CompactedReport,
-    InvariantReport,
     KeyAnswers,
     KeyCount,
     KeyQueries,
@@ -26,6 +25,7 @@ from genrank.pipelines.messages import (
     QuarantinedRows,
     Report,
     SampleReport,
+    StagedReport,
     events_tag,
     tag_parts,
 )
@@ -36,7 +36,7 @@ REPORTS: list[Report] = [
     CompactedReport(0, 3, 6, 1, "", 0, ""),
     KeyCount("item_id", -(2**63), 9),
     SampleReport(3, 1, "part.parquet", 5, 900, "ab", 12, 3),
-    InvariantReport(3, 5, {"window": 0, "labels": 2}),
+    StagedReport(3, 1, 5, 9, "ab", {"window": 0, "labels": 2}, {"labels": "labels.click[0] is 2"}),
     LeafSummary(3, "candidates.price", "number", 5, 1, 7.5, -1.0, 4.0, None, [1.0, 2.5], [2.0, 2.0], [], []),
     LeafSummary(3, "candidates.item", "id", 5, 1, None, None, None, 2, [], [], [7, -7], [2.0, 2.0]),
 ]

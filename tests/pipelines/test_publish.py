@@ -29,8 +29,9 @@ pytestmark = pytest.mark.usefixtures("plain_gate")
 BUILDER = """
 import sys
 from pathlib import Path
-from genrank.pipelines import build, quality
-quality.gate = lambda checks, rates: None  # its start would be most of what is killed
+from genrank.pipelines import build
+from tests.pipelines import plain_verdict
+plain_verdict.use()
 from tests.pipelines.worlds import full_schema
 root, first, last = sys.argv[1:]
 print("ready", flush=True)
@@ -172,7 +173,7 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, m
     def refuse(*_: object) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("genrank.pipelines.quality.gate", refuse)
+    monkeypatch.setattr("genrank.pipelines.gate.judge.Gate.judge", refuse)
     with pytest.raises(UserError):
         build(config)
     assert SampleManifest.read(tmp_path / "out" / "samples" / f"dt={days[0]}") == old
@@ -201,7 +202,7 @@ def test_a_power_cut_publishes_no_empty_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     build(BuildConfig(full_schema(), tmp_path / "data", out, days[0], days[-1]))
-    assert seen == {"partials", "samples", "stats"}
+    assert seen == {"partials", "samples", "stats", "gate"}
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
