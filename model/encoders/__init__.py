@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genrank.model.encoders import hstu, mtgr
+from genrank.model.encoders import hetero, hstu, mtgr, rankmixer
 from genrank.model.encoders.block import BlockConfig
+from genrank.model.encoders.hetero import Hetero, HeteroConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
 from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
+from genrank.model.encoders.rankmixer import RankMixer, RankMixerConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class EncoderSpec:
 ENCODERS = [
     EncoderSpec(MtgrConfig, Mtgr, mtgr.PRESETS),
     EncoderSpec(HstuConfig, Hstu, hstu.PRESETS),
+    EncoderSpec(HeteroConfig, Hetero, hetero.PRESETS),
+    EncoderSpec(RankMixerConfig, RankMixer, rankmixer.PRESETS),
 ]
 """One line an encoder."""
 
@@ -58,10 +62,14 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
+    "Hetero",
+    "HeteroConfig",
     "Hstu",
     "HstuConfig",
     "Mtgr",
     "MtgrConfig",
+    "RankMixer",
+    "RankMixerConfig",
     "build_encoder",
     "split",
 ]
