@@ -97,7 +97,7 @@ class Slices:
             for low, high in itertools.pairwise((0, *SIZES)):
                 found.setdefault("request", {})[f"{low + 1} to {high} candidates"] = (sizes > low) & (sizes <= high)
             found["request"][f"over {SIZES[-1]} candidates"] = sizes > SIZES[-1]
-        hours = (columns["ts"].numpy() + self.schema.offset_ms) // 3_600_000 % 24
+        hours = self.schema.local_days.local(columns["ts"].numpy()) // 3_600_000 % 24
         found["hour"] = {
             f"{first:02d} to {first + HOURS - 1:02d} h": (hours >= first) & (hours < first + HOURS)
             for first in range(0, 24, HOURS)
