@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genrank.pipelines.build import build
     from genrank.pipelines.config import BuildConfig
     from genrank.schemas import (
+        Arithmetic,
         AutoDis,
         Candidates,
         Categorical,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Numeric,
         Operation,
         QuantileBuckets,
+        RequestSize,
         Schema,
         SchemaError,
         Snapshot,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         UserError,
         UserGroup,
         Vocabulary,
+        WithinRequest,
         Zeros,
         from_json,
         from_yaml,
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Arithmetic",
     "AutoDis",
     "BuildConfig",
     "Candidates",
@@ -94,6 +98,7 @@ __all__ = [
     "Numeric",
     "Operation",
     "QuantileBuckets",
+    "RequestSize",
     "Schema",
     "SchemaError",
     "Snapshot",
@@ -109,6 +114,7 @@ __all__ = [
     "UserError",
     "UserGroup",
     "Vocabulary",
+    "WithinRequest",
     "Zeros",
     "__version__",
     "build",

@@ -200,6 +200,21 @@ class Evaluation(Document):
     tasks: Rows
     builds: dict[str, str] = {}
     """Day -> the build of its samples that was judged on."""
+    chosen: dict[str, dict[str, str]] = {}
+    """Objective -> row that was chosen on a training day -> which it is, in words."""
+
+    def in_words(self, objective: str, row: str, name: str) -> str:
+        """A row's name, with what was chosen for it."""
+        which = self.chosen.get(objective, {}).get(row)
+        return f"{name} ({which})" if which else name
+
+
+class SliceMetrics(Document):
+    """Metrics of the model on a part of the candidates."""
+
+    candidates: int
+    """With a mature label."""
+    metrics: dict[str, Estimate]
 
 
 class RankingEvaluation(Evaluation):
@@ -209,6 +224,8 @@ class RankingEvaluation(Evaluation):
     samples: int
     candidates: int
     users: int
+    slices: dict[str, dict[str, dict[str, SliceMetrics]]] = {}
+    """Label -> dimension (`item`, `user`, `request`, `hour`) -> slice -> metrics of the model."""
 
 
 class RetrievalEvaluation(Evaluation):

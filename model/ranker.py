@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
+from genrank.model.auxiliary import Auxiliary
 from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.interface import Model
+from genrank.model.interface import Model, Phase
 from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
@@ -118,9 +119,21 @@ class Ranker(EncoderModel):
         super().__init__(embeddings, config, encoder)
         self.heads = Heads(self.encoder.config.out_dim, tasks, head)
         self.work = Work()
+        hidden = config.auxiliary_hidden
+        self.auxiliary = Auxiliary(embeddings, tasks, hidden, head) if hidden else None
+        self.phase: Phase = "both"
+
+    def set_phase(self, phase: Phase) -> None:
+        """What learns; `sparse` where the encoder's configuration has an auxiliary network."""
+        if phase != "sparse" or self.auxiliary is None:
+            super().set_phase(phase)
+        self.phase = phase
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{label: logit [C]}."""
+        """{label: logit [C]}. In training by `--phase sparse`, those of the auxiliary network."""
+        if self.auxiliary is not None and self.training and self.phase == "sparse":
+            rows_learn: dict[str, Tensor] = self.auxiliary(batch)
+            return rows_learn
         tokens = self.encoder.shorten(self.tokenizer(batch))
         if self.training and self.counts_flops:
             self.work.add(tokens)

@@ -246,6 +246,7 @@ class Trainer:
         if self.ranks.size > 1 and not model.several_ranks:
             raise UserError(f"--model {config.model}: it trains in one process; start it without torchrun")
         model.prepare(self.samples, config.dates)
+        model.set_phase(config.phase)
         if config.recompute:
             model.recompute_activations()
         if config.compile:

@@ -17,7 +17,7 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
-from genrank.pipelines.days import dt_of, start_of, whole_days
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.labels import Labels, label_exposures
 from genrank.pipelines.leaf_summaries import join_summaries, summarize
@@ -84,7 +84,7 @@ class Assembler:
         crossed: Mapping[str, pa.Array],
         timelines: Mapping[str, Timeline],
     ) -> Iterator[Piece]:
-        start, end = start_of(day, self.schema.offset_ms), start_of(day + 1, self.schema.offset_ms)
+        start, end = self.schema.local_days.start(day), self.schema.local_days.start(day + 1)
         user = int64s(exposures, "u")
         begins = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]]))
         active = pa.array(user[begins])
@@ -92,7 +92,7 @@ class Assembler:
         def near(source: str, columns: list[str]) -> pa.Table:
             """Rows of a log that a label of this day may concern."""
             reach = max(parse_duration(label.window) for label in self.schema.labels)
-            days = range(day, day + whole_days(reach) + 2)
+            days = range(day, day + self.schema.local_days.covering(reach) + 2)
             names = [*dict.fromkeys(["u", "ts", "arrived", *columns])]
             return self.router.reader.load(source, days, bucket, names, active)
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genrank.pipelines.config import BuildConfig
-from genrank.pipelines.days import day_number, dt_of, moment_text, start_of
+from genrank.pipelines.days import day_number, dt_of, moment_text
 from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import open_engine
 from genrank.pipelines.labels import logs_of
@@ -143,7 +143,7 @@ def _check_days(config: BuildConfig, plan: BuildPlan) -> None:
                 )
             have = f"it has {dt_of(min(exposures))} .. {dt_of(max(exposures))}" if exposures else "it has none"
             raise UserError(f"{where}; {have}. Choose --from and --to among them")
-    if plan.as_of < start_of(plan.last + 1, config.schema.offset_ms):
+    if plan.as_of < config.schema.local_days.start(plan.last + 1):
         raise UserError(
             f"--as-of {moment_text(plan.as_of)} lies before the end of --to {config.last}; choose a later one"
         )

@@ -4,15 +4,18 @@ import warnings
 
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
+    Arithmetic,
     Categorical,
     CrossFeature,
     Feature,
     HashedCross,
     MultiValued,
     Numeric,
+    RequestSize,
     Sql,
     TimeGap,
     TimePart,
+    WithinRequest,
 )
 from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
@@ -35,6 +38,7 @@ _RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p",
 
 
 __all__ = [
+    "Arithmetic",
     "AutoDis",
     "Candidates",
     "Categorical",
@@ -58,6 +62,7 @@ __all__ = [
     "Numeric",
     "Operation",
     "QuantileBuckets",
+    "RequestSize",
     "Schema",
     "SchemaError",
     "Snapshot",
@@ -73,6 +78,7 @@ __all__ = [
     "UserError",
     "UserGroup",
     "Vocabulary",
+    "WithinRequest",
     "Zeros",
     "from_json",
     "from_yaml",

@@ -54,6 +54,11 @@ class EncoderConfig(Checked):
         """Width of a candidate's vector."""
         return self.dim
 
+    @property
+    def auxiliary_hidden(self) -> tuple[int, ...]:
+        """Widths of the network that `--phase sparse` trains rows through; empty: there is none."""
+        return ()
+
     def wants(self) -> Wants:
         """What the tokenizer makes for this encoder."""
         return Wants()

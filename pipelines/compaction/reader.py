@@ -17,7 +17,6 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
-from genrank.pipelines.days import start_of
 from genrank.pipelines.partials import PartialRef, load, partial_schema
 from genrank.schemas import ChangePoints, EventLog, Schema
 
@@ -120,7 +119,7 @@ class PastReader:
             if reading.runs or reading.compacted:
                 table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
             if number:
-                moment = start_of(reading.runs[number - 1][-1], self.schema.offset_ms)
+                moment = self.schema.local_days.start(reading.runs[number - 1][-1])
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
             yield table
 

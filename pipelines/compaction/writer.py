@@ -16,7 +16,7 @@ from genrank.pipelines.compaction.plan import CompactionPlan, ReadPlan, TileReci
 from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.records import RECORD, USES, Compacted, KnownUse, Uses
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse, Use
-from genrank.pipelines.days import dt_of, start_of
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import AnyEngine, Piece
 from genrank.pipelines.messages import CompactedReport
 from genrank.pipelines.partials import PartialRef, install
@@ -99,14 +99,14 @@ class TileWriter:
             rows = pa.concat_tables([self._tile(use, part, bucket) for part in recipe.parts])
         else:
             rows = self.reader.events({use: ReadPlan((), recipe.days)}, bucket)[use]
-        offset = self.reader.schema.offset_ms
-        settled = start_of(recipe.last + 1 + cross_features.settling_days(log), offset)
-        return cross_features.tile(use.key_set, log, rows, start_of(recipe.last, offset), settled)
+        local_days = self.reader.schema.local_days
+        settled = local_days.start(recipe.last + 1 + cross_features.settling_days(log))
+        return cross_features.tile(use.key_set, log, rows, local_days.start(recipe.last), settled)
 
     def _history(self, use: SequenceUse, recipe: TileRecipe, bucket: int) -> pa.Table:
         """A period of days at a time, so that a task never holds the whole look-back."""
-        offset = self.reader.schema.offset_ms
-        oldest, settled = start_of(recipe.first, offset), start_of(recipe.last + 1, offset)
+        local_days = self.reader.schema.local_days
+        oldest, settled = local_days.start(recipe.first), local_days.start(recipe.last + 1)
         before = () if recipe.stored is None else (recipe.stored,)
         state = self.reader.rows(use, ReadPlan(before), bucket)
         for at in range(0, len(recipe.days), sizes.PERIOD):

@@ -36,6 +36,11 @@ class TimeGap(ColumnFeature):
         return "time" if self.column else None
 
     @property
+    def comparable(self) -> bool:
+        """With a column: a gap since an event is known once a sample is cut."""
+        return self.column is not None
+
+    @property
     def number_transform(self) -> Transform:
         """`transform`, of seconds."""
         return self.transform
