@@ -20,10 +20,9 @@ from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
 from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.labels import Labels, label_exposures
-from genrank.pipelines.leaf_summaries import join_summaries, summarize
+from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.merge_scan import Bool, Int, mix
 from genrank.pipelines.messages import LeafSummary, SampleReport
-from genrank.pipelines.quality import violations
 from genrank.pipelines.sample_cuts import cut
 from genrank.pipelines.sample_files import write_samples
 from genrank.pipelines.sample_table import DayOfBucket, sample_table
@@ -115,9 +114,7 @@ class Assembler:
             candidates=int(kept.sum()),
             down_sampled=int((~kept).sum()),
         ).piece()
-        yield violations(table, self.schema, day).piece()
-        known = join_summaries(day, self.profiles.known_users(day, bucket, active))
-        yield LeafSummary.pieces([*summarize(table, self.schema, day), *known])
+        yield LeafSummary.pieces(join_summaries(day, self.profiles.known_users(day, bucket, active)))
 
 
 def down_sample(schema: Schema, exposures: pa.Table, labels: Mapping[str, Labels]) -> tuple[Bool, NDArray[np.float32]]:

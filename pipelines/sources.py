@@ -255,8 +255,9 @@ def census(source: EventLog, partition: Partition, local_days: LocalDays) -> dic
 
 
 def open_rows(path: Path | str) -> pq.ParquetFile:
-    """A file whose rows are to be read: times of INT96 aren't wrapped into 64 bits of nanoseconds."""
-    return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT)
+    """A file whose rows are to be read: times of INT96 aren't wrapped into 64 bits of nanoseconds, and pages that have a checksum are
+    compared with it."""
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT, page_checksum_verification=True)
 
 
 def times_of(source: EventLog, column: pa.ChunkedArray | pa.Array) -> Converted:
@@ -274,5 +275,6 @@ def read_rows(source: EventLog | Snapshot, path: str, row_groups: Iterable[int])
             raise UserError(_twice(source, path, twice[0]))
         held = [name for name in physical if name in names]
         table = file.read_row_groups(list(row_groups), columns=held, use_threads=False)
+        table.validate(full=True)  # Text that is none, or lists that end before they begin, would fail far from here.
     table = with_absent_columns(source, path, table)
     return table.select(physical).rename_columns(list(source.columns))

@@ -2,6 +2,7 @@
 
 import warnings
 
+from genrank.schemas.drift import DriftLimits, Limits
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
     Arithmetic,
@@ -45,6 +46,7 @@ __all__ = [
     "ChangePoints",
     "CrossFeature",
     "Dense",
+    "DriftLimits",
     "Dynamic",
     "Enumerated",
     "EventLog",
@@ -56,6 +58,7 @@ __all__ = [
     "HashedCross",
     "Identity",
     "Label",
+    "Limits",
     "Log1p",
     "MultiValued",
     "Normal",

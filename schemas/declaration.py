@@ -12,11 +12,16 @@ from functools import cached_property
 from pydantic import Field
 
 from genrank.schemas.base import CANDIDATES, USER, Declaration, Name
+from genrank.schemas.drift import DriftLimits
 from genrank.schemas.features import Feature
 from genrank.schemas.group import Candidates, EventSequence, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.local_days import PATTERN, LocalDays
 from genrank.schemas.source import EventLog, Snapshot, Source
+
+
+def _is_default(value: object) -> bool:
+    return value == DriftLimits()  # Declarations of before have no such field: theirs are the fingerprints without it.
 
 
 class SchemaDeclaration(Declaration):
@@ -29,6 +34,8 @@ class SchemaDeclaration(Declaration):
     candidates: Candidates
     labels: tuple[Label, ...] = Field(min_length=1)
     training: Training = Training()
+    drift: DriftLimits = Field(default=DriftLimits(), exclude_if=_is_default)
+    """How far a day may lie from the days published before it."""
     utc_offset: str = Field(default="+00:00", pattern=PATTERN)
     """Days begin at midnight of this offset, and time parts are read in it: a fixed one ("+08:00"), or a time zone's ("Europe/Berlin"),
     whose days have 23 or 25 hours where its clocks are moved."""

@@ -65,7 +65,10 @@ class ChangePoints(Declaration):
 
 
 class EventSequence(Declaration):
-    """Events of one user in time order, newest last, merged from several sources.
+    """Events of one user in the order they became available, newest last, merged from several sources.
+
+    Of events that became available at once, the one that happened first comes first. An event that arrived late thus stands behind
+    events that happened after it: `ts` may step back.
 
     Scope `history`: what was available strictly before the window. Scope `realtime`: what became available inside it.
     Each token carries its event's type (an implicit feature named `type`) and timestamp.

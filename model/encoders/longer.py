@@ -163,14 +163,13 @@ class Longer(Encoder[list[LayerKeys]]):
         sorted_ = in_order(candidates)
         given = sorted_.candidates
         count, tokens, _ = given.x.shape
-        x: Tensor = self.candidate(given.x.flatten(0, 1))
+        x: Tensor = self.candidate(given.x.flatten(0, 1)).to(given.x.dtype)
         each = torch.repeat_interleave(torch.arange(count, device=x.device), tokens, output_size=count * tokens)
-        joined: dict[int, Joined] = {}
-        for layer, of in zip(self.layers, state, strict=True):
+        beside = Joined(state[0].offsets, given.owner, tokens)
+        for at, (layer, of) in enumerate(zip(self.layers, state, strict=True)):
             assert isinstance(layer, TransformerLayer)
-            if id(of.offsets) not in joined:
-                joined[id(of.offsets)] = Joined(of.offsets, given.owner, tokens)
-            beside = joined[id(of.offsets)]
+            if at and of.offsets is not state[at - 1].offsets:
+                beside = Joined(of.offsets, given.owner, tokens)
             k, v = layer.keys_of(x)
             end = (given.end.long() - of.fewer[given.owner])[each]
             first = beside.q_positions.long() - torch.arange(count * tokens, device=x.device) % tokens

@@ -138,7 +138,8 @@ class Mixed(nn.Module):
             shared: Tensor = self.shared(x)
             return shared
         weight, bias = (p[first : first + x.shape[1]] for p in (self.weight, self.bias))
-        return torch.einsum("ntd,ted->nte", x, weight) + bias
+        out = torch.einsum("ntd,ted->nte", x, weight)
+        return out + bias.to(out.dtype)  # under autocast
 
 
 class OneTransLayer(nn.Module):
@@ -248,12 +249,11 @@ class OneTrans(Encoder[list[LayerKeys]]):
         x = given.x
         count, tokens, _ = x.shape
         index = torch.arange(count * tokens, device=x.device)
-        joined: dict[int, Joined] = {}
-        for layer, of in zip(self.layers, state, strict=True):
+        beside = Joined(state[0].offsets, given.owner, tokens)
+        for at, (layer, of) in enumerate(zip(self.layers, state, strict=True)):
             assert isinstance(layer, OneTransLayer)
-            if id(of.offsets) not in joined:
-                joined[id(of.offsets)] = Joined(of.offsets, given.owner, tokens)
-            beside = joined[id(of.offsets)]
+            if at and of.offsets is not state[at - 1].offsets:
+                beside = Joined(of.offsets, given.owner, tokens)
             end = (given.end.long() - of.fewer[given.owner])[index // tokens]
             place = beside.q_positions.long()
             spans = make_spans(

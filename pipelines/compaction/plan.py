@@ -159,9 +159,11 @@ class CompactionPlan:
         wanted = {dt_of(day): keys[day] for day in matters if day in present}
         for folder in self.root.joinpath(use.name(self.schema), f"dt={dt_of(days[-1])}").glob("[!.]*"):
             found = Compacted.read(folder)
+            if found is None:
+                continue
             known = {dt: key for dt, key in found.covers.items() if dt >= dt_of(matters[0])}
             if known == wanted and (isinstance(use, SequenceUse) or found.first == dt_of(days[0])):
-                return PartialRef(days[-1], str(folder), found.files)
+                return PartialRef(days[-1], str(folder), found.files, found.sha256)
         return None
 
     def _newest(self, use: SequenceUse, since: int, due: int) -> PartialRef | None:

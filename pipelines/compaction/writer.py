@@ -20,8 +20,9 @@ from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import AnyEngine, Piece
 from genrank.pipelines.messages import CompactedReport
 from genrank.pipelines.partials import PartialRef, install
+from genrank.schemas.checked_json import with_checksum
 from genrank.schemas.digest import digest
-from genrank.schemas.files import sync
+from genrank.schemas.files import file_sha256, sync
 
 
 def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets: int, staging: Path) -> None:
@@ -61,12 +62,13 @@ def _commit(plan: CompactionPlan, use: Use, recipe: TileRecipe, reports: Sequenc
         last=dt_of(recipe.last),
         covers=covers,
         files=dict(sorted(files.items())),
+        sha256={report.bucket: report.sha256 for report in written},
         rows=sum(report.rows for report in written),
     )
     folder = plan.root / record.use / f"dt={record.last}" / digest([record.first, covers])
     staged = {files[report.bucket]: Path(report.path) for report in written}
-    install(folder, staged, RECORD, record.model_dump_json(indent=1))
-    return PartialRef(recipe.last, str(folder), record.files)
+    install(folder, staged, RECORD, with_checksum(record.model_dump_json()))
+    return PartialRef(recipe.last, str(folder), record.files, record.sha256)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ class TileWriter:
                 if table.num_rows:
                     _write(table, path)
                 written = str(path) if table.num_rows else ""
-                yield CompactedReport(number, recipe.first, recipe.last, bucket, written, table.num_rows).piece()
+                sha256 = file_sha256(path) if written else ""
+                yield CompactedReport(
+                    number, recipe.first, recipe.last, bucket, written, table.num_rows, sha256
+                ).piece()
 
     def _compact(self, use: Use, recipe: TileRecipe, bucket: int) -> pa.Table:
         return self._tile(use, recipe, bucket) if isinstance(use, TileUse) else self._history(use, recipe, bucket)

@@ -65,8 +65,25 @@ def draw_sample(seed: int, dim: int, tokens: int = 1, *, sequences: int = 2, lon
     )
 
 
+def rows_of(samples: list[Sample]) -> Tokens:
+    """As the tokenizer makes it for one token a candidate: each a row at the end of its sample."""
+    whole = [
+        dataclasses.replace(
+            s,
+            x=torch.cat([s.x, s.candidates[:, 0]]),
+            group=[*s.group, *[3] * len(s.sees)],
+            sequence=[*s.sequence, *[max(s.sequence) + 1] * len(s.sees)],
+            end=[*s.end, *s.sees],
+            stamps=[*s.stamps, *s.exposed],
+        )
+        for s in samples
+    ]
+    tokens = batch_of(whole)
+    return dataclasses.replace(tokens, candidates=None, candidate_rows=(tokens.group_ids == 3).nonzero().squeeze(1))
+
+
 def batch_of(samples: list[Sample]) -> Tokens:
-    """As the tokenizer makes it, candidates beside the rows."""
+    """As the tokenizer makes it for several tokens a candidate: beside the rows."""
     lengths = [len(s.group) for s in samples]
     owner = [b for b, s in enumerate(samples) for _ in s.sees]
     return Tokens(

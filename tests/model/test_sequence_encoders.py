@@ -307,7 +307,7 @@ def make(config: EncoderConfig, seed: int = 0) -> Encoder:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_an_encoder_equals_its_equations_forward_and_backward(name: str, seed: int) -> None:
     config, reference = CASES[name]
