@@ -33,12 +33,12 @@ class EncoderSpec:
 ENCODERS = [
     EncoderSpec(MtgrConfig, Mtgr, mtgr.PRESETS),
     EncoderSpec(HstuConfig, Hstu, hstu.PRESETS),
+    EncoderSpec(HeteroConfig, Hetero, hetero.PRESETS),
+    EncoderSpec(RankMixerConfig, RankMixer, rankmixer.PRESETS),
     EncoderSpec(UltraHstuConfig, UltraHstu, ultra_hstu.PRESETS),
     EncoderSpec(LongerConfig, Longer, longer.PRESETS),
     EncoderSpec(OneTransConfig, OneTrans, onetrans.PRESETS),
     EncoderSpec(GrabConfig, Grab, grab.PRESETS),
-    EncoderSpec(HeteroConfig, Hetero, hetero.PRESETS),
-    EncoderSpec(RankMixerConfig, RankMixer, rankmixer.PRESETS),
 ]
 """One line an encoder."""
 
