@@ -40,6 +40,10 @@ class ModelIdentity(Document):
 
     name: str
     settings: Mapping[str, str]
+    """As `--set` was given."""
+    fields: Mapping[str, str] | None = None
+    """Every field that `--set` can change, as text: a default that a later release changes leaves the model as it was. None: written by a
+    release that didn't record them."""
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"--set {field}={value}" for field, value in self.settings.items())])

@@ -25,10 +25,10 @@ class Mtgr(Stack):
 
 
 PRESETS = {
-    # Table 3 of the paper: layers x width x heads.
-    "mtgr-small": MtgrConfig(dim=512, layers=3, heads=2),
-    "mtgr-medium": MtgrConfig(dim=768, layers=5, heads=3),
-    "mtgr-large": MtgrConfig(dim=768, layers=15, heads=3),
+    # Table 3 of the paper: layers x width x heads. Its divisor is "length", under which a score depends on which rivals are scored beside it.
+    "mtgr-small": MtgrConfig(dim=512, layers=3, heads=2, divisor="visible"),
+    "mtgr-medium": MtgrConfig(dim=768, layers=5, heads=3, divisor="visible"),
+    "mtgr-large": MtgrConfig(dim=768, layers=15, heads=3, divisor="visible"),
     # For two CPU cores: trains on a day of the synthetic world in a minute or two.
     "mtgr-tiny": MtgrConfig(
         dim=64,

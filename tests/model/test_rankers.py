@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrank.model.baselines.context import segment_sum
 from genrank.model.baselines.counts import Counts
 from genrank.model.baselines.popularity import read_exposures
 from genrank.model.baselines.sasrec import Sasrec
@@ -154,7 +155,8 @@ def test_din_attends_as_a_loop_over_pairs_would(schema, batch: Batch) -> None:
     candidate = model.candidate(x["candidates"])
     owner = context.owner(batch)
     events = torch.cat([model.events[n](x[n]) for n in context.sequences])
-    got = unit(candidate, events, *context.pairs(batch, owner))
+    offsets, of, rows = context.pairs(batch, owner)
+    got = segment_sum(unit(candidate, events, of, rows), offsets)
     history, realtime = batch.groups["history"], batch.groups["realtime"]
     own = {"history": model.events["history"](x["history"]), "realtime": model.events["realtime"](x["realtime"])}
     for c in range(0, len(owner), 3):
