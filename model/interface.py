@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
+
+Phase = Literal["both", "dense", "sparse"]
+"""Which parameters learn (two-stage training: GRAB, arXiv:2602.01865)."""
 
 
 class Model(nn.Module, ABC):
@@ -71,6 +74,19 @@ class Model(nn.Module, ABC):
         raise UserError(
             f"--recompute is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none"
         )
+
+    def set_phase(self, phase: Phase) -> None:
+        """What learns: everything; `dense`: all but the tables' rows; `sparse`: the rows, through an auxiliary network.
+
+        Raises:
+            UserError: `sparse`, and the model has no such network.
+        """
+        if phase == "sparse":
+            raise UserError(
+                f"--phase sparse is for models with an auxiliary network that rows learn through, such as grab; {type(self).__name__}"
+                " has none"
+            )
+        self.embeddings.frozen = phase == "dense"
 
     @property
     def counts_flops(self) -> bool:

@@ -249,6 +249,7 @@ class Trainer:
         if self.ranks.size > 1 and not model.several_ranks:
             raise UserError(f"--model {config.model}: it trains in one process; start it without torchrun")
         model.prepare(self.samples, config.dates)
+        model.set_phase(config.phase)
         if config.recompute:
             model.recompute_activations()
         if config.compile:
@@ -273,7 +274,7 @@ class Trainer:
                 self._save()
                 if self.ranks.is_main:
                     best = Best(step=at.step, metric=headline, value=score)
-                    write_document(config.out / "checkpoints" / "best.json", best)
+                    write_document(config.out / "checkpoints" / "best.json", best, guarded=True)
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience

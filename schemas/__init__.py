@@ -2,6 +2,7 @@
 
 import warnings
 
+from genrank.schemas.drift import DriftLimits, Limits
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
     Arithmetic,
@@ -17,7 +18,7 @@ from genrank.schemas.features import (
     TimePart,
     WithinRequest,
 )
-from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
+from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
 from genrank.schemas.operations import Operation, register_operation
@@ -45,6 +46,7 @@ __all__ = [
     "ChangePoints",
     "CrossFeature",
     "Dense",
+    "DriftLimits",
     "Dynamic",
     "Enumerated",
     "EventLog",
@@ -56,6 +58,7 @@ __all__ = [
     "HashedCross",
     "Identity",
     "Label",
+    "Limits",
     "Log1p",
     "MultiValued",
     "Normal",
@@ -71,6 +74,7 @@ __all__ = [
     "Table",
     "TimeGap",
     "TimePart",
+    "TokenGroup",
     "Training",
     "Transform",
     "Uniform",

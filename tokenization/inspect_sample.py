@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from genrank.schemas.base import DAY_MS
 from genrank.schemas.derive.tables import TYPE, event_names, logical_tables
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
@@ -144,8 +143,9 @@ class SampleText:
 
     def time(self, ms: int) -> str:
         """`2026-01-05 07:03:21`, or only the time inside the sample's day."""
-        when = dt.datetime.fromtimestamp((ms + self.schema.offset_ms) / 1000, dt.UTC)
-        inside = 0 <= ms - int(self.batch.window_start[0]) < DAY_MS
+        days = self.schema.local_days
+        when = dt.datetime.fromtimestamp(int(days.local(np.array([ms]))[0]) / 1000, dt.UTC)
+        inside = days.day(ms) == days.day(int(self.batch.window_start[0]))
         return when.strftime("%H:%M:%S" if inside else "%Y-%m-%d %H:%M:%S")
 
     def features(self, group: str) -> list[str]:

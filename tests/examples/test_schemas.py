@@ -20,7 +20,7 @@ from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Vocabulary
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ("marketplace", "kuairand", "minimal")
+EXAMPLES = ("marketplace", "kuairand", "yambda", "minimal")
 
 
 def example(name: str) -> Schema:

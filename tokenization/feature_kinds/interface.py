@@ -29,8 +29,8 @@ class GroupView:
 
     batch: Batch
     name: str
-    offset_ms: int
-    """The schema's offset from UTC."""
+    local_time: Callable[[Tensor], Tensor]
+    """Times, int64 epoch ms, as the clocks of the schema's `utc_offset` show them: see `tokenization.local_time`."""
     histories: tuple[str, ...]
     """The history sequences."""
     realtime: str | None
