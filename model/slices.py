@@ -15,6 +15,7 @@ from genrank.model.metrics import Predictions
 from genrank.model.request_metrics import request_codes
 from genrank.schemas.schema import CANDIDATES, Schema
 from genrank.tokenization.batch import Batch
+from genrank.tokenization.local_time import LocalTime
 
 Ids = NDArray[np.int64]
 
@@ -97,7 +98,7 @@ class Slices:
             for low, high in itertools.pairwise((0, *SIZES)):
                 found.setdefault("request", {})[f"{low + 1} to {high} candidates"] = (sizes > low) & (sizes <= high)
             found["request"][f"over {SIZES[-1]} candidates"] = sizes > SIZES[-1]
-        hours = (columns["ts"].numpy() + self.schema.offset_ms) // 3_600_000 % 24
+        hours = LocalTime(self.schema.local_days)(columns["ts"]).numpy() // 3_600_000 % 24
         found["hour"] = {
             f"{first:02d} to {first + HOURS - 1:02d} h": (hours >= first) & (hours < first + HOURS)
             for first in range(0, 24, HOURS)
