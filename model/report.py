@@ -52,6 +52,8 @@ class Section(NamedTuple):
     differences: list[Row]
     """The first setting less each other one, by the metrics of `headings`."""
     slices: list[SliceRow]
+    importance: list[Row]
+    """Features and groups of the first run, by what shuffling them costs."""
 
 
 class SliceRow(NamedTuple):
@@ -179,6 +181,10 @@ def section(label_name: str, groups: Sequence[Group]) -> Section:
         else "",
         differences=_differences(label_name, groups, shown),
         slices=_slices(label_name, groups, shown[0]),
+        importance=[
+            Row(one.in_words(), "best" if one.feature is None else "model", [cell(one.drop)])
+            for one in first.evaluation.importance.get(label_name, [])
+        ],
     )
 
 
