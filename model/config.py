@@ -171,12 +171,14 @@ class EvaluateConfig(Configuration):
     """The step to evaluate. Default: the best, or else the newest."""
     bootstrap: Annotated[int, NOT_NEGATIVE] = 200
     """Replicates of the intervals; 0: none."""
+    importance: bool = False
+    """Also measure what shuffling each feature and token group costs, on 50,000 candidates at most: an evaluation of them a feature."""
     token_budget: Annotated[int, AT_LEAST_1] = 16_384
     """Tokens of a batch at most."""
     device: str = "auto"
     """cpu, cuda or auto."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Of the intervals' replicates."""
+    """Of the intervals' replicates, and of importance's shuffling."""
 
 
 def samples_folder(path: Path) -> Path:
