@@ -95,7 +95,7 @@ def flags_of(command: Any) -> set[str]:
 def calls(text: str) -> Iterator[tuple[str, str]]:
     """Commands that a line of code calls, each with the words behind it: `genrank schema check --data logs/  # why`."""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        for call in re.split(r"(?<!from )\bgenrank (?=[a-z])", line)[1:]:
+        for call in re.split(r"(?<!from )(?<!of )\bgenrank (?=[a-z])", line)[1:]:
             call = re.split(r"\s#|[;&→]|\s{3,}", call)[0]
             for words in call.split(" | "):
                 name, *rest = words.split()
