@@ -38,6 +38,9 @@ class ModelIdentity(Document):
 
     name: str
     settings: Mapping[str, str]
+    fields: dict[str, Any] | None = None
+    """Every field of the configuration that it was built with, those of the heads as `head.FIELD`: a checkpoint stays what it is when a
+    later release has other defaults. None in checkpoints that were written before this was."""
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"--set {field}={value}" for field, value in self.settings.items())])

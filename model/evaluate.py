@@ -13,7 +13,7 @@ from genrank.model.config import EvaluateConfig, samples_folder
 from genrank.model.documents import Evaluation, write_document
 from genrank.model.interface import Model
 from genrank.model.ranks import join_ranks
-from genrank.model.registry import choose_model
+from genrank.model.registry import stored_model
 from genrank.model.run_dir import read_json
 from genrank.model.tasks.base import AnyTask, LoadedRun
 from genrank.schemas.console import logger
@@ -52,7 +52,7 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     schema, identity = manifest.declared, manifest.model
     _refuse_code_of_the_run(identity.name, folder)
     embeddings = Embeddings(make_plan(schema), backend="torch", device=device, boundaries=manifest.boundaries)
-    chosen = choose_model(identity.name, identity.settings)
+    chosen = stored_model(identity.name, identity.settings, identity.fields)
     model = chosen.build(embeddings).to(device)
     load_weights(model, load_dense(folder)["model"], folder)
     load_tables(embeddings, folder / "tables")

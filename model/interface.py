@@ -13,6 +13,9 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
+AUXILIARY = "auxiliary."
+"""Before a label's name: a second logit of it that a ranker may return in training. It is learned from and neither reported nor predicted."""
+
 
 class Model(nn.Module, ABC):
     """Base of models. `Model.forward` maps a batch to what its task computes losses of: for a ranker {label: logit [C]}.

@@ -59,6 +59,13 @@ def gauc(users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floa
     return float(np.average(each[valid], weights=impressions[valid])) if valid.any() else float("nan")
 
 
+def user_aucs(
+    users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats | None = None
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Each user in ascending order, their AUC (NaN where the labels are of one class), and the weight `gauc` gives it: [users] each."""
+    return _pairs(users, labels, scores, weights)
+
+
 def logloss(labels: Floats, scores: Floats, weights: Floats | None = None) -> float:
     """Weighted mean cross entropy in nats; scores are probabilities."""
     weights = np.ones_like(scores) if weights is None else weights

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,6 +27,7 @@ from genrank.model.baselines.din import Din, DinConfig
 from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
 from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
 from genrank.model.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders.mtgr import PAPER
 from genrank.model.heads import HeadConfig
 from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
@@ -90,6 +91,12 @@ MODELS: dict[str, ModelSpec] = {
 """By name; one line a model."""
 
 
+EARLIER_DEFAULTS: dict[str, dict[str, str]] = {
+    "mtgr": PAPER,
+}
+"""First word of a model's name -> fields that had other defaults when checkpoints did not yet hold every field: release 0.1's."""
+
+
 @dataclass(frozen=True)
 class ChosenModel:
     """A model of MODELS or of a user's file, with its fields changed."""
@@ -97,6 +104,12 @@ class ChosenModel:
     spec: ModelSpec
     config: Checked
     head: HeadConfig
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Every field of both configurations as JSON holds it, those of the heads as `head.FIELD`."""
+        both = {**dataclasses.asdict(self.config), **{f"head.{k}": v for k, v in dataclasses.asdict(self.head).items()}}
+        return cast(dict[str, Any], json.loads(json.dumps(both)))
 
     def build(self, embeddings: Embeddings, labels: Sequence[str] | None = None) -> Model:
         """The model, with fresh weights.
@@ -127,6 +140,26 @@ def choose_model(name: str, settings: Mapping[str, str] | None = None) -> Chosen
     if head and not spec.heads:
         raise UserError(f"--set head.{next(iter(head))}: {spec.name} has no heads of labels; leave it out")
     return ChosenModel(spec, _replaced(spec.config, own, ""), _replaced(HeadConfig(), head, "head."))
+
+
+def stored_model(name: str, settings: Mapping[str, str], fields: Mapping[str, Any] | None) -> ChosenModel:
+    """The model that a checkpoint is of.
+
+    Args:
+        name: what `--model` was.
+        settings: what `--set` were.
+        fields: every field of its configuration; None of a checkpoint that doesn't have them, which was written when the
+            defaults were those of `EARLIER_DEFAULTS`.
+
+    Raises:
+        UserError: as `choose_model`.
+    """
+    if fields is not None:
+        heads = _registered(name).heads if not _is_file(name) else _from_file(name).heads
+        own = {key: value for key, value in fields.items() if heads or not key.startswith("head.")}
+        return choose_model(name, {key: json.dumps(value) for key, value in own.items()})
+    earlier = EARLIER_DEFAULTS.get(name.partition("-")[0], {}) if not _is_file(name) else {}
+    return choose_model(name, {**earlier, **settings})
 
 
 def _registered(name: str) -> ModelSpec:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from genrank.model.checkpoint import find_checkpoint, read_manifest
+from genrank.model.checkpoint import find_checkpoint, model_identity, read_manifest, steps_of
 from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Versions, read_document, write_document
@@ -26,7 +26,7 @@ from genrank.model.interface import Model
 from genrank.model.prefetch import Prefetcher, make_reader
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranks import Ranks, join_ranks
-from genrank.model.registry import choose_model
+from genrank.model.registry import ChosenModel, choose_model, stored_model
 from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
 from genrank.model.train_step import TrainStep
@@ -65,6 +65,21 @@ def train(config: TrainConfig) -> TrainResult:
         return Trainer(config, ranks, run).run()
 
 
+def _choose(config: TrainConfig, origin: Path | None) -> ChosenModel:
+    """The model that the configuration names. A run that goes on, its own or from `origin`, with the same --model and --set keeps every
+    field that it had: defaults of a later release are for new runs."""
+    own = [config.out / "checkpoints" / f"step-{step}" for step in steps_of(config.out)[::-1]]
+    for folder in [*own, *([origin] if origin else [])]:
+        try:
+            before = model_identity(folder)
+        except UserError:
+            continue  # `CheckpointManager.restore` says what is wrong with it
+        if (before.name, before.settings) == (config.model, config.settings):
+            return stored_model(before.name, before.settings, before.fields)
+        break
+    return choose_model(config.model, config.settings)
+
+
 class Trainer:
     """A model, its optimizers and its data, and the loop over them.
 
@@ -78,18 +93,26 @@ class Trainer:
             # Of the kernels too: `kernels.tuning` then chooses none by timing.
             torch.use_deterministic_algorithms(True)
         self.samples = samples_folder(config.samples)
-        self.chosen = choose_model(config.model, config.settings)
+        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
+        self.chosen = _choose(config, origin)
         self.task = self.chosen.task(config.schema)
         self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
         self.builds = build_ids(self.samples, [*config.dates, *config.eval_dates])
         self._require_something_to_learn()
 
-        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
         self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
         self.checkpoints = CheckpointManager(
-            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run, self.builds
+            config,
+            self.chosen,
+            ranks,
+            self.model,
+            self.embeddings,
+            self.train_step.optimizer,
+            self.reader,
+            run,
+            self.builds,
         )
         self.position = self.checkpoints.restore(origin)
         self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)

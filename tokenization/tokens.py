@@ -14,7 +14,7 @@ from genrank.kernels.jagged import Permute, interleave
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.feature_norm import FeatureNorm
+from genrank.tokenization.feature_norm import FeatureNorms
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
@@ -34,6 +34,7 @@ class Tokenizer(nn.Module):
         embeddings: the features' vectors.
         visibility: the rule of `tokenization.visibility` that says which tokens each one sees.
         feature_norm: every feature at one scale before the projection, see `FeatureNorm`.
+        candidate_numbers: whether a candidate's token holds its numbers.
         equal_start: projections of features that read one table begin equal, so that an id is the same direction in every
             group's tokens until training moves them apart.
     """
@@ -45,6 +46,7 @@ class Tokenizer(nn.Module):
         *,
         visibility: Rule = mtgr,
         feature_norm: bool = False,
+        candidate_numbers: bool = True,
         equal_start: bool = False,
     ) -> None:
         super().__init__()
@@ -53,12 +55,12 @@ class Tokenizer(nn.Module):
         self.visibility = visibility
         self.kinds = group_kinds(self.schema)
         self.per_row = {name: tokens_per_row(self.schema, name) for name in self.kinds}
-        self.projections = nn.ModuleDict({f"of_{name}": _projection(embeddings, name, d_model) for name in self.kinds})
+        self.projections = nn.ModuleDict(
+            {f"of_{name}": _projection(embeddings, name, d_model, candidate_numbers) for name in self.kinds}
+        )
         if equal_start:
             _equalize(embeddings, self.projections)
-        self.norms = nn.ModuleDict(
-            {f"of_{name}": FeatureNorm(embeddings, name) for name in self.kinds} if feature_norm else {}
-        )
+        self.norms = FeatureNorms(embeddings) if feature_norm else None
         self.positions = nn.ModuleDict(
             {f"of_{s.name}": nn.Embedding(s.max_length * self.per_row[s.name], d_model) for s in self.schema.sequences}
         )
@@ -71,14 +73,21 @@ class Tokenizer(nn.Module):
 
     def forward(self, batch: Batch) -> Tokens:
         """The tokens of a batch on the embeddings' device."""
-        matrices = self.embeddings(batch)
+        return self.tokens(batch, self.features(batch))
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for."""
+        matrices: dict[str, Tensor] = self.embeddings(batch)
+        return self.norms.scaled(matrices) if self.norms is not None else matrices
+
+    def tokens(self, batch: Batch, features: Mapping[str, Tensor]) -> Tokens:
+        """The tokens of a batch whose `features` are at hand."""
         parts = []
         for name, kind in self.kinds.items():
             group, k = batch.groups[name], self.per_row[name]
             if k == 0:
                 continue
-            matrix = self.norms[f"of_{name}"](matrices[name]) if self.norms else matrices[name]
-            tokens = self.projections[f"of_{name}"](matrix)
+            tokens = self.projections[f"of_{name}"](features[name])
             if f"of_{name}" in self.positions:
                 tokens = tokens + self.positions[f"of_{name}"](self._position(group, name, k))
             if kind != USER_GROUP:
@@ -99,12 +108,6 @@ class Tokenizer(nn.Module):
             lengths=place.lengths,
             history_lengths=place.history_lengths,
         )
-
-    def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
-        """With `feature_norm`: the training days' moments of every number, `tokenization.quantiles.fit_moments`."""
-        for norm in self.norms.values():
-            assert isinstance(norm, FeatureNorm)
-            norm.set_moments(moments)
 
     def _position(self, group: Group, name: str, k: int) -> Tensor:
         """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
@@ -256,8 +259,11 @@ def time_bucket(delta_ms: Tensor) -> Tensor:
     return torch.where(delta_ms < 0, TIME_BUCKETS - 1 - bucket, TIME_BUCKETS + bucket)
 
 
-def _projection(embeddings: Embeddings, group: str, d_model: int) -> nn.Module:
+def _projection(embeddings: Embeddings, group: str, d_model: int, candidate_numbers: bool) -> nn.Module:
     schema, layout = embeddings.plan.schema, embeddings.layout[group]
+    if group == CANDIDATES and not candidate_numbers:
+        numbers = {feature.name for feature in schema.candidates.features if feature.number_transform}
+        layout = {name: columns for name, columns in layout.items() if name not in numbers}
     if group == USER and schema.user.tokens == "feature":
         return _Several([Projection({name: columns}, d_model) for name, columns in layout.items()])
     interleaved = next((s.interleave for s in schema.sequences if s.name == group), ())

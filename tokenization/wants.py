@@ -52,5 +52,7 @@ class Wants:
     """Whether a learned token stands between two sequences."""
     feature_norm: bool = False
     """Every feature at one scale before the projection (`tokenization.feature_norm`)."""
+    candidate_numbers: bool = True
+    """Whether a candidate's token holds its numbers, in buckets or not."""
     equal_start: bool = False
     """Projections of features that read one table begin equal."""

@@ -39,6 +39,16 @@ class EncoderConfig(Checked):
         """Width of a candidate's vector."""
         return self.dim
 
+    @property
+    def tower(self) -> tuple[int, ...]:
+        """Widths of an MLP over the features of a candidate and its user, beside the encoder; empty: none."""
+        return ()
+
+    @property
+    def encoder_loss(self) -> float:
+        """Weight of a second loss in training, of heads that read the encoder's vectors without the tower; 0: none."""
+        return 0.0
+
     def wants(self) -> Wants:
         """What the tokenizer makes for this encoder."""
         return Wants()
