@@ -7,8 +7,8 @@
 Makes each log, builds its samples, trains every rival with every seed and judges it on the same day. What is there already is not made
 again: an interrupted command goes on, and `--only` adds rivals one by one. benchmarks/train.md has the tables and what was tried.
 
-LightGBM reads every number of a candidate and of its user as samples hold them, missing ones as missing; no ids, no history. Its leaves,
-rate and trees are chosen by NE on the day before the judged one, after training on the days before that, then fitted on all training days.
+LightGBM (`--model lightgbm`) reads every number of a candidate and of its user, no ids, no history; 31 leaves and 300 trees at rate 0.05 were
+chosen on the day before the judged one (benchmarks/train.md).
 
 A row is the mean over seeds, least and greatest beside it. `against` is the mean over seeds of a rival's GAUC less LightGBM's, with its 95 %
 interval of 2,000 bootstrap replicates over users: both models' AUC of a user are drawn together.
@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from genrank.examples.kuairand import adapter as kuairand
@@ -33,18 +32,14 @@ from genrank.examples.movielens100k import adapter as movielens
 from genrank.model.config import EvaluateConfig, TrainConfig, samples_folder
 from genrank.model.encoders.mtgr import PAPER
 from genrank.model.evaluate import evaluate
-from genrank.model.metrics import normalized_entropy, user_aucs
-from genrank.model.predict import candidate_users
+from genrank.model.metrics import auc_by_key, normalized_entropy
 from genrank.model.trainer import train
 from genrank.pipelines.build import build
 from genrank.pipelines.config import BuildConfig
 from genrank.schemas import load_schema
 from genrank.schemas.configuration import parse_dates
 from genrank.schemas.console import stdout
-from genrank.schemas.schema import CANDIDATES, USER, Schema
-from genrank.tokenization.features import GroupEncoder, fitted_features
-from genrank.tokenization.plan import make_plan
-from genrank.tokenization.reader import SampleReader
+from genrank.schemas.schema import Schema
 
 Floats = NDArray[np.float64]
 REPLICATES = 2_000
@@ -78,14 +73,16 @@ LOGS = {
     ),
 }
 
-NETWORKS: dict[str, tuple[str, dict[str, str]]] = {
+RIVALS: dict[str, tuple[str, dict[str, str]]] = {
+    "lightgbm": ("lightgbm", {"leaves": "31", "trees": "300"}),
     "mtgr-tiny": ("mtgr-tiny", {}),
     "mtgr-tiny of the paper": ("mtgr-tiny", dict(PAPER)),
     "din": ("din", {}),
     "din at one scale": ("din", {"feature_norm": "true"}),
 }
 """Name -> (--model, --set)."""
-TREES = "lightgbm"
+BASE = "lightgbm"
+"""What the others are compared with."""
 
 
 @dataclass
@@ -97,97 +94,12 @@ class Scores:
     scores: Floats
 
 
-# ---------------------------------------------------------------------- LightGBM
+# ---------------------------------------------------------------------- a rival
 
 
-@dataclass
-class Numbers:
-    """What LightGBM reads of some days: N candidates."""
-
-    x: NDArray[np.float32]
-    """[N, numbers], NaN where missing."""
-    users: NDArray[np.int64]
-    labels: dict[str, Floats]
-    weights: dict[str, Floats]
-
-
-def read_numbers(samples: Path, schema: Schema, dates: Sequence[str]) -> Numbers:
-    """Every number of the candidates and of their users, raw."""
-    plan = make_plan(schema)
-    unfitted = {f"{group}.{name}": [0.0, 1.0] for group, name, _ in fitted_features(schema)}
-    groups = dict(schema.groups())
-    names = {group: [f.name for f in groups[group] if f.number_transform] for group in (CANDIDATES, USER)}
-    encoders = {group: GroupEncoder(plan, group, unfitted) for group in names}
-    columns, users = [], []
-    labels: dict[str, list[torch.Tensor]] = {label.name: [] for label in schema.labels}
-    weights: dict[str, list[torch.Tensor]] = {label.name: [] for label in schema.labels}
-    for batch in SampleReader(samples, schema, dates, view="user_day", token_budget=16_384, shuffle=False):
-        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-        found = []
-        for group, own in names.items():
-            view = encoders[group].view(batch)
-            values = [encoders[group].values(view, name).float() for name in own]
-            found += values if group == CANDIDATES else [value[owner] for value in values]
-        columns.append(torch.stack(found, 1))
-        users.append(candidate_users(batch))
-        for name in labels:
-            labels[name].append(batch.labels[name].double())
-            weights[name].append(batch.weights[name].double())
-    return Numbers(
-        torch.cat(columns).numpy(),
-        torch.cat(users).numpy(),
-        {name: torch.cat(parts).numpy() for name, parts in labels.items()},
-        {name: torch.cat(parts).numpy() for name, parts in weights.items()},
-    )
-
-
-GRID = [(31, 0.05)]
-"""(leaves, rate) tried, each at every number of trees below. 15 and 63 leaves were no better on two logs (benchmarks/train.md)."""
-TREE_COUNTS = (100, 150, 200, 300, 400)
-
-
-def fit_trees(samples: Path, schema: Schema, log: Log, seed: int) -> dict[str, Scores]:
-    """Per label: LightGBM's scores of the judged days."""
-    import lightgbm
-
-    days = parse_dates(log.train)
-    held = max(1, len(days) // 10) if len(days) > 31 else 1
-    first, last = read_numbers(samples, schema, days[:-held]), read_numbers(samples, schema, days[-held:])
-    judged = read_numbers(samples, schema, parse_dates(log.judge))
-    result = {}
-    for label in judged.labels:
-
-        def fit(parts: Sequence[Numbers], leaves: int, rate: float, trees: int, label: str = label) -> lightgbm.Booster:
-            x = np.concatenate([part.x[part.weights[label] > 0] for part in parts])
-            y = np.concatenate([part.labels[label][part.weights[label] > 0] for part in parts])
-            parameters = {
-                "objective": "binary", "num_leaves": leaves, "learning_rate": rate, "min_data_in_leaf": 100,
-                "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 1.0, "seed": seed,
-                "num_threads": torch.get_num_threads(), "verbose": -1, "deterministic": True, "force_col_wise": True,
-            }  # fmt: skip
-            return lightgbm.train(parameters, lightgbm.Dataset(x, y), trees)
-
-        held_out = last.weights[label] > 0
-        tried: dict[tuple[int, float, int], float] = {}
-        for leaves, rate in GRID:
-            booster = fit([first], leaves, rate, TREE_COUNTS[-1])
-            for trees in TREE_COUNTS:
-                scores = booster.predict(last.x[held_out], num_iteration=trees)
-                tried[leaves, rate, trees] = normalized_entropy(last.labels[label][held_out], np.asarray(scores))
-        best = min(tried, key=lambda setting: tried[setting])
-        stdout().print(f"lightgbm, {label}: {best[0]} leaves, rate {best[1]}, {best[2]} trees")
-        keep = judged.weights[label] > 0
-        scores = fit([first, last], *best).predict(judged.x[keep])
-        result[label] = Scores(judged.users[keep], judged.labels[label][keep], np.asarray(scores, np.float64))
-    return result
-
-
-# ---------------------------------------------------------------------- networks
-
-
-def train_network(samples: Path, schema: Schema, log: Log, name: str, seed: int, run: Path) -> dict[str, Scores]:
-    """Per label: a trained network's scores of the judged days."""
-    model, settings = NETWORKS[name]
+def train_rival(samples: Path, schema: Schema, log: Log, name: str, seed: int, run: Path) -> dict[str, Scores]:
+    """Per label: a trained model's scores of the judged days."""
+    model, settings = RIVALS[name]
     train(
         TrainConfig(
             schema=schema,
@@ -226,7 +138,7 @@ def compared(rivals: Mapping[str, Sequence[Scores]], base: str) -> dict[str, dic
     rows: dict[str, dict[str, float | list[float]]] = {}
     impressions = np.zeros(0)
     for name, seeds in rivals.items():
-        found = [user_aucs(each.users, each.labels, each.scores) for each in seeds]
+        found = [auc_by_key(each.users, each.labels, each.scores, None) for each in seeds]
         impressions = found[0][2]
         aucs[name] = [each for _, each, _ in found]
         gaucs = [float(np.average(each[~np.isnan(each)], weights=impressions[~np.isnan(each)])) for each in aucs[name]]
@@ -290,24 +202,15 @@ def run_log(name: str, options: argparse.Namespace) -> dict[str, dict[str, dict[
         (folder / "built").touch()
     samples = samples_folder(folder / "data")
     found: dict[str, dict[str, list[Scores]]] = {label.name: {} for label in schema.labels}
-    for rival in options.only or [TREES, *NETWORKS]:
+    for rival in options.only or RIVALS:
         for seed in options.seeds:
             key = f"{rival.replace(' ', '_')}-{seed}"
             kept = folder / "scores" / f"{key}.npz"
             if not kept.is_file():
-                make: Callable[[], dict[str, Scores]] = (
-                    (lambda seed=seed: fit_trees(samples, schema, log, seed))
-                    if rival == TREES
-                    else (
-                        lambda rival=rival, seed=seed, key=key: train_network(
-                            samples, schema, log, rival, seed, folder / "runs" / key
-                        )
-                    )
-                )
-                _keep(kept, make())
+                _keep(kept, train_rival(samples, schema, log, rival, seed, folder / "runs" / key))
             for label, scores in _kept(kept).items():
                 found[label].setdefault(rival, []).append(scores)
-    tables = {label: compared(rivals, TREES) for label, rivals in found.items()}
+    tables = {label: compared(rivals, BASE) for label, rivals in found.items()}
     for label, rows in tables.items():
         print_table(f"{folder.name}, {label}, {log.judge}", rows)
     return tables
@@ -335,7 +238,7 @@ def main() -> None:
     parser.add_argument("--kuairand", type=Path, help="folder with KuaiRand-Pure's files")
     parser.add_argument("--movielens", type=Path, help="folder with MovieLens-100K's files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=[TREES, *NETWORKS], help="rivals; default all")
+    parser.add_argument("--only", nargs="+", choices=list(RIVALS), help="rivals; default all")
     options = parser.parse_args()
     for name in options.logs:
         if name != "marketplace" and getattr(options, name) is None:

@@ -29,14 +29,14 @@ class SampleLengths:
     a label and the events' types). A view of less than a day needs the candidates' requests, or times, and what they see besides.
 
     Args:
-        view: `user_day`, `request` or `session`.
+        view: `user_day`, `request`, `session` or `exposure`.
         remember: keep what was read, for another epoch: 5 bytes a sample.
     """
 
     def __init__(self, columns: SampleColumns, view: str, *, remember: bool = False) -> None:
         self.columns, self.view, self.remember = columns, view, remember
         realtime = columns.schema.realtime
-        self._key = {"user_day": None, "request": "candidates.request", "session": "candidates.ts"}[view]
+        self._key = {"request": "candidates.request", "session": "candidates.ts"}.get(view)
         self._sees = "mask.candidate_sees" if realtime and view != "user_day" else None
         needed = [CANDIDATES, *(s.name for s in columns.schema.histories)]
         needed += [realtime.name] if realtime and view == "user_day" else []

@@ -13,10 +13,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -33,7 +32,7 @@ from genrank.tokenization.views import cut_by_budget, view_of
 T = TypeVar("T")
 DECODED_AHEAD = 2
 """Windows that are decoded at once."""
-ViewName = Literal["user_day", "request", "session"]
+ViewName = Literal["user_day", "request", "session", "exposure"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class SampleReader:
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
-        return self.columns.stored_rows(pa.concat_tables(tables))
+        return self.columns.stored_rows(tables)
 
     # ------------------------------------------------------------------ order
 
@@ -213,7 +212,7 @@ class SampleReader:
             "by_length": int(self.by_length),
             "rank": self.rank,
             "world_size": self.world_size,
-            "view": ("user_day", "request", "session").index(self.view),
+            "view": get_args(ViewName).index(self.view),
             "row_groups": len(self.row_groups),
             "rows": self.stored_rows,
         }

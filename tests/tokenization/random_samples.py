@@ -287,4 +287,4 @@ def day_number(dt: str) -> int:
 
 def day_start(schema: s.Schema, dt: str) -> int:
     """Epoch ms of a day's first moment in the schema's offset."""
-    return day_number(dt) * DAY_MS - schema.offset_ms
+    return schema.local_days.start(day_number(dt))

@@ -111,7 +111,7 @@ def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: boo
     lengths = SampleLengths(columns, view, remember=remember)
     for window in (units[:2], units[2:], units[::-1]):
         views = [
-            view_of(columns.stored_rows(pq.ParquetFile(unit.path).read_row_group(unit.number)), PLAIN, view)
+            view_of(columns.stored_rows([pq.ParquetFile(unit.path).read_row_group(unit.number)]), PLAIN, view)
             for unit in window
         ]
         tokens, ranked = lengths.of(window)
