@@ -151,7 +151,10 @@ class ChosenModel:
 DEFAULTS_BEFORE: dict[str, dict[str, str]] = {
     **{f"mtgr-{size}": PAPER for size in ("small", "medium", "large")},
     "mtgr-tiny": {**PAPER, "divisor": "visible"},
-    **{name: {"divisor": "length"} for name in ("hstu-small", "hstu-large", "hstu-retrieval-small", "hstu-retrieval-large")},
+    **{
+        name: {"divisor": "length"}
+        for name in ("hstu-small", "hstu-large", "hstu-retrieval-small", "hstu-retrieval-large")
+    },
 }
 """Defaults of presets as they were when checkpoints didn't record their models' fields: release 0.1's."""
 

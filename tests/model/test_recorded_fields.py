@@ -40,7 +40,12 @@ def test_presets_score_a_candidate_whatever_its_rivals_but_older_checkpoints_kee
 def test_an_older_checkpoint_is_the_paper_s_model() -> None:
     config = recorded_model(ModelIdentity(name="mtgr-small", settings={"layers": "2"})).config
     assert isinstance(config, MtgrConfig) and config.layers == 2
-    assert (config.gate, config.activation, config.feature_norm, config.equal_start) == ("gate_norm", "uvqk", False, False)
+    assert (config.gate, config.activation, config.feature_norm, config.equal_start) == (
+        "gate_norm",
+        "uvqk",
+        False,
+        False,
+    )
     own = recorded_model(ModelIdentity(name="mtgr-tiny", settings={"gate": "norm_gate"})).config
     assert isinstance(own, MtgrConfig) and (own.gate, own.tower, own.divisor) == ("norm_gate", (), "visible")
 
