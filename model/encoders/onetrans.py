@@ -84,6 +84,8 @@ class OneTransConfig(EncoderConfig):
 
     def fit(self, shape: TokenShape) -> Self:
         """With as many NS tokens as the tokenizer makes."""
+        if not shape.user:
+            raise self.refuse("user_tokens", "the schema's user makes no token by itself; give at least 1")
         return dataclasses.replace(self, own_user=shape.user, own_candidate=shape.candidate)
 
     @property
