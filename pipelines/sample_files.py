@@ -9,27 +9,29 @@ import pyarrow.parquet as pq
 
 from genrank.pipelines.sample_columns import TIMES
 from genrank.schemas import Schema, files
+from genrank.schemas.derive.sample_lengths import lengths_metadata
 from genrank.schemas.derive.sample_schema import BUILD_KEY
 
 ROW_GROUP = 4096
 
 
 def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) -> None:
-    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd."""
+    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd; lengths in the footer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encodings, dictionaries = _encodings(table.schema)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), BUILD_KEY: build_id.encode()})
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         path,
+        table.schema,
         compression="zstd",
         compression_level=1,
-        row_group_size=ROW_GROUP,
         use_dictionary=dictionaries,
         column_encoding=encodings,
         write_statistics=True,
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata(lengths_metadata(table, schema, ROW_GROUP))
     files.sync(path)
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from genrank.schemas.console import logger, with_progress
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import DataFile, damage, listed_files, opened
@@ -226,9 +227,9 @@ class SampleReader:
     def count_batches(self, epochs: Sequence[int], limit: int = 0) -> list[int]:
         """How many batches with a candidate this rank hands out in each of some epochs: exactly, by the same order, on lengths alone.
 
-        Costs a read of list lengths (`tokenization.lengths`), of each row group that falls to this rank in any of the epochs once:
-        10 to 20 million tokens a second and core, a tenth of the time of reading the batches by user-days and a fifth of it by
-        requests or sessions.
+        Lengths are in the files' footers (`tokenization.lengths`). Of files without, which release 0.1 built, they are read from columns,
+        of each row group that falls to this rank in any of the epochs once: 10 to 20 million tokens a second and core, a tenth of the
+        time of reading the batches by user-days and up to a third of it by requests or sessions; a bar shows it.
 
         Args:
             epochs: which, from 0.
@@ -239,12 +240,17 @@ class SampleReader:
         """
         lengths = SampleLengths(self.columns, self.view, remember=len(epochs) > 1)
         counts = [0] * len(epochs)
-        for at, epoch in enumerate(epochs):
-            for number, (tokens, ranked) in enumerate(_read_ahead(lengths.of, self._windows(epoch))):
-                batches = self._batches(tokens, epoch, number)
-                counts[at] += sum(bool(ranked[samples].any()) for samples in batches)
-                if limit and sum(counts) >= limit:
-                    return counts
+        windows = [self._windows(epoch) for epoch in epochs]
+        sizes = (pair for of_epoch in windows for pair in _read_ahead(lengths.of, of_epoch))
+        numbered = ((at, number) for at, of_epoch in enumerate(windows) for number in range(len(of_epoch)))
+        if any(not lengths.in_footer(unit) for unit in self.row_groups[:: max(1, len(self.row_groups) // 8)]):
+            logger.info("counting steps from columns: these samples were built before footers had their lengths")
+            sizes = with_progress(sizes, "counting steps", sum(map(len, windows)), unit="window")
+        for (at, number), (tokens, ranked) in zip(numbered, sizes, strict=True):
+            batches = self._batches(tokens, epochs[at], number)
+            counts[at] += sum(bool(ranked[samples].any()) for samples in batches)
+            if limit and sum(counts) >= limit:
+                break
         return counts
 
 
