@@ -23,7 +23,7 @@ from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Ver
 from genrank.model.encoders.block import parameter_count
 from genrank.model.flops import matmul_rate
 from genrank.model.interface import Model
-from genrank.model.prefetch import Prefetcher, make_reader
+from genrank.model.prefetch import Prefetcher, make_reader, reader_processes
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.registry import choose_model
@@ -62,7 +62,9 @@ def train(config: TrainConfig) -> TrainResult:
             summary = read_document(config.out / "summary.json", Summary)
             if summary.epochs == config.epochs and summary.max_steps == config.max_steps:
                 return TrainResult(config.out, summary.steps, {}, was_complete=True)
-        return Trainer(config, ranks, run).run()
+        trainer = Trainer(config, ranks, run)
+        stack.callback(trainer.reader.stop)
+        return trainer.run()
 
 
 class Trainer:
@@ -80,9 +82,13 @@ class Trainer:
         self.samples = samples_folder(config.samples)
         self.chosen = choose_model(config.model, config.settings)
         self.task = self.chosen.task(config.schema)
-        self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
+        readers = reader_processes(config, ranks)
+        self.reader = make_reader(
+            config, self.samples, config.schema, config.dates, ranks, shuffle=True, readers=readers
+        )
         self.builds = build_ids(self.samples, [*config.dates, *config.eval_dates])
         self._require_something_to_learn()
+        self.reader.start()
 
         origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
