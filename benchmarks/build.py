@@ -1,6 +1,6 @@
-"""The sample builder beside a hand-written polars script and naive Spark SQL, on the same logs, for the same output.
+"""The sample builder beside the best scripts by hand (numpy, polars, Spark SQL), on the same logs, for the same output.
 
-    python -m benchmarks.build --rows 1_000_000 5_000_000 --repeats 3            # local, spark, polars take turns
+    python -m benchmarks.build --rows 1_000_000 5_000_000 --repeats 3            # local, spark, numpy, polars take turns
     python -m benchmarks.build --rows 1_000_000 --peers spark spark_sql
     python -m benchmarks.build --rows 1_000_000 --hot 0 100 10_000 --peers local spark
     python -m benchmarks.build --rows 5_000_000 --limit 500 --resume              # in pieces of 500 s, each going on with the last
@@ -14,10 +14,8 @@ Each run is a line of `--log` as soon as it ends; `--resume` goes on where the l
 of all of the log go to `--out`. Both lie in `--work` by default; those committed were written with
 `--log benchmarks/results/builder.jsonl --out benchmarks/results/builder.json`.
 
-The polars script counts clicks on one sorted axis per key set, which is the fastest form we know by hand (as-of joins on running
-counts took 1.6 times its processor time); it skips deduplication, quarantine, statistics and the gate. The SQL computes the cross features by range joins, a join per key set, as one
-would write them first, and nothing else: no history, no label. All must agree on the sum of every cross feature, and all but the
-SQL on labels, visible realtime events and history lengths too.
+The scripts (`build_peers.py`) skip deduplication, quarantine, statistics, the gate, partials for the next day and publishing. All
+must agree on the sums of every cross feature, of labels, of visible realtime events and of history lengths; a test compares every value.
 """
 
 from __future__ import annotations
@@ -41,6 +39,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from benchmarks import build_peers
 
 DAY = 86_400_000
 DAYS = 11
@@ -183,7 +183,7 @@ def spark_metrics(session: Any) -> Report:
 
 
 def check_samples(out: Path) -> list[float]:
-    """Sums over what `genrank build` wrote, as `check_polars` has them."""
+    """Sums over what `genrank build` wrote, as `check_lists` has them."""
     cross = clicked = sees = history = 0.0
     for path in sorted((out / "samples").glob("dt=*/build=*/*.parquet")):
         table = pq.read_table(path, columns=["candidates", "labels", "mask", "history"])
@@ -197,62 +197,26 @@ def check_samples(out: Path) -> list[float]:
     return [cross, clicked, sees, history]
 
 
+def the_day(data: Path) -> build_peers.Day:
+    """What the scripts make."""
+    return build_peers.Day(data / "clicks", data / "exposures" / _last(data), LAST * DAY, WINDOWS, KEYS)
+
+
+def run_numpy(peer: str, data: Path, out: Path) -> Report:
+    """The same day by hand."""
+    return dict(build_peers.numpy_day(the_day(data), out))
+
+
 def run_polars(peer: str, data: Path, out: Path) -> Report:
     """The same day by hand."""
-    import polars as pl
-
-    start = LAST * DAY
-    clicks = pl.read_parquet(data / "clicks/*/*.parquet")
-    shown = pl.read_parquet(data / f"exposures/{_last(data)}/*.parquet").filter(pl.col("ts") >= start)
-    shown = shown.sort("user_id", "ts").with_row_index("row")
-    for keys in KEYS:
-        # Exposures and clicks on one axis: a click counts for what is asked after it. At t - window, clicks of that very moment have left.
-        asked = [shown.select(*keys, "ts", kind=pl.lit(0, pl.Int8), row="row", window=pl.lit(-1, pl.Int8))]
-        for i, ms in enumerate(WINDOWS.values()):
-            left = pl.col("ts") - ms
-            asked.append(shown.select(*keys, left, kind=pl.lit(2, pl.Int8), row="row", window=pl.lit(i, pl.Int8)))
-        happened = clicks.select(
-            *keys, "ts", kind=pl.lit(1, pl.Int8), row=pl.lit(None, pl.UInt32), window=pl.lit(None, pl.Int8)
-        )
-        axis = pl.concat([happened, *asked]).sort(*keys, "ts", "kind")
-        axis = axis.with_columns(n=(pl.col("kind") == 1).cast(pl.Int64).cum_sum()).filter(pl.col("kind") != 1)
-        answers = axis.select("row", "window", "n").sort("window", "row")
-        before, *gone = (answers["n"].slice(i * shown.height, shown.height) for i in range(1 + len(WINDOWS)))
-        shown = shown.with_columns(
-            (before - n).cast(pl.Float32).alias(f"c_{'_'.join(keys)}_{window}")
-            for window, n in zip(WINDOWS, gone, strict=True)
-        )
-    pairs = ["user_id", "item_id"]
-    follow = clicks.select(*pairs, "ts", pl.col("ts").alias("click_ts")).filter(pl.col("ts") >= start).sort("ts")
-    may = shown.select("row", *pairs, "ts").join(follow, on=pairs, how="semi").sort("ts")
-    hit = may.join_asof(follow, on="ts", by=pairs, strategy="forward", check_sortedness=False)
-    hit = hit.filter(pl.col("click_ts") - pl.col("ts") <= 600_000)
-    shown = shown.with_columns(pl.col("row").is_in(hit["row"].implode()).cast(pl.Int32).alias("click"))
-    old = clicks.filter(pl.col("ts") < start).sort("user_id", "ts").group_by("user_id", maintain_order=True)
-    history = old.agg(pl.col("item_id", "category", "ts").tail(200).name.prefix("h_"))
-    today = clicks.filter(pl.col("ts") >= start).sort("user_id", "ts")
-    order = today.select("user_id", "ts").with_columns(pl.int_range(1, pl.len() + 1).over("user_id").alias("sees"))
-    order = order.unique(["user_id", "ts"], keep="last", maintain_order=True).sort("ts")
-    seen = shown.select("row", "user_id", (pl.col("ts") - 1).alias("ts")).sort("ts")
-    sees = seen.join_asof(order, on="ts", by="user_id", check_sortedness=False).select(
-        "row", pl.col("sees").fill_null(0).cast(pl.Int32)
-    )
-    shown = shown.join(sees, on="row").sort("user_id", "ts").drop("row")
-    samples = shown.group_by("user_id", maintain_order=True).agg(pl.all())
-    samples = samples.join(history, on="user_id", how="left")
-    samples = samples.join(
-        today.group_by("user_id").agg(pl.col("item_id", "category", "ts").name.prefix("r_")), on="user_id", how="left"
-    )
-    out.mkdir(parents=True)
-    samples.write_parquet(out / "samples.parquet", compression="zstd", compression_level=1, row_group_size=4096)
-    return {"samples": samples.height, "candidates": shown.height}
+    return dict(build_peers.polars_day(the_day(data), out))
 
 
-def check_polars(out: Path) -> list[float]:
+def check_lists(out: Path) -> list[float]:
     """Sums of every cross feature, of labels, of visible realtime events, and of history lengths."""
     import polars as pl
 
-    lazy = pl.scan_parquet(out / "samples.parquet")
+    lazy = pl.scan_parquet(out / "*.parquet")
     sums = [pl.sum_horizontal(pl.col(name).explode().cast(pl.Float64).sum() for name in CROSS).alias("cross")]
     sums += [pl.col(name).explode().cast(pl.Float64).sum() for name in ("click", "sees")]
     sums += [pl.col("h_ts").list.len().cast(pl.Float64).sum()]
@@ -260,7 +224,7 @@ def check_polars(out: Path) -> list[float]:
 
 
 def run_spark_sql(peer: str, data: Path, out: Path) -> Report:
-    """The cross features alone, by range joins, in a session with Spark's own defaults for SQL."""
+    """The same day in SQL, in a session with Spark's own defaults for SQL."""
     from genrank.pipelines.spark_session import start_session
 
     session = start_session(
@@ -272,31 +236,10 @@ def run_spark_sql(peer: str, data: Path, out: Path) -> Report:
             "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
         }
     )
-    session.read.parquet(str(data / "clicks")).createOrReplaceTempView("clicks")
-    session.read.parquet(str(data / "exposures" / _last(data))).createOrReplaceTempView("day")
-    session.sql("select *, monotonically_increasing_id() row from day").createOrReplaceTempView("shown")
-    joined = "shown"
-    for i, keys in enumerate(KEYS):
-        same = " and ".join(f"e.{key} = c.{key}" for key in keys)
-        counts = ", ".join(
-            f"count_if(c.ts > e.ts - {ms}) c_{'_'.join(keys)}_{window}" for window, ms in WINDOWS.items()
-        )
-        within = f"{same} and c.ts < e.ts and c.ts > e.ts - {max(WINDOWS.values())}"
-        joined += f" join (select e.row, {counts} from shown e left join clicks c on {within} group by e.row) p{i} using (row)"
-    session.sql(f"select * from {joined}").write.parquet(str(out))
-    report = {"samples": 0, "candidates": session.read.parquet(str(out)).count(), **spark_metrics(session)}
+    build_peers.spark_sql_day(session, the_day(data), out)
+    report = spark_metrics(session)
     session.stop()
     return report
-
-
-def check_spark_sql(out: Path) -> list[float]:
-    """Sum of every cross feature."""
-    import polars as pl
-
-    lazy = pl.scan_parquet(out / "*.parquet")
-    return [
-        float(lazy.select(pl.sum_horizontal(pl.col(name).cast(pl.Float64).sum() for name in CROSS)).collect().item())
-    ]
 
 
 def _last(data: Path) -> str:
@@ -308,8 +251,9 @@ Check = Callable[[Path], list[float]]
 PEERS: dict[str, tuple[Run, Check]] = {
     "local": (run_builder, check_samples),
     "spark": (run_builder, check_samples),
-    "polars": (run_polars, check_polars),
-    "spark_sql": (run_spark_sql, check_spark_sql),
+    "numpy": (run_numpy, check_lists),
+    "polars": (run_polars, check_lists),
+    "spark_sql": (run_spark_sql, check_lists),
 }
 
 
@@ -376,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["local", "spark", "polars"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["local", "spark", "numpy", "polars"])
     parser.add_argument("--hot", type=int, nargs="+", default=[0], help="one user has so many times the median's rows")
     work = Path(tempfile.gettempdir()) / "genrank-benchmark"
     parser.add_argument("--log", type=Path, default=work / "builder.jsonl", help="a line per run")
@@ -467,7 +411,7 @@ def _agree(done: dict[Key, Report]) -> None:
 
 
 def medians(done: dict[Key, Report]) -> list[Report]:
-    """A row per size and peer: medians, and the ratio to the polars script where it ran."""
+    """A row per size and peer: medians, and the ratio to the numpy script where it ran."""
     found = []
     for rows, hot, peer in sorted({(rows, hot, peer) for rows, hot, _, peer in done}):
         runs = [run for (r, h, _, p), run in done.items() if (r, h, p) == (rows, hot, peer)]
@@ -476,9 +420,9 @@ def medians(done: dict[Key, Report]) -> list[Report]:
         found.append({"rows": rows, "hot": hot, "peer": peer, "runs": len(runs), **middle})
     for row in found:
         for other in found:
-            if other["peer"] == "polars" and (other["rows"], other["hot"]) == (row["rows"], row["hot"]):
-                row["wall_to_polars"] = round(row["wall_s"] / other["wall_s"], 2)
-                row["cpu_to_polars"] = round(row["cpu_s"] / other["cpu_s"], 2)
+            if other["peer"] == "numpy" and (other["rows"], other["hot"]) == (row["rows"], row["hot"]):
+                row["wall_to_numpy"] = round(row["wall_s"] / other["wall_s"], 2)
+                row["cpu_to_numpy"] = round(row["cpu_s"] / other["cpu_s"], 2)
     return found
 
 

@@ -43,8 +43,11 @@ from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import gpu as rowwise_gpu
+from genrank.kernels.spans import SpanBias, SpanCall, make_spans
+from genrank.kernels.spans import gpu as spans_gpu
 
 RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
 PAGE = Path(__file__).parent / "kernels_compile.md"
@@ -192,8 +195,48 @@ def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     return launches
 
 
+def span_launches(dtype: torch.dtype, dim: int, kind: str) -> list[Launch]:
+    """Forward, dQ and dKV; kind: "softmax" or "silu", the number of spans, and "bias" with both tables."""
+    tokens, heads = 256, 4
+    weighting, spans, *bias = kind.split()
+    q, k, v, grad_out = (torch.zeros(tokens, heads, dim, dtype=dtype) for _ in range(4))
+    offsets, at = torch.tensor([0, tokens]), torch.arange(tokens)
+    seen = make_spans(offsets, offsets, [(at * 0, at)] * int(spans))
+    tables = SpanBias()
+    if bias:
+        places, stamps = at.int(), torch.zeros(tokens, dtype=torch.int64)
+        tables = SpanBias(*(torch.zeros(rows, heads) for rows in (513, 64)), places, places, stamps, stamps)
+    call = SpanCall(seen, torch.ones(tokens), tables, 0.125, weighting == "softmax")
+    with recording() as launches:
+        _, lse = spans_gpu.forward(q, k, v, call)
+        spans_gpu.backward(grad_out, lse, lse, q, k, v, call)
+    return launches
+
+
+def merge_launches(dtype: torch.dtype) -> list[Launch]:
+    x, offsets, starts = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64]), torch.tensor([0, 16])
+    with recording() as launches:
+        merge_gpu.unmerge(merge_gpu.merge(x, offsets, starts, 4, 16), offsets, starts, 4, 64)
+    return launches
+
+
+SPANS = (
+    *((64, "softmax 2", name) for name in DTYPES),
+    *((dim, "softmax 2", "bf16") for dim in (32, 128, 256)),
+    *((64, "softmax 1", "bf16"), (128, "softmax 2 bias", "bf16"), (128, "silu 3 bias", "bf16")),
+)
+"""Head dim, kind and dtype: what the encoders ask for."""
+
+
 def other_cases() -> Iterator[Case]:
+    for dim, kind, name in SPANS:
+
+        def record_spans(dtype: torch.dtype = DTYPES[name], dim: int = dim, kind: str = kind) -> list[Launch]:
+            return span_launches(dtype, dim, kind)
+
+        yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
     for name, dtype in DTYPES.items():
+        yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
 
             def record(

@@ -109,7 +109,7 @@ def publish(root: Path, schema: Schema, table: pa.Table, *, lengths: bool = True
     with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1) as writer:
         writer.write_table(table, row_group_size=4096)
         if lengths:
-            writer.add_key_value_metadata(lengths_metadata(table, schema, 4096))
+            writer.add_key_value_metadata(lengths_metadata(table, schema, [*range(0, rows, 4096), rows]))
     file = {"path": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest = {
         "schema": schema.name, "fingerprint": schema.fingerprint, "build_id": "random", "dt": "2026-01-01",

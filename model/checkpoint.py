@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from genrank.model.documents import Best, CheckpointManifest, FileDigest, ModelIdentity, read_document
 from genrank.model.parallel import shard_like, whole
 from genrank.model.ranks import Ranks
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import file_sha256, move, sync
@@ -94,7 +95,8 @@ def save_checkpoint(
                 files=digests,
                 builds=dict(builds),
             )
-            (staging / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
+            text = with_checksum(manifest.model_dump_json(by_alias=True), indent=None)
+            (staging / "manifest.json").write_text(text)
             for path in [*files, staging / "manifest.json"]:
                 sync(path)
             shutil.rmtree(final, ignore_errors=True)
@@ -205,18 +207,21 @@ def damaged_files(folder: Path) -> list[str]:
 def _manifest(folder: Path) -> CheckpointManifest:
     try:
         text = (folder / "manifest.json").read_text()
-        format_ = json.loads(text)["format"]
+        content = checked(text)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it names no format")
+        format_ = content["format"]
         if format_ != FORMAT:
             raise UserError(f"{folder} has checkpoint format {format_}; this version reads {FORMAT}")
-        return CheckpointManifest.model_validate_json(text)
+        return CheckpointManifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
         raise UserError(
             f"{folder} is not a checkpoint of `genrank train` (manifest.json: {where}: {wrong['msg']})"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder} is not a checkpoint of `genrank train` ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a checkpoint of `genrank train` (manifest.json: {error})") from None
 
 
 def _damaged(folder: Path, manifest: CheckpointManifest) -> list[str]:

@@ -50,7 +50,8 @@ class TrainConfig(Configuration):
     out: Annotated[Path, Flag(metavar="RUN"), CHANGEABLE]
     """The run's folder. A run that was interrupted goes on when the same configuration is given again."""
     model: str = "mtgr-tiny"
-    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large};
+    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
+    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large};
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[
         Mapping[str, str], BeforeValidator(settings_text), Flag(name="--set", metavar="FIELD=VALUE")
@@ -61,12 +62,15 @@ class TrainConfig(Configuration):
     """Passes over the days."""
     max_steps: Annotated[int, NOT_NEGATIVE, LENGTH, CHANGEABLE] = 0
     """Stop after so many optimizer steps; 0: when the epochs are over."""
+    phase: Annotated[Literal["both", "dense", "sparse"], LENGTH] = "both"
+    """What learns: both; dense: the network, with the tables' rows frozen; sparse: the rows, through an auxiliary network (grab).
+    Two-stage training: sparse with --view exposure, then dense with --from-checkpoint."""
     # -------------------------------------------------- batches
     token_budget: Annotated[int, AT_LEAST_1, BATCHES] = 8_192
     """Tokens of a batch at most, per rank."""
     accumulate: Annotated[int, AT_LEAST_1, BATCHES] = 1
     """Batches per optimizer step."""
-    view: Annotated[Literal["user_day", "request", "session"] | None, BATCHES] = None
+    view: Annotated[Literal["user_day", "request", "session", "exposure"] | None, BATCHES] = None
     """What a training sample is. Default: the schema's `training.view`."""
     by_length: Annotated[bool, BATCHES] = False
     """Batches of similar lengths, sorted within the shuffle buffer: for models that pad."""

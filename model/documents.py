@@ -12,6 +12,7 @@ Files that earlier releases wrote read, too: what they lack has a default.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
 
 from genrank.model.metrics import Estimate
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import write_atomically
 from genrank.schemas.schema import Schema
@@ -200,6 +202,21 @@ class Evaluation(Document):
     tasks: Rows
     builds: dict[str, str] = {}
     """Day -> the build of its samples that was judged on."""
+    chosen: dict[str, dict[str, str]] = {}
+    """Objective -> row that was chosen on a training day -> which it is, in words."""
+
+    def in_words(self, objective: str, row: str, name: str) -> str:
+        """A row's name, with what was chosen for it."""
+        which = self.chosen.get(objective, {}).get(row)
+        return f"{name} ({which})" if which else name
+
+
+class SliceMetrics(Document):
+    """Metrics of the model on a part of the candidates."""
+
+    candidates: int
+    """With a mature label."""
+    metrics: dict[str, Estimate]
 
 
 class RankingEvaluation(Evaluation):
@@ -209,6 +226,8 @@ class RankingEvaluation(Evaluation):
     samples: int
     candidates: int
     users: int
+    slices: dict[str, dict[str, dict[str, SliceMetrics]]] = {}
+    """Label -> dimension (`item`, `user`, `request`, `hour`) -> slice -> metrics of the model."""
 
 
 class RetrievalEvaluation(Evaluation):
@@ -256,11 +275,13 @@ def parse_document(text: str, kind: type[DocumentT], path: Path) -> DocumentT:
         UserError: it doesn't hold one.
     """
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(json.dumps(checked(text)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{path}: {where}: {first['msg']}; write it again with the command that made it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; write it again with the command that made it") from None
 
 
 def read_text(path: Path) -> str:
@@ -271,10 +292,17 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text ({error.reason}); write it again with the command that made it") from None
     except FileNotFoundError:
         raise UserError(f"{path} is missing; is {path.parent} the --out folder of `genrank train`?") from None
 
 
-def write_document(path: Path, document: Document) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    write_atomically(path, document.model_dump_json(by_alias=True, indent=1) + "\n")
+def write_document(path: Path, document: Document, *, guarded: bool = False) -> None:
+    """Atomically: a reader sees the old file or the new one.
+
+    Args:
+        guarded: with a checksum, for what decides what is read rather than what people and other programs read.
+    """
+    text = document.model_dump_json(by_alias=True, indent=1)
+    write_atomically(path, (with_checksum(text) if guarded else text) + "\n")

@@ -21,8 +21,6 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.manifest import build_ids
 from genrank.schemas.schema import Schema
 from genrank.tokenization.checkpoint import load_tables
-from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.plan import make_plan
 
 
 class LoadedModel(NamedTuple):
@@ -51,10 +49,12 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     manifest = read_manifest(folder)
     schema, identity = manifest.declared, manifest.model
     _refuse_code_of_the_run(identity.name, folder)
-    embeddings = Embeddings(make_plan(schema), backend="torch", device=device, boundaries=manifest.boundaries)
     chosen = choose_model(identity.name, identity.settings)
+    embeddings = chosen.embeddings(schema, device=device, boundaries=manifest.boundaries, backend="torch")
     model = chosen.build(embeddings).to(device)
-    load_weights(model, load_dense(folder)["model"], folder)
+    state = load_dense(folder)["model"]
+    model.make_room(state)
+    load_weights(model, state, folder)
     load_tables(embeddings, folder / "tables")
     return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema), manifest.builds)
 

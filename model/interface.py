@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
+
+Phase = Literal["both", "dense", "sparse"]
+"""Which parameters learn (two-stage training: GRAB, arXiv:2602.01865)."""
 
 
 class Model(nn.Module, ABC):
@@ -22,6 +25,8 @@ class Model(nn.Module, ABC):
 
     several_ranks: ClassVar[bool] = True
     """Whether several processes can train it together."""
+    learns_by_steps: ClassVar[bool] = True
+    """Whether the trainer's steps learn it; if not, `learn` does, from all days at once, and it has no tables."""
 
     @property
     @abstractmethod
@@ -34,6 +39,17 @@ class Model(nn.Module, ABC):
 
     def prepare(self, samples: Path, dates: Sequence[str]) -> None:
         """Called once before training, with the samples' folder and the days to be learned."""
+
+    def learn(self, samples: Path, dates: Sequence[str], seed: int) -> int:
+        """Learn from all of some days at once; returns how many candidates there were. Of models that don't learn by steps.
+
+        Raises:
+            UserError: there is nothing to learn from.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns by steps")
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Called before a checkpoint's state is loaded: where shapes depend on what was learned, take its."""
 
     def shardable_layers(self) -> Sequence[nn.Module]:
         """Layers that FSDP gathers one at a time; the rest is gathered with the whole."""
@@ -58,6 +74,19 @@ class Model(nn.Module, ABC):
         raise UserError(
             f"--recompute is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none"
         )
+
+    def set_phase(self, phase: Phase) -> None:
+        """What learns: everything; `dense`: all but the tables' rows; `sparse`: the rows, through an auxiliary network.
+
+        Raises:
+            UserError: `sparse`, and the model has no such network.
+        """
+        if phase == "sparse":
+            raise UserError(
+                f"--phase sparse is for models with an auxiliary network that rows learn through, such as grab; {type(self).__name__}"
+                " has none"
+            )
+        self.embeddings.frozen = phase == "dense"
 
     @property
     def counts_flops(self) -> bool:

@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from genrank.model.request_metrics import REQUEST_METRICS, RequestMetrics, request_codes
+
 Floats = NDArray[np.float64]
+Arrays = tuple[NDArray[np.int64], Floats, Floats, Floats, NDArray[np.int64]]
+"""Users, labels, scores, weights and requests of candidates."""
 
 BINARY_METRICS = ("auc", "gauc", "ne", "logloss", "calibration")
+ORDER_METRICS = ("auc", "gauc", *REQUEST_METRICS)
+"""Those that ask only for the order of scores, not for probabilities."""
 VALUE_METRICS = ("rmse", "mae", "bias")
 
 _PROBABILITY_FLOOR = 1e-7
@@ -45,7 +51,7 @@ def auc(labels: Floats, scores: Floats, weights: Floats | None = None) -> float:
         labels, scores, weights: [N]; a label above 0.5 is positive; weights default to 1.
     """
     keys = np.zeros(len(scores), np.int64)
-    return float(_pairs(keys, labels, scores, weights)[1][0]) if len(scores) else float("nan")
+    return float(auc_by_key(keys, labels, scores, weights)[1][0]) if len(scores) else float("nan")
 
 
 def gauc(users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats | None = None) -> float:
@@ -54,7 +60,7 @@ def gauc(users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floa
     """
     if not len(scores):
         return float("nan")
-    _, each, impressions = _pairs(users, labels, scores, weights)
+    _, each, impressions = auc_by_key(users, labels, scores, weights)
     valid = ~np.isnan(each)
     return float(np.average(each[valid], weights=impressions[valid])) if valid.any() else float("nan")
 
@@ -92,10 +98,14 @@ def _ne(loss: float, positives: float, total: float) -> float:
     return float(loss / total / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
-def _pairs(
+def auc_by_key(
     keys: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats | None
 ) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Per distinct key, in ascending order: (key, AUC within it or NaN, sum of weights)."""
+    """Per distinct key, in ascending order: (key, AUC within it or NaN, sum of weights), ties counted half, weighted.
+
+    Args:
+        keys, labels, scores, weights: [N], of at least one candidate; weights default to 1.
+    """
     weights = np.ones(len(scores)) if weights is None else weights
     order = np.lexsort((scores, keys))
     keys, scores = keys[order], scores[order]
@@ -127,22 +137,30 @@ class Predictions:
 
     kind: str = "binary"
     """`binary` or `value`, as the label's."""
-    _chunks: list[tuple[NDArray[np.int64], Floats, Floats, Floats]] = field(default_factory=list)
+    by_request: bool = False
+    """Whether binary metrics by request are among them: `update` is then given the requests."""
+    _chunks: list[Arrays] = field(default_factory=list)
 
     def update(
-        self, users: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None = None
+        self,
+        users: torch.Tensor,
+        labels: torch.Tensor,
+        scores: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        requests: torch.Tensor | None = None,
     ) -> None:
-        """Append [N] candidates: user ids, labels, probabilities (or values), weights."""
+        """Append [N] candidates: user ids, labels, probabilities (or values), weights, request ids."""
         columns = [t.detach().to("cpu", torch.float64).numpy() for t in (labels, scores)]
         w = np.ones(len(columns[0])) if weights is None else weights.detach().to("cpu", torch.float64).numpy()
         keep = w > 0
         u = users.detach().to("cpu", torch.int64).numpy()
-        self._chunks.append((u[keep], columns[0][keep], columns[1][keep], w[keep]))
+        r = np.zeros_like(u) if requests is None else requests.detach().to("cpu", torch.int64).numpy()
+        self._chunks.append((u[keep], columns[0][keep], columns[1][keep], w[keep], r[keep]))
 
-    def arrays(self) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
-        """(users, labels, scores, weights), each [N], in order of arrival."""
+    def arrays(self) -> Arrays:
+        """(users, labels, scores, weights, requests), each [N], in order of arrival."""
         if not self._chunks:
-            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0)
+            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
         if len(self._chunks) > 1:
             self._chunks = [tuple(np.concatenate(column) for column in zip(*self._chunks, strict=True))]  # type: ignore[list-item]
         return self._chunks[0]
@@ -153,7 +171,7 @@ class Predictions:
             return self
         parts: list[object] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, self.arrays())
-        return Predictions(self.kind, list(parts))  # type: ignore[arg-type]
+        return Predictions(self.kind, self.by_request, list(parts))  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.arrays()[0])
@@ -166,8 +184,14 @@ class Predictions:
                 independent. 0: values only.
             confidence: the interval's coverage (percentile method).
         """
-        arrays = self.arrays()
+        users, labels, scores, weights, requests = self.arrays()
+        arrays = (users, labels, scores, weights)
         point = _binary(*arrays) if self.kind == "binary" else _value(*arrays)
+        ranked = self._ranked(*arrays, requests)
+        if ranked:
+            point |= ranked.metrics(np.ones(len(np.unique(arrays[0]))))
+        elif self.by_request and self.kind == "binary":
+            point |= dict.fromkeys(REQUEST_METRICS, float("nan"))
         if not bootstrap or not len(arrays[0]):
             return {name: Estimate(_finite(value)) for name, value in point.items()}
         generator = np.random.default_rng(seed)
@@ -175,15 +199,25 @@ class Predictions:
         replicates: dict[str, list[float]] = {name: [] for name in point}
         for _ in range(bootstrap):
             counts = np.bincount(generator.integers(0, draw.users, draw.users), minlength=draw.users).astype(np.float64)
-            for name, value in draw.metrics(counts).items():
+            drawn = draw.metrics(counts) | (ranked.metrics(counts) if ranked else {})
+            for name, value in drawn.items():
                 replicates[name].append(value)
         tail = (1 - confidence) / 2
         result = {}
         for name, value in point.items():
-            drawn = np.array([v for v in replicates[name] if np.isfinite(v)])
-            low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (float("nan"), float("nan"))
+            known = np.array([v for v in replicates[name] if np.isfinite(v)])
+            low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (float("nan"), float("nan"))
             result[name] = Estimate(_finite(value), _finite(float(low)), _finite(float(high)))
         return result
+
+    def _ranked(
+        self, users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats, requests: NDArray[np.int64]
+    ) -> RequestMetrics | None:
+        if not self.by_request or self.kind != "binary" or not len(users):
+            return None
+        codes = request_codes(users, requests)
+        found, rows = np.unique(users, return_inverse=True)
+        return RequestMetrics(auc_by_key(codes, labels, scores, weights), codes, rows, len(found), labels, scores)
 
 
 def _finite(value: float) -> float | None:
@@ -215,7 +249,7 @@ class _BinaryReplicates:
     """The binary metrics under other user weights, without sorting again."""
 
     def __init__(self, users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats) -> None:
-        keys, each, impressions = _pairs(users, labels, scores, weights)
+        keys, each, impressions = auc_by_key(users, labels, scores, weights)
         self.users = len(keys)
         self.valid = ~np.isnan(each)
         self.each, self.impressions = np.nan_to_num(each), impressions

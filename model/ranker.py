@@ -8,38 +8,51 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
-from genrank.model.encoders import Encoder, EncoderConfig, build_encoder
+from genrank.model.auxiliary import Auxiliary
+from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.interface import Model
+from genrank.model.interface import Model, Phase
+from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.tokens import Tokenizer
-from genrank.tokenization.wants import One, PerFeature, Wants
+from genrank.tokenization.wants import TokenShape
 
 
 class Work:
-    """Tokens and visible pairs of training batches since the last `flops`; the count stays on the device until asked for."""
+    """What was trained on since the last `flops`; pairs stay on the device until asked for."""
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.tokens = self.candidates = self.samples = 0
         self.pairs: Tensor | None = None
 
     def add(self, tokens: Tokens) -> None:
         """Count one batch."""
-        pairs = visible_pairs(tokens)
+        beside = tokens.candidates
+        end, begin = (
+            (tokens.end[tokens.candidate_rows], tokens.begin[tokens.candidate_rows])
+            if beside is None
+            else (beside.end, beside.begin)
+        )
+        pairs = torch.stack([visible_pairs(tokens), (end - begin).clamp(min=0).sum()])
         self.tokens += len(tokens.x)
+        self.candidates += len(end)
+        self.samples += len(tokens.lengths)
         self.pairs = pairs if self.pairs is None else self.pairs + pairs
 
     def flops(self, config: EncoderConfig) -> int:
         """Floating point operations of forward and backward (twice the forward) for what was counted; begins anew."""
-        total = 3 * (config.flops(self.tokens, 0 if self.pairs is None else int(self.pairs)) or 0)
-        self.tokens, self.pairs = 0, None
+        pairs, seen = [0, 0] if self.pairs is None else self.pairs.tolist()
+        total = 3 * (config.flops(Counts(self.tokens, pairs, self.candidates, seen, self.samples)) or 0)
+        self.tokens = self.candidates = self.samples = 0
+        self.pairs = None
         return total
 
 
@@ -56,8 +69,8 @@ class EncoderModel(Model):
         self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
     ) -> None:
         super().__init__()
-        self.tokenizer = make_tokenizer(embeddings, config)
-        self.encoder = encoder(config)
+        self.tokenizer = Tokenizer(embeddings, config.dim, config.wants())
+        self.encoder = encoder(_fitted(config, self.tokenizer.shape))
 
     @property
     def embeddings(self) -> Embeddings:
@@ -104,11 +117,23 @@ class Ranker(EncoderModel):
         encoder: Callable[[Any], Encoder[Any]] = build_encoder,
     ) -> None:
         super().__init__(embeddings, config, encoder)
-        self.heads = Heads(config.out_dim, tasks, head)
+        self.heads = Heads(self.encoder.config.out_dim, tasks, head)
         self.work = Work()
+        hidden = config.auxiliary_hidden
+        self.auxiliary = Auxiliary(embeddings, tasks, hidden, head) if hidden else None
+        self.phase: Phase = "both"
+
+    def set_phase(self, phase: Phase) -> None:
+        """What learns; `sparse` where the encoder's configuration has an auxiliary network."""
+        if phase != "sparse" or self.auxiliary is None:
+            super().set_phase(phase)
+        self.phase = phase
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{label: logit [C]}."""
+        """{label: logit [C]}. In training by `--phase sparse`, those of the auxiliary network."""
+        if self.auxiliary is not None and self.training and self.phase == "sparse":
+            rows_learn: dict[str, Tensor] = self.auxiliary(batch)
+            return rows_learn
         tokens = self.encoder.shorten(self.tokenizer(batch))
         if self.training and self.counts_flops:
             self.work.add(tokens)
@@ -118,37 +143,18 @@ class Ranker(EncoderModel):
     @property
     def counts_flops(self) -> bool:
         """Whether the encoder's operations can be counted."""
-        return self.encoder.config.flops(0, 0) is not None
+        return self.encoder.config.flops(Counts(0, 0)) is not None
 
     def take_flops(self) -> int:
         """Floating point operations of the encoder, forward and backward, since the last call."""
         return self.work.flops(self.encoder.config) if self.counts_flops else 0
 
 
-def make_tokenizer(embeddings: Embeddings, config: EncoderConfig) -> Tokenizer:
-    """The tokenizer that makes what an encoder wants.
-
-    Raises:
-        UserError: the encoder wants tokens that the schema doesn't declare, or that the tokenizer doesn't make.
-    """
-    wants: Wants = config.wants()
-    declared = PerFeature() if embeddings.plan.schema.user.tokens == "feature" else One()
-    if wants.user not in (None, declared):
-        raise UserError(
-            f"{type(config).__name__} wants user tokens {wants.user}, the schema declares {declared}: change User(tokens=...) to it"
-        )
-    if wants.candidate != One() or not wants.sequence or wants.separators:
-        raise UserError(
-            f"{type(config).__name__} wants {wants}: the tokenizer makes one token a candidate, of every event its tokens, and no"
-            " separators; change the encoder's wants()"
-        )
-    return Tokenizer(
-        embeddings,
-        config.dim,
-        visibility=wants.rule,
-        feature_norm=wants.feature_norm,
-        equal_start=wants.equal_start,
-    )
+def _fitted(config: EncoderConfig, shape: TokenShape) -> EncoderConfig:
+    try:
+        return config.fit(shape)
+    except ConfigError as error:
+        raise UserError(f"--set {error.field}={getattr(config, error.field)}: {error.remedy}") from None
 
 
 def visible_pairs(tokens: Tokens) -> Tensor:

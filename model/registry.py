@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
+from genrank.model.baselines.boosted_trees import BoostedTrees, BoostedTreesConfig
 from genrank.model.baselines.dcn import Dcn, DcnConfig
 from genrank.model.baselines.din import Din, DinConfig
 from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
@@ -38,6 +40,8 @@ from genrank.model.validation import Checked, ConfigError
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import Schema
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.features import fitted_features
+from genrank.tokenization.plan import Plan, make_plan
 
 Config = TypeVar("Config", bound=Checked)
 Build = Callable[[Embeddings, Sequence[str], Any, HeadConfig], Model]
@@ -57,6 +61,8 @@ class ModelSpec:
     """A key of `model.tasks.TASKS`: what it learns, and how it is judged."""
     heads: bool = True
     """Whether it has heads a label, which `--set head.FIELD` changes."""
+    by_steps: bool = True
+    """Whether the trainer's steps learn it; if not, `Model.learn` does (`model.whole_fit`), and it gets no embedding tables."""
 
 
 def encoder_spec(name: str, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder) -> ModelSpec:
@@ -84,6 +90,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec("din", DinConfig(), Din),
         ModelSpec("dcn", DcnConfig(), Dcn),
         ModelSpec("sasrec", SasrecConfig(), Sasrec),
+        ModelSpec("lightgbm", BoostedTreesConfig(), BoostedTrees, heads=False, by_steps=False),
         *(ModelSpec(name, config, _retriever, "retrieval", heads=False) for name, config in RETRIEVERS.items()),
     )
 }
@@ -109,6 +116,25 @@ class ChosenModel:
         """
         names = [label.name for label in embeddings.plan.schema.labels] if labels is None else labels
         return self.spec.build(embeddings, names, self.config, self.head)
+
+    def embeddings(
+        self,
+        schema: Schema,
+        *,
+        device: torch.device | str,
+        boundaries: Mapping[str, Sequence[float]] | None = None,
+        **tables: Any,
+    ) -> Embeddings:
+        """A schema's embeddings as the model reads them: none, and no boundaries, for one that looks nothing up.
+
+        Args:
+            boundaries: fitted boundaries of numbers in quantile buckets.
+            tables: other arguments of `Embeddings`.
+        """
+        if self.spec.by_steps:
+            return Embeddings(make_plan(schema), device=device, boundaries=boundaries, **tables)
+        unfitted = {f"{group}.{name}": [0.0] for group, name, _ in fitted_features(schema)}
+        return Embeddings(Plan(schema, (), ()), backend="torch", device=device, boundaries=unfitted)
 
     def task(self, schema: Schema) -> AnyTask:
         """What the model learns of samples of a schema."""

@@ -125,15 +125,16 @@ def section(label_name: str, runs: Sequence[Run]) -> Section:
     if oracle := first.metrics(label_name, "oracle"):
         rows.append(("reference", Ranking.references["oracle"], oracle))
     rows += [("model", run.name, metrics) for run in runs if (metrics := run.metrics(label_name))]
-    for key in ("user_item_ctr", "popularity"):
+    for key in ("user_item_ctr", "best_popularity", "popularity", "best_column"):
         if counts := first.metrics(label_name, key):
-            rows.append(("reference", Ranking.references[key], counts))
+            name = first.evaluation.in_words(label_name, key, Ranking.references[key])
+            rows.append(("reference", name, counts))
     shown = Ranking.shown(rows[0][2])
     headline = {name: numbers(metrics.get(shown[0])).value for _, name, metrics in rows}
     of_models = [headline[name] for kind, name, _ in rows if kind == "model" and math.isfinite(headline[name])]
     best = (max if label.kind == "binary" else min)(of_models, default=math.nan)
     reached = (headline.get(first.name, math.nan) - 0.5) / (headline.get(Ranking.references["oracle"], math.nan) - 0.5)
-    dots = [(name, metrics.get(shown[0])) for _, name, metrics in rows]
+    dots = [(kind, name, metrics.get(shown[0])) for kind, name, metrics in rows]
     return Section(
         name=label_name,
         note=f"given {label.given}" if label.given else "",

@@ -14,7 +14,6 @@ from genrank.model.documents import EvalRow, StepRow
 from genrank.model.metrics import Estimate
 from genrank.model.presentation import numbers
 from genrank.model.report_data import Run
-from genrank.model.tasks.ranking import Ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,18 +33,18 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def dots(metric_name: str, rows: Sequence[tuple[str, Estimate | None]]) -> Figure:
-    """A metric of each row as a dot with its interval."""
+def dots(metric_name: str, rows: Sequence[tuple[str, str, Estimate | None]]) -> Figure:
+    """A metric of each row (kind, name, estimate) as a dot with its interval."""
     figure, (axis,) = _figure(8, 0.6 + 0.32 * len(rows))
-    for y, (name, metric) in enumerate(reversed(rows)):
+    for y, (kind, _, metric) in enumerate(reversed(rows)):
         value, low, high = numbers(metric)
         if not math.isfinite(value):
             continue
-        colour = COLOURS[5] if name in Ranking.references.values() else COLOURS[0]
+        colour = COLOURS[5] if kind == "reference" else COLOURS[0]
         axis.plot([low, high], [y, y], color=colour, linewidth=2)
         axis.plot(value, y, "o", color=colour)
         axis.annotate(f"{value:.4f}", (value, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+    axis.set_yticks(range(len(rows)), [name for _, name, _ in reversed(rows)])
     axis.set_ylim(-0.5, len(rows) - 0.3)
     axis.set_xlabel(metric_name)
     return figure

@@ -39,7 +39,7 @@ def print_metrics(name: str, evaluation: Evaluation) -> None:
             table.add_column(task.heading(metric), justify="right")
         for key, estimates in rows.items():
             first, *rest = (cell(estimates.get(metric)) for metric in (headline, *others))
-            label = name if key == "model" else task.references.get(key, key)
+            label = name if key == "model" else evaluation.in_words(objective, key, task.references.get(key, key))
             cells = (label, first.value, first.interval, *(each.value for each in rest))
             table.add_row(*cells, style="bold" if key == "model" else "")
         print_whole(table, console)

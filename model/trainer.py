@@ -30,11 +30,11 @@ from genrank.model.registry import choose_model
 from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
 from genrank.model.train_step import TrainStep
+from genrank.model.whole_fit import fit_whole
 from genrank.schemas.errors import UserError
 from genrank.schemas.manifest import build_ids
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 
 
@@ -62,6 +62,9 @@ def train(config: TrainConfig) -> TrainResult:
             summary = read_document(config.out / "summary.json", Summary)
             if summary.epochs == config.epochs and summary.max_steps == config.max_steps:
                 return TrainResult(config.out, summary.steps, {}, was_complete=True)
+        chosen = choose_model(config.model, config.settings)
+        if not chosen.spec.by_steps:
+            return TrainResult(config.out, 1, fit_whole(config, chosen, ranks, run))
         trainer = Trainer(config, ranks, run)
         stack.callback(trainer.reader.stop)
         return trainer.run()
@@ -233,11 +236,11 @@ class Trainer:
             read_manifest(origin).boundaries if origin else fit_boundaries(self.samples, config.schema, config.dates)
         )
         torch.manual_seed(config.seed)
-        return Embeddings(
-            make_plan(config.schema),
-            backend=config.backend,
+        return self.chosen.embeddings(
+            config.schema,
             device=self.ranks.device,
             boundaries=boundaries,
+            backend=config.backend,
             lr=config.sparse_lr,
             state=config.sparse_state,
             seed=config.seed,
@@ -252,6 +255,7 @@ class Trainer:
         if self.ranks.size > 1 and not model.several_ranks:
             raise UserError(f"--model {config.model}: it trains in one process; start it without torchrun")
         model.prepare(self.samples, config.dates)
+        model.set_phase(config.phase)
         if config.recompute:
             model.recompute_activations()
         if config.compile:
@@ -276,7 +280,7 @@ class Trainer:
                 self._save()
                 if self.ranks.is_main:
                     best = Best(step=at.step, metric=headline, value=score)
-                    write_document(config.out / "checkpoints" / "best.json", best)
+                    write_document(config.out / "checkpoints" / "best.json", best, guarded=True)
         else:
             at.worse += 1
         return metrics, bool(config.patience) and at.worse >= config.patience

@@ -17,13 +17,12 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
-from genrank.pipelines.days import dt_of, start_of, whole_days
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.labels import Labels, label_exposures
-from genrank.pipelines.leaf_summaries import join_summaries, summarize
+from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.merge_scan import Bool, Int, mix
 from genrank.pipelines.messages import LeafSummary, SampleReport
-from genrank.pipelines.quality import violations
 from genrank.pipelines.sample_cuts import cut
 from genrank.pipelines.sample_files import write_samples
 from genrank.pipelines.sample_table import DayOfBucket, sample_table
@@ -84,7 +83,7 @@ class Assembler:
         crossed: Mapping[str, pa.Array],
         timelines: Mapping[str, Timeline],
     ) -> Iterator[Piece]:
-        start, end = start_of(day, self.schema.offset_ms), start_of(day + 1, self.schema.offset_ms)
+        start, end = self.schema.local_days.start(day), self.schema.local_days.start(day + 1)
         user = int64s(exposures, "u")
         begins = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]]))
         active = pa.array(user[begins])
@@ -92,7 +91,7 @@ class Assembler:
         def near(source: str, columns: list[str]) -> pa.Table:
             """Rows of a log that a label of this day may concern."""
             reach = max(parse_duration(label.window) for label in self.schema.labels)
-            days = range(day, day + whole_days(reach) + 2)
+            days = range(day, day + self.schema.local_days.covering(reach) + 2)
             names = [*dict.fromkeys(["u", "ts", "arrived", *columns])]
             return self.router.reader.load(source, days, bucket, names, active)
 
@@ -115,9 +114,7 @@ class Assembler:
             candidates=int(kept.sum()),
             down_sampled=int((~kept).sum()),
         ).piece()
-        yield violations(table, self.schema, day).piece()
-        known = join_summaries(day, self.profiles.known_users(day, bucket, active))
-        yield LeafSummary.pieces([*summarize(table, self.schema, day), *known])
+        yield LeafSummary.pieces(join_summaries(day, self.profiles.known_users(day, bucket, active)))
 
 
 def down_sample(schema: Schema, exposures: pa.Table, labels: Mapping[str, Labels]) -> tuple[Bool, NDArray[np.float32]]:

@@ -20,9 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genrank.pipelines.config import BuildConfig
-from genrank.pipelines.days import day_number, dt_of, moment_text, start_of
+from genrank.pipelines.days import day_number, dt_of, moment_text
 from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import open_engine
+from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate.judge import Gate
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
@@ -93,33 +95,58 @@ def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
     settle(config.out / "samples")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     staging = config.out / "staging" / run_id
+    result = BuildResult()
     try:
-        return _build_days(config, engine, plan, staging, run_id)
+        _build_days(config, engine, plan, staging, run_id, result)
+        return result
+    except UserError as error:
+        if not result.days:
+            raise
+        raise UserError(f"{error} ({_published(result)})") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"--out {config.out}: no space left on the disk; free some, nothing was published"
+                f"--out {config.out}: no space left on the disk; free some and give the command again ({_published(result)})"
             ) from error
         raise
+    except MemoryError as error:
+        raise UserError(_out_of_memory(config, plan, result)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _build_days(config: BuildConfig, engine: AnyEngine, plan: BuildPlan, staging: Path, run_id: str) -> BuildResult:
-    result = BuildResult()
+def _published(result: BuildResult) -> str:
+    """Which days are there although the build failed."""
+    if not result.days:
+        return "nothing was published"
+    return f"published before: {', '.join(result.days)}"
+
+
+def _out_of_memory(config: BuildConfig, plan: BuildPlan, result: BuildResult) -> str:
+    more = f"another --out with more --buckets than its {plan.buckets}"
+    fewer = f"fewer --days-per-job than {config.days_per_job}" if config.days_per_job > 1 else "more memory"
+    return (
+        f"--out {config.out}: out of memory; a task's memory follows the rows of a bucket of users: use {more}, or {fewer}"
+        f" ({_published(result)})"
+    )
+
+
+def _build_days(
+    config: BuildConfig, engine: AnyEngine, plan: BuildPlan, staging: Path, run_id: str, result: BuildResult
+) -> None:
     days = range(plan.first, plan.last + 1)
     todo = [day for day in days if config.force or why_stale(plan, day)]
     _check_labels(config, plan, todo)
     _warn_of_copies(config, plan, todo)
     result.unchanged = [dt_of(day) for day in days if day not in todo]
     if todo:
+        gate = Gate(plan, engine, expectations.load(), config.recompute_users, config.allow_drift)
         store = PartialStore(config.out)
         partials = PartialsJob(plan, engine, store, staging).run()
-        job = SamplesJob(plan, engine, store, partials, staging, run_id)
+        job = SamplesJob(plan, engine, store, partials, staging, run_id, gate)
         for at in range(0, len(todo), config.days_per_job):
             for manifest in job.run(todo[at : at + config.days_per_job]):
                 result.add(manifest)
-    return result
 
 
 def _ingest(config: BuildConfig, engine: AnyEngine, first: int, last: int) -> None:
@@ -143,7 +170,7 @@ def _check_days(config: BuildConfig, plan: BuildPlan) -> None:
                 )
             have = f"it has {dt_of(min(exposures))} .. {dt_of(max(exposures))}" if exposures else "it has none"
             raise UserError(f"{where}; {have}. Choose --from and --to among them")
-    if plan.as_of < start_of(plan.last + 1, config.schema.offset_ms):
+    if plan.as_of < config.schema.local_days.start(plan.last + 1):
         raise UserError(
             f"--as-of {moment_text(plan.as_of)} lies before the end of --to {config.last}; choose a later one"
         )

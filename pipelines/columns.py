@@ -25,6 +25,7 @@ from genrank.schemas import (
     Schema,
     Snapshot,
     UserError,
+    exact_arithmetic,
     expression,
 )
 from genrank.schemas.base import ARROW_TYPES
@@ -257,13 +258,43 @@ def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) 
         series = frame[own] if own in frame.columns else pl.Series([None] * frame.height)
         # A timestamp reads as epoch ms, in every expression.
         values.append((series.dt.epoch("ms") if series.dtype == pl.Datetime else series).alias(name))
+    if parsed.computes:
+        values = [_widened(series) for series in values]
+    if parsed.needs_one:
+        values.append(pl.Series(exact_arithmetic.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
-        series = known.select(pl.sql_expr(parsed.polars).alias("value"))["value"]
+        series = _narrowed(known.select(pl.sql_expr(parsed.polars).alias("value"))["value"], source, column)
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error
     return _arrow(series if len(series) == frame.height else pl.concat([series] * frame.height))
+
+
+def _widened(series: pl.Series) -> pl.Series:
+    """Whole numbers, also in lists, as 128 bits."""
+    if series.dtype.is_integer():
+        return series.cast(pl.Int128)
+    inner = series.dtype.inner if isinstance(series.dtype, pl.List) else None
+    return series.cast(pl.List(pl.Int128)) if isinstance(inner, pl.DataType) and inner.is_integer() else series
+
+
+def _narrowed(series: pl.Series, source: EventLog | Snapshot, column: Column) -> pl.Series:
+    """Whole numbers of 128 bits as 64.
+
+    Raises:
+        UserError: one doesn't fit.
+    """
+    if series.dtype != pl.Int128:
+        return series
+    narrow = series.cast(pl.Int64, strict=False)
+    beyond = int((narrow.is_null() & series.is_not_null()).sum())
+    if beyond:
+        raise UserError(
+            f"source {source.name!r}: SQL {column.expression!r} is beyond int64 in {beyond:,} rows; CAST an operand to DOUBLE, or leave such"
+            " rows out with a condition in valid="
+        )
+    return narrow
 
 
 def _arrow(series: pl.Series) -> pa.Array:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from genrank.pipelines.days import moment
 from genrank.schemas import UserError
-from genrank.schemas.configuration import AT_LEAST_1, Configuration, Day, Flag, SchemaField
+from genrank.schemas.configuration import AT_LEAST_0, AT_LEAST_1, Configuration, Day, Flag, SchemaField
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class BuildConfig(Configuration):
     """Where another build is writing to the same output folder, wait for it to end instead of failing."""
     allow_missing: bool = False
     """Build although a day of a label's log is missing: labels that reach into it get weight 0."""
+    allow_drift: bool = False
+    """Publish days although they lie beyond the schema's stop limits of drift; they are reported."""
+    recompute_users: Annotated[int, AT_LEAST_0] = 20
+    """Users of each day whose samples the gate works out again from the raw logs; 0 for none."""
     days_per_job: Annotated[int, AT_LEAST_1] = 10
     """Days built together at most; the disk that a build needs between two steps grows with it."""
 

@@ -18,13 +18,11 @@ from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.uses import TileUse
 from genrank.pipelines.cross_features import KeySet, key_sets
-from genrank.pipelines.days import start_of
 from genrank.pipelines.engine import Piece, scatter
 from genrank.pipelines.hot_keys import HotKeys, frequent_keys
 from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
 from genrank.schemas import Schema
-from genrank.schemas.base import DAY_MS
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,8 @@ class CrossFeatureRouter:
 
     def _slices(self, key_set: KeySet) -> Iterator[tuple[int, Int]]:
         """Each hot key and the bounds of its slices: a slice is a key of its own, in a slot of its own."""
-        offset = self.schema.offset_ms
-        first, last = start_of(self.days[0], offset), start_of(self.days[-1] + 1, offset)
+        local_days = self.schema.local_days
+        first, last = local_days.start(self.days[0]), local_days.start(self.days[-1] + 1)
         for key, number in self.hot.get(key_set.tag, {}).items():
             yield key, cross_features.slices(first, last, number)
 
@@ -165,5 +163,4 @@ class CrossFeatureRouter:
 
     def _starts(self, days: Int) -> Int:
         """Epoch ms of each day's start."""
-        starts: Int = days * DAY_MS - self.schema.offset_ms
-        return starts
+        return self.schema.local_days.starts(days)

@@ -25,7 +25,7 @@ from genrank.pipelines.days import whole_days
 from genrank.pipelines.exact_sums import grouped, rounded
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema, UserError
-from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
 
 
@@ -69,7 +69,7 @@ def days_back(schema: Schema) -> dict[str, int]:
     back: dict[str, int] = {}
     for key_set in key_sets(schema):
         for log, window in key_set.windows(schema).items():
-            back[log] = max(back.get(log, 0), whole_days(window))
+            back[log] = max(back.get(log, 0), schema.local_days.covering(window))
     return back
 
 
@@ -135,9 +135,11 @@ def ranges_of_tiles(key_set: KeySet, schema: Schema, log: EventLog, first: int, 
     into it. No edge lies within a run, so days of a run may be merged.
     """
     windows = {parse_duration(f.window) for f in key_set.features if log in cross_sources(schema, f)}
-    edges = {day for w in windows for day in range(first - whole_days(w), last + 1 + (-1 - w) // DAY_MS + 1)}
+    days = schema.local_days
+    begin, end = days.start(first), days.start(last + 1)
+    edges = {day for w in windows for day in range(days.day(begin - w), days.day(end - 1 - w) + 1)}
     runs: list[range] = []
-    for day in range(first - whole_days(max(windows)), first - settling_days(log)):
+    for day in range(days.day(begin - max(windows)), first - settling_days(log)):
         if day in edges:
             continue
         if runs and runs[-1].stop == day:

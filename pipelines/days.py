@@ -1,4 +1,4 @@
-"""Days as integers: number of days since 1970-01-01 in the schema's fixed offset."""
+"""Days as integers: number of days since 1970-01-01. When each begins: `Schema.local_days`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def day_number(dt: str, flag: str = "a day") -> int:
 def dt_of(day: int) -> str:
     """`YYYY-MM-DD`."""
     return (_EPOCH + timedelta(days=day)).isoformat()
-
-
-def start_of(day: int, offset_ms: int) -> int:
-    """Epoch ms of the day's midnight."""
-    return day * DAY_MS - offset_ms
 
 
 def whole_days(ms: int) -> int:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from pydantic import RootModel, ValidationError
+from pydantic import RootModel
 
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.files import write_atomically
 
 Content = TypeVar("Content")
@@ -29,13 +30,19 @@ class Document(RootModel[Content]):
     def read(cls, path: Path) -> Self | None:
         """None where it is missing or damaged."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
+            content = checked(path.read_bytes())
+            return cls.model_validate(content["content"] if _is_wrapped(content) else content)
+        except (FileNotFoundError, ValueError):
             return None
 
     def write(self, path: Path) -> None:
         """Replace the file, whole or not at all."""
-        write_atomically(path, self.model_dump_json())
+        write_atomically(path, with_checksum(f'{{"content":{self.model_dump_json()}}}', indent=None))
+
+
+def _is_wrapped(content: object) -> bool:
+    """Whether a document is of this release: those of earlier ones are their content alone."""
+    return isinstance(content, dict) and content.keys() == {"content"}
 
 
 class Layout(Document[int]):

@@ -14,8 +14,9 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.exact_sums import grouped, rounded
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema, UserError
-from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.local_days import LocalDays
 
 Float = NDArray[np.float32]
 Load = Callable[[str, list[str]], pa.Table]
@@ -45,7 +46,7 @@ def label_exposures(
         value, known = _observed(schema, label, exposures, as_of, load)
         mature = known & (ts + parse_duration(label.window) < as_of)
         for log in logs_of(schema, label):
-            mature &= _covered(landed[log], ts, parse_duration(label.window), schema.offset_ms)
+            mature &= _covered(landed[log], ts, parse_duration(label.window), schema.local_days)
         if label.given:
             given = found[label.given]
             value = np.where(given.value > 0, value, np.float32(0))
@@ -62,10 +63,10 @@ def logs_of(schema: Schema, label: Label) -> tuple[str, ...]:
     return (label.source, *((schema.candidates.source,) if label.attribution == "last" else ()))
 
 
-def _covered(landed: frozenset[int], ts: Int, window: int, offset_ms: int) -> NDArray[np.bool_]:
+def _covered(landed: frozenset[int], ts: Int, window: int, local_days: LocalDays) -> NDArray[np.bool_]:
     """Whether every day from each `ts` to the end of its window has landed."""
     days = np.array(sorted(landed), np.int64)
-    first, last = (ts + offset_ms) // DAY_MS, (ts + window + offset_ms) // DAY_MS
+    first, last = local_days.days(ts), local_days.days(ts + window)
     there: NDArray[np.bool_] = np.searchsorted(days, last, "right") - np.searchsorted(days, first) == last - first + 1
     return there
 

@@ -1,4 +1,8 @@
-"""A file of samples, summarized leaf by leaf while its rows are in memory; summaries merge (`sample_statistics`)."""
+"""A file of samples, summarized leaf by leaf; summaries merge (`sample_statistics`).
+
+A moment (`TimeGap` of a column) is summarized as what the model reads, the seconds from it to its row's own time, as leaf
+`gap(candidates.item_age)`: epoch times only grow. Lengths of lists are leaves of their own, `len(history)`. No feature has such a name.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from numpy.typing import NDArray
 
 from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.cross_features import key_sets
+from genrank.pipelines.merge_scan import mix
 from genrank.pipelines.messages import LeafSummary
-from genrank.pipelines.sample_columns import LABELS, TS, weight_of
+from genrank.pipelines.sample_columns import LABELS, TS, WINDOW_START, weight_of
 from genrank.schemas import Schema
 from genrank.schemas.derive.sample_schema import leaves
 from genrank.schemas.ids import MISSING_ID
@@ -25,6 +30,19 @@ COUNTED = 1 << 18
 """Ids counted of each leaf and file at most, evenly spread."""
 TOP = 64
 """Most frequent ids kept."""
+SKETCH = 1024
+"""Smallest hashes of different ids kept of each leaf and file: the number of different ids of any files together is exact below
+this, and estimated above it with a standard error of 1 / sqrt(SKETCH - 2), 3 % (the KMV sketch: Bar-Yossef et al., RANDOM 2002)."""
+
+
+def gap_of(feature: str) -> str:
+    """The leaf of the seconds since a feature's moment."""
+    return f"gap({feature})"
+
+
+def length_of(group: str) -> str:
+    """The leaf of the lengths of a group's lists, or of a feature's (`candidates.tags`)."""
+    return f"len({group})"
 
 
 def summarize(table: pa.Table, schema: Schema, day: int) -> Iterator[LeafSummary]:
@@ -42,16 +60,18 @@ def summarize(table: pa.Table, schema: Schema, day: int) -> Iterator[LeafSummary
         values = column if leaf.group == USER else column.flatten()
         if leaf.stored == "ids":
             lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-            yield _number(day, f"{leaf.group}.{leaf.name}.length", lengths)
+            yield _number(day, length_of(f"{leaf.group}.{leaf.name}"), lengths)
             yield _id(day, f"{leaf.group}.{leaf.name}", values.flatten().to_numpy())
         elif leaf.stored == "id":
             yield _id(day, f"{leaf.group}.{leaf.name}", values.to_numpy())
+        elif leaf.stored == "time":
+            own = table.column(WINDOW_START) if leaf.group == USER else groups[leaf.group].field(TS).flatten()
+            yield _number(day, gap_of(f"{leaf.group}.{leaf.name}"), _seconds_since(values.to_numpy(), own.to_numpy()))
         else:
-            number = values.to_numpy().astype(np.float64)
-            yield _number(day, f"{leaf.group}.{leaf.name}", np.where(number == MISSING_ID, np.nan, number))
+            yield _number(day, f"{leaf.group}.{leaf.name}", values.to_numpy().astype(np.float64))
     for name in (CANDIDATES, *(sequence.name for sequence in schema.sequences)):
         lengths = pc.list_value_length(groups[name].field(TS)).to_numpy(zero_copy_only=False)
-        yield _number(day, f"{name}.length", lengths)
+        yield _number(day, length_of(name), lengths)
     for label in schema.labels:
         leaves_of = (label.name, weight_of(label.name))
         value, weight = (groups[LABELS].field(leaf).flatten().to_numpy() for leaf in leaves_of)
@@ -93,6 +113,13 @@ def _number(day: int, leaf: str, values: NDArray[Any], weights: NDArray[Any] | N
     )
 
 
+def _seconds_since(moments: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.float64]:
+    """From each moment to its row's time (the user's: to the window's start); NaN where there is no moment."""
+    missing = moments == MISSING_ID
+    seconds: NDArray[np.float64] = (own - np.where(missing, own, moments)).astype(np.float64) / 1000
+    return np.where(missing, np.nan, seconds)
+
+
 def _id(day: int, leaf: str, values: NDArray[Any]) -> LeafSummary:
     missing = int((values == MISSING_ID).sum())
     step = max(1, -(-len(values) // COUNTED))
@@ -106,6 +133,16 @@ def _id(day: int, leaf: str, values: NDArray[Any]) -> LeafSummary:
         count=len(values),
         missing=missing,
         distinct=len(ids),
+        sketch=_smallest_hashes(ids),
+        counted=-(-len(values) // step),
         ids=ids[top].tolist(),
         id_counts=(counts[top] * float(step)).tolist(),
     )
+
+
+def _smallest_hashes(ids: NDArray[np.int64]) -> list[int]:
+    """Of different ids, ascending."""
+    hashes = mix(ids)
+    kept = np.partition(hashes, SKETCH - 1)[:SKETCH] if len(hashes) > SKETCH else hashes
+    smallest: list[int] = np.sort(kept).tolist()
+    return smallest

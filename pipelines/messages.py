@@ -12,8 +12,10 @@
 | events at keys (`cross_features.events_at_keys`) | routing | the key's slot | `events:<log>:<key set>` |
 | `KeyAnswers` | the key's slot | the bucket's assembler | `answers:<key set>` |
 | `SampleReport` | assembler | driver | `samples` |
-| `InvariantReport` | assembler | driver | `invariants` |
-| `LeafSummary` | assembler | driver | `statistics` |
+| `StagedReport` | gate, reading a staged file | driver | `staged` |
+| whole samples of a few users (`gate.staged`) | gate, reading a staged file | driver | `recomputed:<day>` |
+| raw rows of a few users and keys (`gate.raw_log`) | gate, reading raw files | driver | `<source>` |
+| `LeafSummary` | assembler (of joins), gate | driver | `statistics` |
 
 Reports are few and read row by row (`Report`); the others are many rows and stay columns.
 """
@@ -99,6 +101,7 @@ class PartialReport(Report):
             "duplicates": pa.int64(),
             "reason": pa.string(),
             "joins": pa.map_(pa.string(), pa.int64()),
+            "sha256": pa.string(),
         }
     )
 
@@ -113,6 +116,8 @@ class PartialReport(Report):
     """Why the rows are quarantined; empty for rows of the partial."""
     joins: Mapping[str, int]
     """Snapshot -> rows that it knows."""
+    sha256: str = ""
+    """Of the partial's file."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class CompactedReport(Report):
             "bucket": pa.int64(),
             "path": pa.string(),
             "rows": pa.int64(),
+            "sha256": pa.string(),
         }
     )
 
@@ -139,6 +145,7 @@ class CompactedReport(Report):
     path: str
     """Empty where the bucket has no rows."""
     rows: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -184,15 +191,31 @@ class SampleReport(Report):
 
 
 @dataclass(frozen=True)
-class InvariantReport(Report):
-    """How many samples of a file break each invariant."""
+class StagedReport(Report):
+    """What a staged file of samples holds, read back."""
 
-    TAG = "invariants"
-    SCHEMA = pa.schema({"day": pa.int64(), "samples": pa.int64(), "broken": pa.map_(pa.string(), pa.int64())})
+    TAG = "staged"
+    SCHEMA = pa.schema(
+        {
+            "day": pa.int64(),
+            "bucket": pa.int64(),
+            "rows": pa.int64(),
+            "candidates": pa.int64(),
+            "sha256": pa.string(),
+            "broken": pa.map_(pa.string(), pa.int64()),
+            "examples": pa.map_(pa.string(), pa.string()),
+        }
+    )
 
     day: int
-    samples: int
+    bucket: int
+    rows: int
+    candidates: int
+    sha256: str
     broken: Mapping[str, int]
+    """Invariant (`gate.invariants.INVARIANTS`) -> values that break it."""
+    examples: Mapping[str, str]
+    """Invariant -> the first of them: where, what it is, and what it should be."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +238,8 @@ class LeafSummary(Report):
             "weights": pa.list_(pa.float64()),
             "ids": pa.list_(pa.int64()),
             "id_counts": pa.list_(pa.float64()),
+            "sketch": pa.list_(pa.int64()),
+            "counted": pa.int64(),
         }
     )
 
@@ -234,6 +259,10 @@ class LeafSummary(Report):
     ids: list[int] | tuple[int, ...] = ()
     """The most frequent ids, their counts (`id_counts`) scaled to the whole file."""
     id_counts: list[float] | tuple[float, ...] = ()
+    sketch: list[int] | tuple[int, ...] | None = None
+    """The smallest hashes of different ids, ascending (`leaf_summaries.SKETCH`); None in statistics of before there were any."""
+    counted: int | None = None
+    """How many of the `count` ids `distinct` and `sketch` are of."""
 
 
 # ---------------------------------------------------------------------- rows to buckets and keys

@@ -74,7 +74,7 @@ class Normalizer:
 
     def _events(self, source: EventLog, partition: int, raw: pa.Table) -> Iterator[Piece]:
         ms = times_of(source, raw.column(source.time)).values
-        home, day = home_days(ms, partition, self.schema.offset_ms, parse_duration(source.lateness))
+        home, day = home_days(ms, partition, self.schema.local_days, parse_duration(source.lateness))
         wanted = np.isin(home, np.fromiter(self.days[source.name], np.int64))
         if not wanted.all():
             raw, ms, home, day = raw.filter(pa.array(wanted)), ms.filter(pa.array(wanted)), home[wanted], day[wanted]
@@ -130,7 +130,7 @@ class Normalizer:
         yield f"{source.time} is null", no_time
         yield f"{source.time} is after its partition's day", day > partition
         yield f"later than {source.lateness}", home != day
-        yield f"arrives later than {source.lateness}", delay > lateness + DAY_MS
+        yield f"arrives later than {source.lateness}", delay > lateness + DAY_MS + self.schema.local_days.spread
         if source.name == self.schema.candidates.source:
             item = self.schema.candidates.item
             yield f"{item} is null", is_null(rows, item)

@@ -55,6 +55,7 @@ class PartialWriter:
                 duplicates=int(((rows.day == day) & ~kept).sum()),
                 reason="",
                 joins={name: int(known[at].sum()) for name, known in rows.found.items()},
+                sha256=files.file_sha256(path) if len(at) else "",
             ).piece()
 
     def _quarantine(self, bucket: int, source: str, rows: QuarantinedRows) -> Iterator[Piece]:

@@ -7,21 +7,23 @@ another key. A partial depends on no other day's partial of its own source, so a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
-from genrank.schemas import EventLog, Schema, Snapshot
+from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import ARROW_TYPES
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.files import move, reading, write_atomically
 from genrank.schemas.manifest import Input
 
@@ -40,6 +42,8 @@ class Partial(BaseModel):
     inputs: tuple[Input, ...]
     files: dict[int, str]
     """Bucket -> file name; buckets without rows have none."""
+    sha256: dict[int, str] = {}
+    """Bucket -> digest of its file; none in partials of earlier releases."""
     rows: int
     duplicates: int
     quarantined: dict[str, int]
@@ -58,7 +62,23 @@ class PartialRef:
 
     day: int
     folder: str
-    files: dict[int, str]
+    files: Mapping[int, str]
+    sha256: Mapping[int, str] = field(default_factory=dict)
+    """Bucket -> digest of its file."""
+
+    def read(self, bucket: int) -> bytes:
+        """A bucket's file, as it was written.
+
+        Raises:
+            UserError: it is missing, or another.
+        """
+        path = os.path.join(self.folder, self.files[bucket])
+        remedy = f"remove {self.folder} and build again"
+        with reading(path, remedy), open(path, "rb") as file:
+            content = file.read()
+        if (wanted := self.sha256.get(bucket)) and hashlib.sha256(content).hexdigest() != wanted:
+            raise UserError(f"{path} is damaged: its digest is not that of its record; {remedy}")
+        return content
 
 
 class PartialStore:
@@ -75,18 +95,19 @@ class PartialStore:
         """The partial, if it was committed and its record can be read; it is made again otherwise."""
         path = self.folder(source, day, key) / PARTIAL
         try:
-            return Partial.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
+            partial = Partial.model_validate(checked(path.read_bytes()))
+        except (FileNotFoundError, ValueError):
             return None
+        return partial if (partial.source, partial.dt, partial.key) == (source, dt_of(day), key) else None
 
     def ref(self, partial: Partial, day: int) -> PartialRef:
         """What tasks need of it."""
-        return PartialRef(day, str(self.folder(partial.source, day, partial.key)), partial.files)
+        return PartialRef(day, str(self.folder(partial.source, day, partial.key)), partial.files, partial.sha256)
 
     def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
         """Move the winners' files (which are on the disk) in and make the partial visible, by one rename."""
         files = {partial.files[bucket]: path for bucket, path in staged.items()}
-        install(self.folder(partial.source, day, partial.key), files, PARTIAL, partial.model_dump_json(indent=1))
+        install(self.folder(partial.source, day, partial.key), files, PARTIAL, with_checksum(partial.model_dump_json()))
 
 
 def install(final: Path, files: Mapping[str, Path], record: str, text: str) -> None:
@@ -113,9 +134,9 @@ def load(
     for ref in refs:
         for at in sorted(ref.files) if bucket is None else [bucket]:
             if at in ref.files:
-                path = os.path.join(ref.folder, ref.files[at])
-                with reading(path, f"remove {ref.folder} and build again"):
-                    table = pq.ParquetFile(path).read(list(columns), use_threads=False)
+                content = pa.py_buffer(ref.read(at))
+                with reading(f"{ref.folder}/{ref.files[at]}", f"remove {ref.folder} and build again"):
+                    table = pq.ParquetFile(content).read(list(columns), use_threads=False)
                 if users is not None:
                     table = table.filter(pc.is_in(table.column("u"), value_set=users))
                 tables.append(table.append_column("_day", pa.array([ref.day], pa.int32()).take(_zeros(table.num_rows))))

@@ -80,6 +80,7 @@ class PartialsJob:
                     buckets=self.plan.buckets,
                     inputs=tuple(partition.input for partition in self.plan.contents[name][day]),
                     files={bucket: f"bucket-{bucket:05d}.parquet" for bucket in sorted(staged)},
+                    sha256={report.bucket: report.sha256 for report in good if report.path},
                     rows=sum(report.rows for report in good),
                     duplicates=sum(report.duplicates for report in own),
                     quarantined=_total((report.reason, report.rows) for report in bad),

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from genrank.pipelines.columns import joined_columns, needed
-from genrank.pipelines.days import dt_of, moment, start_of, whole_days
+from genrank.pipelines.days import dt_of, moment, whole_days
 from genrank.pipelines.documents import Census, Footers, Layout
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.reach import reach_of
@@ -48,8 +48,8 @@ class BuildPlan:
         newest = max((day for days in self.present.values() for day in days), default=None)
         if newest is None:
             raise UserError(f"--data {data}: no source of schema {schema.name!r} has any day there")
-        self.as_of = moment(as_of) if as_of else start_of(newest + 1, schema.offset_ms)
-        self.horizon = -(-(self.as_of + schema.offset_ms) // DAY_MS)
+        self.as_of = moment(as_of) if as_of else schema.local_days.start(newest + 1)
+        self.horizon = schema.local_days.day(self.as_of - 1) + 1
         """First day not read: partitions are read up to as_of."""
         self._asked_buckets = buckets
         self._partitions: dict[tuple[str, int], Partition] = {}
@@ -125,13 +125,14 @@ class BuildPlan:
         immature.
         """
         absent: dict[str, set[int]] = {}
-        end = start_of(day + 1, self.schema.offset_ms)
+        local_days = self.schema.local_days
+        end = local_days.start(day + 1)
         for label in self.schema.labels:
             for log in logs_of(self.schema, label):
-                reached = (end + parse_duration(label.window) + self.schema.offset_ms) // DAY_MS
+                reached = local_days.day(end + parse_duration(label.window))
                 newest = max((d for d in self.present[log] if d < self.horizon), default=day)
                 for d in range(day, min(reached, max(day, newest)) + 1):
-                    if d not in self.present[log] and start_of(d + 1, self.schema.offset_ms) <= self.as_of:
+                    if d not in self.present[log] and local_days.start(d + 1) <= self.as_of:
                         absent.setdefault(log, set()).add(d)
         return {log: sorted(days) for log, days in absent.items()}
 
@@ -218,7 +219,7 @@ class BuildPlan:
         )
         counted = self._census.root
         if key not in counted or sum(counted[key].values()) != partition.rows:
-            counted[key] = census(log, partition, self.schema.offset_ms)
+            counted[key] = census(log, partition, self.schema.local_days)
         return counted[key]
 
     def rows_of(self, source: str, day: int) -> int:

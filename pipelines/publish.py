@@ -22,7 +22,7 @@ def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:
     day.mkdir(parents=True, exist_ok=True)
     staged.mkdir(parents=True, exist_ok=True)
     move(staged, final)
-    write_atomically(day / MANIFEST, manifest.model_dump_json(indent=1, by_alias=True))
+    write_atomically(day / MANIFEST, manifest.text())
     _move_out(day, final.name)
 
 

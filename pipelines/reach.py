@@ -20,7 +20,7 @@ def reach_of(schema: Schema) -> dict[str, tuple[int, int]]:
             back[entry.source] = max(back[entry.source], days)
     for label in schema.labels:
         if label.source:
-            reach = whole_days(parse_duration(label.window)) + 1
+            reach = schema.local_days.covering(parse_duration(label.window)) + 1
             ahead[label.source] = max(ahead[label.source], reach)
             if label.attribution == "last":
                 exposures = schema.candidates.source

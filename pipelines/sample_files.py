@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genrank.pipelines.sample_columns import TIMES
+from genrank.pipelines.sample_columns import TIMES, USER_ID
 from genrank.schemas import Schema, files
 from genrank.schemas.derive.sample_lengths import lengths_metadata
 from genrank.schemas.derive.sample_schema import BUILD_KEY
 
 ROW_GROUP = 4096
+"""Rows of a row group at most, unless one user's day has more."""
 
 
 def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) -> None:
-    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd; lengths in the footer."""
+    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd; lengths in the footer.
+
+    The rows of one user lie in one row group, so that a reader has whole requests, however a long day was divided.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     encodings, dictionaries = _encodings(table.schema)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), BUILD_KEY: build_id.encode()})
@@ -30,9 +37,24 @@ def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) ->
         write_statistics=True,
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP)
-        writer.add_key_value_metadata(lengths_metadata(table, schema, ROW_GROUP))
+        bounds = _row_groups(table)
+        for begin, end in itertools.pairwise(bounds):
+            writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
+        writer.add_key_value_metadata(lengths_metadata(table, schema, bounds))
     files.sync(path)
+
+
+def _row_groups(table: pa.Table) -> list[int]:
+    """Where row groups begin, and the end of the last: behind at most `ROW_GROUP` rows, but never inside a user's."""
+    user = table[USER_ID]
+    changes = pc.not_equal(user.slice(1), user.slice(0, len(user) - 1)).to_numpy()
+    starts = np.r_[0, np.flatnonzero(changes) + 1, len(table)]
+    bounds = [0]
+    while bounds[-1] < len(table):
+        fits = int(np.searchsorted(starts, bounds[-1] + ROW_GROUP, "right")) - 1
+        at = starts[fits] if starts[fits] > bounds[-1] else starts[fits + 1]
+        bounds.append(int(at))
+    return bounds
 
 
 def _encodings(schema: pa.Schema) -> tuple[dict[str, str], list[str]]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from genrank.pipelines.leaf_summaries import SKETCH, length_of
+from genrank.pipelines.merge_scan import Int
 from genrank.pipelines.messages import LeafSummary
 from genrank.schemas import UserError
 from genrank.schemas.files import reading
@@ -40,29 +42,63 @@ class Summary:
     total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
-    distinct: int = 0
-    """Of the file with most, among the ids counted: a lower bound."""
+    sketch: Int = field(default_factory=lambda: np.empty(0, np.int64))
+    """The smallest hashes of different ids, ascending."""
+    at_least: int = 0
+    """Different ids of the file with most."""
+    all_counted: bool = True
+    """Whether every id went into the sketch."""
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     ids: dict[int, float] = field(default_factory=dict)
 
     def add(self, part: LeafSummary) -> None:
         """Merge a file's summary in."""
-        self.count += part.count
-        self.missing += part.missing
-        self.total += part.total or 0.0
-        self.low = min(self.low, math.inf if part.low is None else part.low)
-        self.high = max(self.high, -math.inf if part.high is None else part.high)
-        self.distinct = max(self.distinct, part.distinct or 0)
-        self.values += part.values
-        self.weights += part.weights
-        for id_, count in zip(part.ids, part.id_counts, strict=True):
+        self.merge(
+            Summary(
+                self.leaf,
+                self.kind,
+                part.count,
+                part.missing,
+                part.total or 0.0,
+                math.inf if part.low is None else part.low,
+                -math.inf if part.high is None else part.high,
+                np.asarray(part.sketch or (), np.int64),
+                part.distinct or 0,
+                part.sketch is not None and (part.counted or 0) == part.count,
+                list(part.values),
+                list(part.weights),
+                dict(zip(part.ids, part.id_counts, strict=True)),
+            )
+        )
+
+    def merge(self, other: Summary) -> None:
+        """Merge another day's summary in."""
+        self.count += other.count
+        self.missing += other.missing
+        self.total += other.total
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.at_least = max(self.at_least, other.at_least)
+        self.all_counted &= other.all_counted
+        self.sketch = np.union1d(self.sketch, other.sketch)[:SKETCH]
+        self.values += other.values
+        self.weights += other.weights
+        for id_, count in other.ids.items():
             self.ids[id_] = self.ids.get(id_, 0.0) + count
 
     @property
     def missing_rate(self) -> float:
         """Share of missing values; of a joined column, the share of rows without a partner or a value; of a join, without a partner."""
         return self.missing / self.count if self.count else 0.0
+
+    @property
+    def distinct(self) -> int:
+        """Number of different ids: exact below `SKETCH`, estimated above; a lower bound unless `all_counted`."""
+        if len(self.sketch) < SKETCH:
+            return max(self.at_least, len(self.sketch))
+        # Hashes are spread evenly over 64 bits: the k-th smallest says how densely.
+        share = (int(self.sketch[-1]) + 2**63) / 2**64
+        return max(self.at_least, round((SKETCH - 1) / share))
 
     @property
     def mean(self) -> float:
@@ -160,7 +196,15 @@ def read(out: Path, dt: str) -> list[LeafSummary]:
     if not path_of(out, dt).is_file():
         raise UserError(f"{path_of(out, dt)} is missing; build {dt} again (--force)")
     with reading(path_of(out, dt), f"build {dt} again (--force)"):
-        return LeafSummary.of_table(pq.read_table(path_of(out, dt)))
+        table = pq.read_table(path_of(out, dt))
+    rows = LeafSummary.of_table(table)
+    return rows if "sketch" in table.column_names else [_renamed(row) for row in rows]
+
+
+def _renamed(row: LeafSummary) -> LeafSummary:
+    """A row of statistics of before lengths had names of their own."""
+    group, _, last = row.leaf.rpartition(".")
+    return replace(row, leaf=length_of(group)) if row.kind == "number" and last == "length" else row
 
 
 def merge(rows: Sequence[LeafSummary]) -> dict[str, Summary]:

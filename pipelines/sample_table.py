@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from genrank.pipelines.arrays import int64s, single_array
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column
-from genrank.pipelines.days import dt_of, start_of
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.labels import Labels
 from genrank.pipelines.merge_scan import Bool, Int, mix, ranges
 from genrank.pipelines.sample_columns import (
@@ -80,7 +80,7 @@ class _SampleTable:
         """Exposures that are candidates."""
         self.user, self.ts = int64s(of.exposures, "u"), int64s(of.exposures, "ts")
         self.sample_user = self.user[self.cuts.begin]
-        self.start, self.end = (start_of(day, schema.offset_ms) for day in (of.day, of.day + 1))
+        self.start, self.end = (schema.local_days.start(day) for day in (of.day, of.day + 1))
 
     def build(self) -> pa.Table:
         columns = self._identity()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from genrank.pipelines import hot_keys, quality
+from genrank.pipelines import hot_keys
 from genrank.pipelines.assemble import Assembler
 from genrank.pipelines.compaction.plan import CompactionPlan
 from genrank.pipelines.compaction.reader import PastReader
@@ -20,16 +20,16 @@ from genrank.pipelines.compaction.writer import compact
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
 from genrank.pipelines.days import dt_of, moment_text
 from genrank.pipelines.engine import AnyEngine
+from genrank.pipelines.gate.judge import Expected, Gate, QuarantineRate
 from genrank.pipelines.leaf_summaries import join_summaries
-from genrank.pipelines.messages import InvariantReport, KeyCount, LeafSummary, SampleReport
+from genrank.pipelines.messages import KeyCount, LeafSummary, SampleReport
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.partials_job import Partials
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.publish import publish
-from genrank.pipelines.quality import QuarantineRate
 from genrank.pipelines.sample_statistics import path_of
 from genrank.pipelines.user_profile import Profiles
-from genrank.schemas import Snapshot, UserError
+from genrank.schemas import Snapshot
 from genrank.schemas.files import move
 from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
@@ -45,15 +45,16 @@ class SamplesJob:
         partials: Partials,
         staging: Path,
         run_id: str,
+        gate: Gate,
     ) -> None:
         self.plan, self.engine, self.store, self.partials = plan, engine, store, partials
-        self.schema, self.staging, self.run_id = plan.schema, staging, run_id
+        self.schema, self.staging, self.run_id, self.gate = plan.schema, staging, run_id, gate
 
     def run(self, days: Sequence[int]) -> Iterator[SampleManifest]:
         """The days' manifests, each as it is published; nothing is where the gate refuses one.
 
         Raises:
-            UserError: a broken invariant, or too many quarantined rows.
+            UserError: the gate refuses a day (`gate.judge`).
         """
         assembler = self._assembler(days)
         title = dt_of(days[0]) if len(days) == 1 else f"{dt_of(days[0])} .. {dt_of(days[-1])}"
@@ -62,11 +63,11 @@ class SamplesJob:
         answered = self.engine.exchange(f"cross features {title}", [routed], 2 * buckets, router.answer_queries)
         samples = self.engine.exchange(f"samples {title}", [answered], buckets, assembler.assemble)
         written = self.engine.collect(samples)
-        if checks := InvariantReport.collected(written):
-            quality.gate(checks, list(self._quarantine_rates(days)))
-        reports, summaries = SampleReport.collected(written), LeafSummary.collected(written)
+        reports, joins = SampleReport.collected(written), LeafSummary.collected(written)
+        expected = {day: Expected(self._exposures(day), tuple(self._quarantine_rates(day))) for day in days}
+        found = self.gate.judge(days, reports, expected, joins)
         for day in days:
-            self._keep_statistics(day, [summary for summary in summaries if summary.day == day])
+            self._keep_statistics(day, found[day].summaries)
             yield self._publish(day, [report for report in reports if report.day == day])
 
     # ------------------------------------------------------------------ what tasks need
@@ -118,14 +119,15 @@ class SamplesJob:
         """Source -> its partial of a day."""
         return {name: partials[day] for name, partials in self.partials.items() if day in partials}
 
-    def _quarantine_rates(self, days: Sequence[int]) -> Iterator[QuarantineRate]:
-        for name, partials in self.partials.items():
-            for day in days:
-                if day in partials:
-                    partial = partials[day]
-                    rate = sum(partial.quarantined.values()) / max(1, partial.rows_in)
-                    limit = self.schema.source(name).max_quarantine_rate
-                    yield QuarantineRate(name, dt_of(day), rate, limit, partial.quarantined)
+    def _exposures(self, day: int) -> int:
+        partial = self.partials[self.schema.candidates.source].get(day)
+        return partial.rows if partial else 0
+
+    def _quarantine_rates(self, day: int) -> Iterator[QuarantineRate]:
+        for name, partial in self._of_day(day).items():
+            rate = sum(partial.quarantined.values()) / max(1, partial.rows_in)
+            limit = self.schema.source(name).max_quarantine_rate
+            yield QuarantineRate(name, dt_of(day), rate, limit, partial.quarantined)
 
     def _keep_statistics(self, day: int, summaries: Sequence[LeafSummary]) -> None:
         path = path_of(self.plan.out, dt_of(day))
@@ -161,12 +163,6 @@ class SamplesJob:
                 "exposures_down_sampled": sum(report.down_sampled for report in reports),
             }
         )
-        candidates = sum(report.candidates for report in reports)
-        expected = counts.out.get(self.schema.candidates.source, 0)
-        if candidates + counts.exposures_down_sampled != expected:
-            raise UserError(
-                f"{dt_of(day)}: {expected} exposures went in and {candidates} candidates came out; nothing was published"
-            )
         manifest = SampleManifest(
             schema=self.schema.name,
             fingerprint=self.schema.fingerprint,
@@ -177,7 +173,7 @@ class SamplesJob:
             as_of=moment_text(self.plan.as_of),
             files=tuple(files),
             samples=sum(report.rows for report in reports),
-            candidates=candidates,
+            candidates=sum(report.candidates for report in reports),
             inputs=tuple(i for p in of_day.values() for i in p.inputs),
             counts=counts,
             partials=self.plan.inputs_of(day),

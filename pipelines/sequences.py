@@ -12,10 +12,9 @@ from genrank.pipelines.arrays import int64s, single_array
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
-from genrank.pipelines.days import start_of, whole_days
 from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
 from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
-from genrank.schemas.base import DAY_MS, parse_duration
+from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.stored import STORED_TYPES, Stored
 
@@ -60,7 +59,7 @@ def days_back(schema: Schema, sequence: EventSequence, source: EventLog | Snapsh
     reach = parse_duration(sequence.lookback) if sequence.scope == "history" else 0
     if isinstance(source, EventLog):
         reach += parse_duration(source.lateness) + parse_duration(source.delay)
-    return whole_days(reach) + 1
+    return schema.local_days.covering(reach) + 1
 
 
 def columns_of(sequence: EventSequence, entry: Events | ChangePoints) -> list[str]:
@@ -155,7 +154,7 @@ def _changes(
     same[1:] = (user[1:] == user[:-1]) & (place[1:] == place[:-1] + 1) & (value[1:] == value[:-1])
     changed = np.flatnonzero(present & ~same & (day >= first))
     rows = order[changed]
-    ts = pa.array(start_of(0, schema.offset_ms) + day[changed] * DAY_MS)
+    ts = pa.array(schema.local_days.starts(day[changed]))
     own = {"u": pa.array(user[changed]), "ts": ts, "available": ts}
     own["id"] = pa.array(mix(user[changed], day[changed], value[changed]))
     for feature, stored in sequence_features(sequence):

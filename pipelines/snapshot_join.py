@@ -52,11 +52,13 @@ def _lookup(ref: PartialRef | None, columns: tuple[str, ...], schema: pa.Schema,
     if ref is None or not ref.files:
         empty = pa.schema([schema.field(name) for name in columns]).empty_table()
         return empty.take(pa.nulls(len(keys), pa.int64())), np.zeros(len(keys), np.bool_)
-    table = _snapshot_table(ref.folder, tuple(sorted(ref.files.items())), columns)
+    table = _snapshot_table(ref.folder, *(tuple(sorted(of.items())) for of in (ref.files, ref.sha256)), columns)
     at = pc.index_in(pa.array(keys), value_set=single_array(table.column("u")))
     return table.select(list(columns)).take(at), at.is_valid().to_numpy(zero_copy_only=False)
 
 
 @lru_cache(maxsize=32)
-def _snapshot_table(folder: str, files: tuple[tuple[int, str], ...], columns: tuple[str, ...]) -> pa.Table:
-    return load([PartialRef(0, folder, dict(files))], None, ("u", *columns), pa.schema([]))
+def _snapshot_table(
+    folder: str, files: tuple[tuple[int, str], ...], sha256: tuple[tuple[int, str], ...], columns: tuple[str, ...]
+) -> pa.Table:
+    return load([PartialRef(0, folder, dict(files), dict(sha256))], None, ("u", *columns), pa.schema([]))

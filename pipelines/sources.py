@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrank.pipelines.arrays import single_array
-from genrank.pipelines.days import day_number, dt_of, start_of
+from genrank.pipelines.days import day_number, dt_of
 from genrank.pipelines.documents import Footer
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Schema, Snapshot, UserError, source_files
@@ -22,6 +22,7 @@ from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.conversion import INT96_UNIT, Converted, convert, epoch_ms, readable_as
 from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
+from genrank.schemas.local_days import LocalDays
 from genrank.schemas.manifest import Input, InputFile
 from genrank.schemas.source_files import Unread
 
@@ -219,22 +220,22 @@ def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | Non
     return (None, None) if bounds.misfits else (bounds.values[0].as_py(), bounds.values[1].as_py())
 
 
-def home_days(ms: pa.Array, partition: int, offset_ms: int, lateness: int) -> tuple[Int, Int]:
+def home_days(ms: pa.Array, partition: int, local_days: LocalDays, lateness: int) -> tuple[Int, Int]:
     """(day each row belongs to, its day by event time): rows without a usable time belong to their partition's day.
 
     Args:
         ms: int64 epoch ms of the years 1 to 9999 (`conversion.epoch_ms`), so that no sum here leaves 64 bits; or null.
     """
     null = ms.is_null().to_numpy(zero_copy_only=False)
-    day = (ms.fill_null(0).to_numpy(zero_copy_only=False) + offset_ms) // DAY_MS
+    day = local_days.days(ms.fill_null(0).to_numpy(zero_copy_only=False))
     usable = ~null & (day <= partition) & (partition - day <= lateness // DAY_MS)
     return np.where(usable, day, partition), day
 
 
-def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, int]:
+def census(source: EventLog, partition: Partition, local_days: LocalDays) -> dict[int, int]:
     """Home day -> rows. From the footers alone where all of a file lies in its partition's day."""
     counts: dict[int, int] = {}
-    begin, end = start_of(partition.day, offset_ms), start_of(partition.day + 1, offset_ms)
+    begin, end = local_days.start(partition.day), local_days.start(partition.day + 1)
     for file in partition.files:
         if file.first is not None and file.last is not None and begin <= file.first and file.last < end:
             counts[partition.day] = counts.get(partition.day, 0) + file.rows
@@ -243,7 +244,7 @@ def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, 
         with reading(file.path, "replace the file", at=f"source {source.name!r}: "):
             times = open_rows(file.path).read([physical]).column(0)
         ms = times_of(source, times).values
-        home, _ = home_days(ms, partition.day, offset_ms, parse_duration(source.lateness))
+        home, _ = home_days(ms, partition.day, local_days, parse_duration(source.lateness))
         if len(home) != file.rows:
             raise UserError(
                 f"source {source.name!r}: {file.path} counts {file.rows} rows in its footer and holds {len(home)}; replace the file"
@@ -254,8 +255,9 @@ def census(source: EventLog, partition: Partition, offset_ms: int) -> dict[int, 
 
 
 def open_rows(path: Path | str) -> pq.ParquetFile:
-    """A file whose rows are to be read: times of INT96 aren't wrapped into 64 bits of nanoseconds."""
-    return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT)
+    """A file whose rows are to be read: times of INT96 aren't wrapped into 64 bits of nanoseconds, and pages that have a checksum are
+    compared with it."""
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT, page_checksum_verification=True)
 
 
 def times_of(source: EventLog, column: pa.ChunkedArray | pa.Array) -> Converted:
@@ -273,5 +275,6 @@ def read_rows(source: EventLog | Snapshot, path: str, row_groups: Iterable[int])
             raise UserError(_twice(source, path, twice[0]))
         held = [name for name in physical if name in names]
         table = file.read_row_groups(list(row_groups), columns=held, use_threads=False)
+        table.validate(full=True)  # Text that is none, or lists that end before they begin, would fail far from here.
     table = with_absent_columns(source, path, table)
     return table.select(physical).rename_columns(list(source.columns))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genrank.pipelines.days import dt_of, moment, moment_text, start_of
+from genrank.pipelines.days import dt_of, moment, moment_text
 from genrank.pipelines.plan import BuildPlan
 from genrank.schemas import EventLog, UserError
 from genrank.schemas.base import DAY_MS, parse_duration
@@ -37,7 +37,7 @@ def why_stale(plan: BuildPlan, day: int) -> str | None:
 
 def _same_labels(plan: BuildPlan, day: int, as_of: int) -> bool:
     """Whether labels as of then are labels as of now: the same moment, or both after the last event that could count."""
-    settled = start_of(day + 1, plan.schema.offset_ms)
+    settled = plan.schema.local_days.start(day + 1) + plan.schema.local_days.spread
     settled += max(parse_duration(label.window) for label in plan.schema.labels)
     settled += max(parse_duration(s.lateness) for s in plan.schema.sources if isinstance(s, EventLog)) + DAY_MS
     return as_of == plan.as_of or min(as_of, plan.as_of) > settled

@@ -2,19 +2,23 @@
 
 import warnings
 
+from genrank.schemas.drift import DriftLimits, Limits
 from genrank.schemas.errors import SchemaError, UserError
 from genrank.schemas.features import (
+    Arithmetic,
     Categorical,
     CrossFeature,
     Feature,
     HashedCross,
     MultiValued,
     Numeric,
+    RequestSize,
     Sql,
     TimeGap,
     TimePart,
+    WithinRequest,
 )
-from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, UserGroup
+from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
 from genrank.schemas.label import Label, Training
 from genrank.schemas.load import load_schema
 from genrank.schemas.operations import Operation, register_operation
@@ -35,12 +39,14 @@ _RENAMED = {"Changes": "ChangePoints", "Crossed": "HashedCross", "Log": "Log1p",
 
 
 __all__ = [
+    "Arithmetic",
     "AutoDis",
     "Candidates",
     "Categorical",
     "ChangePoints",
     "CrossFeature",
     "Dense",
+    "DriftLimits",
     "Dynamic",
     "Enumerated",
     "EventLog",
@@ -52,12 +58,14 @@ __all__ = [
     "HashedCross",
     "Identity",
     "Label",
+    "Limits",
     "Log1p",
     "MultiValued",
     "Normal",
     "Numeric",
     "Operation",
     "QuantileBuckets",
+    "RequestSize",
     "Schema",
     "SchemaError",
     "Snapshot",
@@ -66,12 +74,14 @@ __all__ = [
     "Table",
     "TimeGap",
     "TimePart",
+    "TokenGroup",
     "Training",
     "Transform",
     "Uniform",
     "UserError",
     "UserGroup",
     "Vocabulary",
+    "WithinRequest",
     "Zeros",
     "from_json",
     "from_yaml",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic.functional_validators import ModelWrapValidatorHandler
 
+AT_LEAST_0 = Field(ge=0)
 AT_LEAST_1 = Field(ge=1)
 NOT_NEGATIVE = Field(ge=0, allow_inf_nan=False)
 SHARE = Field(ge=0, le=1, allow_inf_nan=False)

@@ -170,9 +170,8 @@ def _floats(array: pa.Array, declared: str) -> Converted:
         beyond = _mask(pc.is_inf(values)) & ~infinite
         misfits = (*_misfits(NOT_FINITE, infinite), *_misfits(f"does not fit {declared}", beyond))
         return Converted(_without(values, infinite | beyond), misfits)
-    if pa.types.is_decimal(array.type) and array.type.bit_width < 128:
-        array = array.cast(pa.decimal128(38, array.type.scale))
-    values = array.cast(wanted, safe=False)
+    values = _nearest(array) if pa.types.is_decimal(array.type) else array
+    values = values.cast(wanted, safe=False)
     number = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
     wrong = ~np.isfinite(number)
     exact = 1 << (53 if declared == "float64" else 24)
@@ -181,6 +180,24 @@ def _floats(array: pa.Array, declared: str) -> Converted:
         for row in np.flatnonzero((np.abs(number) >= exact) & ~wrong).tolist():
             wrong[row] = int(number[row]) != array[row].as_py()
     return Converted(_without(values, wrong) if wrong.any() else values, _misfits(f"does not fit {declared}", wrong))
+
+
+def _nearest(array: pa.Array) -> pa.Array:
+    """The float64 nearest to each decimal. Arrow's own cast may be the one beside it."""
+    scale = array.type.scale
+    null = _mask(array.is_null())
+    values = np.zeros(len(array))
+    rest = ~null
+    if 0 <= scale <= 22 and array.type.bit_width <= 128:
+        wide = array.cast(pa.decimal128(38, scale))
+        low, high = np.frombuffer(wide.buffers()[1], np.int64).reshape(-1, 2)[wide.offset : wide.offset + len(wide)].T
+        # Both are floats exactly, so that their quotient is rounded once.
+        small = (high == low >> 63) & (np.abs(low) < 1 << 53)
+        values[small] = low[small] / 10.0**scale
+        rest &= ~small
+    for row in np.flatnonzero(rest).tolist():
+        values[row] = float(array[row].as_py())
+    return pa.array(values, mask=null)
 
 
 def _times(array: pa.Array) -> Converted:
@@ -195,7 +212,11 @@ def _times(array: pa.Array) -> Converted:
         if ends["min"].as_py() < low or ends["max"].as_py() > high:
             wrong = _mask(pc.or_(pc.less(since, low), pc.greater(since, high)))
             array = _without(array, wrong)
-    if unit != "ms":
+    if unit in ("us", "ns") and len(array) > array.null_count and pc.min(array.cast(pa.int64())).as_py() < 0:
+        # A cast cuts towards 1970, and a moment before it would become a later one.
+        ms = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False) // (1000 if unit == "us" else 10**6)
+        array = pa.array(ms, mask=_mask(array.is_null())).cast(pa.timestamp("ms", zone))
+    elif unit != "ms":
         array = array.cast(pa.timestamp("ms", zone), safe=False)
     return Converted(array.cast(ARROW_TYPES["timestamp"]), _misfits("lies outside the years 1 to 9999", wrong))
 

@@ -12,10 +12,16 @@ from functools import cached_property
 from pydantic import Field
 
 from genrank.schemas.base import CANDIDATES, USER, Declaration, Name
+from genrank.schemas.drift import DriftLimits
 from genrank.schemas.features import Feature
 from genrank.schemas.group import Candidates, EventSequence, UserGroup
 from genrank.schemas.label import Label, Training
+from genrank.schemas.local_days import PATTERN, LocalDays
 from genrank.schemas.source import EventLog, Snapshot, Source
+
+
+def _is_default(value: object) -> bool:
+    return value == DriftLimits()  # Declarations of before have no such field: theirs are the fingerprints without it.
 
 
 class SchemaDeclaration(Declaration):
@@ -28,8 +34,11 @@ class SchemaDeclaration(Declaration):
     candidates: Candidates
     labels: tuple[Label, ...] = Field(min_length=1)
     training: Training = Training()
-    utc_offset: str = Field(default="+00:00", pattern=r"^[+-]\d\d:\d\d$")
-    """Days begin at midnight of this fixed offset, and time parts are read in it."""
+    drift: DriftLimits = Field(default=DriftLimits(), exclude_if=_is_default)
+    """How far a day may lie from the days published before it."""
+    utc_offset: str = Field(default="+00:00", pattern=PATTERN)
+    """Days begin at midnight of this offset, and time parts are read in it: a fixed one ("+08:00"), or a time zone's ("Europe/Berlin"),
+    whose days have 23 or 25 hours where its clocks are moved."""
     description: str = ""
 
     # ------------------------------------------------------------------ looking things up
@@ -71,11 +80,10 @@ class SchemaDeclaration(Declaration):
             yield sequence.name, _by_name(sequence.features)
         yield CANDIDATES, _by_name(self.candidates.features)
 
-    @property
-    def offset_ms(self) -> int:
-        """`utc_offset` in milliseconds: local = UTC + offset."""
-        hours, minutes = self.utc_offset[1:].split(":")
-        return (-1 if self.utc_offset[0] == "-" else 1) * (int(hours) * 60 + int(minutes)) * 60_000
+    @cached_property
+    def local_days(self) -> LocalDays:
+        """When days begin, and what the clocks show."""
+        return LocalDays(self.utc_offset)
 
 
 def _by_name(features: tuple[Feature, ...]) -> tuple[Feature, ...]:

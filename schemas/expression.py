@@ -21,6 +21,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.parser import Parser as BaseParser
 from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]
 
+from genrank.schemas import exact_arithmetic
 from genrank.schemas.base import ColumnType
 
 Kind = Literal["bool", "int", "float", "string", "list<int>", "list<float>", "list<string>", "null"]
@@ -119,6 +120,8 @@ class Expression:
     columns: tuple[str, ...]
     """What it reads, each once, in order of appearance: `column` or `snapshot.column`."""
     tree: exp.Expr
+    counts: tuple[tuple[int, int], ...] = ()
+    """(start, end) in the text of the calls that count."""
 
     def kind(self, types: Mapping[str, ColumnType]) -> Kind:
         """The type of its value, where `types` gives each column's.
@@ -130,13 +133,29 @@ class Expression:
 
     @property
     def polars(self) -> str:
-        """The same text for `polars.sql_expr`: every column quoted, a joined one as `"snapshot.column"`, dot included."""
+        """The same text for `polars.sql_expr`: every column quoted, a joined one as `"snapshot.column"`, dot included.
+
+        Arithmetic is written as `exact_arithmetic` says; the caller adds its column `ONE` where `needs_one`.
+        """
+        replaced = [
+            ((c.args["table"] if c.table else c.this).meta["start"], c.this.meta["end"] + 1, f'"{_reference(c)}"')
+            for c in _columns(self.tree)
+        ]
         pieces, at = [], 0
-        for column in _columns(self.tree):
-            start = (column.args["table"] if column.table else column.this).meta["start"]
-            pieces += [self.text[at:start], f'"{_reference(column)}"']
-            at = column.this.meta["end"] + 1
+        for start, end, text in sorted([*replaced, *exact_arithmetic.replacements(self.tree, self.counts)]):
+            pieces += [self.text[at:start], text]
+            at = end
         return "".join([*pieces, self.text[at:]])
+
+    @property
+    def needs_one(self) -> bool:
+        """Whether `polars` reads the column `exact_arithmetic.ONE`: 1.0 in every row."""
+        return any(True for _ in exact_arithmetic.constant_divisors(self.tree))
+
+    @property
+    def computes(self) -> bool:
+        """Whether whole numbers are to be given as 128 bits, and the value narrowed with a check."""
+        return exact_arithmetic.computes(self.tree)
 
 
 MOST_LEVELS = 100
@@ -169,7 +188,8 @@ def parse(text: str) -> Expression:
     tree = trees[0]
     _refuse_too_deep(tree, text)
     _check_nodes(tree, text)
-    return Expression(text, tuple(dict.fromkeys(_reference(column) for column in _columns(tree))), tree)
+    read = tuple(dict.fromkeys(_reference(column) for column in _columns(tree)))
+    return Expression(text, read, tree, tuple(exact_arithmetic.counts(tokens)))
 
 
 def columns(text: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -25,8 +26,12 @@ def reading(path: Path | str, remedy: str = "build the day again with --force", 
     """
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError(
+                f"{at}{path} can't be read (permission denied); give this user the permission to read it"
+            ) from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{at}{path} can't be read as Parquet ({why}); {remedy}") from error
 
 

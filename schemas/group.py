@@ -10,12 +10,22 @@ from genrank.schemas.base import Declaration, Duration, Name
 from genrank.schemas.features import Feature
 
 
+class TokenGroup(Declaration):
+    """Features that make one token together."""
+
+    name: Name
+    features: tuple[Name, ...] = Field(min_length=1)
+
+
 class UserGroup(Declaration):
     """The user's profile as of the window's start (snapshots keyed by the user)."""
 
     features: tuple[Feature, ...] = ()
     tokens: Literal["feature", "group"] = "group"
     """One token per feature, or one for the whole group."""
+    token_groups: tuple[TokenGroup, ...] = ()
+    """Which features make a token together, each in one group, for models that read a user as several tokens; by default those of one
+    source. Others go by `tokens`."""
 
 
 class Events(Declaration):
@@ -55,7 +65,10 @@ class ChangePoints(Declaration):
 
 
 class EventSequence(Declaration):
-    """Events of one user in time order, newest last, merged from several sources.
+    """Events of one user in the order they became available, newest last, merged from several sources.
+
+    Of events that became available at once, the one that happened first comes first. An event that arrived late thus stands behind
+    events that happened after it: `ts` may step back.
 
     Scope `history`: what was available strictly before the window. Scope `realtime`: what became available inside it.
     Each token carries its event's type (an implicit feature named `type`) and timestamp.
@@ -83,6 +96,9 @@ class Candidates(Declaration):
     request: Name | None = None
     """Column of the request id; without one, a user's exposures of the window are one request."""
     features: tuple[Feature, ...] = Field(min_length=1)
+    token_groups: tuple[TokenGroup, ...] = ()
+    """Which features make a token together, each in one group, for models that read a candidate as several tokens; by default those of
+    one source. Others make one token of a candidate."""
     max_candidates: int = Field(default=1024, gt=0)
     """A user's window with more is split into several samples."""
     negative_keep_rate: float = Field(default=1.0, gt=0, le=1)

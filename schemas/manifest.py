@@ -7,13 +7,13 @@ again, and after a kill just then, a second build that the manifest doesn't name
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.derive.sample_schema import SCHEMA_KEY
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import file_sha256, reading
@@ -96,12 +96,19 @@ class SampleManifest(_Record):
         """
         path = Path(day) / MANIFEST
         try:
-            return cls.model_validate_json(path.read_bytes())
+            manifest = cls.model_validate(checked(path.read_bytes()))
         except FileNotFoundError:
             raise UserError(f"{day} holds no published samples (no {MANIFEST}); build the day first") from None
-        except (ValidationError, json.JSONDecodeError) as error:
+        except ValueError as error:
             why = "; ".join(readable(error)[:2]) if isinstance(error, ValidationError) else error
             raise UserError(f"{path} is not a manifest this version reads ({why}); build the day again") from error
+        if f"dt={manifest.dt}" != Path(day).name:
+            raise UserError(f"{path} is the manifest of {manifest.dt}; build the day again")
+        return manifest
+
+    def text(self) -> str:
+        """The manifest as its file holds it."""
+        return with_checksum(self.model_dump_json(by_alias=True))
 
     def check(self, day: Path, schema: Schema) -> None:
         """Whether the samples in `day` serve the schema: every column it stores is among theirs and means the same.

@@ -52,7 +52,7 @@ def _message(error: ErrorDetails, field: str, title: str) -> str:
         case "string_pattern_mismatch" if context["pattern"].startswith("^[A-Za-z_]"):
             return f"{given!r} is not a name; use letters, digits and _, not starting with a digit"
         case "string_pattern_mismatch":
-            return f'{given!r} is not of the form "+08:00"'
+            return f'{given!r} is not of the form "+08:00" or "Europe/Berlin"'
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"expected a declaration with named fields, got {_short(given)}"
         case "too_short":

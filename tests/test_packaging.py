@@ -27,7 +27,7 @@ EXTRAS_OF = {
     "kernels": {"train"},
     "pipelines": {"pipelines"},
     "tokenization": {"train"},
-    "model": {"train"},
+    "model": {"train", "lightgbm"},
     "examples": {"pipelines"},
     "genrank": {"pipelines", "train"},
     "benchmarks": {"pipelines", "train", "dev"},
@@ -41,6 +41,7 @@ DECLARED_AS = {"fbgemm-gpu-cpu": "fbgemm-gpu", "pydantic-core": "pydantic"}
 # Declared for what they do, not for an import of ours.
 NEVER_IMPORTED = {
     "fbgemm-gpu": "torchrec's operators",
+    "lightgbm": "tests of `--model lightgbm`, which imports it",
     "tensorboard": "torch.utils.tensorboard",
     "mypy": "make lint",
     "ruff": "make lint",
@@ -135,7 +136,7 @@ def test_imports_are_declared(package: str) -> None:
             )
 
 
-@pytest.mark.parametrize("extra", [None, "pipelines", "train", "dev"])
+@pytest.mark.parametrize("extra", [None, "pipelines", "train", "lightgbm", "dev"])
 def test_what_is_declared_is_used(extra: str | None) -> None:
     """Nobody installs what nothing imports."""
     declared = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]

@@ -100,6 +100,8 @@ class Embeddings(nn.Module):
             name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
         }
         """Logical table -> the ids that have rows in it."""
+        self.frozen = False
+        """Rows neither learn nor change their owners: no gradient reaches them, and no id is admitted or evicted."""
         self._pending: deque[PendingLookup] = deque()
         self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding, state)
 
@@ -159,6 +161,8 @@ class Embeddings(nn.Module):
         for merged, rows in pending.given:
             self.tables.reset(merged, rows)
         vectors = pending.finish()
+        if self.frozen:
+            vectors = {name: v.detach() for name, v in vectors.items()}
         if batch.filler:
             sizes = {merged: sum(map(len, pieces)) for merged, pieces in pending.pieces.items()}
             vectors = {name: torch.cat([v, v.new_zeros(sizes[name], v.shape[1])]) for name, v in vectors.items()}
@@ -200,7 +204,7 @@ class Embeddings(nn.Module):
                 for lookup, at in self.plan.readers_of(name)
             ]
             ids = torch.cat(where)[: 0 if batch.filler else None]
-            if self.training:
+            if self.training and not self.frozen:
                 rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)
                 if len(given):
                     renewed.append((merged.name, given + start))

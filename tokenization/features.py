@@ -19,6 +19,7 @@ from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Identity, Vocabulary
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.feature_kinds import GroupView, feature_values
+from genrank.tokenization.local_time import LocalTime
 from genrank.tokenization.plan import Lookup, Plan
 from genrank.tokenization.row_encoder import RowEncoder
 from genrank.tokenization.transforms import buckets_of, input_families
@@ -52,7 +53,7 @@ class GroupEncoder(nn.Module):
         super().__init__()
         schema = plan.schema
         self.group = group
-        self.offset_ms = schema.offset_ms
+        self.local_time = LocalTime(schema.local_days)
         self.histories = tuple(s.name for s in schema.histories)
         self.realtime = schema.realtime.name if schema.realtime else None
         self.features = {feature.name: feature for feature in dict(schema.groups())[group]}
@@ -102,7 +103,7 @@ class GroupEncoder(nn.Module):
 
     def view(self, batch: Batch) -> GroupView:
         """This group of a batch."""
-        return GroupView(batch, self.group, self.offset_ms, self.histories, self.realtime)
+        return GroupView(batch, self.group, self.local_time, self.histories, self.realtime)
 
     def values(self, view: GroupView, name: str) -> Tensor:
         """[N] int64 ids or float32 numbers of a feature of one value, stored or derived."""

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from genrank.schemas.base import DAY_MS
 from genrank.schemas.derive.tables import TYPE, event_names, logical_tables
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
@@ -81,8 +80,9 @@ def interesting_sample(samples_root: Path | str, schema: Schema, day: str) -> st
     return best[1]
 
 
-def _find(path: Path, sample_id: str, columns: SampleColumns) -> pa.Table | None:
-    """The sample's row, if the file holds it."""
+def _find(path: Path, sample_id: str, columns: SampleColumns) -> tuple[pa.Table, int] | None:
+    """The rows of the sample's user and day, and which is the sample's, if the file holds it."""
+    user_day = sample_id.rpartition(":")[0] + ":"
     first_row = 0
     with reading(path):
         file = pq.ParquetFile(path)
@@ -91,10 +91,10 @@ def _find(path: Path, sample_id: str, columns: SampleColumns) -> pa.Table | None
             at = pc.index(ids, sample_id).as_py()
             if at >= 0:
                 columns.check_schema(file.schema_arrow, path)
-                table = file.read_row_group(number, columns=columns.names).slice(at, 1)
-                table = table.take([0])  # a slice's offsets don't begin at 0; a copy's do
-                columns.check(table, path, first_row + at)
-                return table
+                rows = np.flatnonzero(pc.starts_with(ids, user_day).to_numpy())
+                table = file.read_row_group(number, columns=columns.names).take(rows)
+                columns.check(table, path, first_row + int(rows[0]))
+                return table, at - int(rows[0])
             first_row += len(ids)
     return None
 
@@ -110,10 +110,10 @@ def load_sample(samples_root: Path | str, sample_id: str, schema: Schema, rule: 
     columns = SampleColumns(schema)
     for day in named or days:
         for path in sample_files(samples_root, day, schema):
-            if (table := _find(path, sample_id, columns)) is not None:
-                return _lay_out(
-                    schema, view_of(columns.stored_rows(table), schema, "user_day").batch(np.arange(1)), rule
-                )
+            if found := _find(path, sample_id, columns):
+                table, at = found
+                view = view_of(columns.stored_rows([table]), schema, "user_day")
+                return _lay_out(schema, view.batch(np.array([at])), rule)
     where = f"days {days[0]} to {days[-1]}" if days else "no published day"
     raise UserError(f"{samples_root} has no sample {sample_id!r} ({where}); an id reads <user>:<day>:<chunk>")
 
@@ -143,8 +143,9 @@ class SampleText:
 
     def time(self, ms: int) -> str:
         """`2026-01-05 07:03:21`, or only the time inside the sample's day."""
-        when = dt.datetime.fromtimestamp((ms + self.schema.offset_ms) / 1000, dt.UTC)
-        inside = 0 <= ms - int(self.batch.window_start[0]) < DAY_MS
+        days = self.schema.local_days
+        when = dt.datetime.fromtimestamp(int(days.local(np.array([ms]))[0]) / 1000, dt.UTC)
+        inside = days.day(ms) == days.day(int(self.batch.window_start[0]))
         return when.strftime("%H:%M:%S" if inside else "%Y-%m-%d %H:%M:%S")
 
     def features(self, group: str) -> list[str]:

@@ -8,8 +8,25 @@ from torch import Tensor
 
 
 @dataclass
+class Candidates:
+    """Candidates to score against user states; C of them, each of Tc tokens."""
+
+    x: Tensor
+    """[C, Tc, dim]."""
+    owner: Tensor
+    """[C] int64: the sample of each, a row of the state."""
+    begin: Tensor
+    """[C] int32: the first token of its sample's sequence that the candidate sees."""
+    end: Tensor
+    """[C] int32: one past the last it sees."""
+    timestamps: Tensor
+    """[C] int64 epoch ms."""
+
+
+@dataclass
 class Tokens:
-    """Jagged tokens of a batch: T tokens, sample after sample, each in the order U | S... | R | C."""
+    """Jagged tokens of a batch: T tokens, sample after sample, each in the order U | S... | R | C; without C where an encoder wants
+    several tokens a candidate."""
 
     x: Tensor
     """[T, d_model]."""
@@ -24,10 +41,18 @@ class Tokens:
     timestamps: Tensor
     """[T] int64 epoch ms: the token's own; `window_start` for user tokens."""
     candidate_rows: Tensor
-    """[C] int64: which rows of `x` are the candidates, in the batch's candidate order."""
+    """[C] int64: which rows of `x` are the candidates, in the batch's candidate order; empty where they are in `candidates`."""
     max_length: int
     """Tokens of the longest sample."""
     lengths: Tensor
     """[B] int64: tokens of each sample. On the host, whatever the device: what is needed there never has to be read back."""
     history_lengths: Tensor
     """[B] int64 on the host: history tokens of each."""
+    slots: Tensor | None = None
+    """[T] int32, where the encoder wants them: 0 for events and separators, whose weights are shared, else 1 + the token's place among the
+    user's. A candidate's tokens follow: its place j is slot 1 + user tokens + j."""
+    sequence_ids: Tensor | None = None
+    """[T] int32, where the encoder wants them: 0 user, then 1 + the place of the token's sequence in token order, realtime last, then the
+    candidates; a separator is of the sequence before it."""
+    candidates: Candidates | None = None
+    """The candidates, where their tokens are no rows of `x`."""

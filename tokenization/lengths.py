@@ -29,17 +29,18 @@ class SampleLengths:
 
     Of other files, older ones, columns are read. A list's length is in each of its group's columns; of these the one that takes the
     fewest bytes is read, a column a group (usually a label and the events' types). A view of less than a day needs the candidates'
-    requests, or times, and what they see besides. A schema whose `session_gap` is another than the build's needs them for sessions.
+    requests, or times, and what they see besides. Views by exposure always read columns, sessions where the schema's `session_gap` is
+    another than the build's.
 
     Args:
-        view: `user_day`, `request` or `session`.
+        view: `user_day`, `request`, `session` or `exposure`.
         remember: keep what was read, for another epoch: 5 bytes a sample.
     """
 
     def __init__(self, columns: SampleColumns, view: str, *, remember: bool = False) -> None:
         self.columns, self.view, self.remember = columns, view, remember
         realtime = columns.schema.realtime
-        self._key = {"user_day": None, "request": "candidates.request", "session": "candidates.ts"}[view]
+        self._key = {"request": "candidates.request", "session": "candidates.ts"}.get(view)
         self._sees = "mask.candidate_sees" if realtime and view != "user_day" else None
         needed = [CANDIDATES, *(s.name for s in columns.schema.histories)]
         needed += [realtime.name] if realtime and view == "user_day" else []
@@ -60,8 +61,8 @@ class SampleLengths:
     def _of_one(self, unit: RowGroup) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         if unit in self._known:
             return self._known[unit]
-        footer, metadata = self._footer(unit.path)
-        stored = stored_lengths(metadata, unit.number)
+        footer, _ = self._footer(unit.path)
+        stored = self._stored(unit)
         if stored is not None and self._holds(stored, footer.row_group(unit.number)):
             sizes = sizes_of(stored, self.columns.schema, self.view)
         else:
@@ -71,8 +72,12 @@ class SampleLengths:
         return sizes
 
     def in_footer(self, unit: RowGroup) -> bool:
-        """Whether no column of a row group has to be read."""
-        return stored_lengths(self._footer(unit.path)[1], unit.number) is not None
+        """Whether a row group's footer has lengths of the view."""
+        return self._stored(unit) is not None
+
+    def _stored(self, unit: RowGroup) -> StoredLengths | None:
+        # What each exposure sees is a column as long as its lengths would be.
+        return None if self.view == "exposure" else stored_lengths(self._footer(unit.path)[1], unit.number)
 
     def _footer(self, path: Path) -> tuple[pq.FileMetaData, dict[bytes, bytes]]:
         if path not in self._footers:

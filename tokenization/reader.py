@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -34,7 +33,7 @@ from genrank.tokenization.views import cut_by_budget, view_of
 T = TypeVar("T")
 DECODED_AHEAD = 2
 """Windows that are decoded at once."""
-ViewName = Literal["user_day", "request", "session"]
+ViewName = Literal["user_day", "request", "session", "exposure"]
 
 
 class SampleReader:
@@ -183,7 +182,7 @@ class SampleReader:
                 table = file.read_row_group(unit.number, columns=self.columns.names, use_threads=True)
             self.columns.check(table, unit.path, unit.first_row)
             tables.append(table)
-        return self.columns.stored_rows(pa.concat_tables(tables))
+        return self.columns.stored_rows(tables)
 
     # ------------------------------------------------------------------ order
 
@@ -250,7 +249,7 @@ class SampleReader:
             "by_length": int(self.by_length),
             "rank": self.rank,
             "world_size": self.world_size,
-            "view": ("user_day", "request", "session").index(self.view),
+            "view": get_args(ViewName).index(self.view),
             "row_groups": len(self.row_groups),
             "rows": self.stored_rows,
         }
@@ -280,7 +279,7 @@ class SampleReader:
         sizes = (pair for of_epoch in windows for pair in _read_ahead(lengths.of, of_epoch))
         numbered = ((at, number) for at, of_epoch in enumerate(windows) for number in range(len(of_epoch)))
         if any(not lengths.in_footer(unit) for unit in self.row_groups[:: max(1, len(self.row_groups) // 8)]):
-            logger.info("counting steps from columns: these samples were built before footers had their lengths")
+            logger.info("counting steps from columns: footers of release 0.1, and views by exposure, have no lengths")
             sizes = with_progress(sizes, "counting steps", sum(map(len, windows)), unit="window")
         for (at, number), (tokens, ranked) in zip(numbered, sizes, strict=True):
             batches = self._batches(tokens, epochs[at], number)

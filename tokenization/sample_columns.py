@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.ids import hash_strings
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Group, Ints, Ragged, ranges
+from genrank.tokenization.feature_kinds import number_function
+from genrank.tokenization.read_time import StoredNumbers, user_days
 
 
 class Shape(NamedTuple):
@@ -78,6 +80,10 @@ class SampleColumns:
             for feature in features
             if feature.list_limit
         }
+        candidates = dict(schema.groups())[CANDIDATES]
+        self.candidates = {feature.name: feature for feature in candidates}
+        self.read_time = [feature.name for feature in candidates if number_function(feature)]
+        """Features of the candidates that are computed when samples are read."""
         self.lists = [field.name for field in self.expected if field.name != USER and pa.types.is_struct(field.type)]
 
     # ------------------------------------------------------------------ checks
@@ -153,8 +159,9 @@ class SampleColumns:
 
     # ------------------------------------------------------------------ tensors
 
-    def stored_rows(self, table: pa.Table) -> StoredRows:
-        """The rows of a checked table."""
+    def stored_rows(self, tables: Sequence[pa.Table]) -> StoredRows:
+        """The rows of checked tables, each a row group: one after another, with what is computed when samples are read."""
+        table = pa.concat_tables(tables)
         structs = {name: _struct(table, name) for name in (USER, *self.lists) if name in table.schema.names}
         n = len(table)
         start = _tensor(_one(table["window_start"]))
@@ -167,13 +174,21 @@ class SampleColumns:
         none32, none64 = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
         rows = len(groups[CANDIDATES].ts)
         realtime = self.schema.realtime
-        user = _one(table["user_id"])
+        user_id = _one(table["user_id"])
+        user = _tensor(hash_strings(user_id) if pa.types.is_string(user_id.type) else user_id)
+        request = _values(candidates.field("request"))
+        if self.read_time:
+            # A day that is divided into rows lies in one row group: what is compared doesn't depend on which groups are read together.
+            day = user_days(user.numpy(), start.numpy(), np.repeat(np.arange(len(tables)), list(map(len, tables))))
+            numbers = StoredNumbers(self.candidates, groups[CANDIDATES], day, request)
+            for name in self.read_time:
+                groups[CANDIDATES].features[name] = torch.from_numpy(numbers.number(name).astype(np.float32))
         return StoredRows(
             groups=groups,
             sample_id=_one(table["sample_id"]),
-            user=_tensor(hash_strings(user) if pa.types.is_string(user.type) else user),
+            user=user,
             window_start=start,
-            request=_values(candidates.field("request")),
+            request=request,
             item=_values(candidates.field("item")),
             labels={field.name: _values(labels.field(field.name)).float() for field in labels.type},
             candidate_sees=_values(structs["mask"].field("candidate_sees"))

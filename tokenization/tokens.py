@@ -1,11 +1,10 @@
-"""Batch -> tokens: one projection per token group, position and time encodings, group ids, and what each token sees."""
+"""Batch -> tokens: projections of each token group, position and time encodings, group ids, and what each token sees."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,15 @@ from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_norm import FeatureNorm
-from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.projections import equalize, group_projection, tokens_of
 from genrank.tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
 from genrank.tokenization.visibility import HISTORY as HISTORY_GROUP
 from genrank.tokenization.visibility import REALTIME as REALTIME_GROUP
 from genrank.tokenization.visibility import USER as USER_GROUP
-from genrank.tokenization.visibility import Layout, Rule, mtgr
+from genrank.tokenization.visibility import Layout
+from genrank.tokenization.wants import One, TokenShape, Wants
 
 TIME_BUCKETS = 64
 """Log-2 buckets of time on each side of the window's start, two per octave of seconds: up to 2^32 s."""
@@ -32,63 +33,59 @@ class Tokenizer(nn.Module):
 
     Args:
         embeddings: the features' vectors.
-        visibility: the rule of `tokenization.visibility` that says which tokens each one sees.
-        feature_norm: every feature at one scale before the projection, see `FeatureNorm`.
-        equal_start: projections of features that read one table begin equal, so that an id is the same direction in every
-            group's tokens until training moves them apart.
+        wants: who sees whom, how users and candidates become tokens, and what else the encoder asks for.
+
+    Raises:
+        UserError: groups of features that the encoder asks for are not the schema's.
     """
 
-    def __init__(
-        self,
-        embeddings: Embeddings,
-        d_model: int,
-        *,
-        visibility: Rule = mtgr,
-        feature_norm: bool = False,
-        equal_start: bool = False,
-    ) -> None:
+    def __init__(self, embeddings: Embeddings, d_model: int, wants: Wants | None = None) -> None:
         super().__init__()
         self.embeddings = embeddings
-        self.schema = embeddings.plan.schema
-        self.visibility = visibility
-        self.kinds = group_kinds(self.schema)
-        self.per_row = {name: tokens_per_row(self.schema, name) for name in self.kinds}
-        self.projections = nn.ModuleDict({f"of_{name}": _projection(embeddings, name, d_model) for name in self.kinds})
-        if equal_start:
-            _equalize(embeddings, self.projections)
+        self.schema = schema = embeddings.plan.schema
+        self.wants = wants = Wants() if wants is None else wants
+        self.kinds = group_kinds(schema)
+        self.parts = parts_of(schema, wants)
+        sequences = [s for s in schema.sequences if wants.sequence]
+        self.shape = token_shape(schema, wants)
+        groupings = {USER: wants.user, CANDIDATES: wants.candidate}
+        names = [name for name in self.kinds if wants.sequence or name in groupings]
+        self.projections = nn.ModuleDict(
+            {f"of_{name}": group_projection(embeddings, name, d_model, groupings.get(name)) for name in names}
+        )
+        if wants.equal_start:
+            equalize(embeddings, self.projections)
         self.norms = nn.ModuleDict(
-            {f"of_{name}": FeatureNorm(embeddings, name) for name in self.kinds} if feature_norm else {}
+            {f"of_{name}": FeatureNorm(embeddings, name) for name in names} if wants.feature_norm else {}
         )
         self.positions = nn.ModuleDict(
-            {f"of_{s.name}": nn.Embedding(s.max_length * self.per_row[s.name], d_model) for s in self.schema.sequences}
+            {f"of_{s.name}": nn.Embedding(s.max_length * tokens_per_row(schema, s.name), d_model) for s in sequences}
         )
         for positions in self.positions.values():
             assert isinstance(positions, nn.Embedding)
             nn.init.normal_(positions.weight, std=0.02)
         self.time = nn.Embedding(2 * TIME_BUCKETS, d_model)
         nn.init.normal_(self.time.weight, std=0.02)
+        self.separators = nn.ParameterDict(
+            {f"of_{part.name}": 0.02 * torch.randn(d_model) for part in self.parts if part.separator}
+        )
         self.to(next(embeddings.buffers()).device)
 
     def forward(self, batch: Batch) -> Tokens:
         """The tokens of a batch on the embeddings' device."""
         matrices = self.embeddings(batch)
-        parts = []
-        for name, kind in self.kinds.items():
-            group, k = batch.groups[name], self.per_row[name]
-            if k == 0:
-                continue
-            matrix = self.norms[f"of_{name}"](matrices[name]) if self.norms else matrices[name]
-            tokens = self.projections[f"of_{name}"](matrix)
-            if f"of_{name}" in self.positions:
-                tokens = tokens + self.positions[f"of_{name}"](self._position(group, name, k))
-            if kind != USER_GROUP:
-                start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
-                tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), k)
-            parts.append(tokens)
-        place = arrange(self.schema, batch)
-        begin, end = self.visibility(place.layout)
+        pieces = []
+        for part in self.parts:
+            if part.separator:
+                pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
+            elif part.per_row:
+                pieces.append(self._tokens(batch, part, matrices[part.name]))
+            else:
+                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+        place = arrange(self.schema, batch, self.parts)
+        begin, end = self.wants.rule(place.layout)
         return Tokens(
-            x=Permute.apply(torch.cat(parts), place.order, place.inverse),  # type: ignore[no-untyped-call]
+            x=Permute.apply(torch.cat(pieces), place.order, place.inverse),  # type: ignore[no-untyped-call]
             offsets=place.offsets.to(torch.int32),
             group_ids=place.layout.group,
             begin=begin,
@@ -98,7 +95,37 @@ class Tokenizer(nn.Module):
             max_length=int(place.lengths.max()) if len(batch) else 0,
             lengths=place.lengths,
             history_lengths=place.history_lengths,
+            slots=self._per_token(batch, place, _slots) if self.wants.slots else None,
+            sequence_ids=self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None,
+            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
+
+    def _tokens(self, batch: Batch, part: Part, matrix: Tensor) -> Tensor:
+        """[N * per_row, d_model]: the tokens of a group's N rows."""
+        group, name = batch.groups[part.name], f"of_{part.name}"
+        tokens: Tensor = self.projections[name](self.norms[name](matrix) if self.norms else matrix)
+        if name in self.positions:
+            tokens = tokens + self.positions[name](self._position(group, part))
+        if part.kind != USER_GROUP:
+            start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
+            tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), part.per_row)
+        return tokens
+
+    def _candidates(self, batch: Batch, matrices: Mapping[str, Tensor], place: Arrangement) -> Candidates:
+        part = Part(CANDIDATES, CANDIDATE_GROUP, self.shape.candidate)
+        layout, owner = place.of_candidates(self.schema, batch, self.parts)
+        begin, end = self.wants.rule(layout)
+        x = self._tokens(batch, part, matrices[CANDIDATES]).unflatten(0, (-1, part.per_row))
+        return Candidates(x, owner, begin, end, batch.candidates.ts)
+
+    def _per_token(self, batch: Batch, place: Arrangement, value: Callable[[list[Part]], list[Tensor]]) -> Tensor:
+        """[T] int32: what each part's tokens have by their place in the row."""
+        found = []
+        for part, values in zip(self.parts, value(self.parts), strict=True):
+            rows = len(batch) if part.separator else len(batch.groups[part.name].ts)
+            found.append(values.repeat(rows))
+        on_device = torch.cat(found).to(place.order.device, non_blocking=True)
+        return pick(on_device, place.order)
 
     def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
         """With `feature_norm`: the training days' moments of every number, `tokenization.quantiles.fit_moments`."""
@@ -106,16 +133,64 @@ class Tokenizer(nn.Module):
             assert isinstance(norm, FeatureNorm)
             norm.set_moments(moments)
 
-    def _position(self, group: Group, name: str, k: int) -> Tensor:
+    def _position(self, group: Group, part: Part) -> Tensor:
         """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
+        k = part.per_row
         n = torch.arange(k * len(group.ts), device=group.ts.device)
         lengths = group.lengths * k
-        if self.kinds[name] == HISTORY_GROUP:
+        if part.kind == HISTORY_GROUP:
             place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
         else:
             place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
-        limit = next(s.max_length for s in self.schema.sequences if s.name == name) * k
+        limit = next(s.max_length for s in self.schema.sequences if s.name == part.name) * k
         return place.clamp_(max=limit - 1)
+
+
+class Part(NamedTuple):
+    """Tokens of one sort, as they lie in every sample."""
+
+    name: str
+    """The token group, or the sequence that a separator follows."""
+    kind: int
+    """0 user, 1 history, 2 realtime, 3 candidate."""
+    per_row: int
+    """Tokens of each of the group's rows."""
+    separator: bool = False
+    """One learned token a sample, available before the window."""
+
+
+def parts_of(schema: Schema, wants: Wants | None = None) -> list[Part]:
+    """What a sample's rows of `Tokens.x` are, in token order.
+
+    Raises:
+        UserError: groups of features that are not the schema's.
+    """
+    wants = Wants() if wants is None else wants
+    shape, kinds = token_shape(schema, wants), group_kinds(schema)
+    sequences = [name for name in kinds if name not in (USER, CANDIDATES)] if wants.sequence else []
+    parts = [Part(USER, USER_GROUP, shape.user)]
+    for name in sequences:
+        parts.append(Part(name, kinds[name], tokens_per_row(schema, name)))
+        if wants.separators and name != sequences[-1]:
+            parts.append(Part(name, HISTORY_GROUP, 1, separator=True))
+    if wants.candidate == One():
+        parts.append(Part(CANDIDATES, CANDIDATE_GROUP, 1))
+    return [part for part in parts if part.per_row] or parts
+
+
+def token_shape(schema: Schema, wants: Wants) -> TokenShape:
+    """How many tokens of each sort an encoder gets of a schema's samples.
+
+    Raises:
+        UserError: groups of features that are not the schema's.
+    """
+    own = {tokens_per_row(schema, s.name) for s in schema.histories}
+    return TokenShape(
+        user=tokens_of(schema, USER, wants.user),
+        candidate=tokens_of(schema, CANDIDATES, wants.candidate),
+        sequences=len(schema.sequences) if wants.sequence else 0,
+        event_tokens=own.pop() if len(own) == 1 else int(not own),
+    )
 
 
 @dataclass
@@ -132,45 +207,63 @@ class Arrangement:
     timestamps: Tensor
     """[T] int64 epoch ms."""
     candidate_rows: Tensor
-    """[C] int64."""
+    """[C] int64; empty where candidates are no rows."""
     lengths: Tensor
     """[B] int64 on the host: tokens of each sample."""
     history_lengths: Tensor
     """[B] int64 on the host: history tokens of each."""
+    users: Tensor
+    """[B] int64: user tokens of each sample."""
+    known: Tensor
+    """[B] int64: user and history tokens of each."""
+
+    def of_candidates(self, schema: Schema, batch: Batch, parts: Sequence[Part]) -> tuple[Layout, Tensor]:
+        """Where candidates that are no rows would lie, and [C] int64 the sample of each."""
+        group = batch.candidates
+        owner = torch.repeat_interleave(group.lengths, output_size=len(batch.item))
+        sees = _realtime_seen(schema, batch, Part(CANDIDATES, CANDIDATE_GROUP, 1), parts)
+        known = self.known[owner]
+        kind = torch.full((len(owner),), CANDIDATE_GROUP, dtype=torch.int32, device=owner.device)
+        return Layout(known + sees, kind, self.users[owner], known, sees), owner
 
 
-def arrange(schema: Schema, batch: Batch) -> Arrangement:
+def arrange(schema: Schema, batch: Batch, parts: Sequence[Part] | None = None) -> Arrangement:
     """The places of a batch's tokens: sample after sample, each in the order U | S... | R | C.
 
     Never waits for the device: how many tokens there are, the host knows from shapes and `Group.host_lengths`.
+
+    Args:
+        parts: what a sample's tokens are; by default the schema's user tokens, every event and one token a candidate.
     """
+    parts = parts_of(schema) if parts is None else parts
     times, kinds, sees = [], [], []
     none = torch.zeros_like(batch.window_start)
-    per_group, users, known = [], none, none
+    per_part, users, known = [], none, none
     lengths = histories = torch.zeros(len(batch), dtype=torch.int64)
-    for name, kind in group_kinds(schema).items():
-        group, k = batch.groups[name], tokens_per_row(schema, name)
-        if k == 0:
-            continue
-        ts = _repeat(group.ts, k)
+    for part in parts:
+        if part.separator:
+            ts, tokens, on_host = batch.window_start, torch.ones_like(none), torch.ones_like(lengths)
+        else:
+            group, k = batch.groups[part.name], part.per_row
+            ts, tokens, on_host = _repeat(group.ts, k), group.lengths * k, group.host_lengths * k
         times.append(ts)
-        kinds.append(torch.full((len(ts),), kind, dtype=torch.int32, device=ts.device))
-        sees.append(_realtime_seen(schema, batch, name, kind, k))
-        tokens = group.lengths * k
-        per_group.append(tokens)
-        users = users + tokens if kind == USER_GROUP else users
-        known = known + tokens if kind <= HISTORY_GROUP else known
-        on_host = group.host_lengths * k
+        kinds.append(torch.full((len(ts),), part.kind, dtype=torch.int32, device=ts.device))
+        sees.append(_realtime_seen(schema, batch, part, parts))
+        per_part.append(tokens)
+        users = users + tokens if part.kind == USER_GROUP else users
+        known = known + tokens if part.kind <= HISTORY_GROUP else known
         lengths = lengths + on_host
-        histories = histories + on_host if kind == HISTORY_GROUP else histories
-    parts = list(nn.functional.pad(torch.stack(per_group).cumsum(1), (1, 0)))
-    order, inverse, offsets = interleave(parts, list(map(len, times)))
+        histories = histories + on_host if part.kind == HISTORY_GROUP else histories
+    offsets_of = list(nn.functional.pad(torch.stack(per_part).cumsum(1), (1, 0)))
+    order, inverse, offsets = interleave(offsets_of, list(map(len, times)))
     total, of_sample = len(order), offsets.diff()
 
     def spread(per_sample: Tensor) -> Tensor:
         return torch.repeat_interleave(per_sample, of_sample, output_size=total)
 
     position = torch.arange(total, device=order.device) - spread(offsets[:-1])
+    # Candidates are the last part: their tokens, in order, lie at the end of `inverse`.
+    ranked = len(batch.item) if parts[-1].kind == CANDIDATE_GROUP else 0
     return Arrangement(
         order=order,
         inverse=inverse,
@@ -179,21 +272,22 @@ def arrange(schema: Schema, batch: Batch) -> Arrangement:
             position, pick(torch.cat(kinds), order), spread(users), spread(known), pick(torch.cat(sees), order)
         ),
         timestamps=pick(torch.cat(times), order),
-        # Candidates are the last group: their tokens, in order, lie at the end of `inverse`.
-        candidate_rows=inverse[total - len(batch.item) :],
+        candidate_rows=inverse[total - ranked :],
         lengths=lengths,
         history_lengths=histories,
+        users=users,
+        known=known,
     )
 
 
-def _realtime_seen(schema: Schema, batch: Batch, name: str, kind: int, k: int) -> Tensor:
-    """[k * N] int64: realtime tokens that were available before each token of a group was."""
-    group = batch.groups[name]
-    if kind == CANDIDATE_GROUP:
-        realtime = schema.realtime
-        return batch.candidate_sees.long() * (tokens_per_row(schema, realtime.name) if realtime else 0)
-    if kind != REALTIME_GROUP:
-        return torch.zeros(k * len(group.ts), dtype=torch.int64, device=group.ts.device)
+def _realtime_seen(schema: Schema, batch: Batch, part: Part, parts: Sequence[Part]) -> Tensor:
+    """[per_row * N] int64: realtime tokens that were available before each token of a part was."""
+    if part.kind == CANDIDATE_GROUP:
+        return batch.candidate_sees.long() * next((p.per_row for p in parts if p.kind == REALTIME_GROUP), 0)
+    if part.kind != REALTIME_GROUP:
+        rows = len(batch) if part.separator else len(batch.groups[part.name].ts)
+        return torch.zeros(part.per_row * rows, dtype=torch.int64, device=batch.window_start.device)
+    group, k = batch.groups[part.name], part.per_row
     seen = batch.realtime_sees.long() * k
     if k == 1:
         return seen
@@ -204,42 +298,27 @@ def _realtime_seen(schema: Schema, batch: Batch, name: str, kind: int, k: int) -
     return (seen[:, None] + torch.where((seen == index * k)[:, None], step, 0)).flatten()
 
 
+def _slots(parts: list[Part]) -> list[Tensor]:
+    """Of each part, [per_row] int32: `Tokens.slots` of a row's tokens."""
+    users = sum(part.per_row for part in parts if part.kind == USER_GROUP)
+    first = {USER_GROUP: 1, CANDIDATE_GROUP: 1 + users}
+    return [
+        torch.arange(first[part.kind], first[part.kind] + part.per_row, dtype=torch.int32)
+        if part.kind in first
+        else torch.zeros(part.per_row, dtype=torch.int32)
+        for part in parts
+    ]
+
+
+def _sequence_ids(parts: list[Part]) -> list[Tensor]:
+    """Of each part, [per_row] int32: `Tokens.sequence_ids` of a row's tokens."""
+    names = list(dict.fromkeys(part.name for part in parts if part.name not in (USER, CANDIDATES)))
+    number = {USER: 0, CANDIDATES: len(names) + 1} | {name: at + 1 for at, name in enumerate(names)}
+    return [torch.full((part.per_row,), number[part.name], dtype=torch.int32) for part in parts]
+
+
 def _repeat(rows: Tensor, k: int) -> Tensor:
     return rows if k == 1 else rows.repeat_interleave(k, 0, output_size=k * len(rows))
-
-
-class Projection(nn.Module):
-    """Concatenated features to one token. A weight per feature: checkpoints survive any merge, and added or dropped features."""
-
-    def __init__(self, layout: dict[str, slice], d_model: int) -> None:
-        super().__init__()
-        width = sum(columns.stop - columns.start for columns in layout.values())
-        self.columns = list(layout.values())
-        bound = 1 / math.sqrt(max(width, 1))
-        self.weights = nn.Module()
-        for name, columns in layout.items():
-            weight = torch.empty(d_model, columns.stop - columns.start).uniform_(-bound, bound)
-            self.weights.register_parameter(f"of_{name}", nn.Parameter(weight))
-        self.bias = nn.Parameter(torch.zeros(d_model))
-        self.whole = _contiguous(self.columns)
-
-    def forward(self, matrix: Tensor) -> Tensor:
-        """[N, width(group)] -> [N, d_model]."""
-        if not self.columns:
-            return self.bias.expand(len(matrix), -1)
-        x = matrix[:, self.whole] if self.whole else torch.cat([matrix[:, columns] for columns in self.columns], 1)
-        return nn.functional.linear(x, torch.cat(list(self.weights.parameters()), 1), self.bias)
-
-
-class _Several(nn.Module):
-    """Several tokens a row, one after another: [N, width] -> [N * tokens, d_model]."""
-
-    def __init__(self, projections: list[Projection]) -> None:
-        super().__init__()
-        self.projections = nn.ModuleList(projections)
-
-    def forward(self, matrix: Tensor) -> Tensor:
-        return torch.stack([projection(matrix) for projection in self.projections], 1).flatten(0, 1)
 
 
 def group_kinds(schema: Schema) -> dict[str, int]:
@@ -254,37 +333,3 @@ def time_bucket(delta_ms: Tensor) -> Tensor:
     seconds = delta_ms.abs().double() / 1000
     bucket = (2 * torch.log2(1 + seconds)).long().clamp_(max=TIME_BUCKETS - 1)
     return torch.where(delta_ms < 0, TIME_BUCKETS - 1 - bucket, TIME_BUCKETS + bucket)
-
-
-def _projection(embeddings: Embeddings, group: str, d_model: int) -> nn.Module:
-    schema, layout = embeddings.plan.schema, embeddings.layout[group]
-    if group == USER and schema.user.tokens == "feature":
-        return _Several([Projection({name: columns}, d_model) for name, columns in layout.items()])
-    interleaved = next((s.interleave for s in schema.sequences if s.name == group), ())
-    side = {name: columns for name, columns in layout.items() if name not in interleaved}
-    own = [Projection({name: layout[name]}, d_model) for name in interleaved]
-    return _Several([Projection(side, d_model), *own]) if own else Projection(side, d_model)
-
-
-def _equalize(embeddings: Embeddings, projections: nn.ModuleDict) -> None:
-    """Features that read one logical table start with the weights of the first of them."""
-    tables = {
-        (group, lookup.feature): lookup.table
-        for group in embeddings.groups
-        for lookup in embeddings.plan.lookups_of(group)
-    }
-    first: dict[str, Tensor] = {}
-    for key, module in projections.items():
-        for part in module.projections if isinstance(module, _Several) else [module]:
-            assert isinstance(part, Projection)
-            for name, weight in part.weights.named_parameters():
-                table = tables.get((key.removeprefix("of_"), name.removeprefix("of_")))
-                if table is not None:
-                    weight.data.copy_(first.setdefault(table, weight.data))
-
-
-def _contiguous(columns: list[slice]) -> slice | None:
-    """The one slice that the columns make up, if they do."""
-    if not columns or any(a.stop != b.start for a, b in itertools.pairwise(columns)):
-        return None
-    return slice(columns[0].start, columns[-1].stop)

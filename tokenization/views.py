@@ -1,4 +1,4 @@
-"""What one training sample is: a user's day as stored, or one request or session of it, as a slice.
+"""What one training sample is: a user's day as stored, or one request, session or exposure of it, as a slice.
 
 A slice is exactly what a build per request (or session) would have stored: the same user and history, the realtime events that
 were available before its newest exposure, and its own candidates. Nothing is stored twice.
@@ -163,13 +163,13 @@ def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
         stored: the rows.
         schema: what they were built from.
         name: `user_day`: a sample per stored row; `request`: per request; `session`: per run of exposures without a gap above the
-            schema's `session_gap`.
+            schema's `session_gap`; `exposure`: per candidate.
     """
     shape = stored.shape
     row, order, begin, end, realtime, tokens = slices_of(shape, schema, name)
     part: pa.Array | None = None
     if name != "user_day":
-        keys = shape.request if name == "request" else shape.ts
+        keys = {"request": shape.request, "session": shape.ts}.get(name, order)
         part = pc.cast(pa.array(keys[order[begin]]), stored.sample_id.type)
     tasks = {label.name: label.oracle is not None for label in schema.labels}
     in_order = bool((order[1:] > order[:-1]).all())
@@ -180,7 +180,7 @@ def view_of(stored: StoredRows, schema: Schema, name: str) -> View:
 def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
     """A view's samples, from lengths alone.
 
-    Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`, `user_day` none.
+    Of the candidates' values `request` needs `request` and `sees`, `session` `ts` and `sees`, `exposure` `sees`, `user_day` none.
     """
     candidates = shape.lengths[CANDIDATES]
     rows = len(candidates)
@@ -193,6 +193,8 @@ def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
         owner = np.repeat(np.arange(rows), candidates)
         if name == "request":
             order, begin = by_request(owner, shape.request)
+        elif name == "exposure":
+            order = begin = np.arange(offsets[-1])
         else:
             order, begin = by_session(owner, shape.ts, parse_duration(schema.training.session_gap))
         end = np.append(begin[1:], len(order))

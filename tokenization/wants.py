@@ -18,21 +18,34 @@ class PerFeature:
 
 
 @dataclass(frozen=True)
+class DeclaredGroups:
+    """A token a group of features that the schema declares (`token_groups`); by default the features of one source together."""
+
+
+@dataclass(frozen=True)
 class Groups:
     """A token a named group of features."""
 
     features: tuple[tuple[str, ...], ...]
-    """Names of the features of each token."""
+    """Names of the features of each token; every feature in one of them."""
 
 
 @dataclass(frozen=True)
 class AutoSplit:
-    """All features projected together and cut into `tokens` tokens of equal width."""
+    """All features projected together and cut into `tokens` tokens (OneTrans, arXiv:2510.26104, section 3.2)."""
 
     tokens: int
 
 
-Grouping = One | PerFeature | Groups | AutoSplit
+@dataclass(frozen=True)
+class Chunks:
+    """All features' columns side by side, cut into `tokens` pieces of equal width (to a column), each projected by itself (RankMixer,
+    arXiv:2507.15551, equation 2)."""
+
+    tokens: int
+
+
+Grouping = One | PerFeature | DeclaredGroups | Groups | AutoSplit | Chunks
 """How a row of features becomes tokens."""
 
 
@@ -45,12 +58,30 @@ class Wants:
     user: Grouping | None = None
     """The user's tokens; None: as the schema declares them (`User.tokens`)."""
     candidate: Grouping = field(default_factory=One)
-    """A candidate's tokens."""
+    """A candidate's tokens. `One`: a row of `Tokens.x`; anything else: `Tokens.candidates`, beside the rows."""
     sequence: bool = True
     """Whether events become tokens."""
     separators: bool = False
-    """Whether a learned token stands between two sequences."""
+    """Whether a learned token stands after every sequence but the last."""
+    slots: bool = False
+    """Whether `Tokens.slots` is made: which weights of its own a token has."""
+    sequence_ids: bool = False
+    """Whether `Tokens.sequence_ids` is made: which sequence a token is of."""
     feature_norm: bool = False
     """Every feature at one scale before the projection (`tokenization.feature_norm`)."""
     equal_start: bool = False
     """Projections of features that read one table begin equal."""
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """How many tokens of each sort the tokenizer makes of a schema's samples: what decides how many weights of its own each may have."""
+
+    user: int = 1
+    """Tokens of a user."""
+    candidate: int = 1
+    """Tokens of a candidate."""
+    sequences: int = 1
+    """Sequences of events, the realtime one included; 0 where the encoder wants none."""
+    event_tokens: int = 1
+    """Tokens that an event of a history makes; 0 where histories differ in it."""

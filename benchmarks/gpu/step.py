@@ -23,7 +23,7 @@ from benchmarks.gpu.session import Session, environment
 from benchmarks.gpu.speed import ceilings
 from benchmarks.kernels_cases import Batch, mtgr
 from genrank.kernels.launch import Launch, recording
-from genrank.model.encoders import PRESETS, BlockConfig, MtgrConfig, build_encoder
+from genrank.model.encoders import PRESETS, BlockConfig, Counts, MtgrConfig, build_encoder
 from genrank.model.heads import Heads
 from genrank.model.losses import loss_sums, total_loss, weight_sums
 from genrank.model.optimizer import adamw
@@ -145,7 +145,7 @@ class Step:
 
     def flops(self) -> int:
         """Of the encoder's matrix products over visible pairs, forward and backward, as the trainer counts them."""
-        return 3 * self.case.config.flops(len(self.tokens.x), self.case.batch().pairs)
+        return 3 * self.case.config.flops(Counts(len(self.tokens.x), self.case.batch().pairs))
 
 
 # --- correctness ------------------------------------------------------------------------------------------------------

@@ -55,9 +55,13 @@ def main() -> None:
             where = error.filename or "the output folder"
             fail(f"no space left on the disk of {where}; free some and run the command again")
         if error.filename is None:
-            raise
+            fail(
+                f"{str(error).splitlines()[0] or type(error).__name__}; check the disk, and that this user may read and write there"
+            )
         path = error.filename2 or error.filename
         fail(f"{path}: {(error.strerror or str(error)).lower()}; check the path and its permissions")
+    except MemoryError:
+        fail("out of memory; give the process more of it, or less to do at once")
     except Interrupted as interrupted:
         fail(str(interrupted), interrupted.status)
 

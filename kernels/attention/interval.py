@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,10 +31,21 @@ class IntervalMask(NamedTuple):
     """int32 [Tq], local to the sample's keys."""
 
 
+class Mask(Protocol):
+    """A tuple of tensors that say which query sees which keys: `IntervalMask`, and others of which plans are made."""
+
+    @property
+    def begin(self) -> Tensor:
+        """What the plans live as long as."""
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        """All of its tensors."""
+
+
 _plans: Any = WeakIdKeyDictionary()
 
 
-def planned(mask: IntervalMask, key: Hashable, make: Callable[[], Made]) -> Made:
+def planned(mask: Mask, key: Hashable, make: Callable[[], Made]) -> Made:
     """`make()`, made once for this `key` while the same tensors live unchanged: all layers, forward and backward,
     share it.
     """

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-from genrank.model.sample_files import read_columns
-from genrank.schemas.ids import hash_strings
-from genrank.schemas.manifest import sample_files
-from genrank.schemas.schema import Schema
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -67,33 +57,3 @@ def _find(sorted_ids: Ids, ids: Ids) -> tuple[Ids, NDArray[np.bool_]]:
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     at = np.searchsorted(sorted_ids, ids).clip(max=len(sorted_ids) - 1)
     return at, sorted_ids[at] == ids
-
-
-def count_days(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str, Counts]:
-    """`Counts` of every binary task over published days; reads four columns a task."""
-    tasks = [label.name for label in schema.labels if label.kind == "binary"]
-    columns = ["user_id", "candidates.item", *(f"labels.{t}{end}" for t in tasks for end in ("", "_weight"))]
-    parts: dict[str, list[NDArray[np.generic]]] = {}
-    for date in dates:
-        for file in sample_files(samples, date):
-            # One file at a time: a day's history columns are never read.
-            table = read_columns(file, columns)
-            candidates, labels = table["candidates"].combine_chunks(), table["labels"].combine_chunks()
-            items = pc.struct_field(candidates, "item")
-            user = table["user_id"].combine_chunks()
-            user = hash_strings(user) if pa.types.is_string(user.type) else user
-            lengths = pc.list_value_length(items).to_numpy(zero_copy_only=False)
-            parts.setdefault("user", []).append(np.repeat(user.to_numpy(zero_copy_only=False), lengths))
-            parts.setdefault("item", []).append(items.flatten().to_numpy())
-            for name in (f"{t}{end}" for t in tasks for end in ("", "_weight")):
-                parts.setdefault(name, []).append(pc.struct_field(labels, name).flatten().to_numpy())
-    whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    return {
-        t: Counts(
-            whole["user"].astype(np.int64),
-            whole["item"].astype(np.int64),
-            whole[t].astype(np.float64),
-            whole[f"{t}_weight"].astype(np.float64),
-        )
-        for t in tasks
-    }

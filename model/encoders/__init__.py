@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genrank.model.encoders import hstu, mtgr
+from genrank.model.encoders import grab, hstu, longer, mtgr, onetrans, ultra_hstu
 from genrank.model.encoders.block import BlockConfig
+from genrank.model.encoders.grab import Grab, GrabConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
-from genrank.model.encoders.interface import Candidates, Encoder, EncoderConfig, split
+from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
+from genrank.model.encoders.longer import Longer, LongerConfig
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
+from genrank.model.encoders.onetrans import OneTrans, OneTransConfig
+from genrank.model.encoders.ultra_hstu import UltraHstu, UltraHstuConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class EncoderSpec:
 ENCODERS = [
     EncoderSpec(MtgrConfig, Mtgr, mtgr.PRESETS),
     EncoderSpec(HstuConfig, Hstu, hstu.PRESETS),
+    EncoderSpec(UltraHstuConfig, UltraHstu, ultra_hstu.PRESETS),
+    EncoderSpec(LongerConfig, Longer, longer.PRESETS),
+    EncoderSpec(OneTransConfig, OneTrans, onetrans.PRESETS),
+    EncoderSpec(GrabConfig, Grab, grab.PRESETS),
 ]
 """One line an encoder."""
 
@@ -54,6 +62,7 @@ __all__ = [
     "PRESETS",
     "BlockConfig",
     "Candidates",
+    "Counts",
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from genrank.kernels.attention import RelativeBias, interval_attention
 from genrank.kernels.norm import Order, group_layer_norm, norm_gate
-from genrank.model.encoders.interface import EncoderConfig
+from genrank.model.encoders.interface import Counts, EncoderConfig
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
@@ -86,11 +86,11 @@ class BlockConfig(EncoderConfig):
         }
         return Wants(rules[self.visibility], feature_norm=self.feature_norm, equal_start=self.equal_start)
 
-    def flops(self, tokens: int, visible_pairs: int) -> int:
+    def flops(self, counts: Counts) -> int:
         """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""
         inner = self.heads * self.v_dim
         dense = self.dim * self.heads * 2 * (self.qk_dim + self.v_dim) + inner * (3 if self.concat_ua else 1) * self.dim
-        return self.layers * (2 * tokens * dense + 2 * visible_pairs * self.heads * (self.qk_dim + self.v_dim))
+        return self.layers * (2 * counts.tokens * dense + 2 * counts.pairs * self.heads * (self.qk_dim + self.v_dim))
 
 
 class Norm(nn.Module):

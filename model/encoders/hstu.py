@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 from genrank.kernels.norm import Order
 from genrank.model.encoders.block import BlockConfig, NormKind
 from genrank.model.encoders.stack import Stack
 from genrank.model.encoders.stochastic_length import stochastic_length
-from genrank.model.validation import Count, Positive
+from genrank.model.validation import Count
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
-from genrank.tokenization.wants import Wants
+from genrank.tokenization.wants import TokenShape, Wants
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class HstuConfig(BlockConfig):
     """N of the rule: history tokens a sample has at most. Needed with `stochastic_length`."""
     keep: Literal["random", "recent", "weighted"] = "weighted"
     """Which history stays: drawn evenly, the newest, or drawn with weights that favour the recent (appendix, "feature-weighted")."""
-    event_tokens: Positive = 1
-    """History tokens an event makes (more than 1 where actions are interleaved): kept or dropped together."""
+    event_tokens: Count = 0
+    """History tokens an event makes (more than 1 where actions are interleaved), kept or dropped together by `stochastic_length`; 0: as the
+    schema's history makes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +56,17 @@ class HstuConfig(BlockConfig):
                 raise self.refuse(
                     "max_history", "stochastic_length needs it: the most history tokens that a sample has"
                 )
+
+    def fit(self, shape: TokenShape) -> Self:
+        """With the schema's tokens an event."""
+        if self.event_tokens or self.stochastic_length is None:
+            return self
+        if not shape.event_tokens:
+            raise self.refuse(
+                "stochastic_length",
+                "the schema's histories make different numbers of tokens of an event; interleave them alike, or give null",
+            )
+        return dataclasses.replace(self, event_tokens=shape.event_tokens)
 
     def wants(self) -> Wants:
         """The mask that `visibility` names, within the window."""
@@ -79,7 +91,11 @@ class Hstu(Stack):
         if not self.training or config.stochastic_length is None:
             return tokens
         return stochastic_length(
-            tokens, config.stochastic_length, config.max_history, keep=config.keep, event_tokens=config.event_tokens
+            tokens,
+            config.stochastic_length,
+            config.max_history,
+            keep=config.keep,
+            event_tokens=config.event_tokens or 1,
         )
 
 

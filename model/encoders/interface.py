@@ -14,17 +14,31 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from genrank.model.validation import Checked, Positive
-from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.visibility import CANDIDATE
-from genrank.tokenization.wants import Wants
+from genrank.tokenization.wants import TokenShape, Wants
 
 StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What an encoder's operations depend on, over some batches."""
+
+    tokens: int
+    """Rows of `Tokens.x`."""
+    pairs: int
+    """(query, key) pairs of these rows that the mask lets through, itself included."""
+    candidates: int = 0
+    seen: int = 0
+    """(candidate, row it sees) pairs, the candidate itself aside."""
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,34 +53,26 @@ class EncoderConfig(Checked):
         """Width of a candidate's vector."""
         return self.dim
 
+    @property
+    def auxiliary_hidden(self) -> tuple[int, ...]:
+        """Widths of the network that `--phase sparse` trains rows through; empty: there is none."""
+        return ()
+
     def wants(self) -> Wants:
         """What the tokenizer makes for this encoder."""
         return Wants()
 
-    def flops(self, tokens: int, visible_pairs: int) -> int | None:
-        """Floating point operations of one forward pass (a multiply-add is two); None where they aren't counted.
+    def fit(self, shape: TokenShape) -> Self:
+        """The configuration for samples of one schema, of which the tokenizer makes so many tokens; called before the encoder is made.
 
-        Args:
-            tokens: over the batch.
-            visible_pairs: (query, key) pairs that the mask lets through, itself included.
+        Raises:
+            ConfigError: the encoder can't take so many.
         """
+        return self
+
+    def flops(self, counts: Counts) -> int | None:
+        """Floating point operations of one forward pass (a multiply-add is two); None where they aren't counted."""
         return None
-
-
-@dataclass
-class Candidates:
-    """Candidates to score against user states; C of them, each of Tc tokens."""
-
-    x: Tensor
-    """[C, Tc, dim]."""
-    owner: Tensor
-    """[C] int64: the sample of each, a row of the state."""
-    begin: Tensor
-    """[C] int32: the first token of its sample's sequence that the candidate sees."""
-    end: Tensor
-    """[C] int32: one past the last it sees."""
-    timestamps: Tensor
-    """[C] int64 epoch ms."""
 
 
 class Encoder(nn.Module, ABC, Generic[StateT]):
@@ -113,8 +119,10 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
 def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
     """A batch's tokens, taken apart: the sequences without candidates, and the candidates.
 
-    Waits for the device, to count candidates. Differentiable.
+    Waits for the device, to count candidates, unless they lie beside the rows (`Wants.candidate`). Differentiable.
     """
+    if tokens.candidates is not None:
+        return tokens, tokens.candidates
     rows = tokens.candidate_rows
     own = tokens.group_ids != CANDIDATE
     owner = torch.searchsorted(tokens.offsets.long(), rows, right=True) - 1
@@ -133,6 +141,8 @@ def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
         candidate_rows=rows[:0],
         max_length=int(lengths.max()) if len(lengths) else 0,
         lengths=lengths,
+        slots=None if tokens.slots is None else tokens.slots[kept],
+        sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[kept],
     )
     return sequence, Candidates(
         tokens.x[rows].unsqueeze(1), owner, tokens.begin[rows], tokens.end[rows], tokens.timestamps[rows]

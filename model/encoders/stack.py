@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
 from genrank.model.encoders.block import Block, BlockConfig, Norm
 from genrank.model.encoders.interface import Candidates, Encoder
+from genrank.model.encoders.jagged_rows import Joined
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE
 
@@ -123,7 +124,7 @@ class Stack(Encoder[StackState]):
         order = torch.argsort(candidates.owner, stable=True)
         owner, end = candidates.owner[order], candidates.end[order]
         begin, x = candidates.begin[order], candidates.x[order].squeeze(1)
-        joined = _Joined(state.offsets, owner)
+        joined = Joined(state.offsets, owner)
         positions = joined.rows(local_positions(state.offsets, len(state.seconds)).to(torch.int32), end)
         seconds = joined.rows(state.seconds, candidates.timestamps[order] // 1000)
         of_row = None if state.share is None else state.share[owner]
@@ -173,31 +174,6 @@ class Stack(Encoder[StackState]):
     def _require_evaluation(self) -> None:
         if self.training:
             raise ValueError("user_state and score are for inference: call eval() first; forward trains")
-
-
-class _Joined:
-    """Rows of B sequences and of their candidates, laid out sample by sample: the sequence, then its candidates.
-
-    Args:
-        offsets: [B+1] int64 of the sequences.
-        owner: [C] int64, ascending.
-    """
-
-    def __init__(self, offsets: Tensor, owner: Tensor) -> None:
-        self.q_offsets = torch.searchsorted(owner, torch.arange(len(offsets), device=owner.device))
-        self.k_offsets = offsets + self.q_offsets
-        lengths, total = offsets.diff(), int(offsets[-1])
-        sequence = torch.arange(total, device=owner.device)
-        self._of_sequence = sequence + torch.repeat_interleave(self.q_offsets[:-1], lengths, output_size=total)
-        self._of_candidates = torch.arange(len(owner), device=owner.device) + offsets[1:][owner]
-        self.q_positions = (self._of_candidates - self.k_offsets[:-1][owner]).to(torch.int32)
-
-    def rows(self, sequence: Tensor, candidates: Tensor) -> Tensor:
-        """[S, ...] and [C, ...] -> [S + C, ...]."""
-        out = sequence.new_empty((len(sequence) + len(candidates), *sequence.shape[1:]))
-        out[self._of_sequence] = sequence
-        out[self._of_candidates] = candidates.to(out.dtype)
-        return out
 
 
 def _scaled(attended: Tensor, share: Tensor | None) -> Tensor:

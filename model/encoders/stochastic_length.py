@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrank.tokenization.jagged_tokens import Tokens
+from genrank.model.encoders.jagged_rows import places
+from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.visibility import HISTORY
 
 
@@ -46,7 +47,7 @@ def stochastic_length(
     n = tokens.history_lengths.to(device, non_blocking=True)
     lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
     sample = torch.repeat_interleave(torch.arange(samples, device=device), lengths, output_size=len(tokens.x))
-    rows = _places(tokens.group_ids == HISTORY, int(tokens.history_lengths.sum()))
+    rows = places(tokens.group_ids == HISTORY, int(tokens.history_lengths.sum()))
     of = sample[rows]
     first = torch.cumsum(n, 0) - n
     place = torch.arange(len(rows), device=device) - first[of]
@@ -78,7 +79,7 @@ def _newest(timestamps: Tensor, of: Tensor, samples: int) -> Tensor:
 def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tensor) -> Tokens:
     """The kept rows; an interval's bounds become the number of kept tokens before them."""
     lengths = tokens.lengths - tokens.history_lengths + history_lengths
-    rows = _places(kept, int(lengths.sum()))
+    rows = places(kept, int(lengths.sum()))
     before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
     torch.cumsum(kept, 0, out=before[1:])
     offsets = tokens.offsets.long()
@@ -99,9 +100,16 @@ def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tenso
         max_length=int(lengths.max()) if len(lengths) else 0,
         lengths=lengths,
         history_lengths=history_lengths,
+        slots=None if tokens.slots is None else tokens.slots[rows],
+        sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[rows],
+        candidates=None if tokens.candidates is None else _see(tokens.candidates, offsets[:-1], before),
     )
 
 
-def _places(chosen: Tensor, count: int) -> Tensor:
-    """[count] int64: where `chosen` ([T] bool) holds, as often as the caller knows: `nonzero` would ask the device."""
-    return torch.searchsorted(chosen.cumsum(0), torch.arange(1, count + 1, device=chosen.device))
+def _see(candidates: Candidates, starts: Tensor, before: Tensor) -> Candidates:
+    """Candidates beside the rows, whose bounds count the kept rows."""
+    start = starts[candidates.owner]
+    begin, end = (
+        (before[start + bound] - before[start]).to(torch.int32) for bound in (candidates.begin, candidates.end)
+    )
+    return dataclasses.replace(candidates, begin=begin, end=end)

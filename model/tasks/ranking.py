@@ -1,30 +1,30 @@
-"""Ranking: a probability (or value) a candidate and label; judged by GAUC beside the oracle and what counting alone achieves."""
+"""Ranking: a probability (or value) a candidate and label; judged by GAUC beside the oracle and what needs no training."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genrank.model.baselines.counts import Counts, count_days
+from genrank.model.baselines.untrained import Untrained
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import RankingEvaluation
 from genrank.model.interface import Model
 from genrank.model.label_guard import require_two_classes
 from genrank.model.losses import Weighted, loss_sums, weight_sums
-from genrank.model.metrics import Predictions
+from genrank.model.metrics import ORDER_METRICS, Estimate, Predictions
 from genrank.model.parallel import gathered
 from genrank.model.predict import candidate_users, predict
 from genrank.model.prefetch import make_reader
 from genrank.model.ranks import Ranks
+from genrank.model.slices import Slices
 from genrank.model.tasks.base import LoadedRun, Metrics, Task
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import Schema
@@ -40,6 +40,9 @@ class Ranking(Task[Model]):
     headings: ClassVar[Mapping[str, str]] = {
         "gauc": "GAUC",
         "auc": "AUC",
+        "request_auc": "AUC by request",
+        "mrr": "MRR",
+        "ndcg@10": "NDCG@10",
         "ne": "NE",
         "logloss": "log loss",
         "calibration": "pred/obs",
@@ -51,6 +54,8 @@ class Ranking(Task[Model]):
         "oracle": "oracle",
         "popularity": "item popularity",
         "user_item_ctr": "user-item CTR",
+        "best_popularity": "best popularity",
+        "best_column": "best column",
     }
     on_page: ClassVar[bool] = True
     evaluation = RankingEvaluation
@@ -79,27 +84,33 @@ class Ranking(Task[Model]):
     def validate(self, model: Model, config: TrainConfig, samples: Path, ranks: Ranks, *, bf16: bool) -> Metrics:
         """Every metric of each label over the candidates of all ranks."""
         reader = make_reader(config, samples, self.schema, config.eval_dates, ranks, shuffle=False)
-        found = {label.name: Predictions(label.kind) for label in self.schema.labels}
+        found = {label.name: self._predictions(label.kind) for label in self.schema.labels}
         with gathered(model):
             for batch, scores in predict(model, reader, self.schema, ranks, bf16=bf16):
                 for label, each in found.items():
-                    each.update(candidate_users(batch), batch.labels[label], scores[label], batch.weights[label])
+                    weights = batch.weights[label]
+                    each.update(candidate_users(batch), batch.labels[label], scores[label], weights, batch.request)
         return {label: each.gather().compute() for label, each in found.items()}
+
+    def _predictions(self, kind: str) -> Predictions:
+        return Predictions(kind, by_request=self.schema.candidates.request is not None)
 
     def evaluate(
         self, model: Model, run: LoadedRun, config: EvaluateConfig, samples: Path, ranks: Ranks
     ) -> RankingEvaluation:
         """Score every candidate, and write the predictions to RUN/predictions.
 
-        Rows per label: `model`; `oracle`, the true probability, where the schema declares one; `popularity` and `user_item_ctr`, counted
-        over the training days (absent where their samples are gone).
+        Rows per label: `model`; `oracle`, the true probability, where the schema declares one; and, unless the training days' samples are
+        gone, `popularity` and `user_item_ctr`, counted over the training days, `best_popularity` and `best_column`, the window of popularity
+        and the column to sort by that were best on the last training day.
 
         Raises:
             UserError: labels of one class, or days without a candidate.
         """
         schema = self.schema
         require_two_classes(samples, schema, config.dates, mature=False)
-        counts = _counts(samples, schema, run.trained)
+        untrained = Untrained.of_days(samples, schema, run.trained, config.dates)
+        slices = Slices(schema, untrained.items if untrained else None)
         rows: dict[str, dict[str, Predictions]] = {label.name: {} for label in schema.labels}
         users: set[int] = set()
         total_samples = total_candidates = 0
@@ -112,11 +123,16 @@ class Ranking(Task[Model]):
                 batch = batch.to("cpu")
                 owner = candidate_users(batch)
                 truth = batch.oracles
+                others = untrained.scores(batch, owner) if untrained else {}
                 for label in schema.labels:
-                    own = (scores[label.name].cpu(), truth.get(label.name), counts.get(label.name))
-                    for name, each in _scores(batch, owner, *own):
-                        found = rows[label.name].setdefault(name, Predictions(label.kind))
-                        found.update(owner, batch.labels[label.name], each, batch.weights[label.name])
+                    own = {"model": scores[label.name].cpu()} | others.get(label.name, {})
+                    if label.name in truth:
+                        own["oracle"] = truth[label.name]
+                    for name in sorted(own, key=ROWS.index):
+                        found = rows[label.name].setdefault(name, self._predictions(label.kind))
+                        labels, weights = batch.labels[label.name], batch.weights[label.name]
+                        found.update(owner, labels, own[name], weights, batch.request)
+                slices.update(batch, owner, scores)
                 users.update(batch.user.tolist())
                 total_samples += len(batch)
                 total_candidates += len(batch.item)
@@ -132,9 +148,11 @@ class Ranking(Task[Model]):
             candidates=total_candidates,
             users=len(users),
             tasks={
-                label: {n: p.compute(bootstrap=config.bootstrap, seed=config.seed) for n, p in each.items()}
+                label: {n: _of_row(n, p.compute(bootstrap=config.bootstrap, seed=config.seed)) for n, p in each.items()}
                 for label, each in rows.items()
             },
+            chosen=untrained.chosen if untrained else {},
+            slices=slices.compute(bootstrap=config.bootstrap, seed=config.seed),
         )
 
     @classmethod
@@ -143,24 +161,14 @@ class Ranking(Task[Model]):
         return f"{objective}: no candidate of {days} has a mature label yet"
 
 
-def _counts(samples: Path, schema: Schema, dates: Sequence[str]) -> dict[str, Counts]:
-    """Counting baselines of the training days."""
-    try:
-        return count_days(samples, schema, dates) if dates else {}
-    except UserError:
-        return {}
+ROWS = ("model", *Ranking.references)
+"""Of a label's metrics, in their order."""
 
 
-def _scores(
-    batch: Batch, owner: Tensor, scores: Tensor, oracle: Tensor | None, counts: Counts | None
-) -> Iterator[tuple[str, Tensor]]:
-    yield "model", scores
-    if oracle is not None:
-        yield "oracle", oracle
-    if counts:
-        items, users = batch.item.numpy(), owner.numpy()
-        yield "popularity", torch.from_numpy(counts.popularity(items))
-        yield "user_item_ctr", torch.from_numpy(counts.user_item(users, items))
+def _of_row(row: str, metrics: dict[str, Estimate]) -> dict[str, Estimate]:
+    """What is said of a row: of scores that are no probabilities, how they order."""
+    ordered = row in ("best_popularity", "best_column")
+    return {name: each for name, each in metrics.items() if not ordered or name in ORDER_METRICS}
 
 
 def _prediction_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from genrank.pipelines.compaction.records import RECORD, USES, Compacted, Uses
+from genrank.pipelines.compaction.records import USES, Compacted, Uses
 
 
 def unused(root: Path, used: Collection[tuple[str, str, str]]) -> list[Path]:
@@ -20,7 +20,7 @@ def unused(root: Path, used: Collection[tuple[str, str, str]]) -> list[Path]:
             continue
         kept = []
         for folder in sorted(use.glob("dt=*/*")):
-            compacted = Compacted.read(folder) if (folder / RECORD).is_file() else None
+            compacted = Compacted.read(folder)
             covers = compacted.covers.items() if compacted else ()
             if compacted and all((known[use.name].source, dt, key) in used for dt, key in covers):
                 kept.append(folder)

@@ -10,7 +10,7 @@ from genrank.pipelines import cross_features, sequences
 from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.records import FOLDER, Compacted
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse, Use, sequence_uses, tile_uses
-from genrank.pipelines.days import day_number, dt_of, start_of, whole_days
+from genrank.pipelines.days import day_number, dt_of
 from genrank.pipelines.partials import PartialRef
 from genrank.schemas import EventLog, Schema
 
@@ -76,7 +76,7 @@ class CompactionPlan:
         self.schema, self.root, self.first, self.last = schema, out / FOLDER, first, last
         self.partials = {name: {ref.day: ref for ref in refs} for name, refs in partials.items()}
         self.keys, self.make = keys, make
-        self._start = start_of(first, schema.offset_ms)
+        self._start = schema.local_days.start(first)
         self.missing: dict[Use, list[TileRecipe]] = {}
         self.tiles = {use: self._tiles(use) for use in tile_uses(schema)}
         """What is read for cross features."""
@@ -95,7 +95,7 @@ class CompactionPlan:
     def _tiles(self, use: TileUse) -> ReadPlan:
         log = self.schema.event_log(use.source)
         present = self.partials[use.source]
-        back = whole_days(use.key_set.windows(self.schema)[use.source])
+        back = self.schema.local_days.covering(use.key_set.windows(self.schema)[use.source])
         days = {day for day in range(self.first - back, self.last + 1) if day in present}
         runs = cross_features.ranges_of_tiles(use.key_set, self.schema, log, self.first, self.last)
         compacted = []
@@ -159,9 +159,11 @@ class CompactionPlan:
         wanted = {dt_of(day): keys[day] for day in matters if day in present}
         for folder in self.root.joinpath(use.name(self.schema), f"dt={dt_of(days[-1])}").glob("[!.]*"):
             found = Compacted.read(folder)
+            if found is None:
+                continue
             known = {dt: key for dt, key in found.covers.items() if dt >= dt_of(matters[0])}
             if known == wanted and (isinstance(use, SequenceUse) or found.first == dt_of(days[0])):
-                return PartialRef(days[-1], str(folder), found.files)
+                return PartialRef(days[-1], str(folder), found.files, found.sha256)
         return None
 
     def _newest(self, use: SequenceUse, since: int, due: int) -> PartialRef | None:

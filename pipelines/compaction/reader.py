@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +16,9 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
-from genrank.pipelines.days import start_of
 from genrank.pipelines.partials import PartialRef, load, partial_schema
 from genrank.schemas import ChangePoints, EventLog, Schema
+from genrank.schemas.files import reading as reading_file
 
 _UNTHREADED = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -120,7 +119,7 @@ class PastReader:
             if reading.runs or reading.compacted:
                 table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
             if number:
-                moment = start_of(reading.runs[number - 1][-1], self.schema.offset_ms)
+                moment = self.schema.local_days.start(reading.runs[number - 1][-1])
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
             yield table
 
@@ -150,8 +149,9 @@ class PastReader:
 def _stored(refs: Iterable[PartialRef], bucket: int, column: str, among: pa.Array | None) -> list[pa.Table]:
     """The bucket's rows of what is compacted; with `among`, those whose `column` is among its values."""
     tables = []
-    for path in [Path(ref.folder, ref.files[bucket]) for ref in refs if bucket in ref.files]:
+    for ref in [ref for ref in refs if bucket in ref.files]:
         # At once and in this thread: the files are small and many.
-        table = pa.ipc.open_file(pa.py_buffer(path.read_bytes()), options=_UNTHREADED).read_all()
+        with reading_file(f"{ref.folder}/{ref.files[bucket]}", f"remove {ref.folder} and build again"):
+            table = pa.ipc.open_file(pa.py_buffer(ref.read(bucket)), options=_UNTHREADED).read_all()
         tables.append(table if among is None else table.filter(pc.is_in(table.column(column), value_set=among)))
     return tables

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from genrank.pipelines.documents import Document
+from genrank.schemas.checked_json import checked
 
 FOLDER = "blocks"
 RECORD = "block.json"
@@ -26,12 +27,17 @@ class Compacted(BaseModel):
     """Day -> key of the partial it was made from; days without one aren't named."""
     files: dict[int, str]
     """Bucket -> file name."""
+    sha256: dict[int, str] = {}
+    """Bucket -> digest of its file; none in those of earlier releases."""
     rows: int
 
     @classmethod
-    def read(cls, folder: Path) -> Compacted:
-        """The record of a committed folder."""
-        return cls.model_validate_json((folder / RECORD).read_bytes())
+    def read(cls, folder: Path) -> Compacted | None:
+        """The record of a committed folder; None where it is missing or damaged."""
+        try:
+            return cls.model_validate(checked((folder / RECORD).read_bytes()))
+        except (OSError, ValueError):
+            return None
 
 
 class KnownUse(BaseModel):

@@ -16,12 +16,13 @@ from genrank.pipelines.compaction.plan import CompactionPlan, ReadPlan, TileReci
 from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.records import RECORD, USES, Compacted, KnownUse, Uses
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse, Use
-from genrank.pipelines.days import dt_of, start_of
+from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import AnyEngine, Piece
 from genrank.pipelines.messages import CompactedReport
 from genrank.pipelines.partials import PartialRef, install
+from genrank.schemas.checked_json import with_checksum
 from genrank.schemas.digest import digest
-from genrank.schemas.files import sync
+from genrank.schemas.files import file_sha256, sync
 
 
 def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets: int, staging: Path) -> None:
@@ -61,12 +62,13 @@ def _commit(plan: CompactionPlan, use: Use, recipe: TileRecipe, reports: Sequenc
         last=dt_of(recipe.last),
         covers=covers,
         files=dict(sorted(files.items())),
+        sha256={report.bucket: report.sha256 for report in written},
         rows=sum(report.rows for report in written),
     )
     folder = plan.root / record.use / f"dt={record.last}" / digest([record.first, covers])
     staged = {files[report.bucket]: Path(report.path) for report in written}
-    install(folder, staged, RECORD, record.model_dump_json(indent=1))
-    return PartialRef(recipe.last, str(folder), record.files)
+    install(folder, staged, RECORD, with_checksum(record.model_dump_json()))
+    return PartialRef(recipe.last, str(folder), record.files, record.sha256)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ class TileWriter:
                 if table.num_rows:
                     _write(table, path)
                 written = str(path) if table.num_rows else ""
-                yield CompactedReport(number, recipe.first, recipe.last, bucket, written, table.num_rows).piece()
+                sha256 = file_sha256(path) if written else ""
+                yield CompactedReport(
+                    number, recipe.first, recipe.last, bucket, written, table.num_rows, sha256
+                ).piece()
 
     def _compact(self, use: Use, recipe: TileRecipe, bucket: int) -> pa.Table:
         return self._tile(use, recipe, bucket) if isinstance(use, TileUse) else self._history(use, recipe, bucket)
@@ -99,14 +104,14 @@ class TileWriter:
             rows = pa.concat_tables([self._tile(use, part, bucket) for part in recipe.parts])
         else:
             rows = self.reader.events({use: ReadPlan((), recipe.days)}, bucket)[use]
-        offset = self.reader.schema.offset_ms
-        settled = start_of(recipe.last + 1 + cross_features.settling_days(log), offset)
-        return cross_features.tile(use.key_set, log, rows, start_of(recipe.last, offset), settled)
+        local_days = self.reader.schema.local_days
+        settled = local_days.start(recipe.last + 1 + cross_features.settling_days(log))
+        return cross_features.tile(use.key_set, log, rows, local_days.start(recipe.last), settled)
 
     def _history(self, use: SequenceUse, recipe: TileRecipe, bucket: int) -> pa.Table:
         """A period of days at a time, so that a task never holds the whole look-back."""
-        offset = self.reader.schema.offset_ms
-        oldest, settled = start_of(recipe.first, offset), start_of(recipe.last + 1, offset)
+        local_days = self.reader.schema.local_days
+        oldest, settled = local_days.start(recipe.first), local_days.start(recipe.last + 1)
         before = () if recipe.stored is None else (recipe.stored,)
         state = self.reader.rows(use, ReadPlan(before), bucket)
         for at in range(0, len(recipe.days), sizes.PERIOD):

@@ -21,13 +21,13 @@ HEADINGS = ("leaf", "values", "missing", "mean", "median", "90%", "PSI")
 JOINS = ("join", "rows", "found", "PSI")
 LEGEND = (
     f"PSI (population stability index): below {UNSTEADY} steady, from {SHIFTED} shifted (yellow between, red above). In a log's first days "
-    "histories and window statistics still fill, so theirs are large. Times are in epoch ms, recencies in seconds."
+    "histories and window statistics still fill, so theirs are large. Gaps and recencies are in seconds, len() is the length of a list."
 )
 
 
 def _cells(summary: Summary, psi: float | None) -> list[str]:
     median, high = summary.quantiles([0.5, 0.9]) or (math.nan, math.nan)
-    middle = f"{_short(summary.distinct)} ids" if summary.kind == "id" else _number_text(summary.mean)
+    middle = _distinct_text(summary) if summary.kind == "id" else _number_text(summary.mean)
     return [
         summary.leaf,
         _short(summary.count),
@@ -41,6 +41,11 @@ def _cells(summary: Summary, psi: float | None) -> list[str]:
 
 def _join_cells(summary: Summary, psi: float | None) -> list[str]:
     return [summary.leaf, _short(summary.count), f"{1 - summary.missing_rate:.2%}", _psi_text(psi)]
+
+
+def _distinct_text(summary: Summary) -> str:
+    """The number of different ids, exact below `SKETCH`; `≥` where not all were counted."""
+    return f"{'' if summary.all_counted else '≥'}{_short(summary.distinct)} ids"
 
 
 def _psi_text(psi: float | None) -> str:

@@ -11,7 +11,7 @@ A reference is `column` (of the row itself) or `snapshot.column` (joined where t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from genrank.schemas.base import CANDIDATES, USER, ColumnType
@@ -136,6 +136,17 @@ class SchemaScope:
         if name in self.snapshots:
             return f"{name!r} is a snapshot; name an event log{nearest(name, self.event_logs)}"
         return f"{name!r} is unknown{nearest(name, self.event_logs)}"
+
+    def request_mistakes(self, at: str) -> Iterator[str]:
+        """Without a request, or with only some of it kept, there is nothing to compare with."""
+        candidates = self.schema.candidates
+        if candidates.request is None:
+            yield f"{at}: candidates are compared within their request; give Candidates(request=...) the column of its id"
+        if candidates.negative_keep_rate < 1:
+            yield (
+                f"{at}: with negative_keep_rate {candidates.negative_keep_rate:g} samples hold every positive of a request and "
+                "only part of the rest, so a comparison would give the label away; set negative_keep_rate to 1"
+            )
 
     def unknown_column(self, group: str, reference: str) -> str:
         """What to say of a reference that a group's features can't read."""

@@ -20,13 +20,15 @@ from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.derive.columns import SchemaScope
 from genrank.schemas.derive.tables import event_names, logical_tables, table_name
 from genrank.schemas.features import Feature
-from genrank.schemas.group import ChangePoints, Events, EventSequence
+from genrank.schemas.group import ChangePoints, Events, EventSequence, TokenGroup
 from genrank.schemas.label import Label
 from genrank.schemas.source_meaning import Meaning, column_meaning, references_meaning, rows_meaning, sql_meaning
 
 # ---------------------------------------------------------------------- the whole
 
-_WITHOUT_MEANING = {"description", "owner"}
+_WITHOUT_MEANING = {"description", "owner", "drift"}
+_LATER = {"token_groups"}
+"""Fields that earlier releases didn't have: without a value they mean what they meant then."""
 _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure", "on", "keys"}
 
 
@@ -42,7 +44,11 @@ def whole_meaning(schema: SchemaDeclaration) -> Meaning:
 
 def _canonical(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _canonical(v, k) for k, v in sorted(value.items()) if k not in _WITHOUT_MEANING}
+        return {
+            k: _canonical(v, k)
+            for k, v in sorted(value.items())
+            if k not in _WITHOUT_MEANING and not (k in _LATER and not v)
+        }
     if isinstance(value, list):
         items = [_canonical(v) for v in value]
         return sorted(items, key=lambda v: json.dumps(v, sort_keys=True)) if key in _UNORDERED else items
@@ -138,12 +144,18 @@ def model_meaning(schema: SchemaDeclaration) -> Meaning:
     for group, features in schema.groups():
         for feature in features:
             parts[f"{group}.{feature.name}"] = _input(group, feature)
-    parts[USER] = {"tokens": schema.user.tokens if schema.user.features else None}
+    parts[USER] = {"tokens": schema.user.tokens if schema.user.features else None, **_tokens(schema.user.token_groups)}
+    if schema.candidates.token_groups:
+        parts[CANDIDATES] = _tokens(schema.candidates.token_groups)
     for sequence in schema.sequences:
         parts[sequence.name] = _layout(sequence)
     for label in schema.labels:
         parts[f"labels.{label.name}"] = {"kind": label.kind, "given": label.given}
     return parts
+
+
+def _tokens(groups: tuple[TokenGroup, ...]) -> Meaning:
+    return {"token_groups": [sorted(group.features) for group in groups]} if groups else {}
 
 
 def _layout(sequence: EventSequence) -> Meaning:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,11 +75,11 @@ def by_session(owner: Ints, ts: Ints, gap: int) -> tuple[Ints, Ints]:
     return order, np.flatnonzero(_changes(owner[order]) | late)
 
 
-def lengths_metadata(table: pa.Table, schema: SchemaDeclaration, row_group: int) -> dict[bytes, bytes]:
-    """The footer's entries of a table of samples that is written in row groups of so many rows."""
+def lengths_metadata(table: pa.Table, schema: SchemaDeclaration, bounds: Sequence[int]) -> dict[bytes, bytes]:
+    """The footer's entries of a table of samples whose row group n is rows bounds[n]:bounds[n+1]."""
     return {
-        LENGTHS_KEY + str(number).encode(): _encoded(_lengths(table.slice(first, row_group), schema))
-        for number, first in enumerate(range(0, table.num_rows, row_group))
+        LENGTHS_KEY + str(number).encode(): _encoded(_lengths(table.slice(begin, end - begin), schema))
+        for number, (begin, end) in enumerate(itertools.pairwise(bounds))
     }
 
 

@@ -4,9 +4,11 @@ A column is written `"item_id"` (a column of the row itself: the exposure, the e
 snapshot, joined by its key as of the start of the row's own day: of an exposure's day, of a history event's day).
 
 Stored or derived: the sample keeps raw values, so vocabularies, buckets, pooling and dims change without a rebuild. Time
-parts, time gaps and crossed ids are derived from what is stored and take no space.
+parts, time gaps, crossed ids, and numbers computed from a candidate's others or those of its request, are derived from what is stored
+and take no space.
 """
 
+from genrank.schemas.features.arithmetic import Arithmetic
 from genrank.schemas.features.base import ColumnFeature, Feature, Scope
 from genrank.schemas.features.categorical import Categorical
 from genrank.schemas.features.cross_feature import CrossFeature
@@ -14,14 +16,29 @@ from genrank.schemas.features.embedded import EmbeddedFeature, TableLookup
 from genrank.schemas.features.hashed_cross import HashedCross
 from genrank.schemas.features.multi_valued import MultiValued
 from genrank.schemas.features.numeric import Numeric
+from genrank.schemas.features.read_time import ReadTimeNumber
 from genrank.schemas.features.sql import Sql
 from genrank.schemas.features.time_gap import TimeGap
 from genrank.schemas.features.time_part import TimePart
+from genrank.schemas.features.within_request import RequestSize, WithinRequest
 
-for _member in (Categorical, MultiValued, Numeric, TimePart, TimeGap, HashedCross, CrossFeature, Sql):
+for _member in (
+    Categorical,
+    MultiValued,
+    Numeric,
+    TimePart,
+    TimeGap,
+    HashedCross,
+    CrossFeature,
+    Sql,
+    Arithmetic,
+    RequestSize,
+    WithinRequest,
+):
     Feature.register(_member)
 
 __all__ = [
+    "Arithmetic",
     "Categorical",
     "ColumnFeature",
     "CrossFeature",
@@ -30,9 +47,12 @@ __all__ = [
     "HashedCross",
     "MultiValued",
     "Numeric",
+    "ReadTimeNumber",
+    "RequestSize",
     "Scope",
     "Sql",
     "TableLookup",
     "TimeGap",
     "TimePart",
+    "WithinRequest",
 ]

@@ -70,6 +70,10 @@ class Scope(Protocol):
         """What to say of a source that is no event log."""
         ...
 
+    def request_mistakes(self, at: str) -> Iterator[str]:
+        """Why the schema's candidates can't be compared within their request."""
+        ...
+
 
 class Feature(Kind):
     """A value (where it comes from) and an encoding (how it becomes a vector)."""
@@ -129,6 +133,11 @@ class Feature(Kind):
     def list_limit(self) -> int:
         """Most ids that a stored list of it holds; 0 for no limit. Read only of what is stored as `ids`."""
         return 0
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it is one number of a candidate's own, which others may be computed from when samples are read."""
+        return self.stored == "number"
 
     @property
     def is_id(self) -> bool:

@@ -17,8 +17,10 @@ from genrank.schemas.type_rules import TIMES
 class TimeGap(ColumnFeature):
     """Seconds between two moments. Derived.
 
-    In a sequence: since the previous event of the sequence (the first has none: missing). In candidates: since the newest
-    event visible to the candidate. With `column` (a timestamp of the row or of a snapshot): since that moment.
+    In a sequence: since the previous event of the sequence (the first has none: missing); negative where that one happened later and
+    became available earlier, for sequences stand in the order of availability. In candidates: since the latest of what
+    the candidate sees: each history's last event and the realtime events. With `column` (a timestamp of the row or of a snapshot): since that moment; negative where it lies ahead.
+    `Log1p` keeps the sign, buckets put negative gaps below their first boundary.
     """
 
     kind: Literal["time_gap"] = "time_gap"
@@ -34,6 +36,11 @@ class TimeGap(ColumnFeature):
     def stored(self) -> Stored | None:
         """The moment of `column`; without one, the gap is derived."""
         return "time" if self.column else None
+
+    @property
+    def comparable(self) -> bool:
+        """With a column: a gap since an event is known once a sample is cut."""
+        return self.column is not None
 
     @property
     def number_transform(self) -> Transform:

@@ -58,7 +58,7 @@ def diff(old: Schema, new: Schema) -> list[Change]:
     changes = [
         *_fields("schema", old, new, costs, ("name", "utc_offset"), {"utc_offset": "days"}),
         *_sources(old, new, costs),
-        *_fields(USER, old.user, new.user, costs, ("tokens",)),
+        *_fields(USER, old.user, new.user, costs, ("tokens", "token_groups")),
         *_sequences(old, new, costs),
         *_fields(CANDIDATES, old.candidates, new.candidates, costs, _own(new.candidates, "features")),
         *_features(old, new, costs),

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from genrank.schemas.base import CANDIDATES, USER, parse_duration
 from genrank.schemas.declaration import SchemaDeclaration
+from genrank.schemas.local_days import unknown_place
 from genrank.schemas.messages import twice
 from genrank.schemas.validate.features import feature_mistakes
-from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes
+from genrank.schemas.validate.groups import candidate_mistakes, sequence_mistakes, token_group_mistakes
 from genrank.schemas.validate.labels import label_mistakes
 from genrank.schemas.validate.sources import source_mistakes
 from genrank.schemas.validate.tables import table_mistakes
@@ -27,6 +28,7 @@ def mistakes(schema: SchemaDeclaration) -> list[str]:
         *source_mistakes(schema),
         *candidate_mistakes(schema),
         *sequence_mistakes(schema),
+        *token_group_mistakes(schema),
         *feature_mistakes(schema),
         *table_mistakes(schema),
         *label_mistakes(schema),
@@ -72,6 +74,5 @@ def _reserved(schema: SchemaDeclaration, group: str) -> tuple[str, ...]:
 def _training(schema: SchemaDeclaration) -> Iterator[str]:
     if schema.training.view == "session" and parse_duration(schema.training.session_gap) == 0:
         yield 'training: session_gap 0 makes every exposure a session; write for example session_gap="30m", or view="request"'
-    hours, minutes = (int(part) for part in schema.utc_offset[1:].split(":"))
-    if hours > 14 or minutes > 59:
-        yield f'utc_offset {schema.utc_offset!r} is no offset of any place; write for example "+08:00"'
+    if wrong := unknown_place(schema.utc_offset):
+        yield f"utc_offset {schema.utc_offset!r} {wrong}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genrank.schemas.base import parse_duration
+from genrank.schemas.base import CANDIDATES, USER, parse_duration
 from genrank.schemas.declaration import SchemaDeclaration
 from genrank.schemas.derive.columns import SchemaScope, event_logs, hidden_from_candidates, joined, snapshots
 from genrank.schemas.derive.tables import event_names
@@ -35,6 +35,25 @@ def candidate_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
             f"candidates: negative_keep_rate {candidates.negative_keep_rate} without a binary label: nothing says what a "
             "negative is; set it to 1 or add a binary label"
         )
+
+
+def token_group_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
+    """Of the groups of features that make tokens: every feature in one of them."""
+    for group, declared, features in (
+        (USER, schema.user.token_groups, schema.user.features),
+        (CANDIDATES, schema.candidates.token_groups, schema.candidates.features),
+    ):
+        have = [feature.name for feature in features]
+        named = [name for each in declared for name in each.features]
+        for name in twice(each.name for each in declared):
+            yield f"{group}: two token_groups are called {name!r}; rename one"
+        for name in dict.fromkeys(named):
+            if name not in have:
+                yield f"{group}: token_groups name {name!r}, which is not a feature of {group}{nearest(name, have)}"
+        for name in twice(named):
+            yield f"{group}: token_groups name {name!r} twice; a feature is part of one token"
+        if declared and (left := [name for name in have if name not in named]):
+            yield f"{group}: no token group has {and_(left)}; add each to one, or a group for them"
 
 
 def sequence_mistakes(schema: SchemaDeclaration) -> Iterator[str]:

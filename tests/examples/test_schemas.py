@@ -20,7 +20,7 @@ from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Vocabulary
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ("marketplace", "kuairand", "minimal")
+EXAMPLES = ("marketplace", "kuairand", "yambda", "minimal")
 
 
 def example(name: str) -> Schema:
@@ -44,13 +44,19 @@ def test_history_only_leaves_out_the_users_statistics_and_nothing_else() -> None
     require_samples(whole, schema, "samples of the whole schema")
 
 
+def test_the_request_s_context_needs_no_other_samples() -> None:
+    whole, variant = example("marketplace"), load_schema(str(ROOT / "examples/marketplace/request_context.py"))
+    assert variant.samples_fingerprint == whole.samples_fingerprint
+    assert variant.model_fingerprint != whole.model_fingerprint
+
+
 def own(family: type[Feature] | type[Transform] | type[Vocabulary]) -> set[str]:
     """Tags of a family's members that the package defines; another test of this process may have registered more."""
     return {tag for tag, kind in family.kinds().items() if kind.__module__.startswith("genrank.")}
 
 
-def test_the_marketplace_uses_every_kind_there_is() -> None:
-    schema = example("marketplace")
+def test_the_marketplace_and_its_variant_use_every_kind_there_is() -> None:
+    schema = load_schema(str(ROOT / "examples/marketplace/request_context.py"))
     features = [feature for _, group in schema.groups() for feature in group]
     names = {(group, feature.name) for group, members in schema.groups() for feature in members}
     assert len(names) >= 40

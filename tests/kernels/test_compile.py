@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
-    *("move_rows_kernel", "find_kernel", "place_kernel", "rowwise_kernel"),
+    *("move_rows_kernel", "find_kernel", "place_kernel", "rowwise_kernel", "merge_kernel"),
+    *("span_forward_kernel", "span_backward_q_kernel", "span_backward_kv_kernel"),
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from genrank.model.encoders import (
     PRESETS,
     Candidates,
+    Counts,
     Encoder,
     EncoderConfig,
     Hstu,
@@ -228,7 +229,10 @@ def test_flops_count_what_the_equations_multiply() -> None:
     c = VARIANTS["hstu, public code"]
     tokens, pairs = 10, 30
     projection = 2 * tokens * c.dim * (2 * c.v_dim + 2 * c.qk_dim)
-    assert c.flops(tokens, pairs) == projection + 2 * pairs * (c.qk_dim + c.v_dim) + 2 * tokens * 3 * c.v_dim * c.dim
+    assert (
+        c.flops(Counts(tokens, pairs))
+        == projection + 2 * pairs * (c.qk_dim + c.v_dim) + 2 * tokens * 3 * c.v_dim * c.dim
+    )
 
 
 def test_with_an_equal_start_a_token_is_the_key_of_its_own_query() -> None:

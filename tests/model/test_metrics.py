@@ -57,6 +57,56 @@ def test_binary_metrics_equal_scikit_learn(seed: int, levels: int) -> None:
     assert got["calibration"] == pytest.approx(np.average(score, weights=weight) / rate, rel=1e-12)
 
 
+def by_request_slowly(user, request, label, score, weight) -> dict[str, float]:
+    """A loop over requests, with scikit-learn's AUC and NDCG."""
+    area = impressions = 0.0
+    reciprocal, gains = [], []
+    for u, r in {*zip(user.tolist(), request.tolist(), strict=True)}:
+        mine = (user == u) & (request == r) & (weight > 0)
+        own, scores = label[mine], score[mine]
+        if len(set(own)) < 2:
+            continue
+        area += weight[mine].sum() * roc_auc_score(own, scores, sample_weight=weight[mine])
+        impressions += weight[mine].sum()
+        best = scores[own > 0].max()
+        reciprocal.append(1 / (1 + ((own == 0) & (scores >= best)).sum()))
+        gains.append(ndcg_score(own[None], scores[None], k=10))
+    if not gains:
+        return dict.fromkeys(("request_auc", "mrr", "ndcg@10"))
+    return {"request_auc": area / impressions, "mrr": np.mean(reciprocal), "ndcg@10": np.mean(gains)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), levels=st.sampled_from([2, 7, 1000]), requests=st.sampled_from([1, 4, 60]))
+def test_metrics_by_request_equal_scikit_learn(seed: int, levels: int, requests: int) -> None:
+    user, label, score, weight = draw(seed, levels=levels)
+    request = np.random.default_rng(seed).integers(0, requests, len(user))
+    predictions = Predictions(by_request=True)
+    for part in np.array_split(np.arange(len(user)), 3):
+        predictions.update(*(torch.from_numpy(c[part]) for c in (user, label, score, weight, request)))
+    got = {name: e.value for name, e in predictions.compute().items()}
+    for name, expected in by_request_slowly(user, request, label, score, weight).items():
+        assert got[name] == (None if expected is None else pytest.approx(expected, abs=1e-12)), name
+
+
+def test_replicates_by_request_equal_repeating_each_drawn_users_requests() -> None:
+    user, label, score, weight = draw(5)
+    keep = weight > 0
+    user, label, score, weight = user[keep], label[keep], score[keep], weight[keep]
+    request = np.random.default_rng(1).integers(0, 6, len(user))
+    names = np.unique(user)
+    picks = np.random.default_rng(0).integers(0, len(names), len(names))
+    rows = np.concatenate([np.flatnonzero(user == names[p]) for p in picks])
+    copies = np.concatenate([np.full((user == names[p]).sum(), i) for i, p in enumerate(picks)])
+    expected = by_request_slowly(copies, request[rows], label[rows], score[rows], weight[rows])
+    predictions = Predictions(by_request=True)
+    predictions.update(*map(torch.from_numpy, (user, label, score, weight, request)))
+    ranked = predictions._ranked(*predictions.arrays())
+    assert ranked is not None
+    got = ranked.metrics(np.bincount(picks, minlength=len(names)).astype(float))
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_user_of_one_class_does_not_move_gauc_but_moves_auc() -> None:
     user = np.array([1, 1, 1, 1])
     label, score = np.array([1.0, 0, 1, 0]), np.array([0.9, 0.1, 0.4, 0.6])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrank.model.baselines.counts import Counts, count_days
+from genrank.model.baselines.counts import Counts
+from genrank.model.baselines.popularity import read_exposures
 from genrank.model.baselines.sasrec import Sasrec
 from genrank.model.config import samples_folder
 from genrank.model.registry import MODELS, choose_model
@@ -194,8 +195,9 @@ def test_counts_equal_a_loop(schema, samples) -> None:
         pair = ((label * weight)[both].sum() + 3 * rate) / (weight[both].sum() + 3)
         assert counts.popularity(np.array([i]))[0] == pytest.approx(rate)
         assert counts.user_item(np.array([u]), np.array([i]))[0] == pytest.approx(pair)
-    days = count_days(samples_folder(samples), schema, [DAY])
-    assert set(days) == {"click"} and 0 < days["click"].base < 1
+    day = read_exposures(samples_folder(samples), schema, [DAY])
+    assert set(day.labels) == {"click"}
+    assert 0 < Counts(day.user, day.item, day.labels["click"], day.weights["click"]).base < 1
     empty = Counts(user[:0], item[:0], label[:0], weight[:0])
     assert empty.popularity(np.array([1]))[0] == 0 and empty.user_item(np.array([1]), np.array([1]))[0] == 0
 

@@ -329,10 +329,21 @@ def test_evaluation_tells_every_row_with_intervals(config: TrainConfig) -> None:
     train(config)
     result = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=DAYS[2:], bootstrap=20))
     assert as_json(result) == json.loads((config.out / "metrics.json").read_text())
-    assert set(result.tasks["click"]) == {"model", "oracle", "popularity", "user_item_ctr"}
-    for row in result.tasks["click"].values():
-        for name in ("auc", "gauc", "ne", "logloss", "calibration"):
-            assert row[name].low <= row[name].value <= row[name].high
+    by_order = {"best_popularity", "best_column"}
+    assert set(result.tasks["click"]) == {"model", "oracle", "popularity", "user_item_ctr"} | by_order
+    order = ("auc", "gauc", "request_auc", "mrr", "ndcg@10")
+    for row, found in result.tasks["click"].items():
+        names = order if row in by_order else (*order, "ne", "logloss", "calibration")
+        assert set(found) == set(names)
+        for name in names:
+            assert found[name].low <= found[name].value <= found[name].high
+    assert set(result.chosen["click"]) == by_order
+    for dimension, slices in result.slices["click"].items():
+        mature = sum(each.candidates for each in slices.values())
+        assert mature == sum(each.candidates for each in result.slices["click"]["hour"].values()), dimension
+        assert all(
+            each.metrics["gauc"].value is None or 0 <= each.metrics["gauc"].value <= 1 for each in slices.values()
+        )
     assert set(result.tasks["watch"]["model"]) == {"rmse", "mae", "bias"}
     import pyarrow.parquet as pq
 

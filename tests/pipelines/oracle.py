@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow.parquet as pq
 import sqlglot
@@ -46,12 +48,29 @@ def stored_id(value: Any) -> int:
     return hash_string(value) if isinstance(value, str) else int(value)
 
 
+def zone_of(utc_offset: str) -> tzinfo:
+    """The clocks of an offset, or of a zone."""
+    if utc_offset[0] not in "+-":
+        return ZoneInfo(utc_offset)
+    hours, minutes = utc_offset[1:].split(":")
+    offset = timedelta(hours=int(hours), minutes=int(minutes))
+    return timezone(-offset if utc_offset[0] == "-" else offset)
+
+
+@lru_cache
+def spread(zone: tzinfo) -> int:
+    """Milliseconds between the least and the greatest offset that a zone has had, looked at once a month."""
+    moments = (datetime(year, month, 1, tzinfo=UTC) for year in range(1900, 2200) for month in range(1, 13))
+    offsets = [moment.astimezone(zone).utcoffset() or timedelta() for moment in moments]
+    return (max(offsets) - min(offsets)) // timedelta(milliseconds=1)
+
+
 class Oracle:
     """Reads every raw row once; answers what the sample of a day must be."""
 
     def __init__(self, schema: Schema, root: Path, horizon: str, as_of: int) -> None:
         self.schema, self.as_of = schema, as_of
-        self.offset = schema.offset_ms
+        self.zone = zone_of(schema.utc_offset)
         self.logs: dict[str, list[Row]] = {}
         self.landed: dict[str, set[str]] = {}
         self.snapshots: dict[str, dict[str, dict[Any, Row]]] = {}
@@ -76,11 +95,13 @@ class Oracle:
     # ------------------------------------------------------------------ days and rows
 
     def dt(self, ms: int) -> str:
-        zone = timezone(timedelta(milliseconds=self.offset))
-        return datetime.fromtimestamp(ms // 1000, zone).date().isoformat()
+        return datetime.fromtimestamp(ms // 1000, self.zone).date().isoformat()
 
     def start(self, dt: str) -> int:
-        return (date.fromisoformat(dt) - date(1970, 1, 1)).days * DAY - self.offset
+        return round(datetime.fromisoformat(dt).replace(tzinfo=self.zone).timestamp() * 1000)
+
+    def end(self, dt: str) -> int:
+        return self.start((date.fromisoformat(dt) + timedelta(days=1)).isoformat())
 
     def ms(self, log: EventLog, value: Any) -> int | None:
         if value is None:
@@ -105,7 +126,7 @@ class Oracle:
                 if not all(self.sql(condition, row) for condition in log.valid):
                     continue
                 arrived = max(ts, self.ms(log, row[log.arrival]) or ts) if log.arrival else ts
-                if arrived - ts > parse_duration(log.lateness) + DAY:
+                if arrived - ts > parse_duration(log.lateness) + DAY + spread(self.zone):
                     continue
                 made = {"ts": ts, "arrived": arrived, "available": arrived + parse_duration(log.delay), "row": row}
                 good.append(made | {"user": row[log.user], "log": log.name})
@@ -202,7 +223,7 @@ class Oracle:
 
     def samples(self, dt: str) -> dict[str, Row]:
         """User -> the sample of the day, without splitting or down-sampling."""
-        start, end = self.start(dt), self.start(dt) + DAY
+        start, end = self.start(dt), self.end(dt)
         exposures = [e for e in self.logs[self.schema.candidates.source] if start <= e["ts"] < end]
         return {
             user: self.sample(dt, user, [e for e in exposures if e["user"] == user])
@@ -210,7 +231,7 @@ class Oracle:
         }
 
     def sample(self, dt: str, user: Any, exposures: list[Row]) -> Row:
-        schema, start, end = self.schema, self.start(dt), self.start(dt) + DAY
+        schema, start, end = self.schema, self.start(dt), self.end(dt)
         out: Row = {"window_start": start, "window_end": end, "user": self.profile(dt, user)}
         out["cut through ties"] = set()
         for sequence in schema.sequences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.gate.judge import NOTES
 from genrank.schemas import Candidates, EventLog, Events, EventSequence, Label, Schema
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest, sample_days, sample_files
@@ -29,6 +31,13 @@ def test_published_days_hold_the_contract(tmp_path: Path) -> None:
         for source, rows in manifest.counts.rows_in.items():
             quarantined = sum(manifest.counts.quarantined[source].values())
             assert rows == manifest.counts.out[source] + manifest.counts.duplicates[source] + quarantined
+        verdict = tmp_path / "out" / "gate" / f"dt={dt}" / "published"
+        assert json.loads((verdict / "validation.json").read_text())["success"]
+        columns = [e["kwargs"]["column"] for e in json.loads((verdict / "suite.json").read_text())["expectations"]]
+        assert columns == list(NOTES)
+        page = (verdict / "index.html").read_text()
+        assert all(column in page for column in columns)
+        assert len(page) < 1_000_000
 
 
 @pytest.mark.parametrize("again", [False, True])

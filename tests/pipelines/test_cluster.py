@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[2]
 JOB = """
 import json, sys
 from pathlib import Path
-from genrank.pipelines import build, quality
+from genrank.pipelines import build
+from tests.pipelines import plain_verdict
 from tests.pipelines.worlds import full_schema
-quality.gate = lambda checks, rates: None
+plain_verdict.use()
 root, first, last = sys.argv[1:]
 result = build.build(build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2))
 print("RESULT", json.dumps({"days": result.days, "samples": result.samples}))
@@ -38,9 +39,10 @@ FAULTS = """
 import json, sys, time
 from pathlib import Path
 from pyspark import SparkContext, TaskContext
-from genrank.pipelines import build, quality
+from genrank.pipelines import build
 from genrank.pipelines.spark_engine import SparkEngine
 from genrank.pipelines.spark_session import start_session
+from tests.pipelines import plain_verdict
 from tests.pipelines.worlds import full_schema
 
 root, first, last = sys.argv[1:]
@@ -77,7 +79,7 @@ class Faulty(SparkEngine):
         return super().exchange(title, frames, slots, faulty(title, step))
 
 
-quality.gate = lambda checks, rates: None
+plain_verdict.use()
 days = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
 build.build(days, Faulty(session))
 session.stop()

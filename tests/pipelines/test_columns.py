@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import feature_column, store
-from genrank.schemas import Hashed, Sql
+from genrank.pipelines.columns import compute, feature_column, store
+from genrank.schemas import EventLog, Hashed, Sql, UserError
 from genrank.schemas.ids import MISSING_ID, hash_string
 
 IDS = st.none() | st.integers(-(2**62), 2**62)
@@ -53,3 +54,40 @@ def test_a_list_from_sql_is_kept_whole() -> None:
 def test_nulls_are_stored_as_what_is_missing(role: str, missing: object) -> None:
     types = {"flag": pa.bool_(), "ids": pa.list_(pa.int64())}
     assert store(pa.array([None], types.get(role, pa.int64())), Column(role, "x")).to_pylist() == [missing]
+
+
+INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
+ORDERS = EventLog(
+    name="orders",
+    path="orders/dt={dt}",
+    columns={"user_id": "int64", "ts": "int64", "cents": "int32", "pieces": "int32"},
+)
+
+
+def computed(expression: str, **columns: pl.Series) -> list[int]:
+    column = Column("id", expression, sql=True)
+    return compute(pl.DataFrame(columns), ORDERS, (column,))[column.name].to_pylist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(INT32, INT32), min_size=1, max_size=8))
+def test_whole_numbers_do_not_wrap_in_their_columns_type(rows: list[tuple[int, int]]) -> None:
+    cents, pieces = (pl.Series(values, dtype=pl.Int32) for values in zip(*rows, strict=True))
+    assert computed("cents * pieces", cents=cents, pieces=pieces) == [c * p for c, p in rows]
+    assert computed("-cents - 2", cents=cents) == [-c - 2 for c, _ in rows]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(INT64, INT64), min_size=1, max_size=8))
+def test_a_value_beyond_int64_stops_the_build(rows: list[tuple[int, int]]) -> None:
+    user, ts = (pl.Series(values, dtype=pl.Int64) for values in zip(*rows, strict=True))
+    whole = [u * t for u, t in rows]
+    if all(-(2**63) <= product < 2**63 for product in whole):
+        assert computed("user_id * ts", user_id=user, ts=ts) == whole
+    else:
+        with pytest.raises(UserError, match=r"source 'orders': SQL 'user_id \* ts' is beyond int64 in \d+ rows; CAST"):
+            computed("user_id * ts", user_id=user, ts=ts)
+    # What comes back into range is right, however far it was beyond.
+    assert computed("MOD(user_id * ts, 1000)", user_id=user, ts=ts) == [
+        abs(p) % 1000 * (1 if p >= 0 else -1) for p in whole
+    ]

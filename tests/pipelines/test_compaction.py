@@ -23,7 +23,7 @@ from genrank.pipelines.engine import Piece, Step
 from genrank.pipelines.local_engine import LocalEngine, Stored
 from genrank.pipelines.status import status
 from genrank.schemas import CrossFeature, Schema
-from tests.pipelines.oracle import DAY, Oracle
+from tests.pipelines.oracle import DAY, Oracle, zone_of
 from tests.pipelines.test_oracle import compare
 from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
 
@@ -69,14 +69,22 @@ def same_days(root: Path, days: list[str], out: str, other: str) -> None:
 
 
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 10**6), users=st.integers(1, 4), items=st.integers(1, 5), days=st.integers(9, 13))
+@given(
+    seed=st.integers(0, 10**6),
+    users=st.integers(1, 4),
+    items=st.integers(1, 5),
+    days=st.integers(9, 13),
+    # Within the days of the former is one of 25 hours, of the latter one of 23.
+    first=st.sampled_from(["2025-10-22", "2026-03-24"]),
+)
 def test_days_that_follow_each_other_equal_the_oracle(
-    small_compaction: None, seed: int, users: int, items: int, days: int
+    small_compaction: None, seed: int, users: int, items: int, days: int, first: str
 ) -> None:
-    schema = long_schema()
+    schema = long_schema().replace(utc_offset="Europe/Berlin")
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        dts = write_world(root / "data", seed, users, items, days, per_day=20)
+        zone = zone_of(schema.utc_offset)
+        dts = write_world(root / "data", seed, users, items, days, per_day=20, first_day=first, zone=zone)
         one_by_one(schema, root, dts)
         oracle = Oracle(schema, root / "data", dts[-1], Oracle(schema, root / "none", dts[-1], 0).start(dts[-1]) + DAY)
         for dt in dts[-3:]:

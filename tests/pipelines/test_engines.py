@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,8 +49,10 @@ def test_spark_equals_local_to_the_bit(tmp_path: Path, spark_engine: SparkEngine
 def test_spark_makes_and_reads_blocks_like_local(
     small_compaction: None, tmp_path: Path, spark_engine: SparkEngine
 ) -> None:
-    days = write_world(tmp_path / "data", seed=13, days=11, users=6, per_day=60)
-    schema = long_schema()
+    """In a zone one of whose days has 25 hours."""
+    schema = long_schema().replace(utc_offset="Europe/Berlin")
+    zone = ZoneInfo("Europe/Berlin")
+    days = write_world(tmp_path / "data", seed=13, days=11, users=6, per_day=60, first_day="2025-10-20", zone=zone)
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "local", days[0], days[-2], buckets=2))
     shutil.copytree(tmp_path / "local", tmp_path / "spark", ignore=shutil.ignore_patterns("blocks"))
     for name, engine in (("local", None), ("spark", spark_engine)):

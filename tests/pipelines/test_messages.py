@@ -16,7 +16,6 @@ from genrank.pipelines.engine import gather, scatter
 from genrank.pipelines.messages import (
     BucketMessage,
     CompactedReport,
-    InvariantReport,
     KeyAnswers,
     KeyCount,
     KeyQueries,
@@ -26,6 +25,7 @@ from genrank.pipelines.messages import (
     QuarantinedRows,
     Report,
     SampleReport,
+    StagedReport,
     events_tag,
     tag_parts,
 )
@@ -33,10 +33,10 @@ from genrank.pipelines.messages import (
 REPORTS: list[Report] = [
     PartialReport("clicks", 3, 1, "a.parquet", 5, 2, "", {"users": 4, "items": 0}),
     PartialReport("clicks", 3, 1, "q.parquet", 5, 0, "ts is null", {}),
-    CompactedReport(0, 3, 6, 1, "", 0),
+    CompactedReport(0, 3, 6, 1, "", 0, ""),
     KeyCount("item_id", -(2**63), 9),
     SampleReport(3, 1, "part.parquet", 5, 900, "ab", 12, 3),
-    InvariantReport(3, 5, {"window": 0, "labels": 2}),
+    StagedReport(3, 1, 5, 9, "ab", {"window": 0, "labels": 2}, {"labels": "labels.click[0] is 2"}),
     LeafSummary(3, "candidates.price", "number", 5, 1, 7.5, -1.0, 4.0, None, [1.0, 2.5], [2.0, 2.0], [], []),
     LeafSummary(3, "candidates.item", "id", 5, 1, None, None, None, 2, [], [], [7, -7], [2.0, 2.0]),
 ]
@@ -94,19 +94,23 @@ def test_scattered_rows_are_all_there_in_their_slots_and_order(slots: list[int])
     assert sum(piece.rows.num_rows for piece in pieces) == len(slots)
 
 
-def test_documents_keep_their_formats_and_damaged_ones_are_made_again(tmp_path: Path) -> None:
+def test_documents_of_before_are_read_and_damaged_ones_are_made_again(tmp_path: Path) -> None:
     path = tmp_path / "partials" / "a.json"
     assert Layout.read(path) is None
     Layout(16).write(path)
-    assert path.read_text() == "16"
+    assert json.loads(path.read_text())["content"] == 16 and Layout.read(path) == Layout(16)
+    path.write_text("16")
+    assert Layout.read(path) == Layout(16)
     Footers({"f": Footer(1, 2, "d", 5, (2, 3), None, 7)}).write(path)
-    assert json.loads(path.read_text()) == {"f": [1, 2, "d", 5, [2, 3], None, 7, []]}
     found = Footers.read(path)
     assert found and found.root["f"] == Footer(1, 2, "d", 5, (2, 3), None, 7)
     Census({"h": {20_000: 3}}).write(path)
-    assert json.loads(path.read_text()) == {"h": {"20000": 3}}
     census = Census.read(path)
     assert census and census.root == {"h": {20_000: 3}}
     assert Footers.read(path) is None
+    path.write_text(path.read_text().replace("20000", "20001"))
+    assert Census.read(path) is None, "another day, and a census still"
+    path.write_text('{"h": {"20000": 3}}')
+    assert Census.read(path) == census
     path.write_text('{"h": ')
     assert Census.read(path) is None

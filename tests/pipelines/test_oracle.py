@@ -18,7 +18,7 @@ from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.days import moment_text
 from genrank.schemas import EventLog, Schema
 from genrank.schemas.base import parse_duration
-from tests.pipelines.oracle import DAY, Oracle, order
+from tests.pipelines.oracle import DAY, Oracle, order, zone_of
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 
 Row = dict[str, Any]
@@ -37,12 +37,33 @@ def test_every_column_equals_the_oracle(seed: int, users: int, items: int, per_d
     check(full_schema(), seed, users, items, per_day, hours)
 
 
-def check(schema: Schema, seed: int, users: int, items: int, per_day: int, hours: int) -> None:
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 10**6),
+    place=st.sampled_from(
+        [
+            ("Europe/Berlin", "2025-10-24"),  # the 26th has 25 hours
+            ("Europe/Berlin", "2026-03-27"),  # the 29th has 23
+            ("America/New_York", "2026-03-06"),
+            ("America/Havana", "2026-03-07"),  # the 8th begins at 01:00
+        ]
+    ),
+    hours=st.integers(0, 50),
+)
+def test_every_column_equals_the_oracle_where_clocks_are_moved(seed: int, place: tuple[str, str], hours: int) -> None:
+    zone, first = place
+    check(full_schema().replace(utc_offset=zone), seed, users=3, items=4, per_day=30, hours=hours, first=first)
+
+
+def check(
+    schema: Schema, seed: int, users: int, items: int, per_day: int, hours: int, first: str = "2026-01-05"
+) -> None:
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        days = write_world(root / "data", seed, users, items, per_day=per_day)
+        zone = zone_of(schema.utc_offset)
+        days = write_world(root / "data", seed, users, items, per_day=per_day, first_day=first, zone=zone)
         last = days[2]
-        as_of = Oracle(schema, root / "none", last, 0).start(last) + DAY + hours * DAY // 24
+        as_of = Oracle(schema, root / "none", last, 0).end(last) + hours * DAY // 24
         horizon = max(dt for dt in days if Oracle(schema, root / "none", dt, 0).start(dt) < as_of)
         config = BuildConfig(schema, root / "data", root / "out", days[0], last, as_of=moment_text(as_of))
         build(config)

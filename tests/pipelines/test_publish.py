@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.schemas import UserError
+from genrank.schemas.checked_json import checked, with_checksum
 from genrank.schemas.lock import locked
 from genrank.schemas.manifest import SampleManifest, opened, sample_days, sample_files
 from tests.pipelines.worlds import full_schema, read_samples, write_world
@@ -27,8 +29,9 @@ pytestmark = pytest.mark.usefixtures("plain_gate")
 BUILDER = """
 import sys
 from pathlib import Path
-from genrank.pipelines import build, quality
-quality.gate = lambda checks, rates: None  # its start would be most of what is killed
+from genrank.pipelines import build
+from tests.pipelines import plain_verdict
+plain_verdict.use()
 from tests.pipelines.worlds import full_schema
 root, first, last = sys.argv[1:]
 print("ready", flush=True)
@@ -170,7 +173,7 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_old_day(tmp_path: Path, m
     def refuse(*_: object) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("genrank.pipelines.quality.gate", refuse)
+    monkeypatch.setattr("genrank.pipelines.gate.judge.Gate.judge", refuse)
     with pytest.raises(UserError):
         build(config)
     assert SampleManifest.read(tmp_path / "out" / "samples" / f"dt={days[0]}") == old
@@ -199,7 +202,7 @@ def test_a_power_cut_publishes_no_empty_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     build(BuildConfig(full_schema(), tmp_path / "data", out, days[0], days[-1]))
-    assert seen == {"partials", "samples", "stats"}
+    assert seen == {"partials", "samples", "stats", "gate"}
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +252,8 @@ def test_a_build_killed_around_its_manifest_is_settled_by_the_next(tmp_path: Pat
     shutil.copytree(day / f"build={manifest.build_id}", day / "build=other")
     (day / ".manifest.json.123").write_text("{")
     if published:  # The manifest names the new build, and the old one is still there.
-        text = (day / "manifest.json").read_text().replace(manifest.build_id, "other")
-        (day / "manifest.json").write_text(text)
+        text = json.dumps(checked((day / "manifest.json").read_bytes())).replace(manifest.build_id, "other")
+        (day / "manifest.json").write_text(with_checksum(text))
     assert build(config).unchanged == days
     assert read_as_the_readme_says(out, days[0]).height == manifest.samples
     assert [path.name for path in day.glob("build=*")] == ["build=other" if published else f"build={manifest.build_id}"]

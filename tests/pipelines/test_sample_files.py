@@ -1,4 +1,4 @@
-"""Files of samples carry a checksum a page, so that readers without the manifest notice a flipped bit too."""
+"""Files of samples carry a checksum a page, so that readers without the manifest notice a flipped bit too; a user's rows stay together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from genrank.pipelines import sample_files
 from genrank.pipelines.sample_files import write_samples
 from genrank.schemas import load_schema
 from genrank.schemas.derive.sample_lengths import stored_lengths
@@ -18,16 +19,21 @@ from genrank.schemas.derive.sample_lengths import stored_lengths
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def one_each(rows: int) -> dict[str, pa.Array]:
+    """A candidate and an event a row."""
+    ones = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1), pa.int32()), pa.array(np.arange(rows)))
+    group = pa.StructArray.from_arrays([ones, ones], ["ts", "request"])
+    return {"candidates": group, "history": group}
+
+
 def test_a_flipped_bit_of_a_page_is_noticed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    ones = pa.ListArray.from_arrays(pa.array(np.arange(5_001), pa.int32()), pa.array(np.arange(5_000)))
-    group = pa.StructArray.from_arrays([ones, ones], ["ts", "request"])
     table = pa.table(
         {
             "price": pa.array(random.random(5_000), pa.float32()),
             "item": pa.array(random.integers(0, 9, 5_000)),
-            "candidates": group,
-            "history": group,
+            **one_each(5_000),
+            "user_id": pa.array(np.arange(5_000)),
         }
     )
     path = tmp_path / "part.parquet"
@@ -61,6 +67,7 @@ def test_footers_hold_lengths_and_other_readers_take_no_notice(tmp_path: Path) -
 
     table = pa.table(
         {
+            "user_id": pa.array(np.arange(5_000)),
             "candidates": group(candidates, pa.array([r for own in requests for r in own])),
             "history": group(history, pa.array(np.zeros(history.sum(), np.int64))),
         }
@@ -83,3 +90,19 @@ def test_footers_hold_lengths_and_other_readers_take_no_notice(tmp_path: Path) -
         assert found.session.of_row.tolist() == [1] * rows, "times lie a millisecond apart"
         assert not found.request.sees.any()
         first += rows
+
+
+def test_the_rows_of_a_user_lie_in_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_files, "ROW_GROUP", 4)
+    users = [1, 1, 1, 2, 2, 3, *[4] * 6, 5, 6]
+    columns = {"user_id": pa.array(users, pa.int64()), "item": pa.array(range(len(users)), pa.int64())}
+    table = pa.table(columns | one_each(len(users)))
+    path = tmp_path / "part.parquet"
+    write_samples(table, path, load_schema(str(ROOT / "examples" / "minimal" / "schema.py")), "build")
+    file = pq.ParquetFile(path)
+    groups = [file.read_row_group(i)["user_id"].to_pylist() for i in range(file.num_row_groups)]
+    assert groups == [[1, 1, 1], [2, 2, 3], [4] * 6, [5, 6]]
+    assert file.read().equals(table, check_metadata=False)
+    for number, own in enumerate(groups):
+        found = stored_lengths(file.metadata.metadata, number)
+        assert found is not None and found.rows["candidates"].tolist() == [1] * len(own)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from genrank.pipelines import leaf_summaries
 from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.leaf_summaries import summarize
 from genrank.pipelines.messages import LeafSummary
-from genrank.pipelines.presentation.sample_statistics import print_statistics, write_statistics
-from genrank.pipelines.sample_statistics import Summary, statistics
-from genrank.schemas import UserError
+from genrank.pipelines.presentation.sample_statistics import _distinct_text, print_statistics, write_statistics
+from genrank.pipelines.sample_statistics import Summary, merge, path_of, read, statistics
+from genrank.schemas import Candidates, EventLog, Label, Numeric, Schema, TimeGap, UserError
+from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.features import Feature
 from genrank.schemas.ids import MISSING_ID, hash_strings
-from tests.pipelines.worlds import full_schema, read_samples, write_world
+from tests.pipelines.worlds import DAY, full_schema, read_samples, write_world
 
 pytestmark = pytest.mark.usefixtures("plain_gate")
 
@@ -43,6 +48,32 @@ def number(values: list[float], missing: int = 0) -> Summary:
     return summary
 
 
+def small_schema(feature: Feature) -> Schema:
+    columns = {
+        "user_id": "int64",
+        "item_id": "int64",
+        "ts": "int64",
+        "born": "timestamp",
+        "length": "float32",
+        "clicked": "bool",
+    }
+    exposures = EventLog(name="exposures", path="{dt}", columns=columns, post_exposure=("clicked",))  # type: ignore[arg-type]
+    return Schema(
+        name="small",
+        sources=(exposures,),
+        candidates=Candidates(features=(feature,)),
+        labels=(Label(name="click", column="clicked"),),
+    )
+
+
+def small_row(day: int = 0, **features: list[Any]) -> dict[str, Any]:
+    """A sample of two candidates, both at the day's start."""
+    start = day * DAY
+    candidates = {"ts": [start, start], "request": [1, 1], "item": [1, 2], **features}
+    own = {"sample_id": "1", "user_id": 1, "window_start": start, "window_end": start + DAY}
+    return own | {"candidates": candidates, "labels": {"click": [0, 1], "click_weight": [1.0, 1.0]}}
+
+
 def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     days = write_world(tmp_path / "data", seed=31, users=20, per_day=150)
     build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1]))
@@ -59,7 +90,7 @@ def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.Cap
     assert of["candidates.category"].missing == categories.count(MISSING_ID)
     assert of["candidates.category"].distinct == len(set(categories) - {MISSING_ID})
     lengths = [len(s["history"]["ts"]) for s in samples]
-    assert of["history.length"].mean == pytest.approx(np.mean(lengths))
+    assert of["len(history)"].mean == pytest.approx(np.mean(lengths))
     clicks = [(c, w) for s in samples for c, w in zip(s["labels"]["click"], s["labels"]["click_weight"], strict=True)]
     assert of["labels.click"].mean == pytest.approx(sum(c * w for c, w in clicks) / sum(w for _, w in clicks))
     assert not found[0].psi
@@ -77,6 +108,64 @@ def test_statistics_say_what_the_samples_hold(tmp_path: Path, capsys: pytest.Cap
     assert all(dt in (tmp_path / "stats.html").read_text() for dt in days)
     with pytest.raises(UserError, match="2020-01-01"):
         statistics(tmp_path / "out", ["2020-01-01"])
+
+
+def summarized(schema: Schema, rows: list[dict[str, Any]]) -> list[LeafSummary]:
+    return list(summarize(pa.Table.from_pylist(rows, arrow_schema(schema)), schema, 0))
+
+
+def test_a_feature_called_length_is_not_the_lists_length(tmp_path: Path) -> None:
+    schema = small_schema(Numeric(name="length"))
+    of = merge(summarized(schema, [small_row(length=[700.0, 900.0])]))
+    assert (of["candidates.length"].count, of["candidates.length"].mean) == (2, 800)
+    assert (of["len(candidates)"].count, of["len(candidates)"].mean) == (1, 2)
+
+
+def test_a_time_gap_is_summarized_as_the_gap() -> None:
+    """So that its drift is the gap's: epoch times only grow."""
+    schema = small_schema(TimeGap(name="age", column="born"))
+    days = [
+        merge(summarized(schema, [small_row(day, age=[day * DAY - gap for gap in (5000, 9000)]) for _ in range(300)]))
+        for day in (20_000, 20_001)
+    ]
+    assert "candidates.age" not in days[0]
+    assert days[1]["gap(candidates.age)"].mean == 7
+    assert days[1]["gap(candidates.age)"].psi(days[0]["gap(candidates.age)"]) == pytest.approx(0)
+    missing = merge(summarized(schema, [small_row(age=[MISSING_ID, -3000])]))["gap(candidates.age)"]
+    assert (missing.missing, missing.mean) == (1, 3)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_the_number_of_different_ids_is_the_days_not_the_largest_files(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    files = [rng.integers(0, 800, size) for size in sizes]
+    summary = Summary("x", "id")
+    for ids in files:
+        summary.add(leaf_summaries._id(0, "x", ids))
+    assert summary.distinct == len(np.unique(np.concatenate(files)))
+    assert summary.all_counted
+
+
+def test_many_different_ids_are_estimated_and_of_a_part_at_least() -> None:
+    summary = Summary("x", "id")
+    for part in range(4):
+        summary.add(leaf_summaries._id(0, "x", np.arange(part * 20_000, part * 20_000 + 40_000)))
+    assert summary.distinct == pytest.approx(100_000, rel=0.12)
+    summary.add(leaf_summaries._id(0, "x", np.arange(leaf_summaries.COUNTED + 2)))
+    assert not summary.all_counted
+    assert "≥" in _distinct_text(summary)
+
+
+def test_statistics_of_before_are_read(tmp_path: Path) -> None:
+    old = LeafSummary.table(
+        [LeafSummary(0, "history.length", "number", 1, 0), LeafSummary(0, "x.item", "id", 9, 0, distinct=7)]
+    )
+    path_of(tmp_path, "2026-01-05").parent.mkdir()
+    pq.write_table(old.drop_columns(["sketch", "counted"]), path_of(tmp_path, "2026-01-05"))
+    of = merge(read(tmp_path, "2026-01-05"))
+    assert "len(history)" in of
+    assert (of["x.item"].distinct, of["x.item"].all_counted) == (7, False)
 
 
 def test_join_rates_count_rows_that_found_a_partner(tmp_path: Path) -> None:

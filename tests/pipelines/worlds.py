@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -239,20 +241,29 @@ def full_schema(**candidates: object) -> Schema:
 
 
 def write_world(
-    root: Path, seed: int = 0, users: int = 5, items: int = 6, days: int = 4, per_day: int = 30
+    root: Path,
+    seed: int = 0,
+    users: int = 5,
+    items: int = 6,
+    days: int = 4,
+    per_day: int = 30,
+    first_day: str = FIRST,
+    zone: tzinfo = timezone(timedelta(hours=2)),
 ) -> list[str]:
     """Daily Parquet of every source, with ties, duplicates, late rows, nulls and missing snapshot days. Returns the days."""
     rng = np.random.default_rng(seed)
-    first = day_number(FIRST)
+    first = day_number(first_day)
     names = np.array([f"i{i}" for i in range(items)])
-    start = first * DAY - 2 * HOUR
     dts = [dt_of(first + d) for d in range(days)]
+    starts = [
+        round(datetime.fromisoformat(dt_of(first + d)).replace(tzinfo=zone).timestamp() * 1000) for d in range(days + 9)
+    ]
     coarse = int(rng.choice([1, 1000, HOUR]))
     clicks_by_day: dict[int, list[tuple[object, ...]]] = {}
     for d in range(days):
-        begin = start + d * DAY
+        begin, length = starts[d], starts[d + 1] - starts[d]
         n = int(rng.integers(1, per_day + 1))
-        ts = begin + rng.integers(0, DAY // coarse, n) * coarse
+        ts = begin + rng.integers(0, length // coarse, n) * coarse
         rows = {
             "user_id": [None if rng.random() < 0.02 else int(u) for u in rng.integers(1, users + 1, n)],
             "ts": [int(t) for t in ts],
@@ -294,7 +305,7 @@ def write_world(
             if rng.random() < 0.6:
                 at = int(t) + int(rng.choice([0, 1, 1000, 1500, HOUR, 30 * HOUR]))
                 arrives = at + int(rng.choice([0, 0, 0, 2000, HOUR, 26 * HOUR, 5 * DAY]))
-                into = (arrives - start) // DAY if rng.random() < 0.5 else (at - start) // DAY
+                into = bisect_right(starts, arrives if rng.random() < 0.5 else at) - 1
                 if into < days:
                     item = i if rng.random() < 0.8 else str(rng.choice(names))
                     row = (
@@ -310,7 +321,7 @@ def write_world(
         orders = pa.table(
             {
                 "user_id": pa.array(rng.integers(1, users + 2, m), pa.int64()),
-                "ts": pa.array((begin + rng.integers(-2 * HOUR, DAY + HOUR, m)) // 1000, pa.int64()),
+                "ts": pa.array((begin + rng.integers(-2 * HOUR, length + HOUR, m)) // 1000, pa.int64()),
                 "item_id": pa.array(rng.choice(names, m), pa.string()),
                 "amount": pa.array(
                     [None if rng.random() < 0.1 else int(a) for a in rng.integers(1, 50, m)], pa.int32()

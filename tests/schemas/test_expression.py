@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrank.schemas.exact_arithmetic import ONE
 from genrank.schemas.expression import FUNCTIONS, KINDS, columns, parse
 
 TYPES = {
@@ -97,7 +103,6 @@ def test_every_function_is_accepted_somewhere_above() -> None:
 
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_polars_gives_a_value_per_row_of_the_kind_we_say(text: str) -> None:
-    pl = pytest.importorskip("polars")
     frame = pl.DataFrame(
         {
             "i": pl.Series([1, 2, None], dtype=pl.Int64),
@@ -112,7 +117,7 @@ def test_polars_gives_a_value_per_row_of_the_kind_we_say(text: str) -> None:
     )
     parsed = parse(text)
     assert parsed.kind(TYPES) == ACCEPTED[text]
-    value = frame.select(pl.sql_expr(parsed.polars).alias("value"))["value"]
+    value = evaluated(text, frame)
     assert len(value) == 3
     dtype = value.dtype
 
@@ -129,6 +134,48 @@ def test_polars_gives_a_value_per_row_of_the_kind_we_say(text: str) -> None:
     expected = ACCEPTED[text]
     # POWER of two ints stays an int in polars; both are stored as numbers.
     assert kind(dtype) == expected or {kind(dtype), expected} == {"int", "float"}
+
+
+def evaluated(text: str, frame: pl.DataFrame) -> pl.Series:
+    return frame.with_columns(pl.Series(ONE, [1.0] * len(frame))).select(
+        pl.sql_expr(parse(text).polars).alias("value")
+    )["value"]
+
+
+DIVISORS = st.sampled_from([1, 3, 7, 10, 24, 1000, 3_600_000, 86_400_000]) | st.integers(1, 10**9)
+DIVIDENDS = st.lists(st.integers(-(10**13), 10**13), min_size=1, max_size=20)
+
+
+@given(DIVIDENDS, DIVISORS, st.integers(1, 999))
+def test_a_quotient_is_the_nearest_double(dividends: list[int], divisor: int, thousandths: int) -> None:
+    """polars by itself multiplies by the reciprocal of a constant, and cuts decimals to six digits."""
+    frame = pl.DataFrame({"a": dividends, "f": [float(x) for x in dividends]})
+    point = f"{thousandths / 1000:.3f}"
+    for text, quotient in {
+        f"a / {divisor}": lambda x: x / divisor,
+        f"f / -{divisor}": lambda x: x / -divisor,
+        f"a / {point}": lambda x: x / float(point),
+        f"a / ({divisor} * 2)": lambda x: x / (divisor * 2.0),
+        f"a * 2 / {divisor} / 3": lambda x: x * 2 / divisor / 3,
+        f"{point} / f": lambda x: float(point) / x if x else math.inf,
+        f"FLOOR(a / {divisor}) + 0 * f": lambda x: math.floor(x / divisor),
+    }.items():
+        assert evaluated(text, frame).to_list() == [quotient(x) for x in dividends], text
+
+
+def test_an_hour_begins_on_the_hour() -> None:
+    hours = range(470_000, 472_000)
+    frame = pl.DataFrame({"ts": [hour * 3_600_000 for hour in hours]})
+    assert evaluated("FLOOR(ts / 3600000)", frame).to_list() == list(hours)
+    assert not parse("ts - 3600000 > 0.5").needs_one and parse("ROUND(ts / 2, 1)").needs_one
+
+
+def test_counts_go_below_zero() -> None:
+    frame = pl.DataFrame({"s": ["abcd", "b", ""], "l": [[1, 2], [], [3]]})
+    assert evaluated("LENGTH(s) - 3", frame).to_list() == [1, -2, -3]
+    assert evaluated("ARRAY_LENGTH( l ) - LENGTH(REPLACE(s, '(', ''))", frame).to_list() == [-2, -1, 1]
+    assert evaluated("-strpos(s, 'b')", frame).to_list() == [-2, -1, 0]
+    assert parse("s = 'LENGTH(' AND LENGTH(s) > 1").counts == ((18, 27),)
 
 
 def test_columns_are_named_once_in_order() -> None:

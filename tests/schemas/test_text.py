@@ -147,7 +147,7 @@ YAML_MISTAKES = {
     "an offset that is none": (
         "name: shop\n",
         "name: shop\nutc_offset: Z\n",
-        "utc_offset: 'Z' is not of the form \"+08:00\"",
+        'utc_offset: \'Z\' is not of the form "+08:00" or "Europe/Berlin"',
     ),
     "a scalar for a declaration": (
         "vocabulary: {kind: hashed, size: 500}",

@@ -265,7 +265,9 @@ def publish(
         with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1) as writer:
             writer.write_table(rows, row_group_size=row_group)
             if lengths:
-                writer.add_key_value_metadata(lengths_metadata(rows, schema, row_group))
+                writer.add_key_value_metadata(
+                    lengths_metadata(rows, schema, [*range(0, len(rows), row_group), len(rows)])
+                )
         data = path.read_bytes()
         entries.append(
             {
@@ -299,4 +301,4 @@ def day_number(dt: str) -> int:
 
 def day_start(schema: s.Schema, dt: str) -> int:
     """Epoch ms of a day's first moment in the schema's offset."""
-    return day_number(dt) * DAY_MS - schema.offset_ms
+    return schema.local_days.start(day_number(dt))

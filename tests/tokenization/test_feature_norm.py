@@ -14,9 +14,11 @@ from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_norm import EPS, FeatureNorm
 from genrank.tokenization.plan import make_plan
+from genrank.tokenization.projections import Projection
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.tokens import Projection, Tokenizer
+from genrank.tokenization.tokens import Tokenizer
+from genrank.tokenization.wants import Wants
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -107,7 +109,7 @@ def test_tokens_no_longer_depend_on_a_tables_scale(root: Path, batch: Batch) -> 
         for merged in embeddings.plan.tables:
             for shard in embeddings.tables.shards(merged.name):
                 shard.weight.mul_(factor)
-        tokenizer = Tokenizer(embeddings, 24, feature_norm=True).eval()
+        tokenizer = Tokenizer(embeddings, 24, Wants(feature_norm=True)).eval()
         tokenizer.set_moments(fit_moments(root, SCHEMA, [DAY]))
         tokens.append(tokenizer(batch).x.detach())
     torch.testing.assert_close(tokens[0], tokens[1], rtol=1e-2, atol=1e-3)
@@ -115,7 +117,7 @@ def test_tokens_no_longer_depend_on_a_tables_scale(root: Path, batch: Batch) -> 
 
 
 def test_equal_start_projects_an_id_to_one_direction_in_every_group(embeddings: Embeddings) -> None:
-    tokenizer = Tokenizer(embeddings, 24, equal_start=True)
+    tokenizer = Tokenizer(embeddings, 24, Wants(equal_start=True))
 
     def weight(group: str, feature: str) -> torch.Tensor:
         projection = tokenizer.projections[f"of_{group}"]

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from random_samples import BOUNDARIES, demo_schema, random_table, write_random_s
 
 from genrank.schemas.errors import UserError
 from genrank.schemas.ids import MISSING_ID, hash_string
+from genrank.schemas.local_days import LocalDays
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_kinds.times import running_max, time_part
 from genrank.tokenization.features import GroupEncoder, GroupInputs
 from genrank.tokenization.hashing import combine_ids, splitmix64
+from genrank.tokenization.local_time import LocalTime
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
@@ -184,6 +187,13 @@ def test_time_parts(batch: Batch, stored: list[dict[str, Any]]) -> None:
     assert rows_of(batch, "user", "weekday") == [2 + local(row["window_start"]).weekday() for row in stored]
     hours = [2 + local(ts).weekday() * 24 + local(ts).hour for ts in events(stored, "candidates", "ts")]
     assert rows_of(batch, "candidates", "hour") == hours
+
+
+@given(st.lists(st.integers(0, 4 * 10**12), min_size=1, max_size=20))
+def test_time_parts_are_what_the_clocks_of_a_zone_show(times: list[int]) -> None:
+    when = [dt.datetime.fromtimestamp(t // 1000, ZoneInfo("Europe/Berlin")) for t in times]
+    local = LocalTime(LocalDays("Europe/Berlin"))(torch.tensor(times))
+    assert time_part(local, "hour_of_week").tolist() == [w.weekday() * 24 + w.hour for w in when]
 
 
 @given(st.lists(st.integers(-(10**13), 10**13), min_size=1, max_size=20))

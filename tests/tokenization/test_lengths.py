@@ -125,7 +125,7 @@ def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: boo
     lengths = SampleLengths(columns, view, remember=remember)
     for window in (units[:2], units[2:], units[::-1]):
         views = [
-            view_of(columns.stored_rows(pq.ParquetFile(unit.path).read_row_group(unit.number)), PLAIN, view)
+            view_of(columns.stored_rows([pq.ParquetFile(unit.path).read_row_group(unit.number)]), PLAIN, view)
             for unit in window
         ]
         tokens, ranked = lengths.of(window)
@@ -180,7 +180,7 @@ def test_lengths_of_other_rows_are_not_believed(tmp_path: Path) -> None:
         writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(LENGTHS_KEY)})
     columns = SampleColumns(PLAIN)
     tokens, _ = SampleLengths(columns, "user_day").of([unit._replace(rows=27)])
-    np.testing.assert_array_equal(tokens, view_of(columns.stored_rows(rows), PLAIN, "user_day").tokens)
+    np.testing.assert_array_equal(tokens, view_of(columns.stored_rows([rows]), PLAIN, "user_day").tokens)
 
 
 @pytest.mark.parametrize("value", [b"", b"!", b"aGVsbG8=", base64.b64encode(b"\xff\xff\xff\xff" + bytes(40))])

@@ -14,12 +14,15 @@ from random_samples import BOUNDARIES, demo_schema, write_random_samples
 import genrank.schemas as s
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.plan import make_plan
+from genrank.tokenization.projections import Projection
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.sample_columns import StoredRows
-from genrank.tokenization.tokens import TIME_BUCKETS, Projection, Tokenizer, Tokens, time_bucket
+from genrank.tokenization.tokens import TIME_BUCKETS, Part, Tokenizer, time_bucket
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import causal
+from genrank.tokenization.wants import Wants
 
 DAY = "2026-01-01"
 SCHEMA = demo_schema()
@@ -151,7 +154,8 @@ def test_positions_count_from_the_window(case: tuple[s.Schema, Batch, Tokenizer,
     schema, batch, tokenizer, _ = case
     for sequence in schema.sequences:
         group, k = batch.groups[sequence.name], 1 + len(sequence.interleave)
-        got = tokenizer._position(group, sequence.name, k).tolist()
+        part = Part(sequence.name, tokenizer.kinds[sequence.name], k)
+        got = tokenizer._position(group, part).tolist()
         wanted = []
         for n in group.lengths.tolist():
             places = range(n * k)
@@ -193,7 +197,7 @@ def test_time_buckets() -> None:
 
 def test_another_rule_of_visibility(case: tuple[s.Schema, Batch, Tokenizer, Tokens]) -> None:
     _, batch, tokenizer, _ = case
-    other = Tokenizer(tokenizer.embeddings, 24, visibility=causal)(batch)
+    other = Tokenizer(tokenizer.embeddings, 24, Wants(rule=causal))(batch)
     first = int(other.offsets[1])
     history = (other.group_ids[:first] == 1).nonzero().flatten()
     assert torch.equal(other.end[:first][history].long(), history)

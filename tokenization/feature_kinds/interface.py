@@ -1,10 +1,14 @@
-"""What a feature kind does on the tensor side: the values of a token group's rows, and the registry of those that derive them."""
+"""What a feature kind does on the tensor side: the values of a token group's rows, and the registries of those that derive them.
+
+Most derive theirs from a batch. What compares a candidate with others (`register_number`) is computed from stored rows, before they are
+cut into the samples of a view, and lies in batches as if it were stored.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.features import Feature
 from genrank.schemas.schema import USER
 from genrank.tokenization.batch import Batch, Group, Ragged
+from genrank.tokenization.peers import Floats, Peers
 from genrank.tokenization.registry import Registry
 
 F = TypeVar("F", bound=Feature)
@@ -24,8 +29,8 @@ class GroupView:
 
     batch: Batch
     name: str
-    offset_ms: int
-    """The schema's offset from UTC."""
+    local_time: Callable[[Tensor], Tensor]
+    """Times, int64 epoch ms, as the clocks of the schema's `utc_offset` show them: see `tokenization.local_time`."""
     histories: tuple[str, ...]
     """The history sequences."""
     realtime: str | None
@@ -66,18 +71,51 @@ def register_values(kind: str, values: Values[F]) -> None:
     _KINDS.add(kind, cast(Values[Feature], values))
 
 
+class StoredCandidates(Protocol):
+    """The candidates of stored rows, whatever samples they are cut into; C of them: `tokenization.read_time.StoredNumbers`."""
+
+    def number(self, feature: str) -> Floats:
+        """[C] float64, NaN where missing: a number that is stored, or computed when samples are read."""
+        ...
+
+    @property
+    def peers(self) -> Peers:
+        """The candidates that each is compared with."""
+        ...
+
+
+Numbers = Callable[[F, StoredCandidates], Floats]
+"""(feature, candidates of stored rows) -> [C] float64, NaN where missing."""
+
+_NUMBERS: Registry[Numbers[Feature]] = Registry("feature")
+
+
+def register_number(kind: str, numbers: Numbers[F]) -> None:
+    """Compute the numbers of features whose `kind` is this (a `ReadTimeNumber`) with `numbers`, when samples are read.
+
+    Raises:
+        ValueError: the kind is another's.
+    """
+    _NUMBERS.add(kind, cast(Numbers[Feature], numbers))
+
+
+def number_function(feature: Feature) -> Numbers[Feature] | None:
+    """What computes a feature's number when samples are read; None for a kind that isn't computed then."""
+    return _NUMBERS.get(feature.kind) if feature.stored is None and feature.kind not in _KINDS else None
+
+
 def feature_values(feature: Feature, view: GroupView) -> Tensor | Ragged:
     """The values of a feature in a token group: see `Values`.
 
     Raises:
         UserError: it is neither stored nor registered.
     """
-    if feature.kind not in _KINDS and feature.stored is not None:
+    if feature.kind not in _KINDS and (feature.stored is not None or feature.kind in _NUMBERS):
         return view.group.features[feature.name]
     derive = _KINDS.get(feature.kind)
     if derive is None:
         raise UserError(
             f"feature {view.name}.{feature.name} of kind {feature.kind!r} is not stored and nothing derives it; "
-            "register the kind with genrank.tokenization.feature_kinds.register_values"
+            "register the kind with genrank.tokenization.feature_kinds.register_values (or register_number)"
         )
     return derive(feature, view)

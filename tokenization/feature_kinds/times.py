@@ -19,7 +19,7 @@ DAY_MS = 24 * HOUR_MS
 
 def part_of_time(feature: TimePart, view: GroupView) -> Tensor:
     """[N] int64: the declared part of each row's own time, in the schema's offset."""
-    return time_part(view.group.ts + view.offset_ms, feature.part)
+    return time_part(view.local_time(view.group.ts), feature.part)
 
 
 def time_gap(feature: TimeGap, view: GroupView) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,8 +81,9 @@ def _times(schema: Schema, source: EventLog, sample: Sample) -> Iterator[Finding
             "error", where, f"read as {source.time_unit}, times of {sample.day} lie around {_year(middle)}{said}"
         )
         return
-    begin = datetime.fromisoformat(sample.day).replace(tzinfo=UTC).timestamp() * 1000 - schema.offset_ms
-    usable = pc.and_(pc.less(ms, begin + DAY_MS), pc.greater_equal(ms, begin - parse_duration(source.lateness)))
+    day = (date.fromisoformat(sample.day) - date(1970, 1, 1)).days
+    oldest = schema.local_days.start(day - parse_duration(source.lateness) // DAY_MS)
+    usable = pc.and_(pc.less(ms, schema.local_days.start(day + 1)), pc.greater_equal(ms, oldest))
     outside = 1 - pc.sum(usable).as_py() / len(ms)
     if outside > source.max_quarantine_rate:
         yield Finding(

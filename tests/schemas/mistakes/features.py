@@ -8,6 +8,7 @@ from typing import Any
 from schemas_shop import SHOP, candidates, sequence, user
 
 from genrank.schemas import (
+    Arithmetic,
     AutoDis,
     Categorical,
     CrossFeature,
@@ -20,10 +21,12 @@ from genrank.schemas import (
     Log1p,
     MultiValued,
     Numeric,
+    RequestSize,
     Schema,
     Sql,
     Table,
     TimeGap,
+    WithinRequest,
 )
 
 
@@ -36,6 +39,8 @@ def cross(**fields: Any) -> Schema:
 def sql(expression: str, type: str = "float32", **fields: Any) -> Schema:
     return candidates(Sql(name="x", expression=expression, type=type, **fields))
 
+
+ITEM = SHOP.candidates.features[0]
 
 MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     # ---------------------------------------------------------------------- columns and types
@@ -181,6 +186,39 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
             HashedCross(name="x", of=("tab", "user.city"), table=Table(name="t", dim=4, vocabulary=Identity(size=9)))
         ),
         "candidates.x: crossed ids are hashes; the vocabulary of table 't' must be Hashed or Dynamic",
+    ),
+    # ---------------------------------------------------------------------- computed when samples are read
+    "comparing an unknown feature": (
+        lambda: candidates(WithinRequest(name="x", of="prices", what="rank")),
+        "candidates.x: unknown feature 'prices' of the candidates",
+    ),
+    "comparing an id": (
+        lambda: candidates(WithinRequest(name="x", of="tab", what="rank")),
+        "candidates.x: 'tab' is a Categorical feature without a number of its own; name a Numeric, a TimeGap with column=",
+    ),
+    "comparing within no request": (
+        lambda: SHOP.replace(candidates=SHOP.candidates.replace(features=(ITEM, RequestSize(name="x")), request=None)),
+        "candidates.x: candidates are compared within their request; give Candidates(request=...) the column of its id",
+    ),
+    "comparing within what down-sampling leaves": (
+        lambda: SHOP.replace(
+            candidates=SHOP.candidates.replace(features=(ITEM, RequestSize(name="x")), negative_keep_rate=0.5)
+        ),
+        "candidates.x: with negative_keep_rate 0.5 samples hold every positive of a request and only part of the rest",
+    ),
+    "a number of itself": (
+        lambda: candidates(Arithmetic(name="x", op="ratio", of=("x", "x"))),
+        "candidates.x: it can't be computed from itself",
+    ),
+    "numbers of each other": (
+        lambda: candidates(
+            Arithmetic(name="x", op="ratio", of=("price", "y")), Arithmetic(name="y", op="ratio", of=("price", "x"))
+        ),
+        "candidates.x: 'y' is itself computed from 'x'; drop one of the two",
+    ),
+    "a comparison outside of the candidates": (
+        lambda: user(RequestSize(name="x")),
+        "user.x: a RequestSize feature is of a candidate; declare it under candidates",
     ),
     # ---------------------------------------------------------------------- SQL
     "SQL that doesn't parse": (

@@ -1,0 +1,261 @@
+"""Span attention on GPU: the plan of a batch's programs, the configurations, and the launches.
+
+A query block walks the keys of one span after the other; a key block walks the chunks of queries of its sample and skips
+those whose spans do not reach it. Tiles, units of work and bias tables are those of `kernels.attention`, and so is the fixed-point
+sum of the tables' gradients: every sum has one owner and one order, so that gradients are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
+from genrank.kernels.attention.interval import planned
+from genrank.kernels.attention.plan import UNIT, units
+from genrank.kernels.launch import INTERPRET, Tuned
+from genrank.kernels.spans.call import SpanBias, SpanCall, Spans
+from genrank.kernels.spans.triton_backward import span_backward_kv_kernel, span_backward_q_kernel
+from genrank.kernels.spans.triton_forward import span_forward_kernel
+
+CHUNK = 64
+"""Query rows summarised together for the pass over keys; every BLOCK_M of it divides it."""
+HEADROOM = 256.0
+"""SiLU's weights and slopes, which carry 1/n, are multiplied by this before they are rounded to float16."""
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def config(rows: int, keys: int, warps: int, stages: int) -> triton.Config:
+    """Blocks of `rows` queries and `keys` keys."""
+    return triton.Config({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps=warps, num_stages=stages)
+
+
+FORWARD = [config(*c) for c in ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
+BACKWARD_Q = [config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
+BACKWARD_KV = [config(*c) for c in ((32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
+"""The order is that of preference where none is timed."""
+TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", "SOFTMAX"]
+VALUES = {"forward": 128, "backward": 112}
+"""float32 values that a thread may hold in accumulators and score tiles before the compiler spills: measured by
+`benchmarks.kernels_compile`, whose table shows what is left."""
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 211 * 1024}
+"""Bytes of shared memory that tiles may take."""
+
+
+def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool:
+    """Whether accumulators and score tiles stay in registers and tiles in shared memory."""
+    rows, keys, threads = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], 32 * chosen.num_warps
+    width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
+    of_keys = "dk_data" in arguments
+    backward = of_keys or "dq_data" in arguments
+    tiles = 2 if backward else 1
+    tiles += (arguments["HAS_POSITION"] or arguments["HAS_TIME"]) * 2
+    held = (2 * keys if of_keys else rows) * width + tiles * rows * keys
+    size = 4 if arguments["k_data"].dtype == torch.float32 else 2
+    if size == 4:
+        held += rows * keys + (rows + keys) * width // 2
+    kept, streamed = (keys, rows) if of_keys else (rows, keys)
+    shared = (kept * (2 if backward else 1) + streamed * 2 * chosen.num_stages) * width * size
+    most = VALUES["backward" if backward else "forward"]
+    return held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
+
+
+forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")
+backward_q_tuned = Tuned(span_backward_q_kernel, BACKWARD_Q, TUNED_FOR, fits, ["position_sum", "time_sum"], "bucket")
+backward_kv_tuned = Tuned(span_backward_kv_kernel, BACKWARD_KV, TUNED_FOR, fits, length="bucket")
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """Units of work on the device, in the order in which their programs start."""
+
+    q_units: Tensor
+    """[units, 4] int32 of `UNIT` queries, as `kernels.attention.plan.units` packs them; the last column is the sample."""
+    k_units: Tensor
+    """The same of keys."""
+    summary: Tensor
+    """[S, 2, chunks] int32: of `CHUNK` queries, the least begin and the greatest end of those that see anything in a span."""
+    chunk_starts: Tensor
+    """[1 + B+1] int32: the number of chunks that there is memory for, then each sample's first chunk."""
+    pairs: Tensor
+    """int64 []: visible pairs of the batch, one head."""
+
+
+def make_plan(spans: Spans, key_tokens: int) -> Plan:
+    """Never reads anything back from the device."""
+    q_offsets, k_offsets = spans.q_offsets.long(), spans.k_offsets.long()
+    device, batch = q_offsets.device, len(q_offsets) - 1
+    of = torch.arange(batch, device=device)
+    queries = spans.begin.shape[1]
+    by_query = F.pad(spans.seen.cumsum(0), (1, 0))
+    sample = (torch.searchsorted(q_offsets, torch.arange(queries, device=device), right=True) - 1).clamp(
+        0, max(batch - 1, 0)
+    )
+    change = torch.zeros(key_tokens + 1, dtype=torch.int64, device=device)
+    if batch and queries:
+        first = k_offsets[sample]
+        for begin, end in zip(spans.begin.long(), spans.end.long(), strict=True):
+            counts = (begin < end).long()
+            change.index_add_(0, (first + begin).clamp(0, key_tokens), counts)
+            change.index_add_(0, (first + end).clamp(0, key_tokens), -counts)
+    by_key = F.pad(change[:-1].cumsum(0).cumsum(0), (1, 0))
+
+    chunks = (q_offsets.diff() + CHUNK - 1) // CHUNK
+    starts = F.pad(chunks.cumsum(0), (1, 0))
+    most = -(-queries // CHUNK) + batch
+    summary = torch.zeros(len(spans.begin), 2, max(most, 1), dtype=torch.int32, device=device)
+    summary[:, 0] = torch.iinfo(torch.int32).max
+    if batch and queries:
+        row = torch.arange(queries, device=device) - q_offsets[sample]
+        chunk = starts[sample] + row // CHUNK
+        chunk = chunk.clamp(0, most - 1).expand(len(spans.begin), -1)
+        sees = spans.begin < spans.end
+        summary[:, 0].scatter_reduce_(1, chunk, torch.where(sees, spans.begin, torch.iinfo(torch.int32).max), "amin")
+        summary[:, 1].scatter_reduce_(1, chunk, torch.where(sees, spans.end, 0), "amax")
+    return Plan(
+        units(q_offsets, queries, by_query, of),
+        units(k_offsets, key_tokens, by_key, of),
+        summary,
+        F.pad(starts, (1, 0), value=summary.shape[2]).to(torch.int32),
+        spans.seen.sum(),
+    )
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, call: SpanCall, chosen: triton.Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference_span_attention`, and the log-sum-exp of each query's scores ([0, H] for SiLU). chosen: overrides what
+    tuning chose."""
+    spans, scale, bias = call[:3]
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    check_reach(call.max_length, q, k, v)
+    out = v.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    lse = q.new_empty(q.shape[0] if call.softmax else 0, q.shape[1], dtype=torch.float32)
+    if not len(q):
+        return out, lse
+    plan = planned(spans, ("triton", len(k)), lambda: make_plan(spans, len(k)))
+    forward_tuned(
+        per_unit(len(plan.q_units), q.shape[1], "BLOCK_M"),
+        [
+            *(q, k, v, out, lse, spans.k_offsets, spans.begin, spans.end, scale, plan.q_units),
+            *(*pointers(bias, scale), *scalars(call, q), len(q), *strides(q, k, v, out), bucket_of(call, len(k))),
+        ],
+        constants(q, v, call),
+        chosen,
+    )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: SpanCall,
+    chosen: triton.Config | None = None,
+) -> list[Tensor]:
+    """Gradients of q, k, v and of whichever tables the bias has, in their dtypes."""
+    spans, scale, bias = call[:3]
+    grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
+    check_reach(call.max_length, grad_out, q, k, v)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    tables = bias.tables
+    if not len(q) or not len(k):
+        return [dq.zero_(), dk.zero_(), dv.zero_(), *[torch.zeros_like(t) for t in tables]]
+    plan = planned(spans, ("triton", len(k)), lambda: make_plan(spans, len(k)))
+    sums = [torch.zeros(t.shape, dtype=torch.int64, device=t.device) for t in tables]
+    fixed_point = fixed_point_for(grad_out, v, call, plan) if tables else scale
+    # Never another argument in their place: tuning sets them to zero between its trials.
+    unused = plan.q_units.new_empty(1)
+    position_sum = sums[0] if bias.position_table is not None else unused
+    time_sum = sums[-1] if bias.time_table is not None else unused
+    biases, numbers, bucket = pointers(bias, scale), scalars(call, q), bucket_of(call, len(k))
+    backward_q_tuned(
+        per_unit(len(plan.q_units), q.shape[1], "BLOCK_M"),
+        [
+            *(q, k, v, grad_out, dq, lse, delta, spans.k_offsets, spans.begin, spans.end, scale, plan.q_units, *biases),
+            *(position_sum, time_sum, fixed_point, *numbers, len(q), *strides(q, k, v, grad_out, dq), bucket),
+        ],
+        constants(q, v, call),
+        chosen,
+    )
+    backward_kv_tuned(
+        per_unit(len(plan.k_units), q.shape[1], "BLOCK_N"),
+        [
+            *(q, k, v, grad_out, dk, dv, lse, delta, spans.q_offsets, spans.begin, spans.end, scale),
+            *(plan.k_units, plan.summary, plan.chunk_starts[1:], *biases, *numbers, len(q), len(k)),
+            *(*strides(q, k, v, grad_out, dk, dv), bucket),
+        ],
+        constants(q, v, call) | {"HEADROOM": HEADROOM, "CHUNK_ROWS": CHUNK},
+        chosen,
+    )
+    return [dq, dk, dv, *[(s.double() / fixed_point).to(t.dtype) for s, t in zip(sums, tables, strict=True)]]
+
+
+def per_unit(count: int, heads: int, block: str) -> Callable[[dict[str, Any]], tuple[int, ...]]:
+    """One dimension, heads innermost: all heads of a unit start together."""
+    return lambda chosen: (count * (UNIT // chosen[block]) * heads,)
+
+
+def bucket_of(call: SpanCall, key_tokens: int) -> int:
+    """The longest sample, or else the mean length, rounded up to a power of two."""
+    length = call.max_length if call.max_length >= 0 else key_tokens // max(len(call.spans.k_offsets) - 1, 1)
+    return 1 << length.bit_length()
+
+
+def pointers(bias: SpanBias, absent: Tensor) -> list[Tensor]:
+    """The bias's tensors; `absent`, which is not read, in the place of those that it lacks."""
+    return [absent if t is None else t.contiguous() for t in bias]
+
+
+def scalars(call: SpanCall, q: Tensor) -> list[float]:
+    """alpha, reach, time_rows and heads of the kernels."""
+    bias = call.bias
+    reach = 0 if bias.position_table is None else (bias.position_table.shape[0] - 1) // 2
+    return [call.alpha, reach, 0 if bias.time_table is None else bias.time_table.shape[0], q.shape[1]]
+
+
+def constants(q: Tensor, v: Tensor, call: SpanCall) -> dict[str, Any]:
+    """Compile-time arguments that all three kernels have."""
+    return {
+        "DIM": q.shape[2],
+        "VALUE_DIM": v.shape[2],
+        "WIDTH": max(16, triton.next_power_of_2(q.shape[2])),
+        "VALUE_WIDTH": max(16, triton.next_power_of_2(v.shape[2])),
+        "HAS_POSITION": call.bias.position_table is not None,
+        "HAS_TIME": call.bias.time_table is not None,
+        "SPANS": len(call.spans.begin),
+        "SOFTMAX": call.softmax,
+        "FAST": q.dtype == torch.bfloat16 and not INTERPRET,
+        "PRECISION": "tf32" if q.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "UNIT_ROWS": UNIT,
+    }
+
+
+def fixed_point_for(grad_out: Tensor, v: Tensor, call: SpanCall, plan: Plan) -> Tensor:
+    """float32 []: a power of two F such that all gradients of the scores, times F, add up to less than 2^61.
+
+    Softmax: |ds| <= weight * 2 |grad_out| |v|, and a query's weights add up to 1. SiLU: |ds| <= |grad_out| |v| max|silu'| / n for
+    each of `plan.pairs`. NaN where a gradient is not finite.
+    """
+    grad_norm, v_norm = (torch.linalg.vector_norm(x, dim=2, dtype=torch.float32) for x in (grad_out, v))
+    if call.softmax:
+        bound = grad_norm.amax().double() * v_norm.amax() * (2.2 * len(grad_out))
+    else:
+        bound = (grad_norm.amax(1) * call.scale).amax().double() * v_norm.amax() * 1.1 * plan.pairs.clamp(min=1)
+    exponent = (61.0 - torch.log2(bound)).floor().clamp(max=100.0)
+    return torch.where(bound.isfinite(), torch.exp2(exponent), torch.nan).float()

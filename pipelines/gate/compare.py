@@ -1,0 +1,250 @@
+"""Staged samples of a few users beside what the raw log gives: value by value, with the first difference of each leaf in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from genrank.pipelines.gate.recompute import UNKNOWN, Recomputation, Value
+from genrank.pipelines.sample_columns import (
+    AVAILABLE,
+    CANDIDATE_SEES,
+    ITEM,
+    LABELS,
+    MASK,
+    REQUEST,
+    SAMPLE_ID,
+    TS,
+    TYPE,
+    weight_of,
+)
+from genrank.schemas import CrossFeature, Events, EventSequence
+from genrank.schemas.base import parse_duration
+from genrank.schemas.schema import CANDIDATES, USER
+
+Sample = dict[str, Any]
+"""A stored row, as Python values."""
+
+
+@dataclass
+class Leaf:
+    """What was compared of one leaf."""
+
+    compared: int = 0
+    differ: int = 0
+    example: str = ""
+    """The first difference: which sample and place, what it is, and what the raw log gives."""
+
+
+@dataclass
+class Comparison:
+    """Staged samples of users beside the raw log."""
+
+    raw: Recomputation
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    users: int = 0
+
+    def user(self, user: int, samples: Sequence[Sample], crossed: Mapping[int, Sequence[CrossFeature]]) -> None:
+        """Compare all of a user's samples of the day.
+
+        Args:
+            user: its stored id.
+            samples: as they are stored, any order; none where the user was left out.
+            crossed: exposure (row of the raw log) -> cross features to be compared of it.
+        """
+        self.users += 1
+        in_order = sorted(samples, key=_chunk)
+        places = [(sample, at) for sample in in_order for at in range(len(sample[CANDIDATES][TS]))]
+        exposures = self.raw.exposures_of(user).tolist()
+        paired = self._pairs(user, places, exposures)
+        for sample, at, row in paired:
+            self._candidate(sample, at, row, crossed.get(row, ()))
+        for feature in self.raw.schema.user.features:
+            if feature.stored:
+                expected = self.raw.profile(feature, user)
+                for sample in in_order:
+                    self.equal(f"{USER}.{feature.name}", sample, 0, sample[USER][feature.name], expected)
+        for sequence in self.raw.schema.sequences:
+            events = self.raw.events(sequence, user)
+            if sequence.scope == "history":
+                for sample in in_order:
+                    self._history(sequence, sample, events)
+            else:
+                self._realtime(sequence, in_order, events)
+
+    # ------------------------------------------------------------------ candidates
+
+    def _pairs(
+        self, user: int, places: list[tuple[Sample, int]], exposures: list[int]
+    ) -> list[tuple[Sample, int, int]]:
+        """(sample, place, exposure) of each candidate: exposures become candidates one by one, in order; where negatives are left out,
+        some of them."""
+        raw, pairs, next_ = self.raw, [], 0
+        samples_all = raw.schema.candidates.negative_keep_rate == 1.0
+        item = raw.schema.candidates.item
+        for sample, at in places:
+            own = (sample[CANDIDATES][TS][at], sample[CANDIDATES][ITEM][at])
+            while next_ < len(exposures):
+                row = exposures[next_]
+                shown = (int(raw.exposures.ts[row]), int(raw.exposures.ids(item)[row]))
+                if samples_all or shown == own:
+                    break
+                self._left_out(row, user)
+                next_ += 1
+            if next_ == len(exposures):
+                self._differ("candidates", sample, at, f"an exposure at {own[0]}", "none left of the user")
+                return pairs
+            for leaf, found, expected in zip((TS, ITEM), own, shown, strict=True):
+                self.equal(f"{CANDIDATES}.{leaf}", sample, at, found, expected)
+            if request := raw.schema.candidates.request:
+                expected = int(raw.exposures.ids(request)[row])
+                self.equal(f"{CANDIDATES}.{REQUEST}", sample, at, sample[CANDIDATES][REQUEST][at], expected)
+            pairs.append((sample, at, row))
+            next_ += 1
+        for row in exposures[next_:]:
+            if samples_all:
+                where = f"user {self._name(user, row)}"
+                self._count(
+                    "candidates", f"{where} has {len(places)} candidates; the raw log has {len(exposures)} exposures"
+                )
+                break
+            self._left_out(row, user)
+        return pairs
+
+    def _left_out(self, row: int, user: int) -> None:
+        """Down-sampling leaves negatives out alone."""
+        for label in self.raw.schema.labels:
+            value, _ = self.raw.label(label, row)
+            if value is not UNKNOWN and value > 0:
+                ts = int(self.raw.exposures.ts[row])
+                self._count(
+                    "candidates",
+                    f"the exposure at {ts} of user {self._name(user, row)} is left out, though {label.name} is positive",
+                )
+
+    def _candidate(self, sample: Sample, at: int, row: int, crossed: Sequence[CrossFeature]) -> None:
+        raw, schema = self.raw, self.raw.schema
+        stored = sample[CANDIDATES]
+        for feature in schema.candidates.features:
+            if feature.stored and not isinstance(feature, CrossFeature):
+                self.equal(
+                    f"{CANDIDATES}.{feature.name}",
+                    sample,
+                    at,
+                    stored[feature.name][at],
+                    raw.value(raw.exposures, row, feature),
+                )
+        for feature in crossed:
+            self.equal(f"{CANDIDATES}.{feature.name}", sample, at, stored[feature.name][at], raw.cross(feature, row))
+        expected = {label.name: raw.label(label, row) for label in schema.labels}
+        positive = any(value is not UNKNOWN and value > 0 for value, _ in expected.values())
+        rate = schema.candidates.negative_keep_rate
+        weight = 1.0 if positive or not schema.candidates.keep_correction else 1 / rate
+        for label in schema.labels:
+            value, mature = expected[label.name]
+            self.equal(f"{LABELS}.{label.name}", sample, at, sample[LABELS][label.name][at], value)
+            own = UNKNOWN if mature is UNKNOWN else weight if mature else 0.0
+            self.equal(f"{LABELS}.{weight_of(label.name)}", sample, at, sample[LABELS][weight_of(label.name)][at], own)
+
+    # ------------------------------------------------------------------ sequences
+
+    def _history(self, sequence: EventSequence, sample: Sample, events: list[Any]) -> None:
+        """The newest events are compared as far back as raw rows were read."""
+        certain = self.raw.certain_from(sequence)
+        whole = certain <= self.raw.start - parse_duration(sequence.lookback)
+        sure = [event for event in events if event[0] >= certain]
+        places = self._event_places(sequence, sample)
+        changes = len(sample[sequence.name][TS]) - len(places)
+        room = sequence.max_length - changes
+        expected = sure[-room:] if room else []
+        if whole and len(places) != len(expected):
+            self._differ(f"{sequence.name}", sample, 0, f"{len(places)} events", f"{len(expected)}")
+            return
+        if len(places) < len(expected):
+            self._differ(f"{sequence.name}", sample, 0, f"{len(places)} events", f"{len(expected)} or more")
+            return
+        for place, event in zip(places[len(places) - len(expected) :], expected, strict=True):
+            self._event(sequence, sample, place, event)
+
+    def _realtime(self, sequence: EventSequence, samples: list[Sample], events: list[Any]) -> None:
+        """A sample holds a run of the day's events; each candidate sees those of it that were available before it."""
+        if self.raw.certain_from(sequence) > self.raw.start:
+            return
+        for sample in samples:
+            places = self._event_places(sequence, sample)
+            stored = sample[sequence.name]
+            begin = 0
+            if places:
+                first = (stored[AVAILABLE][places[0]], stored[TS][places[0]], stored[TYPE][places[0]])
+                begin = next((i for i, event in enumerate(events) if event[:3] == first), 0)
+            if len(samples) == 1 and len(events) <= sequence.max_length and len(places) != len(events):
+                self._differ(sequence.name, sample, 0, f"{len(places)} events", f"{len(events)}")
+            for place, event in zip(places, events[begin:], strict=False):
+                self.equal(f"{sequence.name}.{AVAILABLE}", sample, place, stored[AVAILABLE][place], event[0])
+                self._event(sequence, sample, place, event)
+            # Change points are taken as they are stored.
+            ours = set(places)
+            changes = [stored[AVAILABLE][place] for place in range(len(stored[TS])) if place not in ours]
+            run = events[begin : begin + len(places)]
+            for at, ts in enumerate(sample[CANDIDATES][TS]):
+                sees = sum(event[0] < ts for event in run) + sum(moment < ts for moment in changes)
+                self.equal(f"{MASK}.{CANDIDATE_SEES}", sample, at, sample[MASK][CANDIDATE_SEES][at], sees)
+
+    def _event_places(self, sequence: EventSequence, sample: Sample) -> list[int]:
+        """Where in a stored sequence events of logs stand."""
+        logs = [isinstance(entry, Events) for entry in sequence.events]
+        types = sample[sequence.name][TYPE]
+        return [place for place, type_ in enumerate(types) if not 0 <= type_ < len(logs) or logs[type_]]
+
+    def _event(self, sequence: EventSequence, sample: Sample, place: int, event: tuple[Any, ...]) -> None:
+        stored = sample[sequence.name]
+        _, ts, kind, _, log, row = event
+        self.equal(f"{sequence.name}.{TS}", sample, place, stored[TS][place], ts)
+        self.equal(f"{sequence.name}.{TYPE}", sample, place, stored[TYPE][place], kind)
+        for feature in sequence.features:
+            if feature.stored:
+                expected = self.raw.value(self.raw.logs[log], row, feature)
+                self.equal(f"{sequence.name}.{feature.name}", sample, place, stored[feature.name][place], expected)
+
+    # ------------------------------------------------------------------ counting
+
+    def equal(self, leaf: str, sample: Sample, at: int, found: Value, expected: Value) -> None:
+        """Count a value, unless what it should be isn't known."""
+        if expected is UNKNOWN:
+            return
+        self.leaves.setdefault(leaf, Leaf()).compared += 1
+        if not same(found, expected):
+            self._differ(leaf, sample, at, found, expected)
+
+    def _differ(self, leaf: str, sample: Sample, at: int, found: object, expected: object) -> None:
+        ts = sample[CANDIDATES][TS]
+        when = f" (ts {ts[at]})" if leaf.partition(".")[0] in (CANDIDATES, LABELS) and at < len(ts) else ""
+        self._count(leaf, f"{leaf}[{at}] of sample {sample[SAMPLE_ID]}{when} is {found}, the raw log gives {expected}")
+
+    def _count(self, leaf: str, example: str) -> None:
+        of = self.leaves.setdefault(leaf, Leaf())
+        of.differ += 1
+        of.example = of.example or example
+
+    def _name(self, user: int, row: int) -> object:
+        return self.raw.exposures.column(self.raw.schema.exposures.user)[row]
+
+
+def _chunk(sample: Sample) -> int:
+    """Which of its user's samples of the day it is; of one that isn't named so, any."""
+    last: str = sample[SAMPLE_ID].rpartition(":")[2]
+    return int(last) if last.isdecimal() else -1
+
+
+def same(found: Value, expected: Value) -> bool:
+    """Equal as they are stored: float32 to a few units in the last place, for sums are rounded on the way."""
+    if isinstance(expected, float) or isinstance(found, float):
+        a, b = float(found), float(expected)
+        if math.isnan(a) or math.isnan(b):
+            return math.isnan(a) and math.isnan(b)
+        return abs(a - b) <= max(4 * float(np.spacing(np.float32(abs(b)))), 1e-9)
+    return bool(found == expected)

@@ -1,0 +1,91 @@
+"""Great Expectations judges what was counted, and writes its verdict as a page: a row of the frame per staged file and per day.
+
+The frame holds numbers alone, so a day of any size is judged in moments and nothing of a log's values reaches a page.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+
+Count = float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Great Expectations says."""
+
+    failed: list[str]
+    """Columns whose expectation isn't met."""
+    suite: str
+    """The expectations, JSON."""
+    validation: str
+    """Their validation, JSON."""
+    page: str
+    """Both for people: Data Docs' page of the validation, HTML."""
+
+
+def load() -> Future[ModuleType]:
+    """Begin to import Great Expectations (seconds), beside whatever else is done."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="great-expectations")
+    loading = pool.submit(_imported)
+    pool.shutdown(wait=False)
+    return loading
+
+
+def _imported() -> ModuleType:
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    for name in ("great_expectations", "posthog"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("great_expectations")
+
+
+def validate(
+    loading: Future[ModuleType],
+    name: str,
+    rows: Sequence[Mapping[str, Count]],
+    notes: Mapping[str, str],
+    most: Mapping[str, float],
+) -> Verdict:
+    """Whether every column lies between 0 and its limit.
+
+    Args:
+        name: of the suite.
+        rows: column -> number, or None where it is not of this row.
+        notes: column -> what it must hold, in words; these are the columns.
+        most: column -> its limit; 0 for others.
+    """
+    gx = loading.result()
+    import pandas as pd
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    suite = gx.ExpectationSuite(name=name)
+    for column, note in notes.items():
+        suite.add_expectation(
+            ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=most.get(column, 0), notes=note)
+        )
+    frame = pd.DataFrame([[row.get(column) for column in notes] for row in rows], columns=list(notes), dtype=float)
+    asset = context.data_sources.add_pandas("gate").add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    result = batch.validate(suite)
+    failed = [r.expectation_config.kwargs["column"] for r in result.results if r.expectation_config and not r.success]
+    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    return Verdict(failed, _json(suite.to_json_dict()), _json(result.to_json_dict()), page)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, default=str)

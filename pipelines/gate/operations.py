@@ -1,0 +1,86 @@
+"""Cross features' operations on a list of events, one line each: what the gate holds the builder's scans against.
+
+An operation from outside is recomputed where its function is registered here by the operation's name: `RECOUNTS["span"] = span`. Features
+of operations without one aren't recomputed; the gate says how many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from genrank.schemas import CrossFeature
+from genrank.schemas.ids import MISSING_ID, hash_string
+
+
+class Window(NamedTuple):
+    """The events at an exposure's keys that it sees."""
+
+    all: int
+    """How many there are, whether or not they meet `where`."""
+    ts: list[int]
+    """Of those that meet it: when they happened, epoch ms."""
+    id: list[int]
+    """Orders events of one millisecond."""
+    values: list[Any]
+    """The feature's `value`; empty where it has none."""
+
+    @property
+    def numbers(self) -> list[float]:
+        """Values that are there, as numbers."""
+        return [float(value) for value in self.values if value is not None and not _is_nan(value)]
+
+
+Recount = Callable[[CrossFeature, Window, Window, int], float | int]
+"""(feature, events of `source`, events of `per` or else of `source`, the moment asked as of in epoch ms) -> the value."""
+
+
+def _count(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return float(len(hits.ts))
+
+
+def _rate(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    shown = trials.all + feature.strength
+    return (len(hits.ts) + feature.prior * feature.strength) / shown if shown > 0 else feature.prior
+
+
+def _sum(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return math.fsum(hits.numbers)
+
+
+def _mean(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return math.fsum(hits.numbers) / len(hits.numbers) if hits.numbers else math.nan
+
+
+def _recency(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return (at - max(hits.ts)) / 1000 if hits.ts else math.nan
+
+
+def _distinct(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return float(len({value for value in hits.values if value is not None}))
+
+
+def _last(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float | int:
+    there = [
+        row for row in zip(hits.ts, hits.id, hits.values, strict=True) if row[2] is not None and not _is_nan(row[2])
+    ]
+    value = max(there, key=lambda row: row[:2])[2] if there else None
+    if feature.stored == "id":
+        return MISSING_ID if value is None else hash_string(value) if isinstance(value, str) else int(value)
+    return math.nan if value is None else float(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+RECOUNTS: dict[str, Recount] = {
+    "count": _count,
+    "rate": _rate,
+    "sum": _sum,
+    "mean": _mean,
+    "recency": _recency,
+    "distinct": _distinct,
+    "last": _last,
+}
