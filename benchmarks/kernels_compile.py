@@ -182,8 +182,10 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
 
 def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
-        keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(32, dtype=torch.int64)
-        table, grads = torch.zeros(64, 128), torch.zeros(32, 128, dtype=dtype)
+        # More than a chunk: sums that cross its end take another pass of the row-wise kernel.
+        count = rowwise_gpu.CHUNK + 32
+        keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+        table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
     adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
     with recording() as launches:
         idmap_gpu.find_slots(keys, ids)

@@ -75,6 +75,8 @@ class TrainConfig(Configuration):
     """What a training sample is. Default: the schema's `training.view`."""
     by_length: Annotated[bool, BATCHES] = False
     """Batches of similar lengths, sorted within the shuffle buffer: for models that pad."""
+    readers: Annotated[int | None, NOT_NEGATIVE, BATCHES, CHANGEABLE] = None
+    """Processes that read samples; 0: a thread of this one. Default: 1 for a GPU, 0 for a CPU."""
     # -------------------------------------------------- optimizers
     lr: Annotated[float, NOT_NEGATIVE, OPTIMIZERS] = 2e-3
     """Learning rate of AdamW, dense parameters."""
