@@ -50,7 +50,8 @@ class TrainConfig(Configuration):
     out: Annotated[Path, Flag(metavar="RUN"), CHANGEABLE]
     """The run's folder. A run that was interrupted goes on when the same configuration is given again."""
     model: str = "mtgr-tiny"
-    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
+    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large,paper}, heteroatt, hiformer, hhft (each also -tiny),
+    rankmixer-{tiny,100m,1b}, tokenmixer-tiny, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
     ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large,paper};
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[

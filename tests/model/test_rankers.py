@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from genrank.model.baselines.context import segment_sum
 from genrank.model.baselines.counts import Counts
@@ -227,3 +228,15 @@ def test_mmoe_heads_train(schema, batch: Batch) -> None:
     model = choose_model("mtgr-tiny", {"head.kind": "mmoe"}).build(embeddings, ["click", "watch"])
     sum(v.sum() for v in model(batch).values()).backward()
     assert all(p.grad is not None for p in model.heads.parameters())
+
+
+@pytest.mark.parametrize("name", ["din", "dlrm", "dcn", "sasrec"])
+def test_a_baselines_operations_are_those_that_pytorch_counts(name: str, schema, batch: Batch) -> None:
+    model = make(name, schema).train()
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    with FlopCounterMode(display=False) as tables:  # AutoDis: what every model reads
+        model.embeddings(batch)
+    assert model.counts_flops
+    assert model.take_flops() == 3 * (counter.get_total_flops() - tables.get_total_flops()) > 0
+    assert model.take_flops() == 0
