@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.baselines.context import segment_sum
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.target_attention import ActivationUnit
 from genrank.model.validation import Checked, Positive, Share
@@ -48,6 +48,17 @@ class Din(Baseline):
         width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
         self.top = Tower(width, config.hidden, config.dropout, nn.PReLU)
         self.heads = Heads(self.top.out_dim, tasks, head)
+
+    def operations(self, batch: Batch) -> int | Tensor:
+        """Of events once each, of pairs the products and their weights, of candidates the rest."""
+        unit, context = self.unit, self.context
+        rows = len(batch.item) * weights_of(self.candidate, self.top, self.heads)
+        if not context.sequences:
+            return 2 * rows
+        for name in context.sequences:
+            rows += len(batch.groups[name].ts) * weights_of(self.events[name], unit.of_event)
+        rows += len(batch.item) * weights_of(unit.of_candidate)
+        return 2 * (rows + context.pair_count(batch) * weights_of(unit.of_product, unit.weight))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""
