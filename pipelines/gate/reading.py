@@ -146,16 +146,16 @@ class RawDay:
             own = [key for key in sorted(feature.keys) if "." not in key]
             logs = dict.fromkeys((feature.source, feature.per or feature.source))
             if not own and any(
-                sum(self._rows(log, d) for d in range(since[log], self.day + 1)) > SMALL for log in logs
+                sum(self._rows(source, d) for d in range(since[source], self.day + 1)) > SMALL for source in logs
             ):
                 continue
-            for log in logs:
+            for source in logs:
                 values = tuple(
                     (key, tuple(shown.column(key).gather(asked).drop_nulls().unique(maintain_order=True).to_list()))
                     for key in own
                 )
-                if self.schema.event_log(log).user not in own:  # Those of the users are wanted anyway.
-                    filters[log][Among(values)] = None
+                if self.schema.event_log(source).user not in own:  # Those of the users are wanted anyway.
+                    filters[source][Among(values)] = None
             answered.append(feature)
         return {name: tuple(of) for name, of in filters.items()}, answered
 

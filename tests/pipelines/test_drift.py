@@ -56,6 +56,13 @@ def test_what_has_moved(now: Day, expected: set[tuple[str, str]]) -> None:
     assert all("days before" in drift.words and "limit" in drift.words for drift in found)
 
 
+def test_what_grows_a_little_every_day_is_no_drift() -> None:
+    """As histories do while a log is young: each day is like the one before, and unlike all of them together."""
+    before = [day(shift=-0.5 * age) for age in range(5, 0, -1)]
+    assert not list(drifts(DriftLimits(), day(), before))
+    assert [drift.what for drift in drifts(DriftLimits(), day(shift=2.5), before)] == ["candidates.price"]
+
+
 def test_too_little_is_compared_with_nothing() -> None:
     now = day(rows=400, rate=0.9, missing=0.9, shift=5)
     assert not list(drifts(DriftLimits(), now, [day(), day()])), "the first days"
