@@ -180,15 +180,6 @@ def newest_whole(run: Path, steps: Sequence[int], *, report: bool = True) -> Pat
     raise damaged[0]
 
 
-def model_identity(folder: Path) -> ModelIdentity:
-    """Which model a checkpoint is of, without a look at its other files.
-
-    Raises:
-        UserError: its manifest is missing or damaged.
-    """
-    return _manifest(folder).model
-
-
 def read_manifest(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint, every file of which is as it was written.
 

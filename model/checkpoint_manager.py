@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,6 @@ from genrank.model.config import TrainConfig
 from genrank.model.documents import ModelIdentity
 from genrank.model.parallel import whole_state
 from genrank.model.ranks import Ranks
-from genrank.model.registry import ChosenModel, stored_model
 from genrank.model.run_dir import RunDir
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
@@ -79,7 +77,6 @@ class CheckpointManager:
     def __init__(
         self,
         config: TrainConfig,
-        chosen: ChosenModel,
         ranks: Ranks,
         model: nn.Module,
         embeddings: Embeddings,
@@ -87,10 +84,10 @@ class CheckpointManager:
         reader: SampleReader,
         folder: RunDir | None,
         builds: Mapping[str, str],
+        fields: Mapping[str, str],
     ) -> None:
-        self.config, self.chosen, self.ranks = config, chosen, ranks
-        self.reader, self.folder, self.builds = reader, folder, builds
-        self.model, self.embeddings, self.optimizer = model, embeddings, optimizer
+        self.config, self.ranks, self.reader, self.folder, self.builds = config, ranks, reader, folder, builds
+        self.model, self.embeddings, self.optimizer, self.fields = model, embeddings, optimizer, fields
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._clock_step = -1
@@ -154,7 +151,6 @@ class CheckpointManager:
 
     def _resumed(self, folder: Path) -> Position:
         self._require_same_samples(folder)
-        self._require_same_model(folder, f"--out {self.config.out}")
         state = self._load(folder)
         at = _position(state, folder)
         self._saved_step = at.step
@@ -192,7 +188,12 @@ class CheckpointManager:
 
     def _begun(self, origin: Path | None) -> Position:
         if origin:
-            self._require_same_model(origin, f"--from-checkpoint {self.config.from_checkpoint}")
+            model, wanted = read_manifest(origin).model, self._identity()
+            if (model.name, dict(model.settings)) != (wanted.name, dict(wanted.settings)):
+                raise UserError(
+                    f"--from-checkpoint {self.config.from_checkpoint}: it is of model {model}, not of"
+                    f" {wanted}; give the same --model and --set"
+                )
             self._load(origin, origin=True)
         at = Position()
         at.total_steps = self._total_steps(at)
@@ -215,20 +216,7 @@ class CheckpointManager:
         return state
 
     def _identity(self) -> ModelIdentity:
-        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings), fields=self.chosen.fields)
-
-    def _require_same_model(self, folder: Path, flag: str) -> None:
-        """Weights mean something in the model that they were learned in only, with every field of it."""
-        model, wanted = read_manifest(folder).model, self._identity()
-        if model.name != wanted.name:
-            raise UserError(f"{flag}: it is of model {model}, not of {wanted}; give the same --model and --set")
-        before = stored_model(model.name, model.settings, model.fields).fields
-        other = {key: value for key, value in before.items() if value != self.chosen.fields.get(key, value)}
-        if other:
-            settings = " ".join(f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in other.items())
-            raise UserError(
-                f"{flag}: it is of model {model}, not of {wanted}; give the same --model and --set: it was trained with {settings}"
-            )
+        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings), fields=self.fields)
 
 
 def _position(state: DenseState, folder: Path) -> Position:

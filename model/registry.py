@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -28,6 +28,7 @@ from genrank.model.baselines.dcn import Dcn, DcnConfig
 from genrank.model.baselines.din import Din, DinConfig
 from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
 from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
+from genrank.model.documents import ModelIdentity
 from genrank.model.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
 from genrank.model.encoders.mtgr import PAPER
 from genrank.model.heads import HeadConfig
@@ -98,12 +99,6 @@ MODELS: dict[str, ModelSpec] = {
 """By name; one line a model."""
 
 
-EARLIER_DEFAULTS: dict[str, dict[str, str]] = {
-    "mtgr": PAPER,
-}
-"""First word of a model's name -> fields that had other defaults when checkpoints did not yet hold every field: release 0.1's."""
-
-
 @dataclass(frozen=True)
 class ChosenModel:
     """A model of MODELS or of a user's file, with its fields changed."""
@@ -111,12 +106,6 @@ class ChosenModel:
     spec: ModelSpec
     config: Checked
     head: HeadConfig
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Every field of both configurations as JSON holds it, those of the heads as `head.FIELD`."""
-        both = {**dataclasses.asdict(self.config), **{f"head.{k}": v for k, v in dataclasses.asdict(self.head).items()}}
-        return cast(dict[str, Any], json.loads(json.dumps(both)))
 
     def build(self, embeddings: Embeddings, labels: Sequence[str] | None = None) -> Model:
         """The model, with fresh weights.
@@ -149,9 +138,25 @@ class ChosenModel:
         unfitted = {f"{group}.{name}": [0.0] for group, name, _ in fitted_features(schema)}
         return Embeddings(Plan(schema, (), ()), backend="torch", device=device, boundaries=unfitted)
 
+    def fields(self) -> dict[str, str]:
+        """Every field that `--set` can change, as text that `choose_model` reads."""
+        heads = _texts(self.head, "head.") if self.spec.heads else {}
+        return {**_texts(self.config, ""), **heads}
+
     def task(self, schema: Schema) -> AnyTask:
         """What the model learns of samples of a schema."""
         return make_task(self.spec.task, schema)
+
+
+DEFAULTS_BEFORE: dict[str, dict[str, str]] = {
+    **{f"mtgr-{size}": PAPER for size in ("small", "medium", "large")},
+    "mtgr-tiny": {**PAPER, "divisor": "visible"},
+    **{
+        name: {"divisor": "length"}
+        for name in ("hstu-small", "hstu-large", "hstu-retrieval-small", "hstu-retrieval-large")
+    },
+}
+"""Defaults of presets as they were when checkpoints didn't record their models' fields: release 0.1's."""
 
 
 def choose_model(name: str, settings: Mapping[str, str] | None = None) -> ChosenModel:
@@ -160,32 +165,34 @@ def choose_model(name: str, settings: Mapping[str, str] | None = None) -> Chosen
     Raises:
         UserError: no such model, no such field, or a value of the wrong type or out of range.
     """
-    spec = _from_file(name) if _is_file(name) else _registered(name)
-    own = {k: v for k, v in (settings or {}).items() if not k.startswith("head.")}
-    head = {k.removeprefix("head."): v for k, v in (settings or {}).items() if k.startswith("head.")}
-    if head and not spec.heads:
-        raise UserError(f"--set head.{next(iter(head))}: {spec.name} has no heads of labels; leave it out")
-    return ChosenModel(spec, _replaced(spec.config, own, ""), _replaced(HeadConfig(), head, "head."))
+    return _chosen(_from_file(name) if _is_file(name) else _registered(name), settings or {})
 
 
-def stored_model(name: str, settings: Mapping[str, str], fields: Mapping[str, Any] | None) -> ChosenModel:
-    """The model that a checkpoint is of.
+def recorded_model(identity: ModelIdentity, changed: Mapping[str, str] | None = None) -> ChosenModel:
+    """The model of a checkpoint, whatever the defaults of this release are.
 
     Args:
-        name: what `--model` was.
-        settings: what `--set` were.
-        fields: every field of its configuration; None of a checkpoint that doesn't have them, which was written when the
-            defaults were those of `EARLIER_DEFAULTS`.
+        changed: fields that are set anew.
 
     Raises:
         UserError: as `choose_model`.
     """
-    if fields is not None:
-        heads = _registered(name).heads if not _is_file(name) else _from_file(name).heads
-        own = {key: value for key, value in fields.items() if heads or not key.startswith("head.")}
-        return choose_model(name, {key: json.dumps(value) for key, value in own.items()})
-    earlier = EARLIER_DEFAULTS.get(name.partition("-")[0], {}) if not _is_file(name) else {}
-    return choose_model(name, {**earlier, **settings})
+    spec = choose_model(identity.name).spec
+    if identity.fields is None:
+        return _chosen(spec, {**DEFAULTS_BEFORE.get(identity.name, {}), **identity.settings, **(changed or {})})
+    known = ChosenModel(spec, spec.config, HeadConfig()).fields()
+    kept = {
+        field: text for field, text in identity.fields.items() if field in known
+    }  # others a model's file has dropped
+    return _chosen(spec, {**kept, **(changed or {})})
+
+
+def _chosen(spec: ModelSpec, settings: Mapping[str, str]) -> ChosenModel:
+    own = {k: v for k, v in settings.items() if not k.startswith("head.")}
+    head = {k.removeprefix("head."): v for k, v in settings.items() if k.startswith("head.")}
+    if head and not spec.heads:
+        raise UserError(f"--set head.{next(iter(head))}: {spec.name} has no heads of labels; leave it out")
+    return ChosenModel(spec, _replaced(spec.config, own, ""), _replaced(HeadConfig(), head, "head."))
 
 
 def _registered(name: str) -> ModelSpec:
@@ -261,6 +268,17 @@ def _replaced(config: Config, settings: Mapping[str, str], prefix: str) -> Confi
     except ConfigError as error:
         given = settings.get(error.field, getattr(config, error.field))
         raise UserError(f"--set {prefix}{error.field}={given}: {error.remedy}") from None
+
+
+def _texts(config: Checked, prefix: str) -> dict[str, str]:
+    """Numbers, words, and tuples of them: what `--set` takes."""
+    found = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        each = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(part, int | float | str | None) for part in each):
+            found[prefix + field.name] = json.dumps(value)
+    return found
 
 
 def _value(text: str) -> object:

@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import torch
 
-from genrank.model.checkpoint import find_checkpoint, model_identity, read_manifest, steps_of
+from genrank.model.checkpoint import find_checkpoint, read_manifest, steps_of
 from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Versions, read_document, write_document
 from genrank.model.encoders.block import parameter_count
 from genrank.model.flops import matmul_rate
 from genrank.model.interface import Model
-from genrank.model.prefetch import Prefetcher, make_reader
+from genrank.model.prefetch import Prefetcher, make_reader, reader_processes
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranks import Ranks, join_ranks
-from genrank.model.registry import ChosenModel, choose_model, stored_model
+from genrank.model.registry import ChosenModel, choose_model, recorded_model
 from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
 from genrank.model.train_step import TrainStep
@@ -65,22 +65,9 @@ def train(config: TrainConfig) -> TrainResult:
         chosen = choose_model(config.model, config.settings)
         if not chosen.spec.by_steps:
             return TrainResult(config.out, 1, fit_whole(config, chosen, ranks, run))
-        return Trainer(config, ranks, run).run()
-
-
-def _choose(config: TrainConfig, origin: Path | None) -> ChosenModel:
-    """The model that the configuration names. A run that goes on, its own or from `origin`, with the same --model and --set keeps every
-    field that it had: defaults of a later release are for new runs."""
-    own = [config.out / "checkpoints" / f"step-{step}" for step in steps_of(config.out)[::-1]]
-    for folder in [*own, *([origin] if origin else [])]:
-        try:
-            before = model_identity(folder)
-        except UserError:
-            continue  # `CheckpointManager.restore` says what is wrong with it
-        if (before.name, before.settings) == (config.model, config.settings):
-            return stored_model(before.name, before.settings, before.fields)
-        break
-    return choose_model(config.model, config.settings)
+        trainer = Trainer(config, ranks, run)
+        stack.callback(trainer.reader.stop)
+        return trainer.run()
 
 
 class Trainer:
@@ -99,16 +86,19 @@ class Trainer:
         origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.chosen = _choose(config, origin)
         self.task = self.chosen.task(config.schema)
-        self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
+        readers = reader_processes(config, ranks)
+        self.reader = make_reader(
+            config, self.samples, config.schema, config.dates, ranks, shuffle=True, readers=readers
+        )
         self.builds = build_ids(self.samples, [*config.dates, *config.eval_dates])
         self._require_something_to_learn()
+        self.reader.start()
 
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
         self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
         self.checkpoints = CheckpointManager(
             config,
-            self.chosen,
             ranks,
             self.model,
             self.embeddings,
@@ -116,6 +106,7 @@ class Trainer:
             self.reader,
             run,
             self.builds,
+            self.chosen.fields(),
         )
         self.position = self.checkpoints.restore(origin)
         self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
@@ -358,6 +349,19 @@ class Trainer:
 class _NoProfiler:
     def step(self) -> None:
         pass
+
+
+def _choose(config: TrainConfig, origin: Path | None) -> ChosenModel:
+    """The configured model; of a training that goes on, with the fields that its checkpoint recorded."""
+    own = [config.out / "checkpoints" / f"step-{step}" for step in reversed(steps_of(config.out))]
+    for folder in (*own, *([origin] if origin else [])):
+        try:
+            identity = read_manifest(folder).model
+        except UserError:  # damaged: training goes on from an older one
+            continue
+        if identity.name == config.model:
+            return recorded_model(identity, config.settings)
+    return choose_model(config.model, config.settings)
 
 
 def token_count(batch: Batch) -> int:

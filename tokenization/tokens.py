@@ -121,7 +121,8 @@ class Tokenizer(nn.Module):
         part = Part(CANDIDATES, CANDIDATE_GROUP, self.shape.candidate)
         layout, owner = place.of_candidates(self.schema, batch, self.parts)
         begin, end = self.wants.rule(layout)
-        x = self._tokens(batch, part, matrices[CANDIDATES]).unflatten(0, (-1, part.per_row))
+        x = self._tokens(batch, part, matrices[CANDIDATES])
+        x = x.view(len(owner), part.per_row, x.shape[-1])
         return Candidates(x, owner, begin, end, batch.candidates.ts)
 
     def _per_token(self, batch: Batch, place: Arrangement, value: Callable[[list[Part]], list[Tensor]]) -> Tensor:

@@ -51,6 +51,13 @@ class Context(nn.Module):
             out[self.realtime] = visible_mean(x[self.realtime], *self.prefix(batch, owner))
         return out
 
+    def pair_count(self, batch: Batch) -> Tensor:
+        """int64 scalar on the device: pairs of a candidate and an event it sees."""
+        pairs = torch.zeros((), dtype=torch.int64, device=batch.user.device)
+        for name in self.histories:
+            pairs = pairs + (batch.groups[name].lengths * batch.candidates.lengths).sum()
+        return pairs + batch.candidate_sees.sum() if self.realtime else pairs
+
     def prefix(self, batch: Batch, owner: Tensor) -> tuple[Tensor, Tensor]:
         """(begin, end), each [C] int64: the realtime rows a candidate sees."""
         assert self.realtime

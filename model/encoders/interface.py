@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.validation import Checked, Positive
-from genrank.tokenization.jagged_tokens import Candidates, Tokens
+from genrank.tokenization.jagged_tokens import Candidates as Candidates
+from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE
 from genrank.tokenization.wants import TokenShape, Wants
 

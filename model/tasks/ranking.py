@@ -16,6 +16,7 @@ from torch import Tensor
 from genrank.model.baselines.untrained import Untrained
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import RankingEvaluation
+from genrank.model.importance import permutation_importance
 from genrank.model.interface import AUXILIARY, Model
 from genrank.model.label_guard import require_two_classes
 from genrank.model.losses import Weighted, loss_sums, weight_sums
@@ -158,6 +159,7 @@ class Ranking(Task[Model]):
             },
             chosen=untrained.chosen if untrained else {},
             slices=slices.compute(bootstrap=config.bootstrap, seed=config.seed),
+            importance=permutation_importance(model, schema, config, samples, ranks) if config.importance else {},
         )
 
     @classmethod
