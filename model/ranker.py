@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.projections import Projection
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.tokens import Tokenizer
 from genrank.tokenization.wants import TokenShape
@@ -120,12 +121,8 @@ class Ranker(EncoderModel):
         encoder: Callable[[Any], Encoder[Any]] = build_encoder,
     ) -> None:
         super().__init__(embeddings, config, encoder)
-        self.tower: Tower | None = None
-        width = self.encoder.config.out_dim
-        if config.tower:
-            own = embeddings.width(CANDIDATES) + embeddings.width(USER)
-            self.tower = Tower(own, config.tower, getattr(config, "dropout", 0.0))
-            width += self.tower.out_dim
+        self.tower = FeatureTower(embeddings, config.tower, getattr(config, "dropout", 0.0)) if config.tower else None
+        width = self.encoder.config.out_dim + (config.tower[-1] if config.tower else 0)
         self.heads = Heads(width, tasks, head)
         self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
         self.work = Work()
@@ -152,9 +149,7 @@ class Ranker(EncoderModel):
         vectors: Tensor = self.encoder(tokens)
         joined = vectors
         if self.tower is not None:
-            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-            own = torch.cat([features[CANDIDATES], features[USER][owner]], 1)
-            joined = torch.cat([vectors, self.tower(own)], 1)
+            joined = torch.cat([vectors, self.tower(batch, features)], 1)
         logits: dict[str, Tensor] = self.heads(joined)
         if self.training and self.encoder_heads is not None:
             weight = self.encoder.config.encoder_loss
@@ -171,6 +166,35 @@ class Ranker(EncoderModel):
     def take_flops(self) -> int:
         """Floating point operations of the encoder, forward and backward, since the last call."""
         return self.work.flops(self.encoder.config) if self.counts_flops else 0
+
+
+class FeatureTower(nn.Module):
+    """An MLP over all features of a candidate and its user.
+
+    Its first layer has a weight per feature, as tokens' projections have, so that checkpoints survive added and dropped features; of a user it is
+    computed once for all candidates.
+
+    Args:
+        hidden: widths of the layers, at least one; each is followed by ReLU and dropout.
+    """
+
+    def __init__(self, embeddings: Embeddings, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.candidate = Projection(embeddings.layout[CANDIDATES], hidden[0])
+        self.user = Projection(embeddings.layout[USER], hidden[0])
+        self.dropout = dropout
+        self.rest = Tower(hidden[0], hidden[1:], dropout)
+
+    def forward(self, batch: Batch, features: Mapping[str, Tensor]) -> Tensor:
+        """[C, hidden[-1]].
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
+        first = torch.relu(self.candidate(features[CANDIDATES]) + self.user(features[USER])[owner])
+        last: Tensor = self.rest(nn.functional.dropout(first, self.dropout, self.training))
+        return last
 
 
 def _fitted(config: EncoderConfig, shape: TokenShape) -> EncoderConfig:

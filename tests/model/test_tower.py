@@ -44,9 +44,12 @@ def test_heads_read_the_encoder_and_the_tower(schema, batch: Batch) -> None:
     weights = {name: weight.double() for name, weight in model.state_dict().items() if weight.is_floating_point()}
     owner = [b for b, n in enumerate(batch.candidates.lengths.tolist()) for _ in range(n)]
     for row, sample in enumerate(owner):
-        x = torch.cat([features["candidates"][row], features["user"][sample]]).double()
-        for layer in ("tower.0", "tower.3"):
-            x = (weights[f"{layer}.weight"] @ x + weights[f"{layer}.bias"]).clamp(min=0)
+        x = weights["tower.candidate.bias"] + weights["tower.user.bias"]
+        for group, own, at in (("candidates", "candidate", row), ("user", "user", sample)):
+            for name, columns in model.embeddings.layout[group].items():
+                x = x + weights[f"tower.{own}.weights.of_{name}"] @ features[group][at, columns].double()
+        x = x.clamp(min=0)
+        x = (weights["tower.rest.0.weight"] @ x + weights["tower.rest.0.bias"]).clamp(min=0)
         joined = torch.cat([vectors[row], x])
         for task, own in logits.items():
             hidden = (weights[f"heads.towers.{task}.0.weight"] @ joined + weights[f"heads.towers.{task}.0.bias"]).clamp(
