@@ -127,7 +127,7 @@ class Norm(nn.Module):
         if self.kind == "gln":
             return group_layer_norm(x, group_ids, self.weight, self.bias, self.eps)
         if self.kind == "head":
-            each = x.view(len(x), len(self.weight), -1)
+            each = x.reshape(len(x), len(self.weight), -1)
             normed = F.layer_norm(each, each.shape[-1:], eps=self.eps)
             return (normed * self.weight[:, None] + self.bias[:, None]).flatten(1)
         if self.kind == "layer":
