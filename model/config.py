@@ -52,7 +52,7 @@ class TrainConfig(Configuration):
     model: str = "mtgr-tiny"
     """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large,paper}, heteroatt, hiformer, hhft (each also -tiny),
     rankmixer-{tiny,100m,1b}, tokenmixer-tiny, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
-    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large,paper};
+    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec, lightgbm; hstu-retrieval-{tiny,small,large,paper};
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[
         Mapping[str, str], BeforeValidator(settings_text), Flag(name="--set", metavar="FIELD=VALUE")
@@ -75,6 +75,8 @@ class TrainConfig(Configuration):
     """What a training sample is. Default: the schema's `training.view`."""
     by_length: Annotated[bool, BATCHES] = False
     """Batches of similar lengths, sorted within the shuffle buffer: for models that pad."""
+    readers: Annotated[int | None, NOT_NEGATIVE, BATCHES, CHANGEABLE] = None
+    """Processes that read samples; 0: a thread of this one. Default: 1 for a GPU, 0 for a CPU."""
     # -------------------------------------------------- optimizers
     lr: Annotated[float, NOT_NEGATIVE, OPTIMIZERS] = 2e-3
     """Learning rate of AdamW, dense parameters."""
@@ -172,12 +174,14 @@ class EvaluateConfig(Configuration):
     """The step to evaluate. Default: the best, or else the newest."""
     bootstrap: Annotated[int, NOT_NEGATIVE] = 200
     """Replicates of the intervals; 0: none."""
+    importance: bool = False
+    """Also measure what shuffling each feature and token group costs, on 50,000 candidates at most: an evaluation of them a feature."""
     token_budget: Annotated[int, AT_LEAST_1] = 16_384
     """Tokens of a batch at most."""
     device: str = "auto"
     """cpu, cuda or auto."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Of the intervals' replicates."""
+    """Of the intervals' replicates, and of importance's shuffling."""
 
 
 def samples_folder(path: Path) -> Path:

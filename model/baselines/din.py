@@ -31,13 +31,15 @@ class DinConfig(Checked):
     """Hidden width of the activation unit."""
     hidden: tuple[Positive, ...] = (128, 64)
     dropout: Share = 0.1
+    feature_norm: bool = False
+    """Bring every feature to one scale, as `BlockConfig.feature_norm`; the paper's model has nothing like it."""
 
 
 class Din(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DinConfig, head: HeadConfig) -> None:
-        super().__init__(embeddings)
+        super().__init__(embeddings, config.feature_norm)
         self.events = nn.ModuleDict(
             {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
         )

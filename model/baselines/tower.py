@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from genrank.model.heads import Heads
 from genrank.model.interface import Model
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.quantiles import fit_moments
 
 
 class Tower(nn.Sequential):
@@ -44,9 +46,9 @@ class Baseline(Model):
 
     heads: Heads
 
-    def __init__(self, embeddings: Embeddings) -> None:
+    def __init__(self, embeddings: Embeddings, feature_norm: bool = False) -> None:
         super().__init__()
-        self.context = Context(embeddings)
+        self.context = Context(embeddings, feature_norm)
         self._operations: list[int | Tensor] = []
         self.register_forward_pre_hook(_count)
 
@@ -70,6 +72,11 @@ class Baseline(Model):
     def embeddings(self) -> Embeddings:
         """The features' embedding tables."""
         return self.context.embeddings
+
+    def prepare(self, samples: Path, dates: Sequence[str]) -> None:
+        """With features at one scale: the training days' moments of every number."""
+        if self.context.norms is not None:
+            self.context.norms.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         """[C, width of the heads] -> {label: logit [C]}."""

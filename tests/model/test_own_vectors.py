@@ -1,4 +1,4 @@
-"""What holds of HSTU, MTGR and the feature mixers under every setting: a candidate's vector is its own, and nothing from after its exposure enters it.
+"""What holds of every encoder under every setting: a candidate's vector is its own, and nothing from after its exposure enters it.
 
 A new setting that changes what is computed: a case in CASES.
 """
@@ -27,6 +27,10 @@ FIXED = ["", "tokens=feature", "tokens=split,sequence_tokens=1", "feature_norm=t
 CASES: dict[str, list[str]] = {
     "mtgr-tiny": ["", "feature_norm=true,equal_start=true", "norm_groups=sequence,final_norm=gln", "output_norm=head"],
     "hstu-tiny": ["", "visibility=causal", "window=4,full_tail=2", "concat_ua=true,input_norm=rms"],
+    "longer-tiny": ["merge=3,inner=2,recent=2", "recent=0,merge=1"],
+    "onetrans-tiny": ["candidate_tokens=0,user_tokens=0,length=8,tail=3", "mixed=false,separators=false,length=0"],
+    "grab-tiny": ["position_reach=0,time_buckets=0"],
+    "ultra-hstu-tiny": ["channels=false,local=3,prefix=2,tail=4", "divisor=40,truncate_after=0"],
     "heteroatt-tiny": [*FIXED, "norm=pre", "readout=mean", "own_weights=false"],
     "hiformer-tiny": [*FIXED, "rank=0,norm=pre"],
     "hhft-tiny": [""],
@@ -93,10 +97,11 @@ def test_a_vector_is_the_candidates_own(name: str, text: str, schema, whole: Bat
     assert wanted.std(0).max() > 0.01  # or nothing would be tested
     rows = stored(whole)
 
-    requests = view_of(rows, schema, "request")
+    requests, exposures = view_of(rows, schema, "request"), view_of(rows, schema, "exposure")
     for view, order in (
         (requests, np.arange(len(requests))),
         (requests, np.arange(len(requests))[::-5]),
+        (exposures, np.arange(len(exposures))),
         (view_of(rows, schema, "user_day"), np.arange(len(whole))[::-1]),
     ):
         same_vectors(model, view, order, wanted)

@@ -77,6 +77,19 @@ def test_a_killed_run_resumed_equals_one_never_killed(config: TrainConfig, kill_
     torch.use_deterministic_algorithms(False)
 
 
+def test_reading_in_a_process_changes_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    """Nor does going on in a thread, from a checkpoint in the middle of an epoch."""
+    config = dataclasses.replace(config, decay="none", warmup_steps=1, deterministic=True, max_steps=5)
+    train(dataclasses.replace(config, out=tmp_path / "thread", readers=0))
+    train(dataclasses.replace(config, out=tmp_path / "both", readers=1, max_steps=3))
+    train(dataclasses.replace(config, out=tmp_path / "both", readers=0))
+    torch.use_deterministic_algorithms(False)
+    assert steps(tmp_path / "both") == steps(tmp_path / "thread")
+    ours, expected = weights(tmp_path / "both"), weights(tmp_path / "thread")
+    for name in expected:
+        assert torch.equal(ours[name], expected[name]), name
+
+
 def test_a_run_of_one_epoch_goes_on_from_the_checkpoint_its_clock_asked_for(
     config: TrainConfig, monkeypatch, tmp_path
 ) -> None:
