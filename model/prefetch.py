@@ -132,7 +132,7 @@ class Prefetcher:
         """The batch on the device, and on a GPU when it will have arrived there."""
         if self.ranks.device.type == "cpu":
             return batch, None
-        while self._sent and self._sent[0][0].query():
+        while self._sent and self._sent[0][0].query():  # type: ignore[no-untyped-call]
             self._sent.popleft()
         with torch.cuda.stream(self._copies):
             locked = batch.pin_memory()

@@ -24,7 +24,7 @@ from genrank.schemas.files import reading
 from genrank.schemas.manifest import DataFile, damage, listed_files, opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
-from genrank.tokenization.lengths import SampleLengths
+from genrank.tokenization.lengths import SampleLengths, Sizes
 from genrank.tokenization.reader_processes import ReaderProcesses, pickled
 from genrank.tokenization.row_group import Position, RowGroup
 from genrank.tokenization.sample_columns import SampleColumns, StoredRows
@@ -276,7 +276,7 @@ class SampleReader:
         lengths = SampleLengths(self.columns, self.view, remember=len(epochs) > 1)
         counts = [0] * len(epochs)
         windows = [self._windows(epoch) for epoch in epochs]
-        sizes = (pair for of_epoch in windows for pair in _read_ahead(lengths.of, of_epoch))
+        sizes: Iterator[Sizes] = (pair for of_epoch in windows for pair in _read_ahead(lengths.of, of_epoch))
         numbered = ((at, number) for at, of_epoch in enumerate(windows) for number in range(len(of_epoch)))
         if any(not lengths.in_footer(unit) for unit in self.row_groups[:: max(1, len(self.row_groups) // 8)]):
             logger.info("counting steps from columns: footers of release 0.1, and views by exposure, have no lengths")
