@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def attention_launches(
     return launches
 
 
-@contextmanager
+@contextlib.contextmanager
 def tma(on: bool) -> Iterator[None]:
     before = os.environ.get("GENRANK_TMA", "")
     os.environ["GENRANK_TMA"] = "1" if on else ""

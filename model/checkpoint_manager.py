@@ -84,9 +84,10 @@ class CheckpointManager:
         reader: SampleReader,
         folder: RunDir | None,
         builds: Mapping[str, str],
+        fields: Mapping[str, str],
     ) -> None:
         self.config, self.ranks, self.reader, self.folder, self.builds = config, ranks, reader, folder, builds
-        self.model, self.embeddings, self.optimizer = model, embeddings, optimizer
+        self.model, self.embeddings, self.optimizer, self.fields = model, embeddings, optimizer, fields
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._clock_step = -1
@@ -188,7 +189,7 @@ class CheckpointManager:
     def _begun(self, origin: Path | None) -> Position:
         if origin:
             model, wanted = read_manifest(origin).model, self._identity()
-            if model != wanted:
+            if (model.name, dict(model.settings)) != (wanted.name, dict(wanted.settings)):
                 raise UserError(
                     f"--from-checkpoint {self.config.from_checkpoint}: it is of model {model}, not of"
                     f" {wanted}; give the same --model and --set"
@@ -215,7 +216,7 @@ class CheckpointManager:
         return state
 
     def _identity(self) -> ModelIdentity:
-        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings))
+        return ModelIdentity(name=self.config.model, settings=dict(self.config.settings), fields=self.fields)
 
 
 def _position(state: DenseState, folder: Path) -> Position:

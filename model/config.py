@@ -50,8 +50,9 @@ class TrainConfig(Configuration):
     out: Annotated[Path, Flag(metavar="RUN"), CHANGEABLE]
     """The run's folder. A run that was interrupted goes on when the same configuration is given again."""
     model: str = "mtgr-tiny"
-    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
-    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large};
+    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large,paper}, heteroatt, hiformer, hhft (each also -tiny),
+    rankmixer-{tiny,100m,1b}, tokenmixer-tiny, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
+    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec, lightgbm; hstu-retrieval-{tiny,small,large,paper};
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[
         Mapping[str, str], BeforeValidator(settings_text), Flag(name="--set", metavar="FIELD=VALUE")
@@ -173,12 +174,14 @@ class EvaluateConfig(Configuration):
     """The step to evaluate. Default: the best, or else the newest."""
     bootstrap: Annotated[int, NOT_NEGATIVE] = 200
     """Replicates of the intervals; 0: none."""
+    importance: bool = False
+    """Also measure what shuffling each feature and token group costs, on 50,000 candidates at most: an evaluation of them a feature."""
     token_budget: Annotated[int, AT_LEAST_1] = 16_384
     """Tokens of a batch at most."""
     device: str = "auto"
     """cpu, cuda or auto."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Of the intervals' replicates."""
+    """Of the intervals' replicates, and of importance's shuffling."""
 
 
 def samples_folder(path: Path) -> Path:

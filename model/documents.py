@@ -40,6 +40,10 @@ class ModelIdentity(Document):
 
     name: str
     settings: Mapping[str, str]
+    """As `--set` was given."""
+    fields: Mapping[str, str] | None = None
+    """Every field that `--set` can change, as text: a default that a later release changes leaves the model as it was. None: written by a
+    release that didn't record them."""
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"--set {field}={value}" for field, value in self.settings.items())])
@@ -219,6 +223,20 @@ class SliceMetrics(Document):
     metrics: dict[str, Estimate]
 
 
+class Importance(Document):
+    """What shuffling a feature, or a whole group, costs."""
+
+    group: str
+    feature: str | None
+    """None: all of the group."""
+    drop: Estimate
+    """GAUC less GAUC with it shuffled."""
+
+    def in_words(self) -> str:
+        """`candidates.price`, or `all of history`."""
+        return f"{self.group}.{self.feature}" if self.feature else f"all of {self.group}"
+
+
 class RankingEvaluation(Evaluation):
     """Metrics of a ranker: over every candidate of the days."""
 
@@ -228,6 +246,8 @@ class RankingEvaluation(Evaluation):
     users: int
     slices: dict[str, dict[str, dict[str, SliceMetrics]]] = {}
     """Label -> dimension (`item`, `user`, `request`, `hour`) -> slice -> metrics of the model."""
+    importance: dict[str, list[Importance]] = {}
+    """Label -> features and groups, largest drop first; empty without `--importance`."""
 
 
 class RetrievalEvaluation(Evaluation):

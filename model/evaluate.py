@@ -13,7 +13,7 @@ from genrank.model.config import EvaluateConfig, samples_folder
 from genrank.model.documents import Evaluation, write_document
 from genrank.model.interface import Model
 from genrank.model.ranks import join_ranks
-from genrank.model.registry import choose_model
+from genrank.model.registry import recorded_model
 from genrank.model.run_dir import read_json
 from genrank.model.tasks.base import AnyTask, LoadedRun
 from genrank.schemas.console import logger
@@ -49,7 +49,7 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     manifest = read_manifest(folder)
     schema, identity = manifest.declared, manifest.model
     _refuse_code_of_the_run(identity.name, folder)
-    chosen = choose_model(identity.name, identity.settings)
+    chosen = recorded_model(identity)
     embeddings = chosen.embeddings(schema, device=device, boundaries=manifest.boundaries, backend="torch")
     model = chosen.build(embeddings).to(device)
     state = load_dense(folder)["model"]

@@ -189,18 +189,17 @@ class Predictions:
         point = _binary(*arrays) if self.kind == "binary" else _value(*arrays)
         ranked = self._ranked(*arrays, requests)
         if ranked:
-            point |= ranked.metrics(np.ones(len(np.unique(arrays[0]))))
+            point |= ranked.metrics(np.ones(len(np.unique(users))))
         elif self.by_request and self.kind == "binary":
             point |= dict.fromkeys(REQUEST_METRICS, float("nan"))
-        if not bootstrap or not len(arrays[0]):
+        if not bootstrap or not len(users):
             return {name: Estimate(_finite(value)) for name, value in point.items()}
         generator = np.random.default_rng(seed)
-        draw = _BinaryReplicates(*arrays) if self.kind == "binary" else _ValueReplicates(*arrays)
+        draw = self.replicator()
         replicates: dict[str, list[float]] = {name: [] for name in point}
         for _ in range(bootstrap):
             counts = np.bincount(generator.integers(0, draw.users, draw.users), minlength=draw.users).astype(np.float64)
-            drawn = draw.metrics(counts) | (ranked.metrics(counts) if ranked else {})
-            for name, value in drawn.items():
+            for name, value in draw.metrics(counts).items():
                 replicates[name].append(value)
         tail = (1 - confidence) / 2
         result = {}
@@ -209,6 +208,13 @@ class Predictions:
             low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (float("nan"), float("nan"))
             result[name] = Estimate(_finite(value), _finite(float(low)), _finite(float(high)))
         return result
+
+    def replicator(self) -> Replicator:
+        """The metrics under any weights of the users, of at least one candidate."""
+        users, labels, scores, weights, requests = self.arrays()
+        ranked = self._ranked(users, labels, scores, weights, requests)
+        make = _BinaryReplicates if self.kind == "binary" else _ValueReplicates
+        return Replicator(make(users, labels, scores, weights), ranked)
 
     def _ranked(
         self, users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Floats, requests: NDArray[np.int64]
@@ -243,6 +249,23 @@ def _value(users: NDArray[np.int64], labels: Floats, scores: Floats, weights: Fl
         "mae": float(np.average(np.abs(error), weights=weights)),
         "bias": float(np.average(error, weights=weights)),
     }
+
+
+@dataclass(frozen=True)
+class Replicator:
+    """A task's metrics with each user counted so many times: ones give the values, other counts bootstrap replicates."""
+
+    _whole: _BinaryReplicates | _ValueReplicates
+    _ranked: RequestMetrics | None
+
+    @property
+    def users(self) -> int:
+        """How many users there are, in ascending order of their ids."""
+        return self._whole.users
+
+    def metrics(self, counts: Floats) -> dict[str, float]:
+        """By name; counts [users]."""
+        return self._whole.metrics(counts) | (self._ranked.metrics(counts) if self._ranked else {})
 
 
 class _BinaryReplicates:

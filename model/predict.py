@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,18 @@ from genrank.model.prefetch import in_step
 from genrank.model.ranks import Ranks
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch
-from genrank.tokenization.reader import SampleReader
 
 
 def predict(
-    model: nn.Module, reader: SampleReader, schema: Schema, ranks: Ranks, *, bf16: bool = False
+    model: nn.Module, batches: Iterable[Batch], schema: Schema, ranks: Ranks, *, bf16: bool = False
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Each batch of this rank's reader and, per task, its candidates' predictions [C] float32. Ranks look rows up together: one
+    """Each of this rank's batches and, per task, its candidates' predictions [C] float32. Ranks look rows up together: one
     that has no batch left computes with another's until all are done, and keeps nothing of it."""
     keep_rate = 1.0 if schema.candidates.keep_correction else schema.candidates.negative_keep_rate
     training = model.training
     model.eval()
     try:
-        for batch, own in in_step((batch for batch in reader if len(batch.item)), ranks):
+        for batch, own in in_step((batch for batch in batches if len(batch.item)), ranks):
             batch = batch.to(ranks.device)
             with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 logits = model(batch)

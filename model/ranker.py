@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
 from genrank.model.auxiliary import Auxiliary
+from genrank.model.baselines.tower import Tower
 from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.interface import Model, Phase
+from genrank.model.interface import AUXILIARY, Model, Phase
 from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
+from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
@@ -79,8 +81,8 @@ class EncoderModel(Model):
 
     def prepare(self, samples: Path, dates: Sequence[str]) -> None:
         """With features at one scale: the training days' moments of every number. A checkpoint's own replace them when it is loaded."""
-        if self.tokenizer.norms:
-            self.tokenizer.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
+        if self.tokenizer.norms is not None:
+            self.tokenizer.norms.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
 
     def shardable_layers(self) -> Sequence[nn.Module]:
         """The encoder's."""
@@ -101,7 +103,8 @@ class EncoderModel(Model):
 
 
 class Ranker(EncoderModel):
-    """Tokens -> encoder -> heads. Batch -> {label: logit [C]}.
+    """Tokens -> encoder -> heads, and where the configuration asks for one a tower over the candidate's own features beside the
+    encoder. Batch -> {label: logit [C]}.
 
     Args:
         tasks: names of the labels.
@@ -117,7 +120,14 @@ class Ranker(EncoderModel):
         encoder: Callable[[Any], Encoder[Any]] = build_encoder,
     ) -> None:
         super().__init__(embeddings, config, encoder)
-        self.heads = Heads(self.encoder.config.out_dim, tasks, head)
+        self.tower: Tower | None = None
+        width = self.encoder.config.out_dim
+        if config.tower:
+            own = embeddings.width(CANDIDATES) + embeddings.width(USER)
+            self.tower = Tower(own, config.tower, getattr(config, "dropout", 0.0))
+            width += self.tower.out_dim
+        self.heads = Heads(width, tasks, head)
+        self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
         self.work = Work()
         hidden = config.auxiliary_hidden
         self.auxiliary = Auxiliary(embeddings, tasks, hidden, head) if hidden else None
@@ -130,14 +140,27 @@ class Ranker(EncoderModel):
         self.phase = phase
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{label: logit [C]}. In training by `--phase sparse`, those of the auxiliary network."""
+        """{label: logit [C]}; in training also `AUXILIARY` + label, where the encoder has a loss of its own. In training by
+        `--phase sparse`, those of the auxiliary network."""
         if self.auxiliary is not None and self.training and self.phase == "sparse":
             rows_learn: dict[str, Tensor] = self.auxiliary(batch)
             return rows_learn
-        tokens = self.encoder.shorten(self.tokenizer(batch))
+        features = self.tokenizer.features(batch)
+        tokens = self.encoder.shorten(self.tokenizer.tokens(batch, features))
         if self.training and self.counts_flops:
             self.work.add(tokens)
-        logits: dict[str, Tensor] = self.heads(self.encoder(tokens))
+        vectors: Tensor = self.encoder(tokens)
+        joined = vectors
+        if self.tower is not None:
+            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
+            own = torch.cat([features[CANDIDATES], features[USER][owner]], 1)
+            joined = torch.cat([vectors, self.tower(own)], 1)
+        logits: dict[str, Tensor] = self.heads(joined)
+        if self.training and self.encoder_heads is not None:
+            weight = self.encoder.config.encoder_loss
+            for name, logit in self.encoder_heads(vectors).items():
+                # Its value, and `weight` times its gradient.
+                logits[AUXILIARY + name] = weight * logit + (1 - weight) * logit.detach()
         return logits
 
     @property

@@ -28,7 +28,9 @@ from genrank.model.baselines.dcn import Dcn, DcnConfig
 from genrank.model.baselines.din import Din, DinConfig
 from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
 from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
+from genrank.model.documents import ModelIdentity
 from genrank.model.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders.mtgr import PAPER
 from genrank.model.heads import HeadConfig
 from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
@@ -136,9 +138,25 @@ class ChosenModel:
         unfitted = {f"{group}.{name}": [0.0] for group, name, _ in fitted_features(schema)}
         return Embeddings(Plan(schema, (), ()), backend="torch", device=device, boundaries=unfitted)
 
+    def fields(self) -> dict[str, str]:
+        """Every field that `--set` can change, as text that `choose_model` reads."""
+        heads = _texts(self.head, "head.") if self.spec.heads else {}
+        return {**_texts(self.config, ""), **heads}
+
     def task(self, schema: Schema) -> AnyTask:
         """What the model learns of samples of a schema."""
         return make_task(self.spec.task, schema)
+
+
+DEFAULTS_BEFORE: dict[str, dict[str, str]] = {
+    **{f"mtgr-{size}": PAPER for size in ("small", "medium", "large")},
+    "mtgr-tiny": {**PAPER, "divisor": "visible"},
+    **{
+        name: {"divisor": "length"}
+        for name in ("hstu-small", "hstu-large", "hstu-retrieval-small", "hstu-retrieval-large")
+    },
+}
+"""Defaults of presets as they were when checkpoints didn't record their models' fields: release 0.1's."""
 
 
 def choose_model(name: str, settings: Mapping[str, str] | None = None) -> ChosenModel:
@@ -147,9 +165,31 @@ def choose_model(name: str, settings: Mapping[str, str] | None = None) -> Chosen
     Raises:
         UserError: no such model, no such field, or a value of the wrong type or out of range.
     """
-    spec = _from_file(name) if _is_file(name) else _registered(name)
-    own = {k: v for k, v in (settings or {}).items() if not k.startswith("head.")}
-    head = {k.removeprefix("head."): v for k, v in (settings or {}).items() if k.startswith("head.")}
+    return _chosen(_from_file(name) if _is_file(name) else _registered(name), settings or {})
+
+
+def recorded_model(identity: ModelIdentity, changed: Mapping[str, str] | None = None) -> ChosenModel:
+    """The model of a checkpoint, whatever the defaults of this release are.
+
+    Args:
+        changed: fields that are set anew.
+
+    Raises:
+        UserError: as `choose_model`.
+    """
+    spec = choose_model(identity.name).spec
+    if identity.fields is None:
+        return _chosen(spec, {**DEFAULTS_BEFORE.get(identity.name, {}), **identity.settings, **(changed or {})})
+    known = ChosenModel(spec, spec.config, HeadConfig()).fields()
+    kept = {
+        field: text for field, text in identity.fields.items() if field in known
+    }  # others a model's file has dropped
+    return _chosen(spec, {**kept, **(changed or {})})
+
+
+def _chosen(spec: ModelSpec, settings: Mapping[str, str]) -> ChosenModel:
+    own = {k: v for k, v in settings.items() if not k.startswith("head.")}
+    head = {k.removeprefix("head."): v for k, v in settings.items() if k.startswith("head.")}
     if head and not spec.heads:
         raise UserError(f"--set head.{next(iter(head))}: {spec.name} has no heads of labels; leave it out")
     return ChosenModel(spec, _replaced(spec.config, own, ""), _replaced(HeadConfig(), head, "head."))
@@ -228,6 +268,17 @@ def _replaced(config: Config, settings: Mapping[str, str], prefix: str) -> Confi
     except ConfigError as error:
         given = settings.get(error.field, getattr(config, error.field))
         raise UserError(f"--set {prefix}{error.field}={given}: {error.remedy}") from None
+
+
+def _texts(config: Checked, prefix: str) -> dict[str, str]:
+    """Numbers, words, and tuples of them: what `--set` takes."""
+    found = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        each = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(part, int | float | str | None) for part in each):
+            found[prefix + field.name] = json.dumps(value)
+    return found
 
 
 def _value(text: str) -> object:

@@ -17,12 +17,15 @@ from typing import NamedTuple
 from genrank.model import report_figures as figures
 from genrank.model.config import samples_folder
 from genrank.model.metrics import Estimate
+from genrank.model.paired import paired_differences
 from genrank.model.presentation import Cell, cell, dates_text, numbers
-from genrank.model.report_data import Run, read_runs
+from genrank.model.report_data import Group, Run, differing, grouped, read_runs
 from genrank.model.tasks.ranking import Ranking
 from genrank.schemas.files import write_atomically
 
 TEMPLATE = "report.html"
+REPLICATES = 200
+"""Of the intervals of paired differences."""
 
 
 class Row(NamedTuple):
@@ -46,12 +49,28 @@ class Section(NamedTuple):
     """SVG."""
     distance: str
     """How near to the oracle the first model comes, in words."""
+    differences: list[Row]
+    """The first setting less each other one, by the metrics of `headings`."""
+    slices: list[SliceRow]
+    importance: list[Row]
+    """Features and groups of the first run, by what shuffling them costs."""
+
+
+class SliceRow(NamedTuple):
+    """A part of the candidates."""
+
+    dimension: str
+    name: str
+    candidates: str
+    cells: list[Cell]
+    """The headline metric of each setting's first run."""
 
 
 class RunRow(NamedTuple):
     """A run's cost."""
 
     name: str
+    seed: str
     dense: str
     sparse: str
     steps: str
@@ -89,7 +108,7 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
     import jinja2
 
     loaded = read_runs(runs)
-    first = loaded[0]
+    first, groups = loaded[0], grouped(loaded)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -98,10 +117,12 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
         fingerprint=first.schema.fingerprint,
         headline=f"{first.name} beside its baselines",
         scope=_scope(first),
-        tasks=[section(label.name, loaded) for label in first.schema.labels],
-        curves=figures.svg(figures.curves(loaded)),
+        tasks=[section(label.name, groups) for label in first.schema.labels],
+        settings=differing([group.runs[0] for group in groups]) if len(groups) > 1 else {},
+        groups=[group.name for group in groups],
+        curves=figures.svg(figures.curves(groups)),
         validated=dates_text(first.summary.eval_dates) if first.summary.eval_dates else None,
-        calibration=figures.svg(figure) if (figure := figures.calibration(loaded)) else None,
+        calibration=figures.svg(figure) if (figure := figures.calibration(groups)) else None,
         runs=[_run_row(run) for run in loaded],
         plan=_plan(first),
         sample=_sample(first, samples) if samples else None,
@@ -117,14 +138,15 @@ def _scope(run: Run) -> str:
     )
 
 
-def section(label_name: str, runs: Sequence[Run]) -> Section:
-    """A label's metrics by every run and reference."""
-    first = runs[0]
+def section(label_name: str, groups: Sequence[Group]) -> Section:
+    """A label's metrics by every setting and reference."""
+    first, leading = groups[0].runs[0], groups[0].name
     label = next(label for label in first.schema.labels if label.name == label_name)
     rows: list[tuple[str, str, dict[str, Estimate]]] = []
     if oracle := first.metrics(label_name, "oracle"):
         rows.append(("reference", Ranking.references["oracle"], oracle))
-    rows += [("model", run.name, metrics) for run in runs if (metrics := run.metrics(label_name))]
+    spread = {group.name: group for group in groups if len(group.runs) > 1}
+    rows += [("model", group.name, metrics) for group in groups if (metrics := group.metrics(label_name))]
     for key in ("user_item_ctr", "best_popularity", "popularity", "best_column"):
         if counts := first.metrics(label_name, key):
             name = first.evaluation.in_words(label_name, key, Ranking.references[key])
@@ -133,7 +155,7 @@ def section(label_name: str, runs: Sequence[Run]) -> Section:
     headline = {name: numbers(metrics.get(shown[0])).value for _, name, metrics in rows}
     of_models = [headline[name] for kind, name, _ in rows if kind == "model" and math.isfinite(headline[name])]
     best = (max if label.kind == "binary" else min)(of_models, default=math.nan)
-    reached = (headline.get(first.name, math.nan) - 0.5) / (headline.get(Ranking.references["oracle"], math.nan) - 0.5)
+    reached = (headline.get(leading, math.nan) - 0.5) / (headline.get(Ranking.references["oracle"], math.nan) - 0.5)
     dots = [(kind, name, metrics.get(shown[0])) for kind, name, metrics in rows]
     return Section(
         name=label_name,
@@ -144,15 +166,56 @@ def section(label_name: str, runs: Sequence[Run]) -> Section:
             Row(
                 name,
                 "best" if kind == "model" and headline[name] == best else kind,
-                [cell(metrics.get(metric)) for metric in shown],
+                [
+                    cell(metrics.get(metric))._replace(interval=spread[name].spread(label_name, metric))
+                    if kind == "model" and name in spread
+                    else cell(metrics.get(metric))
+                    for metric in shown
+                ],
             )
             for kind, name, metrics in rows
         ],
         figure=figures.svg(figures.dots(Ranking.heading(shown[0]), dots)),
-        distance=f"{first.name} reaches {reached:.1%} of the oracle's GAUC above chance."
+        distance=f"{leading} reaches {reached:.1%} of the oracle's GAUC above chance."
         if math.isfinite(reached)
         else "",
+        differences=_differences(label_name, groups, shown),
+        slices=_slices(label_name, groups, shown[0]),
+        importance=[
+            Row(one.in_words(), "best" if one.feature is None else "model", [cell(one.drop)])
+            for one in first.evaluation.importance.get(label_name, [])
+        ],
     )
+
+
+def _differences(label: str, groups: Sequence[Group], shown: Sequence[str]) -> list[Row]:
+    """The first setting less each other one, users drawn for both at once; of settings whose predictions are there."""
+    scored = [[run.scored(label) for run in group.runs] for group in groups]
+    known = [[each for each in runs if each is not None] for runs in scored]
+    rows = []
+    for group, runs, own in zip(groups[1:], scored[1:], known[1:], strict=True):
+        if len(own) < len(runs) or len(known[0]) < len(scored[0]):
+            continue
+        found = paired_differences(known[0], own, bootstrap=REPLICATES)
+        cells = [_signed(found.get(metric)) for metric in shown]
+        rows.append(Row(f"{groups[0].name} less {group.name}", "model", cells))
+    return rows
+
+
+def _signed(estimate: Estimate | None) -> Cell:
+    value, low, high = numbers(estimate)
+    interval = f"[{low:+.4f}, {high:+.4f}]" if math.isfinite(low + high) else ""
+    return Cell(f"{value:+.4f}" if math.isfinite(value) else "\N{EN DASH}", interval)
+
+
+def _slices(label: str, groups: Sequence[Group], metric: str) -> list[SliceRow]:
+    rows = []
+    for dimension, slices in groups[0].runs[0].evaluation.slices.get(label, {}).items():
+        for name, own in slices.items():
+            each = [group.runs[0].evaluation.slices.get(label, {}).get(dimension, {}).get(name) for group in groups]
+            cells = [cell(found.metrics.get(metric) if found else None) for found in each]
+            rows.append(SliceRow(dimension, name, f"{own.candidates:,}", cells))
+    return rows
 
 
 def _run_row(run: Run) -> RunRow:
@@ -162,6 +225,7 @@ def _run_row(run: Run) -> RunRow:
     done = run.summary
     return RunRow(
         name=run.name,
+        seed=run.seed,
         dense=number(done.dense_parameters),
         sparse=number(done.sparse_rows),
         steps=number(done.steps),

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
 from genrank.model.documents import LogRow, RankingEvaluation, Summary, read_document
-from genrank.model.metrics import Estimate
+from genrank.model.metrics import Estimate, Predictions
 from genrank.model.run_dir import read_json, read_log, read_schema
 from genrank.model.tasks import task_type
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import Schema
+
+APART = (
+    "seed",
+    "out",
+    "samples",
+    "device",
+    "log_every",
+    "profile",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+)
+"""Fields of a run's configuration that make no other setting of it."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +44,46 @@ class Run:
     evaluation: RankingEvaluation
     log: list[LogRow]
     schema: Schema
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Its config.json; empty of a run that has none."""
 
     @property
     def name(self) -> str:
         """Of its model."""
         return self.summary.model
+
+    @property
+    def seed(self) -> str:
+        """As it was given; a dash of a run that doesn't say."""
+        return str(self.config.get("seed", "\N{EN DASH}"))
+
+    @cached_property
+    def setting(self) -> dict[str, str]:
+        """What its training was told, but for the seed and where it ran: field -> value."""
+        fields = {k: v for k, v in self.config.items() if k not in (*APART, "settings")}
+        own = {f"--set {name}": value for name, value in sorted(self.summary.settings.items())}
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (fields | own).items()} | {
+            "schema": f"{self.schema.name} {self.schema.fingerprint}"
+        }
+
+    def predictions(self, columns: Sequence[str]) -> pa.Table | None:
+        """Columns of what evaluation wrote of the days it judged; None where a day's are gone."""
+        paths = [self.folder / "predictions" / f"dt={date}.parquet" for date in self.evaluation.dates]
+        if not all(path.is_file() for path in paths):
+            return None
+        return pa.concat_tables(pq.read_table(path, columns=list(columns), partitioning=None) for path in paths)
+
+    def scored(self, label: str) -> Predictions | None:
+        """The predictions of a label; None where they are gone or no label is mature."""
+        names = ("user_id", label, f"{label}_score", f"{label}_weight", "request")
+        table = self.predictions(names)
+        kind = next(each.kind for each in self.schema.labels if each.name == label)
+        if table is None:
+            return None
+        found = Predictions(kind, by_request=self.schema.candidates.request is not None)
+        user, truth, score, weight, request = (torch.from_numpy(table[name].to_numpy().copy()) for name in names)
+        found.update(user, truth, score, weight, request)
+        return found if len(found) else None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -57,11 +113,72 @@ class Run:
             read_document(folder / "metrics.json", RankingEvaluation),
             read_log(folder),
             read_schema(folder),
+            read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         )
 
     def metrics(self, label: str, row: str = "model") -> dict[str, Estimate] | None:
         """A row of a label's metrics; None where there is none."""
         return self.evaluation.tasks[label].get(row)
+
+
+class Group(NamedTuple):
+    """Runs of one setting, which differ by their seed."""
+
+    name: str
+    runs: Sequence[Run]
+
+    def metrics(self, label: str) -> dict[str, Estimate] | None:
+        """Of one run its estimates; of several the mean, and the smallest and largest as its bounds."""
+        found = [metrics for run in self.runs if (metrics := run.metrics(label))]
+        if len(found) < 2:
+            return found[0] if found else None
+        means = {}
+        for name in found[0]:
+            known = [value for each in found if name in each and (value := each[name].value) is not None]
+            whole = len(known) == len(found)
+            means[name] = Estimate(float(np.mean(known)), min(known), max(known)) if whole else Estimate(None)
+        return means
+
+    def spread(self, label: str, metric: str) -> str:
+        """`± 0.0012, 3 seeds`: the standard deviation between the runs; empty of one run."""
+        values = [m[metric].value for run in self.runs if (m := run.metrics(label)) and metric in m]
+        known = [value for value in values if value is not None]
+        return f"± {np.std(known, ddof=1):.4f}, {len(known)} seeds" if len(known) > 1 else ""
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs by setting, in order of each one's first, named by model and, where that isn't enough, by what differs."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        # Without a config.json nothing says that two are the same setting.
+        key = json.dumps(run.setting, sort_keys=True) if run.config else str(run.folder)
+        found.setdefault(key, []).append(run)
+    groups = list(found.values())
+    differ = differing([members[0] for members in groups])
+    named = []
+    for members in groups:
+        first = members[0]
+        same_model = [other[0] for other in groups if other[0].name == first.name]
+        own = [
+            f"{name.removeprefix('--set ')} {value}"
+            for name in differ
+            if name != "model"
+            and len({run.setting.get(name) for run in same_model}) > 1
+            and (value := first.setting.get(name)) is not None
+        ]
+        named.append(Group(f"{first.name} ({', '.join(own)})" if own else first.name, members))
+    names = [group.name for group in named]
+    return [
+        Group(f"{group.name} ({group.runs[0].folder.name})", group.runs) if names.count(group.name) > 1 else group
+        for group in named
+    ]
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Setting -> its value in each run, for those that differ; a dash where a run has none."""
+    names = dict.fromkeys(name for run in runs for name in run.setting)
+    rows = {name: [run.setting.get(name, "\N{EN DASH}") for run in runs] for name in names}
+    return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
 
 def task_of(metrics: dict[str, object]) -> str:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from genrank.model.documents import EvalRow, StepRow
 from genrank.model.metrics import Estimate
 from genrank.model.presentation import numbers
-from genrank.model.report_data import Run
+from genrank.model.report_data import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,26 +49,30 @@ def dots(metric_name: str, rows: Sequence[tuple[str, str, Estimate | None]]) -> 
     return figure
 
 
-def curves(runs: Sequence[Run]) -> Figure:
-    """Training loss, and GAUC where there was an evaluation on the way, by step."""
+def curves(groups: Sequence[Group]) -> Figure:
+    """Training loss, and GAUC where there was an evaluation on the way, by step; runs of one setting in one colour."""
+    runs = [run for group in groups for run in group.runs]
     validated = any(isinstance(row, EvalRow) for run in runs for row in run.log)
     figure, axes = _figure(10, 3.4, columns=1 + validated)
     loss_axis, gauc_axis = axes[0], axes[-1]
-    for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+    each = [
+        (group, run, colour) for group, colour in zip(groups, _cycle(len(groups)), strict=True) for run in group.runs
+    ]
+    for group, run, colour in each:
+        first = run is group.runs[0]
         steps = [(row.step, row.loss) for row in run.log if isinstance(row, StepRow)]
         if steps:
             x, loss = (np.asarray(column, float) for column in zip(*steps, strict=True))
             window = max(1, len(loss) // 40)
             smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-            loss_axis.plot(x[window - 1 :], smooth, color=colour, label=run.name)
+            loss_axis.plot(x[window - 1 :], smooth, color=colour, label=group.name if first else None)
         evaluations = [row for row in run.log if isinstance(row, EvalRow)]
         for task, style in zip([label.name for label in run.schema.labels], ("-", "--", ":", "-.") * 4, strict=False):
             found = [(row.step, row.eval.get(task, {}).get("gauc")) for row in evaluations]
             points = [(step, gauc) for step, gauc in found if gauc]
             if points:
-                gauc_axis.plot(
-                    *zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=f"{run.name} {task}"
-                )
+                name = f"{group.name} {task}" if first else None
+                gauc_axis.plot(*zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=name)
     loss_axis.set(xlabel="step", ylabel="training loss")
     if validated:
         gauc_axis.set(xlabel="step", ylabel="GAUC")
@@ -79,17 +82,20 @@ def curves(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def calibration(runs: Sequence[Run]) -> Figure | None:
-    """Observed against predicted rates of each binary label; None without predictions."""
-    tasks = [label.name for label in runs[0].schema.labels if label.kind == "binary"]
-    if not tasks or not any((run.folder / "predictions").is_dir() for run in runs):
+def calibration(groups: Sequence[Group]) -> Figure | None:
+    """Observed against predicted rates of each binary label, by the first run of each setting; None without predictions."""
+    tasks = [label.name for label in groups[0].runs[0].schema.labels if label.kind == "binary"]
+    names = [name for task in tasks for name in (task, f"{task}_weight", f"{task}_score")]
+    tables = [(group.name, group.runs[0].predictions(names)) for group in groups]
+    if not tasks or all(table is None for _, table in tables):
         return None
     figure, axes = _figure(min(10, 4.5 * len(tasks)), 3.8, columns=len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         axis.set_title(task)
-        for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+        for (group, table), colour in zip(tables, _cycle(len(tables)), strict=True):
+            if table is None:
+                continue
             columns = [task, f"{task}_weight", f"{task}_score"]
-            table = pq.read_table(run.folder / "predictions", columns=columns, partitioning=None)
             label, weight, score = (table[name].to_numpy().astype(float) for name in columns)
             order = np.argsort(score[weight > 0], kind="stable")
             bins = [part for part in np.array_split(order, 15) if len(part)]
@@ -99,7 +105,7 @@ def calibration(runs: Sequence[Run]) -> Figure | None:
                 continue
             predicted = [score[weight > 0][part].mean() for part in bins]
             observed = [label[weight > 0][part].mean() for part in bins]
-            axis.plot(predicted, observed, ".-", color=colour, label=run.name, linewidth=1)
+            axis.plot(predicted, observed, ".-", color=colour, label=group, linewidth=1)
         axis.set_xscale("log")
         axis.set_yscale("log")
         limits = [max(1e-4, min(axis.get_xlim()[0], axis.get_ylim()[0])), 1]

@@ -69,6 +69,11 @@ PRESETS = {
         **{**dataclasses.asdict(hstu.PRESETS[f"hstu-{size}"]), "visibility": "causal"}
     )
     for size in ("tiny", "small", "large")
+} | {
+    # The paper's retrieval model: 6 layers of 256.
+    "hstu-retrieval-paper": RetrieverConfig(
+        dim=256, layers=6, heads=4, qk_dim=64, v_dim=64, visibility="causal", divisor="visible"
+    ),
 }
 
 

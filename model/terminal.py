@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from genrank.model.documents import Evaluation, ProgressiveDay
+from genrank.model.documents import Evaluation, ProgressiveDay, RankingEvaluation
 from genrank.model.metrics import Estimate
 from genrank.model.presentation import cell, dates_text
 from genrank.model.tasks import task_type
@@ -43,6 +43,25 @@ def print_metrics(name: str, evaluation: Evaluation) -> None:
             cells = (label, first.value, first.interval, *(each.value for each in rest))
             table.add_row(*cells, style="bold" if key == "model" else "")
         print_whole(table, console)
+
+
+def print_importance(evaluation: RankingEvaluation, most: int = 15) -> None:
+    """Label by label, what shuffling the features and groups that matter most costs in GAUC."""
+    for label, found in evaluation.importance.items():
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            title=f"{label}: GAUC lost when shuffled, {min(most, len(found))} of {len(found)}",
+            title_justify="left",
+            title_style="bold",
+        )
+        for heading, side in (("", "left"), ("drop", "right"), ("95 % interval", "right")):
+            table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+        for one in found[:most]:
+            drop = cell(one.drop)
+            table.add_row(one.in_words(), drop.value, drop.interval, style="" if one.feature else "bold")
+        print_whole(table)
 
 
 def print_progressive(rows: Sequence[ProgressiveDay]) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from genrank.model.checkpoint import find_checkpoint, read_manifest
+from genrank.model.checkpoint import find_checkpoint, read_manifest, steps_of
 from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Versions, read_document, write_document
@@ -26,7 +26,7 @@ from genrank.model.interface import Model
 from genrank.model.prefetch import Prefetcher, make_reader, reader_processes
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranks import Ranks, join_ranks
-from genrank.model.registry import choose_model
+from genrank.model.registry import ChosenModel, choose_model, recorded_model
 from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
 from genrank.model.train_step import TrainStep
@@ -83,7 +83,8 @@ class Trainer:
             # Of the kernels too: `kernels.tuning` then chooses none by timing.
             torch.use_deterministic_algorithms(True)
         self.samples = samples_folder(config.samples)
-        self.chosen = choose_model(config.model, config.settings)
+        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
+        self.chosen = _choose(config, origin)
         self.task = self.chosen.task(config.schema)
         readers = reader_processes(config, ranks)
         self.reader = make_reader(
@@ -93,12 +94,19 @@ class Trainer:
         self._require_something_to_learn()
         self.reader.start()
 
-        origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()
         self.train_step = TrainStep(self.model, self.task, self.embeddings, config, ranks, run)
         self.checkpoints = CheckpointManager(
-            config, ranks, self.model, self.embeddings, self.train_step.optimizer, self.reader, run, self.builds
+            config,
+            ranks,
+            self.model,
+            self.embeddings,
+            self.train_step.optimizer,
+            self.reader,
+            run,
+            self.builds,
+            self.chosen.fields(),
         )
         self.position = self.checkpoints.restore(origin)
         self.prefetcher = Prefetcher(self.reader, self.embeddings, config, ranks, self._pauses_after_this_step)
@@ -341,6 +349,19 @@ class Trainer:
 class _NoProfiler:
     def step(self) -> None:
         pass
+
+
+def _choose(config: TrainConfig, origin: Path | None) -> ChosenModel:
+    """The configured model; of a training that goes on, with the fields that its checkpoint recorded."""
+    own = [config.out / "checkpoints" / f"step-{step}" for step in reversed(steps_of(config.out))]
+    for folder in (*own, *([origin] if origin else [])):
+        try:
+            identity = read_manifest(folder).model
+        except UserError:  # damaged: training goes on from an older one
+            continue
+        if identity.name == config.model:
+            return recorded_model(identity, config.settings)
+    return choose_model(config.model, config.settings)
 
 
 def token_count(batch: Batch) -> int:

@@ -70,6 +70,11 @@ class SparkIngest:
         physical = [source.physical(column) for column in source.columns]
         _require_columns(source, f"table {source.catalog}", table, [source.partition, *physical])
         dt = f.col(source.partition).cast("string")
+        if not table.where(dt.isNull()).isEmpty():
+            raise UserError(
+                f"source {source.name!r}: table {source.catalog} has rows whose {source.partition} is null, which would not be read;"
+                " give them a day, or read a view without them"
+            )
         rows = table.where((dt >= first) & (dt <= last))
         mark = f.concat_ws(":", f.count(f.lit(1)), f.sum(f.xxhash64(*physical).cast("decimal(38,0)")))
         marks = rows.groupBy(dt.alias("dt")).agg(mark.alias("mark")).collect()
@@ -90,14 +95,15 @@ class SparkIngest:
             raise UserError(
                 f"source {source.name!r}: there is no {parent.toString()}; check --data and the source's path {source.path!r}"
             )
+        prefix = parts[at].partition("{dt}")[0]
         pattern = re.compile(re.escape(parts[at]).replace(r"\{dt\}", r"(\d{4}-\d\d-\d\d)"))
         found: dict[str, LandedDay] = {}
         for child in system.listStatus(parent):
             match = pattern.fullmatch(child.getPath().getName())
-            if not match and NULL_PARTITION in child.getPath().getName():
-                one = Unread(child.getPath().toString(), "rows whose day is null")
-                if kind_of(child.getPath().getName(), source.ignore) != "ignored":
-                    raise UserError(f"source {source.name!r}: {one} would not be read; {remedy(source)}")
+            why = None if match else _unread(child.getPath().getName(), prefix, source)
+            if why and system.getContentSummary(child.getPath()).getLength():
+                one = Unread(child.getPath().toString(), why)
+                raise UserError(f"source {source.name!r}: {one} would not be read; {remedy(source)}")
             if not match or not first <= match[1] <= last:
                 continue
             day = jvm.org.apache.hadoop.fs.Path("/".join([child.getPath().toString(), *parts[at + 1 :]]))
@@ -119,6 +125,18 @@ class SparkIngest:
             if stamps:
                 found[match[1]] = LandedDay(digest(stamps), partial(self.session.read.parquet, *sorted(stamps)))
         return dict(sorted(found.items()))
+
+
+def _unread(name: str, prefix: str, source: EventLog | Snapshot) -> str | None:
+    """Why what lies beside days is not read although it seems to be of the source; None where it is another's, or ignored."""
+    kind = kind_of(name, source.ignore)
+    if kind == "ignored":
+        return None
+    if NULL_PARTITION in name:
+        return "rows whose day is null"
+    if kind == "data" or (prefix and name.startswith(prefix)):
+        return f"not of the form {prefix}YYYY-MM-DD"
+    return None
 
 
 def _require_columns(source: EventLog | Snapshot, where: str, frame: DataFrame, columns: Sequence[str]) -> None:

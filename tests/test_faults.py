@@ -26,11 +26,12 @@ from genrank.model.documents import Summary, read_document
 from genrank.model.evaluate import evaluate, load_model
 from genrank.model.run_dir import read_log, read_schema
 from genrank.model.trainer import train
-from genrank.pipelines import assemble, quality, spark_session
+from genrank.pipelines import assemble, spark_session
 from genrank.pipelines.build import build
 from genrank.pipelines.clean import clean
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.engine_factory import open_engine
+from genrank.pipelines.gate import expectations
 from genrank.pipelines.landing import missing_inputs
 from genrank.pipelines.sample_statistics import statistics
 from genrank.schemas import (
@@ -52,6 +53,7 @@ from genrank.schemas.lock import locked
 from genrank.schemas.manifest import sample_files
 from genrank.tokenization.inspect_sample import load_sample
 from genrank.tokenization.reader import SampleReader
+from tests.pipelines.plain_verdict import plain_verdict
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -142,7 +144,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("faults")
     put(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "gate", lambda *_: None)
+        patch.setattr(expectations, "load", lambda: None)
+        patch.setattr(expectations, "validate", plain_verdict)
         place = Place(root, patch)
         place.build()
         place.train()

@@ -47,11 +47,15 @@ def train(
 @app.command(rich_help_panel="Models", cls=ConfigCommand)
 @takes(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> None:
-    """AUC, GAUC, NE and calibration per task, beside the oracle and what counting alone achieves; HR, NDCG and MRR of retrieval."""
+    """GAUC, AUC, metrics by request, NE and calibration per task, beside the oracle and what needs no training; HR, NDCG and MRR of retrieval."""
+    from genrank.model.documents import RankingEvaluation
     from genrank.model.evaluate import evaluate as run_evaluation
-    from genrank.model.terminal import print_metrics
+    from genrank.model.terminal import print_importance, print_metrics
 
-    print_metrics(config.run.name, run_evaluation(config))
+    found = run_evaluation(config)
+    print_metrics(config.run.name, found)
+    if isinstance(found, RankingEvaluation):
+        print_importance(found)
     say(f"wrote {config.out or config.run / 'metrics.json'}")
 
 

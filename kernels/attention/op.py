@@ -59,7 +59,7 @@ def interval_attention(
         max_length: tokens of the longest sample, if the host knows it: what the choice of a configuration depends on, else the mean length.
 
     Returns: [T, H, Dv], dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
-        nothing but that sample: never on the batch's other lengths.
+        nothing but that sample, never on the batch's other lengths.
 
     Raises: TypeError for wrong dtypes, ValueError for wrong shapes or intervals that leave their sample; the latter on
         GPU only under `GENRANK_KERNELS_CHECK=1` (otherwise they are clamped to it).

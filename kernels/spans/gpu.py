@@ -45,6 +45,8 @@ TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", 
 VALUES = {"forward": 128, "backward": 112}
 """float32 values that a thread may hold in accumulators and score tiles before the compiler spills: measured by
 `benchmarks.kernels_compile`, whose table shows what is left."""
+BIASED = 32
+"""Rows and keys of a block with a bias, whose tables' addresses take registers too; beyond 64 columns 16."""
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 211 * 1024}
 """Bytes of shared memory that tiles may take."""
 
@@ -55,16 +57,18 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
     of_keys = "dk_data" in arguments
     backward = of_keys or "dq_data" in arguments
-    tiles = 2 if backward else 1
-    tiles += (arguments["HAS_POSITION"] or arguments["HAS_TIME"]) * 2
-    held = (2 * keys if of_keys else rows) * width + tiles * rows * keys
+    biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
+    if max(rows, keys) > (BIASED if biased and width <= 64 else 16 if biased else 128):
+        return False
+    held = (2 * keys if of_keys else rows) * width + (2 if backward else 1) * rows * keys
     size = 4 if arguments["k_data"].dtype == torch.float32 else 2
     if size == 4:
         held += rows * keys + (rows + keys) * width // 2
     kept, streamed = (keys, rows) if of_keys else (rows, keys)
     shared = (kept * (2 if backward else 1) + streamed * 2 * chosen.num_stages) * width * size
     most = VALUES["backward" if backward else "forward"]
-    return held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
+    fits: bool = held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
+    return fits
 
 
 forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.baselines.context import segment_sum
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
+from genrank.model.target_attention import ActivationUnit
 from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
@@ -30,13 +31,15 @@ class DinConfig(Checked):
     """Hidden width of the activation unit."""
     hidden: tuple[Positive, ...] = (128, 64)
     dropout: Share = 0.1
+    feature_norm: bool = False
+    """Bring every feature to one scale, as `BlockConfig.feature_norm`; the paper's model has nothing like it."""
 
 
 class Din(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DinConfig, head: HeadConfig) -> None:
-        super().__init__(embeddings)
+        super().__init__(embeddings, config.feature_norm)
         self.events = nn.ModuleDict(
             {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
         )
@@ -46,6 +49,17 @@ class Din(Baseline):
         self.top = Tower(width, config.hidden, config.dropout, nn.PReLU)
         self.heads = Heads(self.top.out_dim, tasks, head)
 
+    def operations(self, batch: Batch) -> int | Tensor:
+        """Of events once each, of pairs the products and their weights, of candidates the rest."""
+        unit, context = self.unit, self.context
+        rows = len(batch.item) * weights_of(self.candidate, self.top, self.heads)
+        if not context.sequences:
+            return 2 * rows
+        for name in context.sequences:
+            rows += len(batch.groups[name].ts) * weights_of(self.events[name], unit.of_event)
+        rows += len(batch.item) * weights_of(unit.of_candidate)
+        return 2 * (rows + context.pair_count(batch) * weights_of(unit.of_product, unit.weight))
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""
         x = self.context(batch)
@@ -53,26 +67,8 @@ class Din(Baseline):
         candidate = self.candidate(x[CANDIDATES])
         if self.context.sequences:
             events = torch.cat([self.events[name](x[name]) for name in self.context.sequences])
-            interest = self.unit(candidate, events, *self.context.pairs(batch, owner))
+            offsets, of, rows = self.context.pairs(batch, owner)
+            interest = segment_sum(self.unit(candidate, events, of, rows), offsets)
         else:
             interest = torch.zeros_like(candidate)
         return self.logits(self.top(torch.cat([x[USER][owner], x[CANDIDATES], interest, interest * candidate], 1)))
-
-
-class ActivationUnit(nn.Module):
-    """a(e, v): an MLP over [e, v, e - v, e * v] (figure 2). Over P pairs only e * v is multiplied by weights: the other inputs
-    are linear in e and in v, which are projected once each and gathered."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.of_event = nn.Linear(dim, hidden)
-        self.of_candidate = nn.Linear(dim, hidden, bias=False)
-        self.of_product = nn.Linear(dim, hidden, bias=False)
-        self.activation = nn.PReLU()
-        self.weight = nn.Linear(hidden, 1)
-
-    def forward(self, candidate: Tensor, events: Tensor, offsets: Tensor, of: Tensor, rows: Tensor) -> Tensor:
-        """[C, dim], [N, dim], pairs (offsets [C+1], candidate [P], row [P]) -> [C, dim]."""
-        event = events[rows]
-        hidden = self.of_event(events)[rows] + self.of_candidate(candidate)[of] + self.of_product(event * candidate[of])
-        return segment_sum(self.weight(self.activation(hidden)) * event, offsets)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genrank.model.encoders import grab, hstu, longer, mtgr, onetrans, ultra_hstu
+from genrank.model.encoders import grab, hetero, hstu, longer, mtgr, onetrans, rankmixer, ultra_hstu
 from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.grab import Grab, GrabConfig
+from genrank.model.encoders.hetero import Hetero, HeteroConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
 from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
 from genrank.model.encoders.longer import Longer, LongerConfig
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
 from genrank.model.encoders.onetrans import OneTrans, OneTransConfig
+from genrank.model.encoders.rankmixer import RankMixer, RankMixerConfig
 from genrank.model.encoders.ultra_hstu import UltraHstu, UltraHstuConfig
 
 
@@ -31,6 +33,8 @@ class EncoderSpec:
 ENCODERS = [
     EncoderSpec(MtgrConfig, Mtgr, mtgr.PRESETS),
     EncoderSpec(HstuConfig, Hstu, hstu.PRESETS),
+    EncoderSpec(HeteroConfig, Hetero, hetero.PRESETS),
+    EncoderSpec(RankMixerConfig, RankMixer, rankmixer.PRESETS),
     EncoderSpec(UltraHstuConfig, UltraHstu, ultra_hstu.PRESETS),
     EncoderSpec(LongerConfig, Longer, longer.PRESETS),
     EncoderSpec(OneTransConfig, OneTrans, onetrans.PRESETS),
@@ -66,10 +70,14 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
+    "Hetero",
+    "HeteroConfig",
     "Hstu",
     "HstuConfig",
     "Mtgr",
     "MtgrConfig",
+    "RankMixer",
+    "RankMixerConfig",
     "build_encoder",
     "split",
 ]

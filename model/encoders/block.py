@@ -26,7 +26,7 @@ from genrank.model.encoders.interface import Counts, EncoderConfig
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
-from genrank.tokenization.wants import Wants
+from genrank.tokenization.wants import One, Wants
 
 NormKind = Literal["layer", "rms", "gln", "none"]
 
@@ -56,8 +56,9 @@ class BlockConfig(EncoderConfig):
     """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public research code); "raw": with O itself in the
     middle (Meta's DLRM-v3 code)."""
     divisor: Literal["length", "visible"] | Positive = "length"
-    """`n`: the sample's tokens, the keys this query sees, or a fixed number. Only the last two leave a score independent
-    of the candidates that happen to be scored beside it; the norm that follows removes all but epsilon of the difference."""
+    """`n`: the sample's tokens (as both papers have it), the keys this query sees, or a fixed number. Only the last two leave a score
+    independent of the candidates that happen to be scored beside it: the norm that follows divides the difference out but for its
+    epsilon, and var(O * U) is about epsilon early in training (untrained mtgr-small: one score moves by up to .18 logits)."""
     alpha: Scale | None = None
     """Scale of Q K^T; None: 1 / sqrt(qk_dim)."""
     projection_bias: bool = True
@@ -74,8 +75,26 @@ class BlockConfig(EncoderConfig):
     feature_norm: bool = False
     """Bring every feature to one scale before it becomes a token: vectors by their root mean square, numbers by the training
     days' mean and deviation (`tokenization.feature_norm`)."""
+    tower: tuple[Positive, ...] = ()
+    """Widths of an MLP over all features of a candidate and its user, beside the encoder; the heads read its last layer and the
+    encoder's vector. Empty: none."""
+    candidate_numbers: bool = True
+    """Whether a candidate's token holds its numbers. Without them it is made of ids alone, which histories have too, and
+    attention looks for nothing else; the numbers are then the tower's."""
+    encoder_loss: Annotated[float, Bounds(low=0)] = 0.0
+    """Weight of a second loss, of heads of its own that read the encoder's vector without the tower (deep supervision: Lee et al.,
+    AISTATS 2015, arXiv:1409.5185). Without it what numbers explain quickly leaves the encoder little to learn from. Training only."""
     equal_start: bool = False
     """Begin with equal weights where equal ids should meet: projections of features that read one table, and keys as queries."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.candidate_numbers and not self.tower:
+            raise self.refuse(
+                "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
+            )
+        if self.encoder_loss and not self.tower:
+            raise self.refuse("encoder_loss", "without a tower it is the same loss again; set tower=[128,64] too, or 0")
 
     def wants(self) -> Wants:
         """The mask that `visibility` names; features at one scale, and an equal start, where asked for."""
@@ -84,7 +103,12 @@ class BlockConfig(EncoderConfig):
             "targets": visibility.hstu,
             "causal": visibility.causal,
         }
-        return Wants(rules[self.visibility], feature_norm=self.feature_norm, equal_start=self.equal_start)
+        return Wants(
+            rules[self.visibility],
+            candidate=One(numbers=self.candidate_numbers),
+            feature_norm=self.feature_norm,
+            equal_start=self.equal_start,
+        )
 
     def flops(self, counts: Counts) -> int:
         """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""

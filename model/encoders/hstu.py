@@ -100,8 +100,10 @@ class Hstu(Stack):
 
 
 PRESETS = {
-    "hstu-small": HstuConfig(dim=256, layers=4, heads=4, qk_dim=64, v_dim=64),
-    "hstu-large": HstuConfig(dim=512, layers=8, heads=8, qk_dim=64, v_dim=64),
+    "hstu-small": HstuConfig(dim=256, layers=4, heads=4, qk_dim=64, v_dim=64, divisor="visible"),
+    "hstu-large": HstuConfig(dim=512, layers=8, heads=8, qk_dim=64, v_dim=64, divisor="visible"),
+    # The paper's ranking model: 3 layers of 512; its retrieval model is `hstu-retrieval-paper`. Heads aren't printed.
+    "hstu-paper": HstuConfig(dim=512, layers=3, heads=4, qk_dim=128, v_dim=128, divisor="visible"),
     "hstu-tiny": HstuConfig(
         dim=64, layers=2, heads=2, qk_dim=32, v_dim=32, divisor="visible", position_reach=64, dropout=0.1
     ),

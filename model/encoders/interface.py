@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.validation import Checked, Positive
-from genrank.tokenization.jagged_tokens import Candidates, Tokens
+from genrank.tokenization.jagged_tokens import Candidates as Candidates
+from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE
 from genrank.tokenization.wants import TokenShape, Wants
 
@@ -52,6 +53,16 @@ class EncoderConfig(Checked):
     def out_dim(self) -> int:
         """Width of a candidate's vector."""
         return self.dim
+
+    @property
+    def tower(self) -> tuple[int, ...]:
+        """Widths of an MLP over the features of a candidate and its user, beside the encoder; empty: none."""
+        return ()
+
+    @property
+    def encoder_loss(self) -> float:
+        """Weight of a second loss in training, of heads that read the encoder's vectors without the tower; 0: none."""
+        return 0.0
 
     @property
     def auxiliary_hidden(self) -> tuple[int, ...]:

@@ -105,8 +105,10 @@ class Retrieval(Task[RetrievalModel]):
         """A query is a user's day, its candidates are the whole catalogue.
 
         Raises:
-            UserError: the days hold no response of a user with a history.
+            UserError: the days hold no response of a user with a history, or importance is asked for.
         """
+        if config.importance:
+            raise UserError("--importance is of rankers; leave it out for a retrieval model")
         found = find(
             model,
             self.schema,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ from genrank.schemas.schema import CANDIDATES, USER
 
 Sample = dict[str, Any]
 """A stored row, as Python values."""
+Place = tuple[Sample, int]
+"""A candidate: its sample, and where in it."""
 
 
 @dataclass
@@ -48,27 +50,33 @@ class Comparison:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     users: int = 0
 
-    def user(self, user: int, samples: Sequence[Sample], crossed: Mapping[int, Sequence[CrossFeature]]) -> None:
+    def user(
+        self,
+        user: int,
+        samples: Sequence[Sample],
+        crossed: Mapping[int, Sequence[CrossFeature]],
+        exposures: Container[int],
+    ) -> None:
         """Compare all of a user's samples of the day.
 
         Args:
             user: its stored id.
             samples: as they are stored, any order; none where the user was left out.
             crossed: exposure (row of the raw log) -> cross features to be compared of it.
+            exposures: those compared in all that they state and are labelled with; of the others only which they are.
         """
         self.users += 1
         in_order = sorted(samples, key=_chunk)
         places = [(sample, at) for sample in in_order for at in range(len(sample[CANDIDATES][TS]))]
-        exposures = self.raw.exposures_of(user).tolist()
-        paired = self._pairs(user, places, exposures)
-        for sample, at, row in paired:
-            self._candidate(sample, at, row, crossed.get(row, ()))
+        for sample, at, row in self._pairs(user, places, self.raw.exposures_of(user).tolist()):
+            if row in exposures:
+                self._candidate(sample, at, row, crossed.get(row, ()))
         for feature in self.raw.schema.user.features:
             if feature.stored:
                 expected = self.raw.profile(feature, user)
                 for sample in in_order:
                     self.equal(f"{USER}.{feature.name}", sample, 0, sample[USER][feature.name], expected)
-        for sequence in self.raw.schema.sequences:
+        for sequence in filter(self.raw.answers, self.raw.schema.sequences):
             events = self.raw.events(sequence, user)
             if sequence.scope == "history":
                 for sample in in_order:
@@ -78,53 +86,51 @@ class Comparison:
 
     # ------------------------------------------------------------------ candidates
 
-    def _pairs(
-        self, user: int, places: list[tuple[Sample, int]], exposures: list[int]
-    ) -> list[tuple[Sample, int, int]]:
-        """(sample, place, exposure) of each candidate: exposures become candidates one by one, in order; where negatives are left out,
-        some of them."""
-        raw, pairs, next_ = self.raw, [], 0
-        samples_all = raw.schema.candidates.negative_keep_rate == 1.0
-        item = raw.schema.candidates.item
-        for sample, at in places:
-            own = (sample[CANDIDATES][TS][at], sample[CANDIDATES][ITEM][at])
-            while next_ < len(exposures):
-                row = exposures[next_]
-                shown = (int(raw.exposures.ts[row]), int(raw.exposures.ids(item)[row]))
-                if samples_all or shown == own:
-                    break
-                self._left_out(row, user)
-                next_ += 1
-            if next_ == len(exposures):
-                self._differ("candidates", sample, at, f"an exposure at {own[0]}", "none left of the user")
-                return pairs
-            for leaf, found, expected in zip((TS, ITEM), own, shown, strict=True):
-                self.equal(f"{CANDIDATES}.{leaf}", sample, at, found, expected)
-            if request := raw.schema.candidates.request:
-                expected = int(raw.exposures.ids(request)[row])
-                self.equal(f"{CANDIDATES}.{REQUEST}", sample, at, sample[CANDIDATES][REQUEST][at], expected)
-            pairs.append((sample, at, row))
-            next_ += 1
-        for row in exposures[next_:]:
-            if samples_all:
-                where = f"user {self._name(user, row)}"
-                self._count(
-                    "candidates", f"{where} has {len(places)} candidates; the raw log has {len(exposures)} exposures"
-                )
-                break
-            self._left_out(row, user)
-        return pairs
+    def _pairs(self, user: int, places: list[Place], exposures: list[int]) -> Iterator[tuple[Sample, int, int]]:
+        """(sample, place, exposure) of each candidate: exposures become candidates one by one, in order."""
+        if self.raw.schema.candidates.negative_keep_rate < 1:
+            yield from self._kept_pairs(user, places, exposures)
+            return
+        if len(places) != len(exposures):
+            found = f"{len(places)} candidates; the raw log has {len(exposures)} exposures"
+            self._count(CANDIDATES, f"user {self._name(user)} has {found}")
+        for (sample, at), row in zip(places, exposures, strict=False):
+            own, shown = self._identity(sample, at), self._identity_of(row)
+            for leaf in own:
+                self.equal(f"{CANDIDATES}.{leaf}", sample, at, own[leaf], shown[leaf])
+            yield sample, at, row
 
-    def _left_out(self, row: int, user: int) -> None:
-        """Down-sampling leaves negatives out alone."""
-        for label in self.raw.schema.labels:
-            value, _ = self.raw.label(label, row)
-            if value is not UNKNOWN and value > 0:
-                ts = int(self.raw.exposures.ts[row])
-                self._count(
-                    "candidates",
-                    f"the exposure at {ts} of user {self._name(user, row)} is left out, though {label.name} is positive",
-                )
+    def _kept_pairs(self, user: int, places: list[Place], exposures: list[int]) -> Iterator[tuple[Sample, int, int]]:
+        """Where negatives are left out: of exposures that look the same, all are kept or those that are positive."""
+        shown: dict[tuple[int, ...], list[int]] = {}
+        for row in exposures:
+            shown.setdefault(tuple(self._identity_of(row).values()), []).append(row)
+        stored: dict[tuple[int, ...], list[Place]] = {}
+        for sample, at in places:
+            stored.setdefault(tuple(self._identity(sample, at).values()), []).append((sample, at))
+        for key in shown.keys() | stored.keys():
+            rows, held = shown.get(key, []), stored.get(key, [])
+            if len(rows) != len(held):
+                values = [[self.raw.label(label, row)[0] for label in self.raw.schema.labels] for row in rows]
+                if any(value is UNKNOWN for row in values for value in row):
+                    continue
+                rows = [row for row, of in zip(rows, values, strict=True) if any(value > 0 for value in of)]
+            if len(rows) != len(held):
+                found = f"{len(held)} candidates at {key[0]}; the raw log has {len(rows)} positive exposures"
+                self._count(CANDIDATES, f"user {self._name(user)} has {found}")
+            for (sample, at), row in zip(held, rows, strict=False):
+                yield sample, at, row
+
+    def _identity(self, sample: Sample, at: int) -> dict[str, int]:
+        """What tells a candidate from others of its user."""
+        leaves = (TS, ITEM, REQUEST) if self.raw.schema.candidates.request else (TS, ITEM)
+        return {leaf: sample[CANDIDATES][leaf][at] for leaf in leaves}
+
+    def _identity_of(self, row: int) -> dict[str, int]:
+        """The same of an exposure."""
+        rows, candidates = self.raw.exposures, self.raw.schema.candidates
+        own = {TS: int(rows.ts[row]), ITEM: int(rows.ids(candidates.item)[row])}
+        return own | ({REQUEST: int(rows.ids(candidates.request)[row])} if candidates.request else {})
 
     def _candidate(self, sample: Sample, at: int, row: int, crossed: Sequence[CrossFeature]) -> None:
         raw, schema = self.raw, self.raw.schema
@@ -230,8 +236,9 @@ class Comparison:
         of.differ += 1
         of.example = of.example or example
 
-    def _name(self, user: int, row: int) -> object:
-        return self.raw.exposures.column(self.raw.schema.exposures.user)[row]
+    def _name(self, user: int) -> object:
+        rows = self.raw.exposures_of(user)
+        return self.raw.exposures.cells(self.raw.schema.exposures.user)[rows[0]] if len(rows) else f"of id {user}"
 
 
 def _chunk(sample: Sample) -> int:

@@ -162,7 +162,7 @@ class Gate:
                 by_user.setdefault(stored_id(sample[USER_ID]), []).append(sample)
         comparison = Comparison(rows.raw)
         for user in rows.users:
-            comparison.user(user, by_user[user], rows.crossed)
+            comparison.user(user, by_user[user], rows.crossed, rows.exposures)
         found.recomputed, found.users = comparison.leaves, comparison.users
         values = sum(leaf.compared for leaf in comparison.leaves.values())
         logger.info("%s: %d values of %d users recomputed from the raw log", dt_of(day), values, comparison.users)
@@ -183,7 +183,7 @@ class Gate:
     def _decide(self, days: Sequence[int], found: Mapping[int, DayFindings], expected: Mapping[int, Expected]) -> None:
         rows = [row for day in days for row in self._frame(found[day], expected[day])]
         name = f"{self.plan.schema.name} {dt_of(days[0])}" + (f" to {dt_of(days[-1])}" if len(days) > 1 else "")
-        verdict = expectations.validate(self.loading, name, rows, NOTES, {})
+        verdict = expectations.validate(self.loading, name, rows, NOTES)
         for day in days:
             self._warn(day, found[day])
         if verdict.failed:

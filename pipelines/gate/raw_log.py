@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import frame_of, single_array
+from genrank.pipelines.columns import needed
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.gate.users import draw
 from genrank.pipelines.messages import DRIVER
@@ -35,6 +36,10 @@ Bool = NDArray[np.bool_]
 HOME, USER, TS, ARRIVED, ID = "_home", "_user", "_ts", "_arrived", "_id"
 """Columns beside the declared ones: the row's day, its user's stored id, its time and arrival in epoch ms, the hash that breaks ties."""
 TASK_ROWS = 1_000_000
+MOST_ROWS = 3_000_000
+"""Rows that are brought together at most."""
+TOO_MANY = "too many"
+"""Tag of what tells the driver that rows of a source were left out."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class RawReader:
     """Source -> the days wanted."""
     wanted: Mapping[str, tuple[Filter, ...]]
     """Source -> filters, of which a row meets one."""
+    most: int = MOST_ROWS
+    """Rows of a unit at most; where the filters let more through, only the first one counts, and the driver hears of it."""
 
     def read(self, unit: RawUnit) -> Iterator[Piece]:
         """Map step: usable rows, tagged with their source."""
@@ -104,6 +111,9 @@ class RawReader:
             rows = _chosen(source, table, filters)
             if not rows.any():
                 return
+        if rows.sum() > self.most and len(filters) > 1:
+            yield Piece(DRIVER, f"{TOO_MANY}:{unit.source}", pa.table({"rows": [int(rows.sum())]}))
+            rows = _chosen(source, table, filters[:1])
         table = _read(source, unit, list(source.columns))
         if names and not rows.all():
             table = table.filter(pa.array(rows))
@@ -127,8 +137,10 @@ class RawReader:
         rows = pa.RecordBatch.from_arrays(columns, names=list(source.columns))
         key = source.user if isinstance(source, EventLog) else source.key
         bad |= _null(rows.column(key))
+        frame = frame_of(rows)
         for condition in source.valid:
-            bad |= ~holds(condition, source.name, frame_of(rows))
+            bad |= ~holds(condition, source.name, frame)
+        bad |= beyond_float32(self.schema, source, frame)
         home = np.full(raw.num_rows, partition, np.int64)
         ts = arrived = home
         if isinstance(source, EventLog):
@@ -158,6 +170,21 @@ class RawReader:
         }
         table = pa.table({**{n: rows.column(n) for n in source.columns}, **{n: pa.array(v) for n, v in own.items()}})
         return table.filter(pa.array(~bad))
+
+
+def beyond_float32(schema: Schema, source: EventLog | Snapshot, frame: pl.DataFrame) -> Bool:
+    """Rows of which a number that samples keep doesn't fit float32, as far as the frame has the columns that it is made of."""
+    bad = np.zeros(frame.height, np.bool_)
+    for column in needed(schema)[source.name]:
+        if column.role not in ("number", "amount"):
+            continue
+        read = expression.columns(column.expression) if column.sql else (column.expression,)
+        own = [name if name in frame.columns else name.removeprefix(f"{source.name}.") for name in read]
+        if all(name in frame.columns for name in own):
+            values = evaluate(column.expression, source.name, frame) if column.sql else frame[own[0]]
+            numbers = values.cast(pl.Float64, strict=False).fill_null(0).to_numpy()
+            bad |= np.abs(numbers) > np.finfo(np.float32).max
+    return bad
 
 
 def once(source: EventLog | Snapshot, rows: pa.Table) -> pl.DataFrame:

@@ -15,22 +15,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from genrank.pipelines.engine import AnyEngine, gather
 from genrank.pipelines.gate.raw_log import (
     HOME,
+    MOST_ROWS,
+    TOO_MANY,
     USER,
     Among,
     Filter,
     Lowest,
     RawReader,
     RawUnit,
+    beyond_float32,
     once,
     stored_id,
     units_of,
 )
 from genrank.pipelines.gate.recompute import LogRows, Recomputation
 from genrank.pipelines.gate.users import lowest
+from genrank.pipelines.messages import tag_parts
 from genrank.pipelines.plan import BuildPlan
 from genrank.schemas import CrossFeature, EventLog, Events, Snapshot, expression
 
@@ -38,6 +43,10 @@ PER_EXPOSURE, AT_LEAST = 4, 1_000_000
 """Rows looked at are at most so many for each exposure of the day, and so many beside."""
 WITH_USER, ELSEWHERE = 32, 8
 """Exposures of which cross features are compared: those keyed by the user, and the others."""
+COMPARED = 500
+"""Exposures compared in all that they state and are labelled with."""
+BUSY = 2_000
+"""Users with more exposures a day aren't recomputed: one of them may have half of the log."""
 IN_PROCESS = 2_000_000
 """Fewer rows than these are read where the gate runs: tasks would take longer to start."""
 SMALL = 300_000
@@ -53,6 +62,8 @@ class RawRows:
     """Stored id -> user, of those compared."""
     crossed: dict[int, list[CrossFeature]]
     """Exposure (row of `raw.exposures`) -> cross features to be compared of it."""
+    exposures: frozenset[int]
+    """Those compared in all that they state and are labelled with; of the others only which they are."""
 
 
 class RawDay:
@@ -73,22 +84,24 @@ class RawDay:
         shown = self._exposures(below)
         log, schema = self.schema.exposures, self.schema
         found = shown[log.user].to_arrow().cast(staged.type)
-        users = lowest(pa.concat_arrays([found, staged]), self.day, wanted)
+        users = lowest(_without_busiest(found, staged), self.day, wanted)
         shown = shown.filter(pl.Series(np.isin(shown[USER].to_numpy(), [stored_id(user) for user in users])))
         own = LogRows(log, self._joined(log, shown, self._references(log)), self.day)
         features = [feature for feature in schema.candidates.features if isinstance(feature, CrossFeature)]
-        rows = np.random.default_rng(self.day).permutation(shown.height)[:WITH_USER]
+        shuffled = np.random.default_rng(self.day).permutation(own.frame.height)
+        rows = shuffled[:WITH_USER]
         since = self._since()
         filters, answered = self._filters(own, features, users, rows, since)
+        logs, cut = self._logs(since, filters)
+        answered = [f for f in answered if log.user in f.keys or not cut & {f.source, f.per or f.source}]
         crossed = {
             int(row): [f for f in answered if place < ELSEWHERE or log.user in f.keys] for place, row in enumerate(rows)
         }
-        logs = self._logs(since, filters)
         named = {stored_id(user): user for user in users}
         profiles = self._profiles(users)
         landed, as_of = self.plan.landed, self.plan.as_of
         raw = Recomputation(schema, self.day, as_of, landed, own, logs, tuple(named), profiles)
-        return RawRows(raw, named, crossed)
+        return RawRows(raw, named, crossed, frozenset(shuffled[:COMPARED].tolist()))
 
     # ------------------------------------------------------------------ which days
 
@@ -131,14 +144,14 @@ class RawDay:
             own = [key for key in sorted(feature.keys) if "." not in key]
             logs = dict.fromkeys((feature.source, feature.per or feature.source))
             if not own and any(
-                sum(self._rows(log, d) for d in range(since[log], self.day + 1)) > SMALL for log in logs
+                sum(self._rows(source, d) for d in range(since[source], self.day + 1)) > SMALL for source in logs
             ):
                 continue
-            for log in logs:
+            for source in logs:
                 values = tuple(
                     (key, tuple(shown.column(key).gather(asked).drop_nulls().unique().to_list())) for key in own
                 )
-                filters[log].add(Among(values))
+                filters[source].add(Among(values))
             answered.append(feature)
         return {name: tuple(of) for name, of in filters.items()}, answered
 
@@ -152,18 +165,23 @@ class RawDay:
         )
         return self._read("recompute users", reader, self._units(log.name, [self.day]))[log.name]
 
-    def _logs(self, since: dict[str, int], filters: dict[str, tuple[Filter, ...]]) -> dict[str, LogRows]:
+    def _logs(
+        self, since: dict[str, int], filters: dict[str, tuple[Filter, ...]]
+    ) -> tuple[dict[str, LogRows], set[str]]:
+        """(every log's rows, the logs of which only the users' are there: the others were too many)."""
         days, units = {}, []
         for name, first in since.items():
             last = self.day + self.plan.reach[name][1]
             days[name] = frozenset(range(first, last + 1))
             units += self._units(name, sorted(days[name]))
-        frames = self._read("recompute events", RawReader(self.schema, days, filters), units)
+        reader = RawReader(self.schema, days, filters, MOST_ROWS // max(1, len(units)))
+        tables = self._tables("recompute events", reader, units)
+        frames = self._once(reader, tables)
         logs = {}
         for name, frame in frames.items():
             log = self.schema.event_log(name)
             logs[name] = LogRows(log, self._joined(log, frame, self._references(log)), since[name])
-        return logs
+        return logs, {tag_parts(tag)[1] for tag in tables if tag_parts(tag)[0] == TOO_MANY}
 
     def _units(self, source: str, days: Iterable[int]) -> list[RawUnit]:
         contents = self.plan.contents[source]
@@ -171,13 +189,15 @@ class RawDay:
         return [unit for _, partition in sorted(partitions.items()) for unit in units_of(partition)]
 
     def _read(self, title: str, reader: RawReader, units: Sequence[RawUnit]) -> dict[str, pl.DataFrame]:
+        return self._once(reader, self._tables(title, reader, units))
+
+    def _tables(self, title: str, reader: RawReader, units: Sequence[RawUnit]) -> dict[str, pa.Table]:
         if sum(unit.rows for unit in units) > IN_PROCESS:
-            tables = self.engine.collect(self.engine.map(title, units, reader.read))
-        else:
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                tables = gather(
-                    piece for pieces in pool.map(lambda unit: list(reader.read(unit)), units) for piece in pieces
-                )
+            return self.engine.collect(self.engine.map(title, units, reader.read))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return gather(piece for pieces in pool.map(lambda unit: list(reader.read(unit)), units) for piece in pieces)
+
+    def _once(self, reader: RawReader, tables: dict[str, pa.Table]) -> dict[str, pl.DataFrame]:
         frames = {}
         for name in reader.days:
             source = self.schema.source(name)
@@ -243,7 +263,15 @@ class RawDay:
             reader = RawReader(self.schema, {name: frozenset(there)}, {name: (Among(((snapshot.key, keys),)),)})
             rows = self._read(f"recompute {name}", reader, self._units(name, sorted(there)))[name]
             frame = _with_snapshot(snapshot, frame, rows, days, wanted)
-        return frame
+        return frame.filter(pl.Series(~beyond_float32(self.schema, log, frame)))
+
+
+def _without_busiest(found: pa.Array, staged: pa.Array) -> pa.Array:
+    """Users of exposures and of staged samples, those with more than `BUSY` exposures left out."""
+    counts = pc.value_counts(found)
+    busy = counts.field("values").filter(pc.greater(counts.field("counts"), BUSY))
+    users = pa.concat_arrays([found, staged])
+    return users.filter(pc.invert(pc.is_in(users, value_set=busy)))
 
 
 def _with_snapshot(

@@ -279,6 +279,11 @@ class Recomputation:
 
     # ------------------------------------------------------------------ sequences
 
+    def answers(self, sequence: EventSequence) -> bool:
+        """Whether the rows have what decides which events a sequence holds."""
+        entries = [entry for entry in sequence.events if isinstance(entry, Events) and entry.where]
+        return all(self.logs[entry.source].knows(*_references(entry.where or "")) for entry in entries)
+
     def events(self, sequence: EventSequence, user: int) -> list[tuple[int, int, int, int, str, int]]:
         """(available, ts, type, id, log, row) of a user's events of a sequence, in its order, change points left out: of a history those
         before the window, of a realtime sequence those inside it."""

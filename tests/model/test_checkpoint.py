@@ -66,7 +66,7 @@ def plant(folder: Path, file: str, content: bytes) -> None:
     tables["files"] = {name: (folder / "tables" / name).stat().st_size for name in tables["files"]}
     (folder / "tables" / "tables.json").write_text(json.dumps(tables))
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
+    manifest.pop("checksum", None)
     for name, digest in manifest["files"].items():
         bytes_ = (folder / name).read_bytes()
         digest.update(bytes=len(bytes_), sha256=hashlib.sha256(bytes_).hexdigest())
@@ -161,7 +161,7 @@ def test_a_manifest_of_another_shape_is_refused_in_one_line(run: Path, text: str
     plant(folder, "tables/tables.json", (folder / "tables" / "tables.json").read_bytes())
     (folder / "tables" / "tables.json").write_text(text)
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
+    manifest.pop("checksum", None)
     manifest["files"].pop("tables/tables.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError) as error:
@@ -182,7 +182,7 @@ def test_a_run_whose_config_is_something_else_is_refused_in_one_line(
 def test_a_manifest_that_names_files_elsewhere_is_refused(run: Path, tmp_path: Path) -> None:
     folder = run / "checkpoints" / "step-4"
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
+    manifest.pop("checksum", None)
     manifest["files"]["../../config.json"] = manifest["files"].pop("dense.pt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="outside of the checkpoint"):
@@ -237,7 +237,7 @@ def test_a_model_file_inside_the_run_is_not_run(run: Path, tmp_path: Path) -> No
     (run / "planted.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\n")
     folder = run / "checkpoints" / "step-4"
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksum"]
+    manifest.pop("checksum", None)
     manifest["model"]["name"] = f"{run / 'planted.py'}:MODEL"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     for path in (run, folder):

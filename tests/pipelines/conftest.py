@@ -10,6 +10,7 @@ from hypothesis import settings
 from genrank.pipelines import hot_keys
 from genrank.pipelines.compaction import sizes
 from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate.judge import Gate
 from tests.pipelines.plain_verdict import plain_verdict
 
 # The machine may be shared: how long an example takes says nothing.
@@ -29,11 +30,19 @@ def spark_engine() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def plain_gate() -> Iterator[None]:
-    """The gate without Great Expectations' start; `test_gate.py` tests the whole."""
+def recomputing_gate() -> Iterator[None]:
+    """The gate without Great Expectations' start; `test_build.py` has the whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(expectations, "load", lambda: None)
         patch.setattr(expectations, "validate", plain_verdict)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain_gate(recomputing_gate: None) -> Iterator[None]:
+    """Nor does it recompute samples, which would be half of what a small build takes; `test_gate.py` and `test_oracle.py` have it do so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gate, "_recompute", lambda *_: None)
         yield
 
 

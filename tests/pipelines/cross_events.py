@@ -91,20 +91,30 @@ class Event:
         return self.ts + (parse_duration("90m") if self.log == "clicks" else 0)
 
 
-def events(days: int = DAYS, most: int = 40) -> st.SearchStrategy[list[Event]]:
-    """Events at half-hour steps, so that times tie and window edges are hit; each with an id of its own."""
-    event = st.builds(
-        Event,
-        log=st.sampled_from(["exposures", "clicks", "clicks"]),
-        user=st.integers(1, 3),
-        item=st.integers(1, 3),
-        ts=st.integers(0, days * 48 - 1).map(lambda step: step * (DAY_MS // 48)),
-        amount=st.one_of(st.none(), st.integers(-2, 4).map(float)),
-        shop=st.one_of(st.none(), st.integers(1, 3)),
-    )
-    return st.lists(event, max_size=most).map(
-        lambda found: [Event(**(vars(event) | {"id": number})) for number, event in enumerate(found)]
-    )
+STEP = DAY_MS // 4
+"""Times are whole steps, so that they tie and lie on the edges of windows."""
+
+
+def random_events(seed: int, number: int) -> list[Event]:
+    """Events of both logs, dense enough that every window holds some; each has an id of its own."""
+    draw = np.random.default_rng(seed)
+    return [
+        Event(
+            log=("exposures", "clicks", "clicks")[draw.integers(3)],
+            user=int(draw.integers(1, 4)),
+            item=int(draw.integers(1, 3)),
+            ts=int(draw.integers(DAYS * 4)) * STEP,
+            amount=None if draw.integers(5) == 0 else float(draw.integers(-2, 5)),
+            shop=None if draw.integers(5) == 0 else int(draw.integers(1, 5)),
+            id=number,
+        )
+        for number in draw.permutation(number).tolist()
+    ]
+
+
+def events(most: int = 300) -> st.SearchStrategy[list[Event]]:
+    """None, few or many."""
+    return st.builds(random_events, st.integers(0, 2**32), st.one_of(st.integers(0, 5), st.integers(most // 2, most)))
 
 
 def partial_of(schema: Schema, log: str, found: Sequence[Event], columns: Sequence[Column]) -> pa.Table:

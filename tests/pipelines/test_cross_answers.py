@@ -23,7 +23,17 @@ from genrank.pipelines.merge_scan import mix
 from genrank.schemas import CrossFeature, Schema
 from genrank.schemas.base import DAY_MS
 from genrank.schemas.ids import MISSING_ID
-from tests.pipelines.cross_events import DAYS, Event, Held, by_definition, events, features_at, partial_of, schema_of
+from tests.pipelines.cross_events import (
+    DAYS,
+    STEP,
+    Event,
+    Held,
+    by_definition,
+    events,
+    features_at,
+    partial_of,
+    schema_of,
+)
 
 BY_ITEM = schema_of(*features_at("item_id"))
 # Keys that hold a feature as of the day's start aren't cut in slices: none of the items' does.
@@ -59,9 +69,13 @@ def check(
 
 
 def asked_on(*days: int) -> st.SearchStrategy[list[tuple[int, int]]]:
-    """(item, time) on some days, at half hours."""
-    step = st.integers(days[0] * 48, days[-1] * 48 + 47).map(lambda step: step * (DAY_MS // 48))
-    return st.lists(st.tuples(st.integers(1, 3), step), min_size=1, max_size=6)
+    """(item, time) on some days."""
+    moment = st.builds(
+        lambda step, late: step * STEP + late,
+        st.integers(days[0] * 4, days[-1] * 4 + 3),
+        st.sampled_from([0, 1, STEP // 2]),
+    )
+    return st.lists(st.tuples(st.integers(1, 2), moment), min_size=8, max_size=12)
 
 
 @settings(max_examples=20)
@@ -75,7 +89,7 @@ def test_every_operation_by_its_definition(found: list[Event], asked: list[tuple
 
 
 @settings(max_examples=20)
-@given(events(), asked_on(DAYS - 2, DAYS - 1), st.integers(1, 12))
+@given(events(), asked_on(DAYS - 2, DAYS - 1), st.integers(1, 40))
 def test_days_merged_on_the_way_answer_alike(found: list[Event], asked: list[tuple[int, int]], chunk: int) -> None:
     """Whatever a task holds at a time, and with whole runs of days as one row per key."""
     first, last = DAYS - 2, DAYS - 1
@@ -111,7 +125,7 @@ def sent_to(pieces: Sequence[Piece], slot: int) -> dict[str, pa.Table]:
 
 
 @settings(max_examples=12)
-@given(events(most=30), st.integers(1, 4), st.dictionaries(st.integers(1, 3), st.integers(1, 4)))
+@given(events(most=120), st.integers(1, 4), st.dictionaries(st.integers(1, 2), st.integers(1, 4)))
 def test_by_way_of_the_keys_slots(found: list[Event], buckets: int, hot: dict[int, int]) -> None:
     """However many buckets there are, and into however many slices of time a frequent key is cut."""
     days = (DAYS - 2, DAYS - 1)

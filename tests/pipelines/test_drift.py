@@ -56,6 +56,13 @@ def test_what_has_moved(now: Day, expected: set[tuple[str, str]]) -> None:
     assert all("days before" in drift.words and "limit" in drift.words for drift in found)
 
 
+def test_what_grows_a_little_every_day_is_no_drift() -> None:
+    """As histories do while a log is young: each day is like the one before, and unlike all of them together."""
+    before = [day(shift=-0.5 * age) for age in range(5, 0, -1)]
+    assert not list(drifts(DriftLimits(), day(), before))
+    assert [drift.what for drift in drifts(DriftLimits(), day(shift=2.5), before)] == ["candidates.price"]
+
+
 def test_too_little_is_compared_with_nothing() -> None:
     now = day(rows=400, rate=0.9, missing=0.9, shift=5)
     assert not list(drifts(DriftLimits(), now, [day(), day()])), "the first days"
@@ -89,19 +96,15 @@ def test_a_day_that_stops_is_published_where_it_is_accepted(
     some = pa.concat_tables([pq.read_table(file) for file in files]).slice(0, max(1, rows // 8))
     for file in files:
         pq.write_table(some.slice(0, 0) if file != files[0] else some, file)
-    config = BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[0], days[0], recompute_users=0)
+    config = BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[0], days[0])
     build(config)
-    later = BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[1], days[1], recompute_users=0)
+    later = BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[1], days[1])
     with pytest.raises(UserError, match=rf"^quality gate, {days[1]}: candidates: .* times, limit 3\).*--allow-drift"):
         build(later)
     assert sample_days(tmp_path / "out" / "samples") == [days[0]]
     assert (tmp_path / "out" / "gate" / f"dt={days[1]}" / "refused" / "index.html").is_file()
     with caplog.at_level(logging.WARNING):
-        build(
-            BuildConfig(
-                schema, tmp_path / "data", tmp_path / "out", days[1], days[1], allow_drift=True, recompute_users=0
-            )
-        )
+        build(BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[1], days[1], allow_drift=True))
     assert "has drifted: candidates" in caplog.text
     assert sample_days(tmp_path / "out" / "samples") == days
     assert not (tmp_path / "out" / "gate" / f"dt={days[1]}" / "refused").exists()

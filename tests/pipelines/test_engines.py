@@ -20,7 +20,7 @@ from genrank.schemas.manifest import sample_files
 from tests.pipelines.test_compaction import long_schema
 from tests.pipelines.worlds import full_schema, write, write_world
 
-pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("plain_gate")]
+pytestmark = [pytest.mark.spark, pytest.mark.xdist_group("spark"), pytest.mark.usefixtures("recomputing_gate")]
 
 
 def stored(out: Path, dt: str) -> list[bytes]:
@@ -90,6 +90,10 @@ def test_catalog_tables_are_read_by_spark_and_built_alike(tmp_path: Path, spark_
     for dt in days:
         assert stored(tmp_path / "tables", dt) == stored(tmp_path / "files", dt)
     assert build(config, spark_engine).days == []
+    rows = spark_engine.session.table("log_clicks")
+    rows.unionByName(rows.limit(1).drop("dt"), allowMissingColumns=True).createOrReplaceTempView("log_clicks")
+    with pytest.raises(UserError, match="table log_clicks has rows whose dt is null, which would not be read"):
+        build(config, spark_engine)
 
 
 def test_uris_are_read_by_spark_and_built_alike(tmp_path: Path, spark_engine: SparkEngine) -> None:
@@ -124,6 +128,12 @@ def test_uris_are_read_by_spark_and_built_alike(tmp_path: Path, spark_engine: Sp
     assert build(dataclasses.replace(configs[0], allow_missing=True), spark_engine).days
     changed = {p.parent.relative_to(landed) for p in set(before) ^ set(landed.rglob("*.parquet"))}
     assert {str(path) for path in changed} == {f"clicks/dt={days[1]}", f"orders/dt={days[2]}"}
+
+    for stray in ("clicks/dt=20260109", "clicks/dt=__HIVE_DEFAULT_PARTITION__", f"clicks/dt={days[1]}/_temporary"):
+        shutil.copytree(data / "clicks" / f"dt={days[0]}", data / stray)
+        with pytest.raises(UserError, match=rf"source 'clicks': .*{stray}.* would not be read"):
+            build(configs[0], spark_engine)
+        shutil.rmtree(data / stray)
 
     with pytest.raises(UserError, match=r"source 'exposures': there is no file:.*/nowhere/exposures; check --data"):
         build(BuildConfig(schema, f"{data.as_uri()}/nowhere", tmp_path / "no", days[0], days[0], "spark"), spark_engine)

@@ -14,20 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrank.pipelines.build import BuildConfig, build
+from genrank.pipelines.gate import reading
 from genrank.pipelines.gate.expectations import load, validate
-from genrank.pipelines.gate.judge import Expected, Gate, QuarantineRate
+from genrank.pipelines.gate.judge import DayFindings, Expected, Gate, QuarantineRate
 from genrank.pipelines.gate.reading import RawDay, RawRows
 from genrank.pipelines.messages import LeafSummary, SampleReport
-from genrank.schemas import UserError
+from genrank.schemas import CrossFeature, UserError
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.files import file_sha256
 from genrank.schemas.ids import MISSING_ID
 from tests.pipelines.worlds import DAY, full_schema, write_world
 
-pytestmark = pytest.mark.usefixtures("plain_gate")
+pytestmark = pytest.mark.usefixtures("recomputing_gate")
 
 Row = dict[str, Any]
 SCHEMA = full_schema()
+READ = RawDay.read
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Staged:
     expected: Expected
     joins: Sequence[LeafSummary]
 
-    def judge(self, file: SampleReport | None = None, expected: Expected | None = None) -> None:
+    def judge(self, file: SampleReport | None = None, expected: Expected | None = None) -> DayFindings:
         files = [file or self.file]
-        self.gate.judge([self.day], files, {self.day: expected or self.expected}, self.joins)
+        return self.gate.judge([self.day], files, {self.day: expected or self.expected}, self.joins)[self.day]
 
     def rewritten(self, table: pa.Table, path: Path) -> SampleReport:
         """A file as if the builder had written it so: counted and hashed as it is."""
@@ -72,7 +74,7 @@ def read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory, plain_gate: None) -> Staged:
+def staged(tmp_path_factory: pytest.TempPathFactory, recomputing_gate: None) -> Staged:
     root = tmp_path_factory.mktemp("staged")
     days = write_world(root / "data", seed=51, users=6, per_day=90)
     seen: list[Staged] = []
@@ -409,6 +411,69 @@ def test_what_is_planted_is_stopped(
     assert "\n" not in str(caught.value)
 
 
+KEYED = {f"candidates.{f.name}" for f in SCHEMA.candidates.features if isinstance(f, CrossFeature)}
+BY_USER = {
+    f"candidates.{f.name}" for f in SCHEMA.candidates.features if isinstance(f, CrossFeature) and "user_id" in f.keys
+}
+
+
+def test_every_kind_of_value_is_compared(staged: Staged) -> None:
+    found = staged.judge()
+    assert found.users == len(staged.rows)
+    leaves = {name for name, leaf in found.recomputed.items() if leaf.compared and not leaf.differ}
+    assert leaves >= KEYED
+    assert leaves >= {f"labels.{label.name}{part}" for label in SCHEMA.labels for part in ("", "_weight")}
+    assert leaves >= {
+        "mask.candidate_sees",
+        "history.ts",
+        "history.item_id",
+        "realtime.available",
+        "candidates.price",
+        "user.city",
+    }
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "compared"),
+    [
+        ("PER_EXPOSURE", -1000, {"labels.click", "candidates.price"}),  # no day before this one is read
+        ("MOST_ROWS", 1, {"labels.click", "history.ts", *BY_USER}),  # nor other users' rows of the same keys
+        ("COMPARED", 0, {"candidates.ts", "history.ts"}),
+        ("BUSY", 0, set[str]()),
+    ],
+)
+def test_what_is_not_read_is_not_compared(
+    staged: Staged, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, compared: set[str]
+) -> None:
+    monkeypatch.setattr(RawDay, "read", READ)
+    monkeypatch.setattr(reading, bound, value)
+    if bound == "PER_EXPOSURE":
+        monkeypatch.setattr(reading, "AT_LEAST", 0)
+    found = staged.judge()
+    leaves = {name for name, leaf in found.recomputed.items() if leaf.compared}
+    assert leaves >= compared
+    left_out = {
+        "PER_EXPOSURE": {"candidates.user_spent"},
+        "MOST_ROWS": KEYED - BY_USER,
+        "COMPARED": {"candidates.price", "labels.click"},
+        "BUSY": {"candidates.ts", "history.ts"},
+    }
+    assert not leaves & left_out[bound]
+
+
+def test_rows_quarantined_for_an_infinite_number_are_no_difference(tmp_path: Path, recomputing_gate: None) -> None:
+    """A price over a list price of 0: the row is gone from the samples, and from what they are compared with."""
+    days = write_world(tmp_path / "data", seed=9, users=4, per_day=80, days=2)
+    for file in (tmp_path / "data" / "items").rglob("*.parquet"):
+        items = pq.read_table(file)
+        prices = [0.0 if at % 2 else price for at, price in enumerate(items.column("list_price").to_pylist())]
+        at = items.column_names.index("list_price")
+        pq.write_table(items.set_column(at, "list_price", pa.array(prices, pa.float32())), file)
+    result = build(BuildConfig(SCHEMA, tmp_path / "data", tmp_path / "out", days[0], days[1]))
+    reasons = result.manifests[days[0]].counts.quarantined["exposures"]
+    assert any("does not fit float32" in reason and rows for reason, rows in reasons.items())
+
+
 def test_a_missing_or_damaged_file_is_one_line(staged: Staged, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"quality gate: staged file .*none\.parquet can't be read"):
         staged.judge(replace(staged.file, path=str(tmp_path / "none.parquet")))
@@ -443,9 +508,9 @@ def test_files_hold_what_was_written_to_them(staged: Staged) -> None:
         staged.judge(expected=staged.expected._replace(exposures=staged.expected.exposures + 1))
 
 
-def test_great_expectations_judges_columns_by_their_limits() -> None:
-    rows = [{"labels": 0.0, "drift": None}, {"labels": 2.0, "drift": 1.0}]
-    verdict = validate(load(), "a day", rows, {"labels": "labels are 0 or 1", "drift": "steady"}, {"drift": 1.0})
+def test_great_expectations_judges_each_column() -> None:
+    rows = [{"labels": 0.0, "drift": None}, {"labels": 2.0, "drift": 0.0}]
+    verdict = validate(load(), "a day", rows, {"labels": "labels are 0 or 1", "drift": "steady"})
     assert verdict.failed == ["labels"]
     assert not json.loads(verdict.validation)["success"]
     assert [e["notes"] for e in json.loads(verdict.suite)["expectations"]] == ["labels are 0 or 1", "steady"]

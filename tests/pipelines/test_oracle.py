@@ -22,7 +22,7 @@ from tests.pipelines.oracle import DAY, Oracle, order, zone_of
 from tests.pipelines.worlds import full_schema, read_samples, write, write_world
 
 Row = dict[str, Any]
-pytestmark = pytest.mark.usefixtures("plain_gate")
+pytestmark = pytest.mark.usefixtures("recomputing_gate")
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -67,6 +67,7 @@ def check(
         horizon = max(dt for dt in days if Oracle(schema, root / "none", dt, 0).start(dt) < as_of)
         config = BuildConfig(schema, root / "data", root / "out", days[0], last, as_of=moment_text(as_of))
         build(config)
+        assert build(config).days == [], "what was built is up to date"
         oracle = Oracle(schema, root / "data", horizon, as_of)
         for dt in days[:3]:
             expected, found = oracle.samples(dt), {s["user_id"]: s for s in read_samples(root / "out", dt)}

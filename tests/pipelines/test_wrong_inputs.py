@@ -244,6 +244,19 @@ def test_lists_of_nothing(tmp_path: Path, tags: pa.Array) -> None:
     assert [row["candidates"]["tags"] for row in made.rows()] == [[[], []]]
 
 
+def test_files_of_another_column_order_and_one_linked_twice(tmp_path: Path) -> None:
+    made = world(tmp_path)
+    file = tmp_path / "logs" / "clicks" / f"dt={DAY}" / "a.parquet"
+    table = pq.ParquetFile(file).read()
+    other = table.set_column(0, "user_id", pa.array([2])).select(["ts", "item_id", "user_id"])
+    pq.write_table(other, file.with_name("b.parquet"))
+    pq.write_table(table.slice(0, 0), file.with_name("c.parquet"))
+    file.with_name("d.parquet").symlink_to(file)
+    config = BuildConfig(made.schema, tmp_path / "logs", tmp_path / "out", DAY, DAY, buckets=2)
+    counts = build(config).manifests[DAY].counts
+    assert (counts.rows_in["clicks"], counts.out["clicks"], counts.duplicates["clicks"]) == (3, 2, 1)
+
+
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     made = world(tmp_path)
     array = pa.array([1])

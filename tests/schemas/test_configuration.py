@@ -229,3 +229,9 @@ def test_a_schema_is_given_as_itself_as_a_path_or_beside_the_file(tmp_path: Path
     with pytest.raises(UserError, match=r"--schema nowhere\.py: there is no file"):
         Declared(schema="nowhere.py")  # type: ignore[arg-type]
     assert "schema" not in Declared(schema=declared).as_json()
+
+
+def test_a_day_is_the_same_day_however_it_is_written() -> None:
+    assert parse_dates("20260131", "--day", one=True) == parse_dates("20260131") == ["2026-01-31"]
+    assert parse_dates("20260131:2026-02-01") == ["2026-01-31", "2026-02-01"]
+    assert cook(dates="20260131").dates == ("2026-01-31",)

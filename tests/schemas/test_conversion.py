@@ -113,7 +113,7 @@ def plain(array: pa.Array) -> list[Any]:
         ]
         return [None if v is None else v * per for v in array.cast(pa.int64()).to_pylist()]
     if pa.types.is_nested(array.type):
-        return [None if row is None else plain(pa.array(row.values)) if row.values is not None else [] for row in array]
+        return [plain(row.values) if row.is_valid else None for row in array]
     return array.to_pylist()
 
 

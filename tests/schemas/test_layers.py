@@ -12,6 +12,10 @@ LAYERS = (
     (
         "base",
         "digest",
+        "checked_json",
+        "drift",
+        "exact_arithmetic",
+        "local_days",
         "lock",
         "errors",
         "console",

@@ -173,7 +173,7 @@ def read(root: Path, **arguments: Any) -> dict[tuple[int, ...], dict[str, float]
     return found
 
 
-@pytest.mark.parametrize("view", ["user_day", "request", "session"])
+@pytest.mark.parametrize("view", ["user_day", "request", "session", "exposure"])
 def test_every_view_reads_the_reference_s_numbers(days: Any, view: Any) -> None:
     root, rows = days
     slow = {key: numbers for day in rows for key, numbers in expected(day).items()}
