@@ -67,7 +67,7 @@ def fit_whole(config: TrainConfig, chosen: ChosenModel, ranks: Ranks, run: RunDi
         config.out,
         1,
         schema=config.schema,
-        model=ModelIdentity(name=config.model, settings=dict(config.settings)),
+        model=ModelIdentity(name=config.model, settings=dict(config.settings), fields=chosen.fields()),
         dense={
             "model": model.state_dict(),
             "optimizer": {},

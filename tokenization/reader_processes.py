@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.kind import Kind
 from genrank.tokenization.batch import Batch, Packed
@@ -90,6 +89,8 @@ class ReaderProcesses:
 
     Raises:
         UserError: the schema has kinds that another process could not load.
+
+    Iterating raises it too where memory can't be page-locked.
     """
 
     def __init__(self, reader: bytes, count: int, *, pinned: bool) -> None:
@@ -218,11 +219,17 @@ def _close(workers: list[_Worker]) -> None:
 
 
 def _page_lock(array: np.ndarray) -> None:
-    """Page-lock memory until its last user is gone; where the system refuses, batches are copied to locked memory instead."""
+    """Page-lock memory until its last user is gone.
+
+    Raises:
+        UserError: the system refuses.
+    """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    if int(runtime.cudaHostRegister(array.ctypes.data, array.nbytes, 0)):
-        logger.warning("shared memory can't be page-locked here (ulimit -l); each batch is copied once more")
-        return
+    if runtime.cudaHostRegister(array.ctypes.data, array.nbytes, 0) != runtime.cudaError.success:
+        raise UserError(
+            f"{array.nbytes:,} bytes of shared memory can't be page-locked for the GPU; raise the limit (ulimit -l), or read in a"
+            " thread (--readers 0)"
+        )
     weakref.finalize(array, runtime.cudaHostUnregister, array.ctypes.data).atexit = False
 
 

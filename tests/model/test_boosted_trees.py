@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def test_a_run_is_evaluated_reported_and_repeated_like_any_other(config: TrainCo
             assert judged.tasks[label]["model"][metric].value == pytest.approx(estimate.value, rel=1e-6)
     assert read_runs([config.out])[0].name == "lightgbm"
 
+    manifest = json.loads((config.out / "checkpoints" / "step-1" / "manifest.json").read_text())
+    assert manifest["model"]["fields"]["trees"] == "8" and manifest["model"]["fields"]["lambda_l2"] == "1.0"
     loaded = load_model(config.out)
     batch = next(iter(SampleReader(config.samples, SCHEMA, DAYS[2:], shuffle=False, prefetch=0)))
     scores = loaded.model(batch)

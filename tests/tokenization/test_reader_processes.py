@@ -8,8 +8,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from random_samples import demo_schema, write_random_samples
@@ -17,7 +19,7 @@ from random_samples import demo_schema, write_random_samples
 from genrank.schemas import UserError
 from genrank.tokenization.batch import Batch, Packed, Ragged, pack, packed_bytes
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.reader_processes import ReaderProcesses, pickled
+from genrank.tokenization.reader_processes import ReaderProcesses, _page_lock, pickled
 from genrank.tokenization.row_group import Position
 
 DATES = ["2026-01-01", "2026-01-02"]
@@ -130,6 +132,31 @@ def test_an_error_arrives_as_it_was(tmp_path: Path) -> None:
         list(reader)
     assert str(raised.value).startswith(f"{file} is damaged: its digest is not the manifest's")
     assert reader._processes is None
+
+
+def test_memory_is_page_locked_until_its_last_user_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def locks(address: int, size: int, flags: int) -> int:
+        calls.append(("lock", address))
+        return int(size > 100)
+
+    runtime = SimpleNamespace(
+        cudaHostRegister=locks,
+        cudaHostUnregister=lambda address: calls.append(("unlock", address)),
+        cudaError=SimpleNamespace(success=0),
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    memory = np.zeros(64, np.uint8)
+    at = memory.ctypes.data
+    _page_lock(memory)
+    lent = torch.frombuffer(memory.view(), dtype=torch.uint8)
+    del memory
+    assert calls == [("lock", at)]
+    del lent
+    assert calls == [("lock", at), ("unlock", at)]
+    with pytest.raises(UserError, match=r"can't be page-locked .*--readers 0"):
+        _page_lock(np.zeros(128, np.uint8))
 
 
 def alive(pid: int) -> bool:
