@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from genrank.schemas.ids import MISSING_ID
-from tests.pipelines.worlds import DAY, full_schema
+from tests.pipelines.worlds import DAY
 
-SCHEMA = full_schema()
 Row = dict[str, Any]
 
 
