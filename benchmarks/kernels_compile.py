@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def attention_launches(
     return launches
 
 
-@contextmanager
+@contextlib.contextmanager
 def tma(on: bool) -> Iterator[None]:
     before = os.environ.get("GENRANK_TMA", "")
     os.environ["GENRANK_TMA"] = "1" if on else ""
@@ -182,8 +181,10 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
 
 def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
-        keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(32, dtype=torch.int64)
-        table, grads = torch.zeros(64, 128), torch.zeros(32, 128, dtype=dtype)
+        # More than a chunk: sums that cross its end take another pass of the row-wise kernel.
+        count = rowwise_gpu.CHUNK + 32
+        keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+        table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
     adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
     with recording() as launches:
         idmap_gpu.find_slots(keys, ids)

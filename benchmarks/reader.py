@@ -4,13 +4,13 @@
 
 Writes benchmarks/results/reader.json; benchmarks/tokenization.md says what it means. Without `--samples` it writes random samples
 of the marketplace's schema. The peer is pyarrow reading every row group with its own threads and doing nothing with it; its
-`tokens_per_s` counts the tokens that are stored.
+`tokens_per_s` counts the tokens that are stored. `counting` is how long an epoch's batches take to be counted before training, from
+footers and from columns (files of older builds), beside the seconds that reading the batches takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -25,7 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrank.schemas.derive.sample_lengths import lengths_metadata
 from genrank.schemas.derive.sample_schema import arrow_schema
+from genrank.schemas.files import file_sha256
 from genrank.schemas.load import load_schema
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
@@ -35,6 +37,7 @@ from genrank.tokenization.sample_columns import SampleColumns
 RESULT = Path(__file__).parent / "results" / "reader.json"
 DAY_MS = 86_400_000
 BUDGET = 16_384
+VIEWS = ("user_day", "request", "session")
 
 
 def random_day(schema: Schema, rows: int, seed: int) -> pa.Table:
@@ -97,14 +100,17 @@ def random_day(schema: Schema, rows: int, seed: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=arrow_schema(schema))
 
 
-def publish(root: Path, schema: Schema, rows: int) -> None:
-    """Writes one day in the layout and with the settings of the builder."""
+def publish(root: Path, schema: Schema, table: pa.Table, *, lengths: bool = True) -> None:
+    """Writes one day in the layout and with the settings of the builder; `lengths`: with those in the footer."""
     day = root / "dt=2026-01-01"
     day.mkdir(parents=True)
     path = day / "part-00000.parquet"
-    table = random_day(schema, rows, 0)
-    pq.write_table(table, path, row_group_size=4096, compression="zstd", compression_level=1)
-    file = {"path": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": hashlib.sha256(b"").hexdigest()}
+    rows = len(table)
+    with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1) as writer:
+        writer.write_table(table, row_group_size=4096)
+        if lengths:
+            writer.add_key_value_metadata(lengths_metadata(table, schema, [*range(0, rows, 4096), rows]))
+    file = {"path": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest = {
         "schema": schema.name, "fingerprint": schema.fingerprint, "build_id": "random", "dt": "2026-01-01",
         "engine": "local", "as_of": "2026-01-02T00:00:00+00:00", "files": [file], "samples": rows,
@@ -131,15 +137,42 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--samples", type=Path)
     parser.add_argument("--schema", default="examples/marketplace/schema.py:schema")
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     schema = load_schema(arguments.schema)
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.samples or Path(folder)
         if arguments.samples is None:
-            publish(root, schema, arguments.rows)
-        result = measure(root, schema, arguments.repeats)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+            table = random_day(schema, arguments.rows, 0)
+            publish(root / "new", schema, table)
+            publish(root / "old", schema, table, lengths=False)
+        new = root if arguments.samples else root / "new"
+        result = measure(new, schema, arguments.repeats)
+        if arguments.samples is None:
+            reading = {view: result["results"][view]["seconds"] for view in VIEWS}
+            result["counting"] = counting(root, schema, arguments.repeats, reading)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def counting(root: Path, schema: Schema, repeats: int, reading: dict[str, float]) -> dict[str, Any]:
+    """Seconds to count an epoch's batches, from footers and from columns, each view."""
+
+    def seconds(folder: str, view: Any) -> float:
+        reader = SampleReader(root / folder, schema, sample_days(root / folder), view=view, token_budget=BUDGET)
+        began = time.perf_counter()
+        reader.count_batches([0])
+        return time.perf_counter() - began
+
+    table: dict[str, Any] = {}
+    for view in VIEWS:
+        taken = [(seconds("new", view), seconds("old", view)) for _ in range(repeats)]
+        footers, columns = (statistics.median(each) for each in zip(*taken, strict=True))
+        table[view] = {
+            "footers_seconds": footers, "columns_seconds": columns,
+            "footers_share_of_reading": footers / reading[view], "columns_share_of_reading": columns / reading[view],
+        }  # fmt: skip
+    return table
 
 
 def measure(root: Path, schema: Schema, repeats: int) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class TrainConfig(Configuration):
     out: Annotated[Path, Flag(metavar="RUN"), CHANGEABLE]
     """The run's folder. A run that was interrupted goes on when the same configuration is given again."""
     model: str = "mtgr-tiny"
-    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large}, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
-    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec; hstu-retrieval-{tiny,small,large,paper};
+    """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large,paper}, heteroatt, hiformer, hhft (each also -tiny),
+    rankmixer-{tiny,100m,1b}, tokenmixer-tiny, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
+    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec, lightgbm; hstu-retrieval-{tiny,small,large,paper};
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[
         Mapping[str, str], BeforeValidator(settings_text), Flag(name="--set", metavar="FIELD=VALUE")
@@ -74,6 +75,8 @@ class TrainConfig(Configuration):
     """What a training sample is. Default: the schema's `training.view`."""
     by_length: Annotated[bool, BATCHES] = False
     """Batches of similar lengths, sorted within the shuffle buffer: for models that pad."""
+    readers: Annotated[int | None, NOT_NEGATIVE, BATCHES, CHANGEABLE] = None
+    """Processes that read samples; 0: a thread of this one. Default: 1 for a GPU, 0 for a CPU."""
     # -------------------------------------------------- optimizers
     lr: Annotated[float, NOT_NEGATIVE, OPTIMIZERS] = 2e-3
     """Learning rate of AdamW, dense parameters."""

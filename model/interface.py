@@ -13,6 +13,8 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
+AUXILIARY = "auxiliary."
+"""Before a label's name: a second logit of it that a ranker may return in training. It is learned from and neither reported nor predicted."""
 Phase = Literal["both", "dense", "sparse"]
 """Which parameters learn (two-stage training: GRAB, arXiv:2602.01865)."""
 

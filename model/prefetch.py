@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +20,16 @@ from genrank.tokenization.reader import SampleReader
 
 
 def make_reader(
-    config: TrainConfig, samples: Path, schema: Schema, dates: tuple[str, ...], ranks: Ranks, *, shuffle: bool
+    config: TrainConfig,
+    samples: Path,
+    schema: Schema,
+    dates: tuple[str, ...],
+    ranks: Ranks,
+    *,
+    shuffle: bool,
+    readers: int = 0,
 ) -> SampleReader:
-    """A reader of this rank's share of some days.
+    """A reader of this rank's share of some days, in `readers` processes of its own.
 
     Raises:
         UserError: a day isn't published, or its samples don't serve the schema.
@@ -39,7 +47,15 @@ def make_reader(
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.size,
+        readers=readers,
+        pinned=ranks.device.type == "cuda",
     )
+
+
+def reader_processes(config: TrainConfig, ranks: Ranks) -> int:
+    """How many processes read a rank's training samples. Beside a GPU's step one has a core to win; on a CPU the step wants it."""
+    on_gpu = ranks.device.type == "cuda"
+    return int(on_gpu) if config.readers is None else config.readers
 
 
 class Prefetcher:
@@ -62,6 +78,8 @@ class Prefetcher:
         """The reader's position after the batches yielded so far: what a checkpoint holds."""
         if ranks.device.type == "cuda":
             self._copies: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._sent: deque[tuple[torch.cuda.Event, Batch]] = deque()
+            """Batches that may still be on their way: memory shared with a reader's process is free once nothing here refers to it."""
 
     def steps(self, epoch: int) -> Iterator[list[Batch]]:
         """The batches of each optimizer step that is left of an epoch."""
@@ -114,8 +132,13 @@ class Prefetcher:
         """The batch on the device, and on a GPU when it will have arrived there."""
         if self.ranks.device.type == "cpu":
             return batch, None
+        while self._sent and self._sent[0][0].query():  # type: ignore[no-untyped-call]
+            self._sent.popleft()
         with torch.cuda.stream(self._copies):
-            return batch.pin_memory().to(self.ranks.device, non_blocking=True), self._copies.record_event()
+            locked = batch.pin_memory()
+            moved, arrived = locked.to(self.ranks.device, non_blocking=True), self._copies.record_event()
+        self._sent.append((arrived, locked))
+        return moved, arrived
 
 
 def in_step(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, bool]]:

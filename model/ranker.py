@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
 from genrank.model.auxiliary import Auxiliary
+from genrank.model.baselines.tower import Tower
 from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.interface import Model, Phase
+from genrank.model.interface import AUXILIARY, Model, Phase
 from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
+from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.projections import Projection
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.tokens import Tokenizer
 from genrank.tokenization.wants import TokenShape
@@ -79,8 +82,8 @@ class EncoderModel(Model):
 
     def prepare(self, samples: Path, dates: Sequence[str]) -> None:
         """With features at one scale: the training days' moments of every number. A checkpoint's own replace them when it is loaded."""
-        if self.tokenizer.norms:
-            self.tokenizer.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
+        if self.tokenizer.norms is not None:
+            self.tokenizer.norms.set_moments(fit_moments(samples, self.embeddings.plan.schema, dates))
 
     def shardable_layers(self) -> Sequence[nn.Module]:
         """The encoder's."""
@@ -101,7 +104,8 @@ class EncoderModel(Model):
 
 
 class Ranker(EncoderModel):
-    """Tokens -> encoder -> heads. Batch -> {label: logit [C]}.
+    """Tokens -> encoder -> heads, and where the configuration asks for one a tower over the candidate's own features beside the
+    encoder. Batch -> {label: logit [C]}.
 
     Args:
         tasks: names of the labels.
@@ -117,7 +121,10 @@ class Ranker(EncoderModel):
         encoder: Callable[[Any], Encoder[Any]] = build_encoder,
     ) -> None:
         super().__init__(embeddings, config, encoder)
-        self.heads = Heads(self.encoder.config.out_dim, tasks, head)
+        self.tower = FeatureTower(embeddings, config.tower, getattr(config, "dropout", 0.0)) if config.tower else None
+        width = self.encoder.config.out_dim + (config.tower[-1] if config.tower else 0)
+        self.heads = Heads(width, tasks, head)
+        self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
         self.work = Work()
         hidden = config.auxiliary_hidden
         self.auxiliary = Auxiliary(embeddings, tasks, hidden, head) if hidden else None
@@ -130,14 +137,25 @@ class Ranker(EncoderModel):
         self.phase = phase
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{label: logit [C]}. In training by `--phase sparse`, those of the auxiliary network."""
+        """{label: logit [C]}; in training also `AUXILIARY` + label, where the encoder has a loss of its own. In training by
+        `--phase sparse`, those of the auxiliary network."""
         if self.auxiliary is not None and self.training and self.phase == "sparse":
             rows_learn: dict[str, Tensor] = self.auxiliary(batch)
             return rows_learn
-        tokens = self.encoder.shorten(self.tokenizer(batch))
+        features = self.tokenizer.features(batch)
+        tokens = self.encoder.shorten(self.tokenizer.tokens(batch, features))
         if self.training and self.counts_flops:
             self.work.add(tokens)
-        logits: dict[str, Tensor] = self.heads(self.encoder(tokens))
+        vectors: Tensor = self.encoder(tokens)
+        joined = vectors
+        if self.tower is not None:
+            joined = torch.cat([vectors, self.tower(batch, features)], 1)
+        logits: dict[str, Tensor] = self.heads(joined)
+        if self.training and self.encoder_heads is not None:
+            weight = self.encoder.config.encoder_loss
+            for name, logit in self.encoder_heads(vectors).items():
+                # Its value, and `weight` times its gradient.
+                logits[AUXILIARY + name] = weight * logit + (1 - weight) * logit.detach()
         return logits
 
     @property
@@ -148,6 +166,35 @@ class Ranker(EncoderModel):
     def take_flops(self) -> int:
         """Floating point operations of the encoder, forward and backward, since the last call."""
         return self.work.flops(self.encoder.config) if self.counts_flops else 0
+
+
+class FeatureTower(nn.Module):
+    """An MLP over all features of a candidate and its user.
+
+    Its first layer has a weight per feature, as tokens' projections have, so that checkpoints survive added and dropped features; of a user it is
+    computed once for all candidates.
+
+    Args:
+        hidden: widths of the layers, at least one; each is followed by ReLU and dropout.
+    """
+
+    def __init__(self, embeddings: Embeddings, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.candidate = Projection(embeddings.layout[CANDIDATES], hidden[0])
+        self.user = Projection(embeddings.layout[USER], hidden[0])
+        self.dropout = dropout
+        self.rest = Tower(hidden[0], hidden[1:], dropout)
+
+    def forward(self, batch: Batch, features: Mapping[str, Tensor]) -> Tensor:
+        """[C, hidden[-1]].
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
+        first = torch.relu(self.candidate(features[CANDIDATES]) + self.user(features[USER])[owner])
+        last: Tensor = self.rest(nn.functional.dropout(first, self.dropout, self.training))
+        return last
 
 
 def _fitted(config: EncoderConfig, shape: TokenShape) -> EncoderConfig:

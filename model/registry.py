@@ -30,6 +30,7 @@ from genrank.model.baselines.dlrm import Dlrm, DlrmConfig
 from genrank.model.baselines.sasrec import Sasrec, SasrecConfig
 from genrank.model.documents import ModelIdentity
 from genrank.model.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders.mtgr import PAPER
 from genrank.model.heads import HeadConfig
 from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
@@ -148,13 +149,14 @@ class ChosenModel:
 
 
 DEFAULTS_BEFORE: dict[str, dict[str, str]] = {
-    name: {"divisor": "length"}
-    for name in (
-        *("mtgr-small", "mtgr-medium", "mtgr-large", "hstu-small", "hstu-large"),
-        *("hstu-retrieval-small", "hstu-retrieval-large"),
-    )
+    **{f"mtgr-{size}": PAPER for size in ("small", "medium", "large")},
+    "mtgr-tiny": {**PAPER, "divisor": "visible"},
+    **{
+        name: {"divisor": "length"}
+        for name in ("hstu-small", "hstu-large", "hstu-retrieval-small", "hstu-retrieval-large")
+    },
 }
-"""Defaults of presets as they were when checkpoints didn't record their models' fields."""
+"""Defaults of presets as they were when checkpoints didn't record their models' fields: release 0.1's."""
 
 
 def choose_model(name: str, settings: Mapping[str, str] | None = None) -> ChosenModel:

@@ -23,7 +23,7 @@ from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Ver
 from genrank.model.encoders.block import parameter_count
 from genrank.model.flops import matmul_rate
 from genrank.model.interface import Model
-from genrank.model.prefetch import Prefetcher, make_reader
+from genrank.model.prefetch import Prefetcher, make_reader, reader_processes
 from genrank.model.progress import SETTLING_STEPS, Progress, StepClock, StepTime, peak_gpu_bytes, speeds
 from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.registry import ChosenModel, choose_model, recorded_model
@@ -65,7 +65,9 @@ def train(config: TrainConfig) -> TrainResult:
         chosen = choose_model(config.model, config.settings)
         if not chosen.spec.by_steps:
             return TrainResult(config.out, 1, fit_whole(config, chosen, ranks, run))
-        return Trainer(config, ranks, run).run()
+        trainer = Trainer(config, ranks, run)
+        stack.callback(trainer.reader.stop)
+        return trainer.run()
 
 
 class Trainer:
@@ -84,9 +86,13 @@ class Trainer:
         origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.chosen = _choose(config, origin)
         self.task = self.chosen.task(config.schema)
-        self.reader = make_reader(config, self.samples, config.schema, config.dates, ranks, shuffle=True)
+        readers = reader_processes(config, ranks)
+        self.reader = make_reader(
+            config, self.samples, config.schema, config.dates, ranks, shuffle=True, readers=readers
+        )
         self.builds = build_ids(self.samples, [*config.dates, *config.eval_dates])
         self._require_something_to_learn()
+        self.reader.start()
 
         self.embeddings = self._make_embeddings(origin)
         self.model = self._make_model()

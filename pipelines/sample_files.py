@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from genrank.pipelines.sample_columns import TIMES, USER_ID
 from genrank.schemas import Schema, files
+from genrank.schemas.derive.sample_lengths import lengths_metadata
 from genrank.schemas.derive.sample_schema import BUILD_KEY
 
 ROW_GROUP = 4096
@@ -19,7 +20,7 @@ ROW_GROUP = 4096
 
 
 def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) -> None:
-    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd.
+    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd; lengths in the footer.
 
     The rows of one user lie in one row group, so that a reader has whole requests, however a long day was divided.
     """
@@ -36,8 +37,10 @@ def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) ->
         write_statistics=True,
         write_page_checksum=True,
     ) as writer:
-        for begin, end in itertools.pairwise(_row_groups(table)):
+        bounds = _row_groups(table)
+        for begin, end in itertools.pairwise(bounds):
             writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
+        writer.add_key_value_metadata(lengths_metadata(table, schema, bounds))
     files.sync(path)
 
 

@@ -78,20 +78,20 @@ class LocalDays:
     def local(self, ms: Int) -> Int:
         """What the clocks show at moments in epoch ms, as ms since they showed 1970-01-01 00:00."""
         moments, offsets = self.transitions
-        if not len(moments):
-            return ms + offsets[0]
-        shown: Int = ms + offsets[np.searchsorted(moments, ms, "right")]
+        shown: Int = ms + (offsets[np.searchsorted(moments, ms, "right")] if len(moments) else offsets[0])
         return shown
 
     def days(self, ms: Int) -> Int:
         """The day that each moment (epoch ms) lies in; it never decreases with the moment."""
         moments, offsets = self.transitions
+        number: Int
         if not len(moments):
-            return (ms + offsets[0]) // DAY_MS
+            number = (ms + offsets[0]) // DAY_MS
+            return number
         stretch = np.searchsorted(moments, ms, "right")
         # Clocks put back over midnight show a date again that was over.
         before = np.append(np.iinfo(np.int64).min, self._shown[:-1] - 1)
-        number: Int = np.maximum(ms + offsets[stretch], before[stretch]) // DAY_MS
+        number = np.maximum(ms + offsets[stretch], before[stretch]) // DAY_MS
         return number
 
     def day(self, ms: int) -> int:

@@ -143,6 +143,8 @@ class Batch:
     """[R] int64 epoch ms."""
     filler: bool = False
     """Whether it only stands in for one, on a rank that has no batch left: nothing of it is looked up, counted or learned."""
+    packed: Packed | None = field(default=None, init=False, repr=False, compare=False)
+    """The one piece of memory that all its tensors are views of, where they are: then a copy moves it. `dataclasses.replace` leaves it out."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -153,15 +155,30 @@ class Batch:
         return self.groups["candidates"]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The batch on `device`."""
+        """The batch on `device`; one copy, if it is packed."""
+        if self.packed is not None:
+            return self.packed.to(device, non_blocking).batch(self)
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for copies that overlap with compute."""
+        if self.packed is not None:
+            return self if self.packed.memory.is_pinned() else self.packed.pin_memory().batch(self)
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def like(self) -> Batch:
+        """The batch without its values and ids: names and dtypes."""
+        batch = self._map(lambda tensor: tensor.new_empty(0))
+        for group in batch.groups.values():
+            group.host_offsets = None
+        batch.sample_id = []
+        return batch
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory from being reused before `stream` is done with it."""
+        if self.packed is not None:
+            self.packed.memory.record_stream(stream)
+            return
 
         def keep(tensor: Tensor) -> Tensor:
             tensor.record_stream(stream)
@@ -176,6 +193,8 @@ class Batch:
                 for name, leaf in g.features.items()
             }
             host = g.offsets if g.host_offsets is None and g.offsets.device.type == "cpu" else g.host_offsets
+            if self.packed is not None and host is not None:
+                host = host.clone()  # its memory is used again once the batch has been copied
             return Group(fn(g.offsets), fn(g.ts), leaves, host)
 
         def each(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,6 +215,67 @@ class Batch:
             realtime_available=fn(self.realtime_available),
             filler=self.filler,
         )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The tensors of a batch one behind another, each at a multiple of `ALIGNMENT` bytes, in the order in which `Batch` has them."""
+
+    memory: Tensor
+    """[bytes] uint8, at least `packed_bytes` of them."""
+    counts: Sequence[int]
+    """Values of each tensor."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Packed:
+        """The same on `device`."""
+        return Packed(self.memory.to(device, non_blocking=non_blocking), self.counts)
+
+    def pin_memory(self) -> Packed:
+        """The same in page-locked memory."""
+        return Packed(self.memory.pin_memory(), self.counts)
+
+    def batch(self, like: Batch) -> Batch:
+        """The batch whose tensors these are; all else (names, dtypes, ids) is as in `like`."""
+        dtypes = [tensor.dtype for tensor in _tensors(like)]
+        sizes = [n * dtype.itemsize for n, dtype in zip(self.counts, dtypes, strict=True)]
+        bounds = [part for size in sizes for part in (size, -size % ALIGNMENT)]
+        pieces = torch.split_with_sizes(self.memory, [*bounds, len(self.memory) - sum(bounds)])[:-1:2]
+        views = iter([piece.view(dtype) for piece, dtype in zip(pieces, dtypes, strict=True)])
+        batch = like._map(lambda _: next(views))
+        if self.memory.device.type == "cpu":
+            for group in batch.groups.values():
+                group.host_offsets = None
+        batch.packed = self
+        return batch
+
+
+ALIGNMENT = 64
+"""Of a packed tensor, in bytes: a cache line, and what vectorised loads of kernels ask for at most."""
+
+
+def packed_bytes(batch: Batch) -> int:
+    """Bytes that a batch takes when it is packed."""
+    return sum(tensor.nbytes + -tensor.nbytes % ALIGNMENT for tensor in _tensors(batch))
+
+
+def pack(batch: Batch, memory: Tensor) -> Packed:
+    """Copy a batch on the CPU to a piece of memory, [bytes] uint8."""
+    tensors, at = _tensors(batch), 0
+    for tensor in tensors:
+        memory[at : at + tensor.nbytes].view(tensor.dtype).copy_(tensor)
+        at += tensor.nbytes + -tensor.nbytes % ALIGNMENT
+    return Packed(memory, [len(tensor) for tensor in tensors])
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    batch._map(note)
+    return found
 
 
 def pick(values: Tensor, rows: Rows) -> Tensor:

@@ -19,6 +19,23 @@ EPS = 1e-8
 """Added to a vector's mean square: rows of zeros stay zeros, and a row at its initial deviation of 0.02 (4e-4) is far above it."""
 
 
+class FeatureNorms(nn.ModuleDict):
+    """A `FeatureNorm` a group, and what fits them."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        super().__init__({f"of_{group}": FeatureNorm(embeddings, group) for group in embeddings.groups})
+
+    def scaled(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32, every feature at one scale."""
+        return {group: self[f"of_{group}"](matrix) for group, matrix in matrices.items()}
+
+    def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
+        """`<group>.<feature>` -> (mean, standard deviation), of `tokenization.quantiles.fit_moments`."""
+        for norm in self.values():
+            assert isinstance(norm, FeatureNorm)
+            norm.set_moments(moments)
+
+
 class FeatureNorm(nn.Module):
     """A group's matrix, [N, width] -> [N, width] float32.
 

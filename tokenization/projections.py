@@ -70,7 +70,8 @@ def group_projection(embeddings: Embeddings, group: str, d_model: int, grouping:
         return Several([Projection(side, d_model), *own]) if own else Projection(side, d_model)
     grouping = declared_grouping(schema, group) if grouping is None else grouping
     if isinstance(grouping, One):
-        return Projection(layout, d_model)
+        numbers = {f.name for f in dict(schema.groups())[group] if f.number_transform and not grouping.numbers}
+        return Projection({name: columns for name, columns in layout.items() if name not in numbers}, d_model)
     if isinstance(grouping, AutoSplit):
         return Projection(layout, d_model, grouping.tokens)
     if isinstance(grouping, Chunks):

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -19,13 +18,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from genrank.schemas.console import logger, with_progress
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import reading
 from genrank.schemas.manifest import DataFile, damage, listed_files, opened
 from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch, Ints
-from genrank.tokenization.lengths import SampleLengths
-from genrank.tokenization.row_group import RowGroup
+from genrank.tokenization.lengths import SampleLengths, Sizes
+from genrank.tokenization.reader_processes import ReaderProcesses, pickled
+from genrank.tokenization.row_group import Position, RowGroup
 from genrank.tokenization.sample_columns import SampleColumns, StoredRows
 from genrank.tokenization.views import cut_by_budget, view_of
 
@@ -33,15 +34,6 @@ T = TypeVar("T")
 DECODED_AHEAD = 2
 """Windows that are decoded at once."""
 ViewName = Literal["user_day", "request", "session", "exposure"]
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a reader is: `batches` of window number `window` of an epoch have been handed out."""
-
-    epoch: int = 0
-    window: int = 0
-    batches: int = 0
 
 
 class SampleReader:
@@ -56,6 +48,8 @@ class SampleReader:
         seed: of the shuffling.
         rank, world_size: this reader takes every `world_size`-th row group.
         prefetch: batches made ahead in a background thread; 0 makes them in the caller's.
+        readers: processes that make the batches instead (`tokenization.reader_processes`); 0: none.
+        pinned: with `readers`, page-lock what batches lie in, for a GPU.
         shuffle_buffer: stored rows that are shuffled together, at least one row group.
         by_length: a batch holds samples of similar length, from all of the shuffle buffer; which batch comes when stays random.
             Attention costs a batch the sum of its squared lengths either way; what pads or waits for the longest gains.
@@ -79,6 +73,8 @@ class SampleReader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        readers: int = 0,
+        pinned: bool = False,
         shuffle_buffer: int = 4_096,
         by_length: bool = False,
     ) -> None:
@@ -93,6 +89,8 @@ class SampleReader:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.prefetch = prefetch
+        self.readers, self.pinned = readers, pinned
+        self._processes: ReaderProcesses | None = None
         self.shuffle_buffer = shuffle_buffer
         self.by_length = by_length
         self.columns = SampleColumns(schema)
@@ -104,9 +102,12 @@ class SampleReader:
 
     def __iter__(self) -> Iterator[Batch]:
         threads = torch.get_num_threads()
-        produced: Iterator[tuple[Batch, Position]] = self._produce(self.position)
-        if self.prefetch:
-            produced = _in_background(produced, self.prefetch)
+        if self.readers:
+            produced = self._from_processes(self.position)
+        else:
+            produced = self._produce(self.position)
+            if self.prefetch:
+                produced = _in_background(produced, self.prefetch)
         for batch, position in produced:
             torch.set_num_threads(threads)  # of threads yet to start: the reader's own, by now running, set it to one
             self.position = position
@@ -114,14 +115,50 @@ class SampleReader:
         self.position = Position(epoch=self.position.epoch + 1)
 
     def _produce(self, start: Position) -> Iterator[tuple[Batch, Position]]:
-        windows = self._windows(start.epoch)[start.window :]
-        windows_read = _read_ahead(self._read, windows) if self.prefetch else map(self._read, windows)
-        for number, stored in enumerate(windows_read, start.window):
-            view = view_of(stored, self.schema, self.view)
-            batches = self._batches(view.tokens, start.epoch, number)
-            done = start.batches if number == start.window else 0
-            for at, batch in enumerate(view.batches(batches[done:]), done + 1):
-                yield batch, Position(start.epoch, number, at)
+        for window in self.windows(start):
+            yield from window
+
+    def windows(self, start: Position, first: int = 0, step: int = 1) -> Iterator[Iterator[tuple[Batch, Position]]]:
+        """The batches of windows `first`, `first + step`, ... of what is left of an epoch, each with the position after it."""
+        windows = self._windows(start.epoch)
+        numbers = range(start.window + first, len(windows), step)
+        own = [windows[number] for number in numbers]
+        read = _read_ahead(self._read, own) if self.prefetch else map(self._read, own)
+        for number, stored in zip(numbers, read, strict=True):
+            yield self._of_window(stored, start, number)
+
+    def _of_window(self, stored: StoredRows, start: Position, number: int) -> Iterator[tuple[Batch, Position]]:
+        view = view_of(stored, self.schema, self.view)
+        batches = self._batches(view.tokens, start.epoch, number)
+        done = start.batches if number == start.window else 0
+        for at, batch in enumerate(view.batches(batches[done:]), done + 1):
+            yield batch, Position(start.epoch, number, at)
+
+    def start(self) -> None:
+        """Start the processes that read, where there are to be some: they are ready by the time that the first batch is wanted."""
+        if self.readers and self._processes is None:
+            self._processes = ReaderProcesses(pickled(self), self.readers, pinned=self.pinned)
+
+    def stop(self) -> None:
+        """End the processes that read."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+    def _from_processes(self, start: Position) -> Iterator[tuple[Batch, Position]]:
+        self.start()
+        assert self._processes is not None
+        done = False
+        try:
+            for window in self._processes.windows(start, len(self._windows(start.epoch))):
+                yield from window
+            done = True
+        finally:
+            if not done:  # they are in the middle of an epoch that nobody goes on with
+                self.stop()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_processes": None}
 
     def _batches(self, tokens: Ints, epoch: int, window: int) -> list[Ints]:
         """The samples of each batch of a window, by its number, from each sample's tokens."""
@@ -225,9 +262,9 @@ class SampleReader:
     def count_batches(self, epochs: Sequence[int], limit: int = 0) -> list[int]:
         """How many batches with a candidate this rank hands out in each of some epochs: exactly, by the same order, on lengths alone.
 
-        Costs a read of list lengths (`tokenization.lengths`), of each row group that falls to this rank in any of the epochs once:
-        10 to 20 million tokens a second and core, a tenth of the time of reading the batches by user-days and a fifth of it by
-        requests or sessions.
+        Lengths are in the files' footers (`tokenization.lengths`). Of files without, which release 0.1 built, they are read from columns,
+        of each row group that falls to this rank in any of the epochs once: 10 to 20 million tokens a second and core, a tenth of the
+        time of reading the batches by user-days and up to a third of it by requests or sessions; a bar shows it.
 
         Args:
             epochs: which, from 0.
@@ -238,12 +275,17 @@ class SampleReader:
         """
         lengths = SampleLengths(self.columns, self.view, remember=len(epochs) > 1)
         counts = [0] * len(epochs)
-        for at, epoch in enumerate(epochs):
-            for number, (tokens, ranked) in enumerate(_read_ahead(lengths.of, self._windows(epoch))):
-                batches = self._batches(tokens, epoch, number)
-                counts[at] += sum(bool(ranked[samples].any()) for samples in batches)
-                if limit and sum(counts) >= limit:
-                    return counts
+        windows = [self._windows(epoch) for epoch in epochs]
+        sizes: Iterator[Sizes] = (pair for of_epoch in windows for pair in _read_ahead(lengths.of, of_epoch))
+        numbered = ((at, number) for at, of_epoch in enumerate(windows) for number in range(len(of_epoch)))
+        if any(not lengths.in_footer(unit) for unit in self.row_groups[:: max(1, len(self.row_groups) // 8)]):
+            logger.info("counting steps from columns: footers of release 0.1, and views by exposure, have no lengths")
+            sizes = with_progress(sizes, "counting steps", sum(map(len, windows)), unit="window")
+        for (at, number), (tokens, ranked) in zip(numbered, sizes, strict=True):
+            batches = self._batches(tokens, epochs[at], number)
+            counts[at] += sum(bool(ranked[samples].any()) for samples in batches)
+            if limit and sum(counts) >= limit:
+                break
         return counts
 
 
@@ -252,6 +294,12 @@ class _Digests:
 
     def __init__(self) -> None:
         self._left: dict[Path, tuple[DataFile, threading.Lock]] = {}
+
+    def __getstate__(self) -> dict[Path, DataFile]:
+        return {path: listed for path, (listed, _) in self._left.items()}
+
+    def __setstate__(self, left: dict[Path, DataFile]) -> None:
+        self._left = {path: (listed, threading.Lock()) for path, listed in left.items()}
 
     def add(self, path: Path, listed: DataFile) -> None:
         """A file that may be read."""

@@ -1,7 +1,8 @@
-"""The unit in which samples are read."""
+"""The unit in which samples are read, and how far a reader is."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,3 +16,12 @@ class RowGroup(NamedTuple):
     first_row: int
     """Of its file."""
     rows: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a reader is: `batches` of window number `window` of an epoch have been handed out."""
+
+    epoch: int = 0
+    window: int = 0
+    batches: int = 0

@@ -13,7 +13,7 @@ from genrank.kernels.jagged import Permute, interleave
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.embedding import Embeddings
-from genrank.tokenization.feature_norm import FeatureNorm
+from genrank.tokenization.feature_norm import FeatureNorms
 from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.projections import equalize, group_projection, tokens_of
@@ -55,9 +55,7 @@ class Tokenizer(nn.Module):
         )
         if wants.equal_start:
             equalize(embeddings, self.projections)
-        self.norms = nn.ModuleDict(
-            {f"of_{name}": FeatureNorm(embeddings, name) for name in names} if wants.feature_norm else {}
-        )
+        self.norms = FeatureNorms(embeddings) if wants.feature_norm else None
         self.positions = nn.ModuleDict(
             {f"of_{s.name}": nn.Embedding(s.max_length * tokens_per_row(schema, s.name), d_model) for s in sequences}
         )
@@ -73,7 +71,15 @@ class Tokenizer(nn.Module):
 
     def forward(self, batch: Batch) -> Tokens:
         """The tokens of a batch on the embeddings' device."""
-        matrices = self.embeddings(batch)
+        return self.tokens(batch, self.features(batch))
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for."""
+        matrices: dict[str, Tensor] = self.embeddings(batch)
+        return self.norms.scaled(matrices) if self.norms is not None else matrices
+
+    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor]) -> Tokens:
+        """The tokens of a batch whose `features` are at hand."""
         pieces = []
         for part in self.parts:
             if part.separator:
@@ -103,7 +109,7 @@ class Tokenizer(nn.Module):
     def _tokens(self, batch: Batch, part: Part, matrix: Tensor) -> Tensor:
         """[N * per_row, d_model]: the tokens of a group's N rows."""
         group, name = batch.groups[part.name], f"of_{part.name}"
-        tokens: Tensor = self.projections[name](self.norms[name](matrix) if self.norms else matrix)
+        tokens: Tensor = self.projections[name](matrix)
         if name in self.positions:
             tokens = tokens + self.positions[name](self._position(group, part))
         if part.kind != USER_GROUP:
@@ -127,12 +133,6 @@ class Tokenizer(nn.Module):
             found.append(values.repeat(rows))
         on_device = torch.cat(found).to(place.order.device, non_blocking=True)
         return pick(on_device, place.order)
-
-    def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
-        """With `feature_norm`: the training days' moments of every number, `tokenization.quantiles.fit_moments`."""
-        for norm in self.norms.values():
-            assert isinstance(norm, FeatureNorm)
-            norm.set_moments(moments)
 
     def _position(self, group: Group, part: Part) -> Tensor:
         """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
@@ -174,7 +174,7 @@ def parts_of(schema: Schema, wants: Wants | None = None) -> list[Part]:
         parts.append(Part(name, kinds[name], tokens_per_row(schema, name)))
         if wants.separators and name != sequences[-1]:
             parts.append(Part(name, HISTORY_GROUP, 1, separator=True))
-    if wants.candidate == One():
+    if isinstance(wants.candidate, One):
         parts.append(Part(CANDIDATES, CANDIDATE_GROUP, 1))
     return [part for part in parts if part.per_row] or parts
 

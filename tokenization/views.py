@@ -7,17 +7,17 @@ were available before its newest exposure, and its own candidates. Nothing is st
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from genrank.schemas.base import parse_duration
+from genrank.schemas.derive.sample_lengths import by_request, by_session
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Batch, Group, Ints, Rows, cut, pick, runs
 from genrank.tokenization.plan import tokens_per_row
@@ -192,18 +192,31 @@ def slices_of(shape: Shape, schema: Schema, name: str) -> Slices:
     else:
         owner = np.repeat(np.arange(rows), candidates)
         if name == "request":
-            order, begin = _requests(owner, shape.request)
+            order, begin = by_request(owner, shape.request)
         elif name == "exposure":
             order = begin = np.arange(offsets[-1])
         else:
-            order, begin = _sessions(owner, shape.ts, parse_duration(schema.training.session_gap))
+            order, begin = by_session(owner, shape.ts, parse_duration(schema.training.session_gap))
         end = np.append(begin[1:], len(order))
         row = owner[order[begin]]
         seen = np.maximum.reduceat(shape.sees[order], begin) if len(begin) else np.zeros(0, np.int64)
-    tokens = (end - begin) + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
-    for history in schema.histories:
-        tokens = tokens + shape.lengths[history.name][row] * tokens_per_row(schema, history.name)
+    tokens = token_counts(schema, end - begin, seen, row, shape.lengths)
     return Slices(row, order, begin, end, seen, tokens)
+
+
+def token_counts(schema: Schema, candidates: Ints, seen: Ints, row: Ints, lengths: Mapping[str, Ints]) -> Ints:
+    """[V] tokens of each sample.
+
+    Args:
+        candidates, seen: [V] candidates and realtime events of each sample.
+        row: [V] the stored row it is part of.
+        lengths: history -> [R] events of each stored row.
+    """
+    realtime = schema.realtime.name if schema.realtime else None
+    tokens = candidates + seen * (tokens_per_row(schema, realtime) if realtime else 0) + tokens_per_row(schema, USER)
+    for history in schema.histories:
+        tokens = tokens + lengths[history.name][row] * tokens_per_row(schema, history.name)
+    return tokens
 
 
 def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
@@ -222,26 +235,3 @@ def cut_by_budget(tokens: Ints, budget: int) -> list[int]:
         fits = int(np.searchsorted(total, total[cuts[-1]] + budget, side="right")) - 1
         cuts.append(max(fits, cuts[-1] + 1))
     return cuts
-
-
-def _requests(owner: Ints, request: Ints) -> tuple[Ints, Ints]:
-    """Candidates with each (row, request) side by side, in order of its first candidate; and where each begins."""
-    by_key = np.lexsort((request, owner))
-    new = _changes(owner[by_key]) | _changes(request[by_key])
-    leader = by_key[new][np.cumsum(new) - 1]
-    order = by_key[np.argsort(leader, kind="stable")]
-    return order, np.flatnonzero(_changes(np.sort(leader, kind="stable")))
-
-
-def _sessions(owner: Ints, ts: Ints, gap: int) -> tuple[Ints, Ints]:
-    """Candidates by (row, time), and where each session begins."""
-    order = np.lexsort((ts, owner))
-    late = np.concatenate([[False], np.diff(ts[order]) > gap]) if len(order) else np.zeros(0, bool)
-    return order, np.flatnonzero(_changes(owner[order]) | late)
-
-
-def _changes(values: Ints) -> npt.NDArray[np.bool_]:
-    """True where a value differs from the one before; the first always does."""
-    if not len(values):
-        return np.zeros(0, bool)
-    return np.concatenate([[True], values[1:] != values[:-1]])

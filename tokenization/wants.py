@@ -11,6 +11,9 @@ from genrank.tokenization import visibility
 class One:
     """One token a row: all of its features, projected together."""
 
+    numbers: bool = True
+    """Whether its numbers, in buckets or not, are among them."""
+
 
 @dataclass(frozen=True)
 class PerFeature:

@@ -23,9 +23,8 @@ def timed(results: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
 
 def wrong(results: dict[str, Any]) -> list[str]:
     """Checks that failed, the tuned kernels' included. A check that could not run is wrong, one left out is not."""
-    names = [
-        row["name"] for row in of_section(results, "correctness") if not row.get("correct") and not row.get("left_out")
-    ]
+    checks = [*of_section(results, "correctness"), *of_section(results, "sparse")]
+    names = [row["name"] for row in checks if not row.get("correct") and not row.get("left_out")]
     tuned = [(row, row["tuned"]) for row in results["rows"] if "tuned" in row]
     return names + [f"tuned {row['section']} {row['name']}" for row, check in tuned if not check["correct"]]
 
@@ -96,7 +95,7 @@ def page(results: dict[str, Any]) -> str:
     lines += ["", f"| {heads} |", "|---|---|---|---|---|---|---|---|---|"]
     for row in of_section(results, "attention"):
         lines.append(attention_line(results, row, ceiling["matmul_tflops"]))
-    lines += order_lines(results) + step_lines(results) + first_step_lines(results)
+    lines += order_lines(results) + step_lines(results) + busy_lines(results) + first_step_lines(results)
     lines += ["", "| by TMA | forward ms | TFLOPS | backward ms | TFLOPS |", "|---|---|---|---|---|"]
     for row in of_section(results, "tma"):
         cells = [row.get(f"{way}_{what}", "-") for way in ("forward", "backward") for what in ("ms", "tflops")]
@@ -136,6 +135,26 @@ def order_lines(results: dict[str, Any]) -> list[str]:
         pairs = [(row[f"{way}_ms"], row["before"][f"{way}_ms"]) for way in ("forward", "backward")]
         cells = [f"{now:.3f} | {before:.3f} | {before / now:.2f}x" for now, before in pairs]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+BUSY = {
+    "sparse": ("sparse optimizer", ("entries", "largest_row", "ms", "pytorch_ms", "gb_s")),
+    "reading": ("reading alone", ("batches", "ms", "tokens_per_s")),
+    "training": ("`genrank train`", ("step_ms", "input_wait", "tokens_per_s", "mfu", "cores_to_read")),
+}
+
+
+def busy_lines(results: dict[str, Any]) -> list[str]:
+    """The sparse optimizer, reading, and training with it."""
+    lines = []
+    for section, (title, keys) in BUSY.items():
+        lines += ["", f"| {title} | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+        for row in of_section(results, section):
+            cells = [str(row.get(key, "-")) for key in keys]
+            if not any(key in row for key in keys):
+                cells[0] = str(row.get("error") or row.get("left_out") or "-")
+            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return lines
 
 

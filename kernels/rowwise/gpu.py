@@ -1,4 +1,4 @@
-"""Row-wise Adagrad and Adam on GPU: a program for each touched row (kernel: `triton_rowwise.py`)."""
+"""Row-wise Adagrad and Adam on GPU: passes of one kernel over sorted rows, then over what they left open (`triton_rowwise.py`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 from genrank.kernels.launch import Tuned
 from genrank.kernels.rowwise.triton_rowwise import rowwise_kernel
 
+CHUNK = 128
+"""Gradients that one program sums at most."""
 # Writes to its own inputs: tuning would apply each update many times, so it has one configuration.
-rowwise_tuned = Tuned(rowwise_kernel, [triton.Config({"PIECE": 16}, num_warps=4, num_stages=1)], [])
+rowwise_tuned = Tuned(rowwise_kernel, [triton.Config({"CHUNK": CHUNK, "PIECE": 16}, num_warps=4, num_stages=1)], [])
 
 
 def rowwise(
@@ -33,13 +35,22 @@ def rowwise(
         raise ValueError("table and the optimizer's state must be contiguous: they are updated in place")
     if grads.shape != (len(rows), table.shape[1]):
         raise ValueError(f"grads must be [{len(rows)}, {table.shape[1]}], got {list(grads.shape)}")
+    if len(table) <= torch.iinfo(torch.int32).max:
+        rows = rows.int()  # half as many bytes to sort
     ordered, order = torch.sort(rows, stable=True)
     corrections = (1 - betas[0] ** step, 1 - betas[1] ** step) if mean is not None else (1.0, 1.0)
-    rowwise_tuned(
-        lambda chosen: (len(rows),),
-        [
-            *(table, state if mean is None else mean, state, ordered, order, grads.contiguous(), len(rows)),
-            *(table.shape[1], float(lr), float(eps), *map(float, (*betas, *corrections, weight_decay))),
-        ],
-        {"ADAM": mean is not None, "WIDTH": max(16, triton.next_power_of_2(table.shape[1]))},
-    )
+    moments = (state if mean is None else mean, state)
+    numbers = (float(lr), float(eps), *map(float, (*betas, *corrections, weight_decay)))
+    entries, values, dim = ordered, grads.contiguous(), table.shape[1]
+    while True:
+        count = len(entries)
+        shares = ordered.new_empty(2 * triton.cdiv(count, CHUNK))
+        sums = torch.empty(len(shares), dim, dtype=torch.float32, device=table.device)
+        rowwise_tuned(
+            lambda chosen, programs=count: (programs,),  # type: ignore[misc]
+            [table, *moments, entries, order, values, shares, sums, count, dim, *numbers],
+            {"ADAM": mean is not None, "WIDTH": max(16, triton.next_power_of_2(dim)), "FIRST": entries is ordered},
+        )
+        if count <= CHUNK:
+            return
+        entries, values = shares, sums

@@ -148,9 +148,9 @@ def make_tiles(spans: Spans, key_tokens: int) -> list[Tile]:
     members: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     needed = 0
     for chunk in chunks:
-        rows = max((len(r) for r, _ in [*members[-1:], chunk]), default=0)
-        keys = max((len(k) for _, k in [*members, chunk]), default=0)
-        weights = (len(members) + 1) * rows * keys
+        most_rows = max(len(r) for r, _ in [*members[-1:], chunk])
+        most_keys = max(len(k) for _, k in [*members, chunk])
+        weights = (len(members) + 1) * most_rows * most_keys
         own = len(chunk[0]) * len(chunk[1])
         if members and (weights > TILE_WEIGHTS or weights > PADDING * (needed + own)):
             tiles.append(make_tile(members, begin, end))

@@ -67,7 +67,8 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     kept, streamed = (keys, rows) if of_keys else (rows, keys)
     shared = (kept * (2 if backward else 1) + streamed * 2 * chosen.num_stages) * width * size
     most = VALUES["backward" if backward else "forward"]
-    return held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
+    fits: bool = held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
+    return fits
 
 
 forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.tokenization.batch import Batch, ranges
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.feature_norm import FeatureNorms
 
 
 class Context(nn.Module):
@@ -15,11 +16,13 @@ class Context(nn.Module):
 
     Args:
         embeddings: its groups' matrices are read once a batch.
+        feature_norm: every feature at one scale, see `tokenization.feature_norm`.
     """
 
-    def __init__(self, embeddings: Embeddings) -> None:
+    def __init__(self, embeddings: Embeddings, feature_norm: bool = False) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.norms = FeatureNorms(embeddings) if feature_norm else None
         schema = embeddings.plan.schema
         self.histories = [sequence.name for sequence in schema.histories]
         self.realtime = schema.realtime.name if schema.realtime else None
@@ -32,7 +35,7 @@ class Context(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Group -> [N, width] float32."""
         matrices: dict[str, Tensor] = self.embeddings(batch)
-        return matrices
+        return self.norms.scaled(matrices) if self.norms is not None else matrices
 
     def owner(self, batch: Batch) -> Tensor:
         """[C] int64: the sample of each candidate."""
@@ -47,6 +50,13 @@ class Context(nn.Module):
         if self.realtime:
             out[self.realtime] = visible_mean(x[self.realtime], *self.prefix(batch, owner))
         return out
+
+    def pair_count(self, batch: Batch) -> Tensor:
+        """int64 scalar on the device: pairs of a candidate and an event it sees."""
+        pairs = torch.zeros((), dtype=torch.int64, device=batch.user.device)
+        for name in self.histories:
+            pairs = pairs + (batch.groups[name].lengths * batch.candidates.lengths).sum()
+        return pairs + batch.candidate_sees.sum() if self.realtime else pairs
 
     def prefix(self, batch: Batch, owner: Tensor) -> tuple[Tensor, Tensor]:
         """(begin, end), each [C] int64: the realtime rows a candidate sees."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.validation import Checked, Count, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
@@ -47,6 +47,10 @@ class Dcn(Baseline):
         if rank >= width:
             return nn.Linear(width, width)
         return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+
+    def operations(self, batch: Batch) -> int:
+        """Of candidates alone: means of sequences are no products."""
+        return 2 * len(batch.item) * weights_of(self.crosses, self.deep, self.heads)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.baselines.context import segment_sum
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.target_attention import ActivationUnit
 from genrank.model.validation import Checked, Positive, Share
@@ -31,13 +31,15 @@ class DinConfig(Checked):
     """Hidden width of the activation unit."""
     hidden: tuple[Positive, ...] = (128, 64)
     dropout: Share = 0.1
+    feature_norm: bool = False
+    """Bring every feature to one scale, as `BlockConfig.feature_norm`; the paper's model has nothing like it."""
 
 
 class Din(Baseline):
     """Batch -> {task: logit [C]}."""
 
     def __init__(self, embeddings: Embeddings, tasks: Sequence[str], config: DinConfig, head: HeadConfig) -> None:
-        super().__init__(embeddings)
+        super().__init__(embeddings, config.feature_norm)
         self.events = nn.ModuleDict(
             {name: nn.Linear(embeddings.width(name), config.dim) for name in self.context.sequences}
         )
@@ -46,6 +48,17 @@ class Din(Baseline):
         width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
         self.top = Tower(width, config.hidden, config.dropout, nn.PReLU)
         self.heads = Heads(self.top.out_dim, tasks, head)
+
+    def operations(self, batch: Batch) -> int | Tensor:
+        """Of events once each, of pairs the products and their weights, of candidates the rest."""
+        unit, context = self.unit, self.context
+        rows = len(batch.item) * weights_of(self.candidate, self.top, self.heads)
+        if not context.sequences:
+            return 2 * rows
+        for name in context.sequences:
+            rows += len(batch.groups[name].ts) * weights_of(self.events[name], unit.of_event)
+        rows += len(batch.item) * weights_of(unit.of_candidate)
+        return 2 * (rows + context.pair_count(batch) * weights_of(unit.of_product, unit.weight))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""

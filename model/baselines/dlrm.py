@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.baselines.context import mean, visible_mean
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
@@ -52,6 +52,15 @@ class Dlrm(Baseline):
         width = count * config.dim + len(self.pairs)
         self.top = Tower(width, config.hidden, config.dropout)
         self.heads = Heads(self.top.out_dim, tasks, head)
+
+    def operations(self, batch: Batch) -> int:
+        """Of each group's rows their vectors, of candidates the dot products and the rest."""
+        fields = 0
+        for name in self.groups:
+            fields += len(batch.groups[name].ts) * sum(weight.numel() for weight in self._field(name).weights)
+        vectors = sum(len(self._field(name).bias) for name in self.groups)
+        dots = vectors**2 * self._field(USER).dim
+        return 2 * (fields + len(batch.item) * (dots + weights_of(self.top, self.heads)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrank.kernels.jagged import jagged_concat
-from genrank.model.baselines.tower import Baseline, Tower
+from genrank.model.baselines.tower import Baseline, Tower, weights_of
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.validation import Checked, Positive, Share
 from genrank.schemas.schema import CANDIDATES, USER
@@ -55,6 +55,15 @@ class Sasrec(Baseline):
         width = embeddings.width(USER) + embeddings.width(CANDIDATES) + 2 * config.dim
         self.top = Tower(width, config.hidden, config.dropout)
         self.heads = Heads(self.top.out_dim, tasks, head)
+
+    def operations(self, batch: Batch) -> int:
+        """Of every place of the padded sequences the layers, of candidates the rest."""
+        events = [batch.groups[name] for name in self.context.sequences]
+        places = 1 + int(torch.stack([each.host_lengths for each in events]).sum(0).max())
+        rows = len(batch) * places * (weights_of(self.layers) + 2 * len(self.layers) * places * self.config.dim)
+        for name, each in zip(self.context.sequences, events, strict=True):
+            rows += len(each.ts) * weights_of(self.events[name])
+        return 2 * (rows + len(batch.item) * weights_of(self.candidate, self.top, self.heads))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{task: logit [C]}."""

@@ -11,10 +11,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,10 @@ from genrank.model.encoders.interface import Counts, EncoderConfig
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
-from genrank.tokenization.wants import Wants
+from genrank.tokenization.wants import One, TokenShape, Wants
 
 NormKind = Literal["layer", "rms", "gln", "none"]
+OutputNormKind = Literal["layer", "rms", "gln", "none", "head"]
 
 GROUPS = 4
 """Token groups: user, history, realtime, candidates."""
@@ -50,7 +52,12 @@ class BlockConfig(EncoderConfig):
     """Who sees whom: MTGR's dynamic mask; HSTU's causal history with candidates as targets; the same with causal user tokens. No
     candidate sees another under any."""
     input_norm: NormKind = "gln"
-    output_norm: NormKind = "gln"
+    output_norm: OutputNormKind = "gln"
+    """`head`: each head's values by themselves, with a weight and a bias a head (the group norm of Meta's public code)."""
+    norm_groups: Literal["kind", "sequence"] = "kind"
+    """Of `gln`: user, history, realtime and candidates; or the user, each sequence of the schema and the candidates."""
+    group_count: Count = 0
+    """How many there are; set when the model is made."""
     gate: Order = "gate_norm"
     concat_ua: bool | Literal["raw"] = False
     """Project [U, norm(O), norm(O) * U] instead of the last alone (HSTU's public research code); "raw": with O itself in the
@@ -75,8 +82,26 @@ class BlockConfig(EncoderConfig):
     feature_norm: bool = False
     """Bring every feature to one scale before it becomes a token: vectors by their root mean square, numbers by the training
     days' mean and deviation (`tokenization.feature_norm`)."""
+    tower: tuple[Positive, ...] = ()
+    """Widths of an MLP over all features of a candidate and its user, beside the encoder; the heads read its last layer and the
+    encoder's vector. Empty: none."""
+    candidate_numbers: bool = True
+    """Whether a candidate's token holds its numbers. Without them it is made of ids alone, which histories have too, and
+    attention looks for nothing else; the numbers are then the tower's."""
+    encoder_loss: Annotated[float, Bounds(low=0)] = 0.0
+    """Weight of a second loss, of heads of its own that read the encoder's vector without the tower (deep supervision: Lee et al.,
+    AISTATS 2015, arXiv:1409.5185). Without it what numbers explain quickly leaves the encoder little to learn from. Training only."""
     equal_start: bool = False
     """Begin with equal weights where equal ids should meet: projections of features that read one table, and keys as queries."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.candidate_numbers and not self.tower:
+            raise self.refuse(
+                "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
+            )
+        if self.encoder_loss and not self.tower:
+            raise self.refuse("encoder_loss", "without a tower it is the same loss again; set tower=[128,64] too, or 0")
 
     def wants(self) -> Wants:
         """The mask that `visibility` names; features at one scale, and an equal start, where asked for."""
@@ -85,7 +110,17 @@ class BlockConfig(EncoderConfig):
             "targets": visibility.hstu,
             "causal": visibility.causal,
         }
-        return Wants(rules[self.visibility], feature_norm=self.feature_norm, equal_start=self.equal_start)
+        return Wants(
+            rules[self.visibility],
+            candidate=One(numbers=self.candidate_numbers),
+            feature_norm=self.feature_norm,
+            equal_start=self.equal_start,
+            sequence_ids=self.norm_groups == "sequence",
+        )
+
+    def fit(self, shape: TokenShape) -> Self:
+        """With a group a sequence of the schema, where the norm has them."""
+        return dataclasses.replace(self, group_count=shape.sequences + 2) if self.norm_groups == "sequence" else self
 
     def flops(self, counts: Counts) -> int:
         """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""
@@ -95,21 +130,25 @@ class BlockConfig(EncoderConfig):
 
 
 class Norm(nn.Module):
-    """LayerNorm, RMSNorm, or LayerNorm whose weight and bias are the token group's own (MTGR's GLN)."""
+    """LayerNorm, RMSNorm, LayerNorm whose weight and bias are the token group's own (MTGR's GLN), or LayerNorm of each head's values."""
 
-    def __init__(self, kind: NormKind, dim: int, eps: float) -> None:
+    def __init__(self, kind: OutputNormKind, dim: int, eps: float, *, groups: int = GROUPS, heads: int = 1) -> None:
         super().__init__()
         self.kind, self.eps = kind, eps
         if kind != "none":
-            shape = (GROUPS, dim) if kind == "gln" else (dim,)
+            shape = (groups or GROUPS, dim) if kind == "gln" else (heads,) if kind == "head" else (dim,)
             self.weight = nn.Parameter(torch.ones(shape))
-        if kind in ("layer", "gln"):
+        if kind in ("layer", "gln", "head"):
             self.bias = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
         """[T, dim], [T] int32 -> [T, dim]."""
         if self.kind == "gln":
             return group_layer_norm(x, group_ids, self.weight, self.bias, self.eps)
+        if self.kind == "head":
+            each = x.reshape(len(x), len(self.weight), -1)
+            normed = F.layer_norm(each, each.shape[-1:], eps=self.eps)
+            return (normed * self.weight[:, None] + self.bias[:, None]).flatten(1)
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
@@ -136,9 +175,10 @@ class Block(nn.Module):
         self.config = config
         inner = config.heads * config.v_dim
         self.sizes = [inner, inner, config.heads * config.qk_dim, config.heads * config.qk_dim]
-        self.input_norm = Norm(config.input_norm, config.dim, config.eps)
+        groups = config.group_count
+        self.input_norm = Norm(config.input_norm, config.dim, config.eps, groups=groups)
         self.uvqk = nn.Linear(config.dim, sum(self.sizes), bias=config.projection_bias)
-        self.output_norm = Norm(config.output_norm, inner, config.eps)
+        self.output_norm = Norm(config.output_norm, inner, config.eps, groups=groups, heads=config.heads)
         self.out = nn.Linear(inner * (3 if config.concat_ua else 1), config.dim)
         for linear in (self.uvqk, self.out):
             nn.init.xavier_uniform_(linear.weight)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, Self
 
 from genrank.kernels.norm import Order
-from genrank.model.encoders.block import BlockConfig, NormKind
+from genrank.model.encoders.block import BlockConfig, NormKind, OutputNormKind
 from genrank.model.encoders.stack import Stack
 from genrank.model.encoders.stochastic_length import stochastic_length
 from genrank.model.validation import Count
@@ -31,7 +31,7 @@ class HstuConfig(BlockConfig):
     full_tail: Count = 0
     """With `window`: the last so many history tokens, and realtime tokens and candidates, see past it."""
     input_norm: NormKind = "layer"
-    output_norm: NormKind = "layer"
+    output_norm: OutputNormKind = "layer"
     gate: Order = "norm_gate"
     position_reach: Count = 512
     time_buckets: Count = 64
@@ -59,14 +59,15 @@ class HstuConfig(BlockConfig):
 
     def fit(self, shape: TokenShape) -> Self:
         """With the schema's tokens an event."""
+        fitted = super().fit(shape)
         if self.event_tokens or self.stochastic_length is None:
-            return self
+            return fitted
         if not shape.event_tokens:
             raise self.refuse(
                 "stochastic_length",
                 "the schema's histories make different numbers of tokens of an event; interleave them alike, or give null",
             )
-        return dataclasses.replace(self, event_tokens=shape.event_tokens)
+        return dataclasses.replace(fitted, event_tokens=shape.event_tokens)
 
     def wants(self) -> Wants:
         """The mask that `visibility` names, within the window."""

@@ -55,6 +55,16 @@ class EncoderConfig(Checked):
         return self.dim
 
     @property
+    def tower(self) -> tuple[int, ...]:
+        """Widths of an MLP over the features of a candidate and its user, beside the encoder; empty: none."""
+        return ()
+
+    @property
+    def encoder_loss(self) -> float:
+        """Weight of a second loss in training, of heads that read the encoder's vectors without the tower; 0: none."""
+        return 0.0
+
+    @property
     def auxiliary_hidden(self) -> tuple[int, ...]:
         """Widths of the network that `--phase sparse` trains rows through; empty: there is none."""
         return ()

@@ -71,14 +71,15 @@ def rows_of(sequence: Tokens) -> Rows:
     offsets = sequence.offsets.long()
     total, batch = len(sequence.x), len(sequence.lengths)
     sample = torch.repeat_interleave(offsets.diff(), output_size=total)
-    counts = [
+    users, history, realtime = (
         torch.zeros(batch, dtype=torch.int64, device=offsets.device).index_add_(
             0, sample, (sequence.group_ids == g).long()
         )
         for g in (USER, HISTORY, REALTIME)
-    ]
+    )
     place = torch.arange(total, device=offsets.device) - offsets[sample]
-    return Rows(offsets, sample, place, sequence.group_ids, *counts, sequence.end.long(), sequence.timestamps // 1000)
+    seconds = sequence.timestamps // 1000
+    return Rows(offsets, sample, place, sequence.group_ids, users, history, realtime, sequence.end.long(), seconds)
 
 
 def newest(rows: Rows, history: int, lengths: Tensor) -> tuple[Tensor, Tensor]:

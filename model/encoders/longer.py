@@ -181,10 +181,9 @@ class Longer(Encoder[list[LayerKeys]]):
         return sorted_.back(vectors)
 
     def _run(self, layer: TransformerLayer, *inputs: object) -> Tensor:
-        if self.recompute and self.training:
-            out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-            return out
-        return layer(*inputs)
+        again = self.recompute and self.training
+        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
+        return out
 
     def _merged(self, sequence: Tokens, whole: Rows) -> tuple[Tensor, Rows, Tensor, Tensor]:
         """[R, width] rows U | M | realtime, what they are, [B] merged history on the host, and [B] by how many rows each is shorter."""

@@ -7,6 +7,7 @@ X' = X + MLP(GLN(O * U)). The mask comes with the tokens (`tokenization.visibili
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.stack import Stack
@@ -24,19 +25,42 @@ class Mtgr(Stack):
         super().__init__(config)
 
 
+PAPER = {
+    "feature_norm": "false",
+    "equal_start": "false",
+    "activation": "uvqk",
+    "gate": "gate_norm",
+    "candidate_numbers": "true",
+    "encoder_loss": "0",
+    "tower": "[]",
+    "divisor": "length",
+}
+"""`--set`s that make any preset the paper's model again: benchmarks/history.md and benchmarks/train.md have what the departures bring."""
+
+_preset = partial(
+    MtgrConfig,
+    feature_norm=True,
+    equal_start=True,
+    activation="u",
+    gate="norm_gate",
+    tower=(128, 64),
+    candidate_numbers=False,
+    encoder_loss=1.0,
+    divisor="visible",
+)
+
 PRESETS = {
     # Table 3 of the paper: layers x width x heads. Its divisor is "length", under which a score depends on which rivals are scored beside it.
-    "mtgr-small": MtgrConfig(dim=512, layers=3, heads=2, divisor="visible"),
-    "mtgr-medium": MtgrConfig(dim=768, layers=5, heads=3, divisor="visible"),
-    "mtgr-large": MtgrConfig(dim=768, layers=15, heads=3, divisor="visible"),
+    "mtgr-small": _preset(dim=512, layers=3, heads=2),
+    "mtgr-medium": _preset(dim=768, layers=5, heads=3),
+    "mtgr-large": _preset(dim=768, layers=15, heads=3),
     # For two CPU cores: trains on a day of the synthetic world in a minute or two.
-    "mtgr-tiny": MtgrConfig(
+    "mtgr-tiny": _preset(
         dim=64,
         layers=2,
         heads=2,
         qk_dim=32,
         v_dim=32,
-        divisor="visible",
         dropout=0.1,
     ),
 }

@@ -84,6 +84,8 @@ class OneTransConfig(EncoderConfig):
 
     def fit(self, shape: TokenShape) -> Self:
         """With as many NS tokens as the tokenizer makes."""
+        if not shape.user:
+            raise self.refuse("user_tokens", "the schema's user makes no token by itself; give at least 1")
         return dataclasses.replace(self, own_user=shape.user, own_candidate=shape.candidate)
 
     @property
@@ -170,7 +172,7 @@ class OneTransLayer(nn.Module):
     def project_own(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """NS tokens [N, n, dim] -> q, k, v, each [N * n, heads, dim / heads]."""
         whole = self.qkv.own(self.attention_norm(x), first).flatten(0, 1)
-        q, k, v = whole.unflatten(1, (3, self.heads, -1)).unbind(1)
+        q, k, v = whole.view(len(whole), 3, self.heads, -1).unbind(1)
         return q, k, v
 
     def forward(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -270,7 +272,7 @@ class OneTrans(Encoder[list[LayerKeys]]):
 
     def _project(self, layer: OneTransLayer, x: Tensor, own: Tensor, shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of S and user rows where they lie."""
-        users = x[own].unflatten(0, (-1, self.users))
+        users = x[own].view(-1, self.users, x.shape[1])
         of_users, of_events = layer.project_own(users, 0), layer.project(x[shared])
         q, k, v = (_placed(u, e, own, shared) for u, e in zip(of_users, of_events, strict=True))
         return q, k, v
@@ -288,7 +290,7 @@ class OneTrans(Encoder[list[LayerKeys]]):
     ) -> Tensor:
         def run(x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             attended = span_attention(q, k, v, spans).flatten(1)
-            users, of_users = (t[own].unflatten(0, (-1, self.users)) for t in (x, attended))
+            users, of_users = (t[own].view(-1, self.users, t.shape[1]) for t in (x, attended))
             return _placed(layer.own(users, of_users, 0).flatten(0, 1), layer(x[shared], attended[shared]), own, shared)
 
         return self._maybe_again(run, x, q, k, v)
@@ -297,7 +299,7 @@ class OneTrans(Encoder[list[LayerKeys]]):
         def run(x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             q, k, v = layer.project_own(x, self.users)
             attended = span_attention(q, beside.rows(keys.to(k.dtype), k), beside.rows(values.to(v.dtype), v), spans)
-            return layer.own(x, attended.flatten(1).unflatten(0, x.shape[:2]), self.users)
+            return layer.own(x, attended.reshape(*x.shape[:2], -1), self.users)
 
         return self._maybe_again(run, x, of.keys, of.values)
 

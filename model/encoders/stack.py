@@ -6,6 +6,7 @@ a request's sequence once, then each candidate's rows against them (M-FALCON: HS
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -47,23 +48,24 @@ class Stack(Encoder[StackState]):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = Norm(config.final_norm, config.dim, config.eps)
+        self.final_norm = Norm(config.final_norm, config.dim, config.eps, groups=config.group_count)
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
         rows = tokens.candidate_rows if rows is None else rows
-        vectors: Tensor = self.final_norm(self._layers(tokens)[rows], tokens.group_ids[rows])
+        vectors: Tensor = self.final_norm(self._layers(tokens)[rows], self._groups(tokens)[rows])
         return vectors
 
     def encode(self, tokens: Tokens) -> Tensor:
         """[T, dim]: every token's vector."""
-        vectors: Tensor = self.final_norm(self._layers(tokens), tokens.group_ids)
+        vectors: Tensor = self.final_norm(self._layers(tokens), self._groups(tokens))
         return vectors
 
     def _layers(self, tokens: Tokens) -> Tensor:
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
         x = tokens.x
+        tokens = dataclasses.replace(tokens, group_ids=self._groups(tokens))
         for block in self.blocks:
             if self.recompute and self.training:
                 x = checkpoint(block, x, tokens, positions, seconds, use_reentrant=False)
@@ -86,6 +88,7 @@ class Stack(Encoder[StackState]):
         """
         self._require_evaluation()
         share = self._share(sequence, beside)
+        groups = self._groups(sequence)
         positions = local_positions(sequence.offsets, len(sequence.x))
         seconds = sequence.timestamps // 1000
         state = StackState(sequence.offsets.long(), [], [], seconds, share)
@@ -94,7 +97,7 @@ class Stack(Encoder[StackState]):
         )
         x = sequence.x
         for block in self._blocks():
-            rows = block.project(x, sequence.group_ids)
+            rows = block.project(x, groups)
             state.keys.append(rows.k)
             state.values.append(rows.v)
             if len(state.keys) == self.config.layers:
@@ -111,7 +114,7 @@ class Stack(Encoder[StackState]):
                 bias=block.bias(positions, seconds),
                 max_length=sequence.max_length,
             )
-            x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, sequence.group_ids)
+            x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, groups)
         return state
 
     @torch.no_grad()
@@ -128,7 +131,9 @@ class Stack(Encoder[StackState]):
         positions = joined.rows(local_positions(state.offsets, len(state.seconds)).to(torch.int32), end)
         seconds = joined.rows(state.seconds, candidates.timestamps[order] // 1000)
         of_row = None if state.share is None else state.share[owner]
-        group_ids = torch.full_like(end, CANDIDATE)
+        group_ids = torch.full_like(
+            end, CANDIDATE if self.config.norm_groups == "kind" else self.config.group_count - 1
+        )
         for block, keys, values in zip(self._blocks(), state.keys, state.values, strict=True):
             rows = block.project(x, group_ids)
             attended = delta_attention(
@@ -149,6 +154,13 @@ class Stack(Encoder[StackState]):
         scored[order] = x
         vectors: Tensor = self.final_norm(scored, group_ids)
         return vectors
+
+    def _groups(self, tokens: Tokens) -> Tensor:
+        """[T] int32: what the group norm goes by."""
+        if self.config.norm_groups == "kind":
+            return tokens.group_ids
+        assert tokens.sequence_ids is not None  # `wants` asks for them
+        return tokens.sequence_ids
 
     @property
     def _divisor(self) -> Divisor:

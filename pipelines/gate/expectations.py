@@ -9,10 +9,10 @@ import importlib
 import json
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 from types import ModuleType
 
 Count = float | None
@@ -34,9 +34,16 @@ class Verdict:
 
 def load() -> Future[ModuleType]:
     """Begin to import Great Expectations (seconds), beside whatever else is done."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="great-expectations")
-    loading = pool.submit(_imported)
-    pool.shutdown(wait=False)
+    loading: Future[ModuleType] = Future()
+
+    def run() -> None:
+        try:
+            loading.set_result(_imported())
+        except BaseException as error:
+            loading.set_exception(error)
+
+    # A build that fails or is stopped before it needs the gate doesn't wait for the import.
+    Thread(target=run, name="great-expectations", daemon=True).start()
     return loading
 
 
@@ -44,9 +51,7 @@ def _imported() -> ModuleType:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     for name in ("great_expectations", "posthog"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("great_expectations")
+    return importlib.import_module("great_expectations")
 
 
 def validate(

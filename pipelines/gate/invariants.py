@@ -201,16 +201,16 @@ class _File:
             pairs.append((f"{MASK}.{REALTIME_SEES}", _leaf(mask, REALTIME_SEES)[0], realtime))
         for name, found, expected in pairs:
             self._wrong("lengths", found != expected, name, np.arange(len(self.ids)), found, expected)
-        for group, features in self.schema.groups():
+        for name, features in self.schema.groups():
             for feature in features:
                 if feature.stored == "ids" and feature.list_limit:
-                    values = single_array(self.table.column(group)).field(feature.name)
-                    lists = values if group == USER else values.flatten()
+                    values = single_array(self.table.column(name)).field(feature.name)
+                    lists = values if name == USER else values.flatten()
                     sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-                    sample = np.arange(len(self.ids)) if group == USER else self.groups[group].sample
+                    sample = np.arange(len(self.ids)) if name == USER else self.groups[name].sample
                     most = feature.list_limit
                     self._wrong(
-                        "lengths", sizes > most, f"{group}.{feature.name}", sample, sizes, f"at most {most} long"
+                        "lengths", sizes > most, f"{name}.{feature.name}", sample, sizes, f"at most {most} long"
                     )
 
     def _candidates(self) -> None:

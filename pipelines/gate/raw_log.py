@@ -82,7 +82,7 @@ class Among:
     """Rows whose columns all have one of the given values."""
 
     columns: tuple[tuple[str, tuple[Any, ...]], ...]
-    """(column, values); without any, every row."""
+    """(column, values); without any, every row. There is always one filter that names a column."""
 
 
 Filter = Lowest | Among
@@ -105,19 +105,18 @@ class RawReader:
         source = self.schema.source(unit.source)
         filters = self.wanted[unit.source]
         names = sorted({name for one in filters for name in _columns_of(one)})
-        rows = np.ones(0, np.bool_)
-        if names:
-            table = _read(source, unit, names)
-            rows = _chosen(source, table, filters)
-            if not rows.any():
-                return
+        table = _read(source, unit, names)
+        rows = _chosen(source, table, filters)
         if rows.sum() > self.most and len(filters) > 1:
             yield Piece(DRIVER, f"{TOO_MANY}:{unit.source}", pa.table({"rows": [int(rows.sum())]}))
             rows = _chosen(source, table, filters[:1])
-        table = _read(source, unit, list(source.columns))
-        if names and not rows.all():
-            table = table.filter(pa.array(rows))
-        usable = self._usable(source, unit.partition, table)
+        if not rows.any():
+            return
+        chosen = pa.array(rows)
+        columns = dict(zip(names, table.filter(chosen).columns, strict=True))
+        if others := [name for name in source.columns if name not in columns]:
+            columns |= dict(zip(others, _read(source, unit, others).filter(chosen).columns, strict=True))
+        usable = self._usable(source, unit.partition, pa.table({name: columns[name] for name in source.columns}))
         if usable.num_rows:
             yield Piece(DRIVER, unit.source, usable)
 
@@ -188,7 +187,7 @@ def beyond_float32(schema: Schema, source: EventLog | Snapshot, frame: pl.DataFr
 
 
 def once(source: EventLog | Snapshot, rows: pa.Table) -> pl.DataFrame:
-    """Rows of a log, those that are one event once: the first by arrival; sorted by time."""
+    """Rows of a log, those that are one event once: the first by arrival."""
     frame = frame_of(rows)
     same = [HOME, USER, *((source.dedup or tuple(source.columns)) if isinstance(source, EventLog) else ())]
     lists = [name for name in same if isinstance(frame.schema[name], pl.List)]
@@ -199,9 +198,11 @@ def once(source: EventLog | Snapshot, rows: pa.Table) -> pl.DataFrame:
         }
     ).with_columns(pl.col(pl.Float32, pl.Float64).fill_null(float("nan")))
     on = [f"_same:{name}" if name in lists else name for name in same]
-    first = keyed.sort([ARRIVED, ID], maintain_order=True).unique(on, keep="first", maintain_order=True)
+    first = keyed
+    if keyed.select(on).is_duplicated().any():
+        first = keyed.sort([ARRIVED, ID], maintain_order=True).unique(on, keep="first", maintain_order=True)
     floats = [name for name, type_ in frame.schema.items() if type_.is_float()]
-    return first.select(frame.columns).with_columns(pl.col(floats).fill_nan(None)).sort([TS, ID], maintain_order=True)
+    return first.select(frame.columns).with_columns(pl.col(floats).fill_nan(None))
 
 
 def holds(condition: str, source: str, frame: pl.DataFrame) -> Bool:

@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 from genrank.pipelines.engine import AnyEngine, gather
 from genrank.pipelines.gate.raw_log import (
     HOME,
+    ID,
     MOST_ROWS,
     TOO_MANY,
+    TS,
     USER,
     Among,
     Filter,
@@ -92,7 +94,7 @@ class RawDay:
         rows = shuffled[:WITH_USER]
         since = self._since()
         filters, answered = self._filters(own, features, users, rows, since)
-        logs, cut = self._logs(since, filters)
+        logs, cut = self._logs(since, filters, own)
         answered = [f for f in answered if log.user in f.keys or not cut & {f.source, f.per or f.source}]
         crossed = {
             int(row): [f for f in answered if place < ELSEWHERE or log.user in f.keys] for place, row in enumerate(rows)
@@ -133,25 +135,27 @@ class RawDay:
         rows: np.ndarray[Any, Any],
         since: dict[str, int],
     ) -> tuple[dict[str, tuple[Filter, ...]], list[CrossFeature]]:
-        """(log -> its rows that are needed, the cross features that they answer)."""
-        filters: dict[str, set[Filter]] = {}
+        """(log -> its rows that are needed, those of the users first; the cross features that they answer)."""
+        filters: dict[str, dict[Filter, None]] = {}
         for name in since:
             log = self.schema.event_log(name)
-            filters[name] = {Among(((log.user, tuple(users)),))}
+            filters[name] = {Among(((log.user, tuple(users)),)): None}
         answered = []
         for feature in features:
             asked = rows if self.schema.exposures.user in feature.keys else rows[:ELSEWHERE]
             own = [key for key in sorted(feature.keys) if "." not in key]
             logs = dict.fromkeys((feature.source, feature.per or feature.source))
             if not own and any(
-                sum(self._rows(log, d) for d in range(since[log], self.day + 1)) > SMALL for log in logs
+                sum(self._rows(source, d) for d in range(since[source], self.day + 1)) > SMALL for source in logs
             ):
                 continue
-            for log in logs:
+            for source in logs:
                 values = tuple(
-                    (key, tuple(shown.column(key).gather(asked).drop_nulls().unique().to_list())) for key in own
+                    (key, tuple(shown.column(key).gather(asked).drop_nulls().unique(maintain_order=True).to_list()))
+                    for key in own
                 )
-                filters[log].add(Among(values))
+                if self.schema.event_log(source).user not in own:  # Those of the users are wanted anyway.
+                    filters[source][Among(values)] = None
             answered.append(feature)
         return {name: tuple(of) for name, of in filters.items()}, answered
 
@@ -163,21 +167,24 @@ class RawDay:
         reader = RawReader(
             self.schema, {log.name: frozenset({self.day})}, {log.name: (Lowest(log.user, self.day, below),)}
         )
-        return self._read("recompute users", reader, self._units(log.name, [self.day]))[log.name]
+        frame = self._read("recompute users", reader, self._units(log.name, [self.day]))[log.name]
+        return frame.sort([TS, ID], maintain_order=True)
 
     def _logs(
-        self, since: dict[str, int], filters: dict[str, tuple[Filter, ...]]
+        self, since: dict[str, int], filters: dict[str, tuple[Filter, ...]], shown: LogRows
     ) -> tuple[dict[str, LogRows], set[str]]:
         """(every log's rows, the logs of which only the users' are there: the others were too many)."""
         days, units = {}, []
         for name, first in since.items():
+            if name == shown.log.name and self.plan.reach[name] == (0, 0):
+                continue  # Nothing asks for other exposures than those of the users' day.
             last = self.day + self.plan.reach[name][1]
             days[name] = frozenset(range(first, last + 1))
             units += self._units(name, sorted(days[name]))
         reader = RawReader(self.schema, days, filters, MOST_ROWS // max(1, len(units)))
         tables = self._tables("recompute events", reader, units)
         frames = self._once(reader, tables)
-        logs = {}
+        logs = {shown.log.name: shown}
         for name, frame in frames.items():
             log = self.schema.event_log(name)
             logs[name] = LogRows(log, self._joined(log, frame, self._references(log)), since[name])

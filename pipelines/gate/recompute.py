@@ -42,6 +42,7 @@ class LogRows:
     """The first day read: of its days from here on, every row of the users and keys asked for is there."""
     conditions: dict[str, Bool] = field(default_factory=dict)
     keys: dict[str, Int] = field(default_factory=dict)
+    found: dict[tuple[tuple[str, ...], tuple[int, ...]], Int] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
     stated: dict[Feature, Mapping[int, Value] | None] = field(default_factory=dict)
 
@@ -69,6 +70,15 @@ class LogRows:
     def id(self) -> Int:
         """Orders rows of one millisecond."""
         return self.frame[ID].to_numpy()
+
+    def at(self, references: tuple[str, ...], values: tuple[int, ...]) -> Int:
+        """Rows whose columns are these stored ids; none where one of them is missing."""
+        if (references, values) not in self.found:
+            there = np.full(self.frame.height, MISSING_ID not in values)
+            for reference, value in zip(references, values, strict=True):
+                there &= self.ids(reference) == value
+            self.found[references, values] = np.flatnonzero(there)
+        return self.found[references, values]
 
     def where(self, condition: str | None) -> Bool:
         """Rows that meet a condition; all without one."""
@@ -123,8 +133,10 @@ class LogRows:
 
     def ids(self, reference: str) -> Int:
         """A column as stored ids, by which keys are compared."""
-        if reference not in self.keys:
-            values = self.column(reference).to_list()
+        if reference not in self.keys and self.column(reference).dtype.is_integer():
+            self.keys[reference] = self.column(reference).cast(pl.Int64).fill_null(MISSING_ID).to_numpy()
+        elif reference not in self.keys:
+            values = self.cells(reference)
             ids = {value: stored("id", value) for value in set(values)}
             self.keys[reference] = np.array([ids[value] for value in values], np.int64)
         return self.keys[reference]
@@ -188,7 +200,7 @@ class Recomputation:
         at = self.start if feature.as_of == "window_start" else int(self.exposures.ts[row])
         if feature.op not in RECOUNTS or not self.exposures.knows(*feature.keys):
             return UNKNOWN
-        keys = [int(self.exposures.ids(key)[row]) for key in feature.keys]
+        keys = tuple(int(self.exposures.ids(key)[row]) for key in feature.keys)
         windows = []
         for log in dict.fromkeys((feature.source, feature.per or feature.source)):
             window = self._window(feature, self.logs[log], keys, at)
@@ -197,7 +209,7 @@ class Recomputation:
             windows.append(window)
         return RECOUNTS[feature.op](feature, windows[0], windows[-1], at)
 
-    def _window(self, feature: CrossFeature, rows: LogRows, keys: Sequence[int], at: int) -> Window | None:
+    def _window(self, feature: CrossFeature, rows: LogRows, keys: tuple[int, ...], at: int) -> Window | None:
         """The events of a log at the keys that the exposure sees; None where they weren't all read."""
         first = at - parse_duration(feature.window)
         own = rows.log.name == feature.source
@@ -209,17 +221,15 @@ class Recomputation:
             ]
         if self.schema.local_days.day(first) < rows.since or not rows.knows(*needed):
             return None
-        seen = (rows.available < at) & (rows.ts > first) & (rows.ts < at)
-        if MISSING_ID in keys:
-            seen[:] = False
-        for key, value in zip(feature.keys, keys, strict=True):
-            seen &= rows.ids(key) == value
-        hits = np.flatnonzero(seen & rows.where(feature.where if own else None))
+        there = rows.at(feature.keys, keys)
+        ts = rows.ts[there]
+        seen = there[(rows.available[there] < at) & (ts > first) & (ts < at)]
+        hits = seen[rows.where(feature.where if own else None)[seen]]
         values = []
         if own and feature.value:
             cells = rows.cells(feature.value)
             values = [cells[hit] for hit in hits.tolist()]
-        return Window(int(seen.sum()), [int(rows.ts[hit]) for hit in hits], [int(rows.id[hit]) for hit in hits], values)
+        return Window(len(seen), rows.ts[hits].tolist(), rows.id[hits].tolist(), values)
 
     # ------------------------------------------------------------------ labels
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import repeat, report, speed, warmup
+from benchmarks.gpu import busy, repeat, report, speed, warmup
 from benchmarks.gpu.report import PAGE, page, targets_met, wrong
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
@@ -43,6 +43,19 @@ def test_rehearsal() -> None:
     assert PAGE.read_text() == before, "a rehearsal writes nothing"
 
 
+def test_what_keeps_the_card_busy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
+    busy.busy(session)
+    rows = {(row["section"], row["name"]): row for row in session.rows()}
+    assert len(rows) == 7 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
+    assert all(row["correct"] and row["largest_row"] > 2 for (section, _), row in rows.items() if section == "sparse")
+    read = [rows["reading", f"256 tokens, readers {n}"]["batches"] for n in (0, 1)]
+    assert read[0] == read[1] > 1
+    shown = "\n".join(report.busy_lines({"rows": session.rows()}))
+    assert shown.count("256 tokens, readers 1") == 2 and not wrong({"rows": session.rows()})
+
+
 def test_torch_triton_and_numpy_are_all_it_imports() -> None:
     """The image of a rented machine has little more: each section's imports, with everything else missing."""
     code = """if True:
@@ -58,7 +71,7 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         sys.meta_path.insert(0, Missing())
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
-        from benchmarks.gpu import correctness, peers, repeat, report, speed, step, warmup
+        from benchmarks.gpu import busy, correctness, peers, repeat, report, speed, step, warmup
         from genrank.kernels.attention import gpu as attention_gpu
         from genrank.kernels.idmap import gpu as idmap_gpu
         from genrank.kernels.jagged import gpu as jagged_gpu

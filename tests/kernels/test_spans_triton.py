@@ -50,7 +50,8 @@ def check(
             continue
         largest = want.abs().max()
         # Softmax's gradients are differences of what was rounded, those of tables sums of many.
-        floor = (64 if at > 3 else 16) * largest.clamp(min=1) if softmax and at else 4 * largest
+        roundings = (4, 16)[softmax and at > 0] * (4 if at > 3 else 1)
+        floor = roundings * (largest.clamp(min=1) if softmax and at else largest)
         allowed = (2 if at == 0 else 3) * (rough - want).abs().max() + torch.finfo(dtype).eps * floor
         assert (have - want).abs().max() <= allowed, f"output {at}: {(have - want).abs().max()} > {allowed}"
 

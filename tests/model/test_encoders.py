@@ -25,12 +25,14 @@ from genrank.model.encoders import (
     HstuConfig,
     Mtgr,
     MtgrConfig,
+    UltraHstuConfig,
     build_encoder,
     split,
 )
 from genrank.model.encoders.stochastic_length import stochastic_length
 from genrank.model.validation import ConfigError
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.wants import TokenShape
 
 
 def draw_tokens(seed: int, dim: int, *, samples: int = 3, most: int = 5) -> Tokens:
@@ -73,6 +75,12 @@ def norm(x: Tensor, module, kind: str, group: Tensor) -> Tensor:
         return x
     if kind == "rms":
         return x / torch.sqrt((x * x).mean(1, keepdim=True) + module.eps) * module.weight
+    if kind == "head":
+        heads = [
+            (part - part.mean(1, keepdim=True)) / torch.sqrt(part.var(1, keepdim=True, correction=0) + module.eps)
+            for part in x.chunk(len(module.weight), 1)
+        ]
+        return torch.cat([h * w + b for h, w, b in zip(heads, module.weight, module.bias, strict=True)], 1)
     centred = x - x.mean(1, keepdim=True)
     normed = centred / torch.sqrt((centred * centred).mean(1, keepdim=True) + module.eps)
     if kind == "gln":
@@ -136,6 +144,7 @@ def reference(encoder, tokens: Tokens) -> Tensor:
 
 
 VARIANTS = {
+    "norm of each head": HstuConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4, output_norm="head", position_reach=0),
     "mtgr": MtgrConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4),
     "hstu": HstuConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4, divisor=50, position_reach=3, time_buckets=40),
     "hstu, public code": HstuConfig(
@@ -236,11 +245,11 @@ def test_flops_count_what_the_equations_multiply() -> None:
 
 
 def test_with_an_equal_start_a_token_is_the_key_of_its_own_query() -> None:
-    config = dataclasses.replace(PRESETS["mtgr-tiny"], equal_start=True)
-    for block in Mtgr(config).blocks:
+    for block in Mtgr(PRESETS["mtgr-tiny"]).blocks:
         _, _, q, k = block.uvqk.weight.split(block.sizes)
         assert torch.equal(q, k)
-    _, _, q, k = Mtgr(PRESETS["mtgr-tiny"]).blocks[0].uvqk.weight.split(block.sizes)
+    apart = dataclasses.replace(PRESETS["mtgr-tiny"], equal_start=False)
+    _, _, q, k = Mtgr(apart).blocks[0].uvqk.weight.split(block.sizes)
     assert not torch.equal(q, k)
 
 
@@ -430,3 +439,26 @@ def test_an_encoder_that_defines_the_two_parts_alone_trains_through_them() -> No
 def test_a_configuration_refuses_nonsense(config, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**{"dim": 8, "layers": 1, "heads": 1} | changes)
+
+
+def test_the_group_norm_can_go_by_sequence() -> None:
+    """Two histories apart, and the realtime sequence: five groups instead of four; in two parts, too."""
+    config = dataclasses.replace(VARIANTS["mtgr"], norm_groups="sequence", final_norm="gln", divisor="visible")
+    config = config.fit(TokenShape(sequences=3))
+    torch.manual_seed(0)
+    encoder = build_encoder(config).double().eval()
+    tokens = draw_tokens(5, 6)
+    ids = torch.tensor([0, 1, 3, 4], dtype=torch.int32)[tokens.group_ids.long()]
+    histories = (ids == 1).nonzero().flatten()
+    ids[histories[::2]] = 2
+    tokens.sequence_ids = ids
+    for p in encoder.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    assert encoder.blocks[0].input_norm.weight.shape == (5, 6)
+    # With no position bias nothing else of the reference reads the groups.
+    wanted = reference(encoder, dataclasses.replace(tokens, group_ids=ids))[tokens.candidate_rows]
+    torch.testing.assert_close(encoder(tokens), wanted)
+    sequence, candidates = split(tokens)
+    torch.testing.assert_close(encoder.score(encoder.user_state(sequence), candidates), wanted)
+    with pytest.raises(ConfigError, match="stacks of their own"):
+        UltraHstuConfig(dim=8, layers=1, heads=1, norm_groups="sequence")

@@ -25,7 +25,7 @@ from genrank.tokenization.views import View, view_of
 
 FIXED = ["", "tokens=feature", "tokens=split,sequence_tokens=1", "feature_norm=true"]
 CASES: dict[str, list[str]] = {
-    "mtgr-tiny": ["", "feature_norm=true,equal_start=true"],
+    "mtgr-tiny": ["", "feature_norm=true,equal_start=true", "norm_groups=sequence,final_norm=gln", "output_norm=head"],
     "hstu-tiny": ["", "visibility=causal", "window=4,full_tail=2", "concat_ua=true,input_norm=rms"],
     "longer-tiny": ["merge=3,inner=2,recent=2", "recent=0,merge=1"],
     "onetrans-tiny": ["candidate_tokens=0,user_tokens=0,length=8,tail=3", "mixed=false,separators=false,length=0"],

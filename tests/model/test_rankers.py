@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from genrank.model.baselines.context import segment_sum
 from genrank.model.baselines.counts import Counts
@@ -19,6 +20,7 @@ from genrank.schemas import UserError
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
+from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.tokens import arrange
 
@@ -227,3 +229,35 @@ def test_mmoe_heads_train(schema, batch: Batch) -> None:
     model = choose_model("mtgr-tiny", {"head.kind": "mmoe"}).build(embeddings, ["click", "watch"])
     sum(v.sum() for v in model(batch).values()).backward()
     assert all(p.grad is not None for p in model.heads.parameters())
+
+
+def test_din_with_features_at_one_scale_reads_them_so(schema, samples, batch: Batch) -> None:
+    torch.manual_seed(0)
+    from random_samples import BOUNDARIES
+
+    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    model = choose_model("din", {"feature_norm": "true"}).build(embeddings, ["click"]).eval()
+    model.prepare(samples_folder(samples), [DAY])
+    moments = fit_moments(samples_folder(samples), schema, [DAY])
+    raw, scaled = embeddings(batch), model.context(batch)
+    for group, layout in embeddings.layout.items():
+        for name, columns in layout.items():
+            own, was = scaled[group][:, columns].double(), raw[group][:, columns].double()
+            if f"{group}.{name}" in moments:
+                mean, deviation = moments[f"{group}.{name}"]
+                wanted = torch.stack([(was[:, 0] - mean) / deviation * (1 - was[:, 1]), was[:, 1]], 1)
+            else:
+                wanted = was / (was.square().mean(1, keepdim=True) + 1e-8).sqrt()
+            torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["din", "dlrm", "dcn", "sasrec"])
+def test_a_baselines_operations_are_those_that_pytorch_counts(name: str, schema, batch: Batch) -> None:
+    model = make(name, schema).train()
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    with FlopCounterMode(display=False) as tables:  # AutoDis: what every model reads
+        model.embeddings(batch)
+    assert model.counts_flops
+    assert model.take_flops() == 3 * (counter.get_total_flops() - tables.get_total_flops()) > 0
+    assert model.take_flops() == 0

@@ -11,6 +11,7 @@ import pytest
 from genrank.model.config import TrainConfig
 from genrank.model.documents import ModelIdentity
 from genrank.model.encoders import ENCODERS, BlockConfig
+from genrank.model.encoders.mtgr import MtgrConfig
 from genrank.model.evaluate import load_model
 from genrank.model.registry import MODELS, choose_model, recorded_model
 from genrank.model.trainer import train
@@ -34,6 +35,19 @@ def test_presets_score_a_candidate_whatever_its_rivals_but_older_checkpoints_kee
         assert recorded_model(ModelIdentity(name=name, settings={})).config.divisor == "length"
         settings = {"divisor": "visible"}
         assert recorded_model(ModelIdentity(name=name, settings=settings)).config.divisor == "visible"
+
+
+def test_an_older_checkpoint_is_the_paper_s_model() -> None:
+    config = recorded_model(ModelIdentity(name="mtgr-small", settings={"layers": "2"})).config
+    assert isinstance(config, MtgrConfig) and config.layers == 2
+    assert (config.gate, config.activation, config.feature_norm, config.equal_start) == (
+        "gate_norm",
+        "uvqk",
+        False,
+        False,
+    )
+    own = recorded_model(ModelIdentity(name="mtgr-tiny", settings={"gate": "norm_gate"})).config
+    assert isinstance(own, MtgrConfig) and (own.gate, own.tower, own.divisor) == ("norm_gate", (), "visible")
 
 
 @pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "from a checkpoint"])

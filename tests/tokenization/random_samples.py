@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import genrank.schemas as s
+from genrank.schemas.derive.sample_lengths import lengths_metadata
 from genrank.schemas.derive.sample_schema import arrow_schema, leaves
 from genrank.schemas.derive.tables import event_names, logical_tables
 from genrank.schemas.ids import MISSING_ID, hash_string
@@ -242,8 +243,17 @@ def write_random_samples(
     return root
 
 
-def publish(root: Path, schema: s.Schema, dt: str, table: pa.Table, *, files: int = 1, row_group: int = 4096) -> None:
-    """Writes a day's files and its manifest as the builder does."""
+def publish(
+    root: Path,
+    schema: s.Schema,
+    dt: str,
+    table: pa.Table,
+    *,
+    files: int = 1,
+    row_group: int = 4096,
+    lengths: bool = False,
+) -> None:
+    """Writes a day's files and its manifest as the builder does; `lengths`: with those in the footers."""
     day = root / f"dt={dt}"
     folder = day / "build=random"
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,14 +261,18 @@ def publish(root: Path, schema: s.Schema, dt: str, table: pa.Table, *, files: in
     step = -(-len(table) // files)
     for i in range(files):
         path = folder / f"part-{i:05d}.parquet"
-        pq.write_table(
-            table.slice(i * step, step), path, row_group_size=row_group, compression="zstd", compression_level=1
-        )
+        rows = table.slice(i * step, step)
+        with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1) as writer:
+            writer.write_table(rows, row_group_size=row_group)
+            if lengths:
+                writer.add_key_value_metadata(
+                    lengths_metadata(rows, schema, [*range(0, len(rows), row_group), len(rows)])
+                )
         data = path.read_bytes()
         entries.append(
             {
                 "path": str(path.relative_to(day)),
-                "rows": len(table.slice(i * step, step)),
+                "rows": len(rows),
                 "bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
             }

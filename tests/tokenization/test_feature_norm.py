@@ -110,7 +110,7 @@ def test_tokens_no_longer_depend_on_a_tables_scale(root: Path, batch: Batch) -> 
             for shard in embeddings.tables.shards(merged.name):
                 shard.weight.mul_(factor)
         tokenizer = Tokenizer(embeddings, 24, Wants(feature_norm=True)).eval()
-        tokenizer.set_moments(fit_moments(root, SCHEMA, [DAY]))
+        tokenizer.norms.set_moments(fit_moments(root, SCHEMA, [DAY]))
         tokens.append(tokenizer(batch).x.detach())
     torch.testing.assert_close(tokens[0], tokens[1], rtol=1e-2, atol=1e-3)
     assert tokens[0].abs().max() < 10, "numbers are standardised too"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import logging
 import math
 import tempfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_samples import demo_schema, publish, random_table
 
+from genrank.schemas.derive.sample_lengths import LENGTHS_KEY, stored_lengths
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import Schema
 from genrank.tokenization.lengths import SampleLengths
@@ -34,7 +37,14 @@ SCHEMAS = {
 
 
 def publish_some(
-    root: Path, schema: Schema, users: list[int], row_group: int, files: int, bare: int, seed: int
+    root: Path,
+    schema: Schema,
+    users: list[int],
+    row_group: int,
+    files: int,
+    bare: int,
+    seed: int,
+    lengths: bool = False,
 ) -> None:
     """Random days; of every `bare` users one had no candidate (0: none)."""
     for dt, n in zip(DATES, users, strict=True):
@@ -44,7 +54,8 @@ def publish_some(
                 row[group] = {name: [] for name in row[group]}
             if "mask" in row:
                 row["mask"]["candidate_sees"] = []
-        publish(root, schema, dt, pa.Table.from_pylist(rows, arrow_schema(schema)), files=files, row_group=row_group)
+        table = pa.Table.from_pylist(rows, arrow_schema(schema))
+        publish(root, schema, dt, table, files=files, row_group=row_group, lengths=lengths)
 
 
 options = st.fixed_dictionaries(
@@ -67,6 +78,7 @@ options = st.fixed_dictionaries(
     st.integers(1, 3),
     st.integers(0, 2),
     st.integers(0, 5),
+    st.booleans(),
     options,
     st.integers(1, 3),
     st.integers(1, 3),
@@ -78,6 +90,7 @@ def test_steps_counted_are_steps_taken(
     files: int,
     bare: int,
     seed: int,
+    lengths: bool,
     options: dict[str, Any],
     world_size: int,
     accumulate: int,
@@ -86,7 +99,7 @@ def test_steps_counted_are_steps_taken(
 
     epochs = range(2)
     with tempfile.TemporaryDirectory() as folder:
-        publish_some(Path(folder), SCHEMAS[schema], users, row_group, files, bare, seed)
+        publish_some(Path(folder), SCHEMAS[schema], users, row_group, files, bare, seed, lengths)
         readers = [
             SampleReader(
                 folder, SCHEMAS[schema], DATES, rank=rank, world_size=world_size, prefetch=0, **options
@@ -102,10 +115,11 @@ def test_steps_counted_are_steps_taken(
     assert [min(sum(own), 3) for own in limited] == [min(sum(own), 3) for own in taken]
 
 
+@pytest.mark.parametrize("in_footer", [False, True])
 @pytest.mark.parametrize("view", ["user_day", "request", "session"])
 @pytest.mark.parametrize("remember", [False, True])
-def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: bool) -> None:
-    publish_some(tmp_path, PLAIN, [30, 0], row_group=8, files=2, bare=5, seed=1)
+def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: bool, in_footer: bool) -> None:
+    publish_some(tmp_path, PLAIN, [30, 0], row_group=8, files=2, bare=5, seed=1, lengths=in_footer)
     units = SampleReader(tmp_path, PLAIN, DATES[:1]).row_groups
     columns = SampleColumns(PLAIN)
     lengths = SampleLengths(columns, view, remember=remember)
@@ -117,3 +131,59 @@ def test_sizes_are_those_of_the_samples(tmp_path: Path, view: str, remember: boo
         tokens, ranked = lengths.of(window)
         np.testing.assert_array_equal(tokens, np.concatenate([each.tokens for each in views]))
         np.testing.assert_array_equal(ranked, np.concatenate([each.end > each.begin for each in views]))
+
+
+def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a column was read")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", refused)
+
+
+@pytest.mark.parametrize("view", ["user_day", "request", "session"])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_footers_save_reading_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, view: Any
+) -> None:
+    schema = SCHEMAS[name]
+    caplog.set_level(logging.INFO, "genrank")
+    counts = []
+    for lengths in (False, True):
+        publish_some(tmp_path / str(lengths), schema, [30, 7], 8, files=2, bare=5, seed=1, lengths=lengths)
+        if lengths:
+            no_columns(monkeypatch)
+        counts.append(SampleReader(tmp_path / str(lengths), schema, DATES, view=view).count_batches(range(2)))
+        assert ("counting steps from columns" in caplog.text) is not lengths
+        caplog.clear()
+    assert counts[0] == counts[1]
+
+
+def test_sessions_of_another_gap_are_counted_from_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_some(tmp_path, PLAIN, [30, 7], 8, files=2, bare=0, seed=1, lengths=True)
+    longer = PLAIN.model_copy(update={"training": PLAIN.training.model_copy(update={"session_gap": "9h"})})
+    one = SampleReader(tmp_path, PLAIN, DATES, view="session", token_budget=1).count_batches(range(1))
+    other = SampleReader(tmp_path, longer, DATES, view="session", token_budget=1)
+    assert other.count_batches(range(1)) == [sum(1 for _ in other)] != one
+    no_columns(monkeypatch)
+    with pytest.raises(AssertionError, match="a column was read"):
+        SampleReader(tmp_path, longer, DATES, view="session").count_batches(range(1))
+
+
+def test_lengths_of_other_rows_are_not_believed(tmp_path: Path) -> None:
+    """As where a tool drops rows of a file and keeps its metadata."""
+    publish_some(tmp_path, PLAIN, [30, 7], row_group=64, files=1, bare=0, seed=1, lengths=True)
+    unit = SampleReader(tmp_path, PLAIN, DATES[:1]).row_groups[0]
+    metadata = pq.read_metadata(unit.path).metadata
+    rows = pq.read_table(unit.path).slice(3)
+    with pq.ParquetWriter(unit.path, rows.schema) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(LENGTHS_KEY)})
+    columns = SampleColumns(PLAIN)
+    tokens, _ = SampleLengths(columns, "user_day").of([unit._replace(rows=27)])
+    np.testing.assert_array_equal(tokens, view_of(columns.stored_rows([rows]), PLAIN, "user_day").tokens)
+
+
+@pytest.mark.parametrize("value", [b"", b"!", b"aGVsbG8=", base64.b64encode(b"\xff\xff\xff\xff" + bytes(40))])
+def test_lengths_that_cannot_be_read_are_as_none(value: bytes) -> None:
+    assert stored_lengths({LENGTHS_KEY + b"0": value}, 0) is None
+    assert stored_lengths({}, 0) is None

@@ -1,0 +1,162 @@
+"""What keeps the card busy, or from it: the sparse optimizer, reading, and `genrank train` as a whole, reading included.
+
+Reading and training need the packages of `pip install '.[train]'`; without them their rows say so. Samples are random ones of the
+marketplace's schema, as `benchmarks.reader` writes them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.session import Session, environment
+from genrank.kernels.rowwise import rowwise_adagrad_
+
+NEEDED = ("pyarrow", "pydantic", "sqlglot")
+BUDGETS = (8_192, 65_536)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def busy(session: Session) -> None:
+    for name in ("uniform", "zipf", "one row"):
+        session.attempt("sparse", name, lambda n=name: sparse(session, n))
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        session.write({"section": "reading", "name": "all", "left_out": f"{', '.join(lacking)} not installed"})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for budget in (256,) if session.rehearse else BUDGETS:
+            for readers in (0, 1) if session.rehearse else (0, 1, 2, 4):
+                name = f"{budget} tokens, readers {readers}"
+                session.attempt("reading", name, lambda b=budget, r=readers: reading(session, Path(folder), b, r))
+            for readers in (0, 1):
+                name = f"{budget} tokens, readers {readers}"
+                session.attempt("training", name, lambda b=budget, r=readers: training(session, Path(folder), b, r))
+
+
+# --- the sparse optimizer ---------------------------------------------------------------------------------------------
+
+
+def entries(name: str, count: int, rows: int, device: str) -> Tensor:
+    """[count] int64 rows of a batch's lookups: all alike popular, as ids are, or one that has all."""
+    random = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if name == "one row":
+        found = torch.zeros(count)
+    elif name == "uniform":
+        found = random * rows
+    else:
+        # Ranks by inverse transform: P(rank <= r) = log(r + 1) / log(rows + 1).
+        found = torch.exp(random * torch.log(torch.tensor(rows + 1.0))) - 1
+    return found.long().clamp_(0, rows - 1).to(device)
+
+
+def sparse(session: Session, name: str) -> dict[str, Any]:
+    """Rowwise Adagrad on a batch's gradients: ms, beside `unique` and `index_add` in PyTorch; and whether it is right and repeats."""
+    count, rows, dim = (150, 20, 8) if session.rehearse else (1 << 20, 1 << 20, 64)
+    where = entries(name, count, rows, session.device)
+    grads = torch.randn(count, dim, generator=torch.Generator().manual_seed(1)).to(session.device)
+
+    def update(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        table = torch.ones(rows, dim, device=session.device, dtype=dtype)
+        state = torch.zeros(rows, device=session.device, dtype=dtype)
+        rowwise_adagrad_(table, state, where, grads.to(dtype), lr=0.1)
+        return table, state
+
+    ours, again = update(), update()
+    total = torch.zeros(rows, dim, device=session.device, dtype=torch.float64).index_add_(0, where, grads.double())
+    state = total.square().mean(1)
+    wanted = 1 - 0.1 * total / (state.sqrt() + 1e-8).unsqueeze(1)
+    error = float((ours[0].double() - wanted).abs().max())
+    table, second = update()
+    ms = session.time_ms(lambda: rowwise_adagrad_(table, second, where, grads, lr=0.1))
+    with environment("GENRANK_KERNELS", "reference"):
+        plain = session.time_ms(lambda: rowwise_adagrad_(table, second, where, grads, lr=0.1))
+    return {
+        "entries": count, "dim": dim, "largest_row": int(torch.bincount(where).max()), "ms": round(ms, 3),
+        "pytorch_ms": round(plain, 3), "gb_s": round(1e-6 * 4 * dim * count / ms, 1), "error": error,
+        "correct": error < 1e-3 and all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)),
+    }  # fmt: skip
+
+
+# --- reading, and training with it ------------------------------------------------------------------------------------
+
+
+def schema() -> Any:
+    from genrank.schemas.load import load_schema
+
+    return load_schema(str(ROOT / "examples" / "marketplace" / "schema.py"))
+
+
+def samples(session: Session, folder: Path) -> Path:
+    """Where they are; written when they are first asked for."""
+    from benchmarks.reader import publish, random_day
+
+    if not (root := folder / "samples").exists():
+        declared = schema()
+        publish(root, declared, random_day(declared, 24 if session.rehearse else 8_192, 0))
+    return root
+
+
+def reading(session: Session, folder: Path, budget: int, readers: int) -> dict[str, Any]:
+    """An epoch's batches on the device, nothing done with them; the second epoch is timed."""
+    from genrank.tokenization.reader import SampleReader
+
+    cuda = session.device == "cuda"
+    reader = SampleReader(
+        samples(session, folder), schema(), ["2026-01-01"], token_budget=budget, readers=readers, pinned=cuda
+    )
+    try:
+        for _ in range(2):
+            tokens = batches = 0
+            start = time.perf_counter()
+            for batch in reader:
+                moved = batch.pin_memory().to(session.device) if cuda else batch
+                tokens += sum(len(group.ts) for group in moved.groups.values())
+                batches += 1
+                if cuda:
+                    torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    finally:
+        reader.stop()
+    return {"batches": batches, "ms": round(1e3 * seconds / batches, 2), "tokens_per_s": round(tokens / seconds)}
+
+
+def training(session: Session, folder: Path, budget: int, readers: int) -> dict[str, Any]:
+    """`genrank train`: its own summary, and the processes that reading takes for the step to wait for nothing."""
+    from genrank.model.config import TrainConfig
+    from genrank.model.trainer import train
+
+    steps = 2 if session.rehearse else 60 if budget < 10_000 else 24
+    with tempfile.TemporaryDirectory() as out, environment("GENRANK_KERNELS", ""):
+        config = TrainConfig(
+            schema=schema(),
+            samples=samples(session, folder),
+            dates=("2026-01-01",),
+            out=Path(out) / "run",
+            model="mtgr-tiny" if session.rehearse else "mtgr-small",
+            token_budget=budget,
+            readers=readers,
+            max_steps=steps,
+            epochs=4,
+            device=session.device,
+        )
+        train(config)
+        summary = json.loads((config.out / "summary.json").read_text())
+    kept = ("step_ms", "input_wait", "tokens_per_s", "mfu", "peak_gpu_bytes", "timed_steps")
+    row = {name: summary[name] for name in kept if summary.get(name) is not None}
+    alone = {
+        found["ms"]: int(found["name"].rsplit(" ", 1)[1])
+        for found in session.rows()
+        if found["section"] == "reading" and found["name"].startswith(f"{budget} tokens") and "ms" in found
+    }
+    if "step_ms" in row:
+        enough = [readers for ms, readers in alone.items() if readers and ms <= row["step_ms"]]
+        row["cores_to_read"] = min(enough, default=f"more than {max(alone.values(), default=0)}")
+    return {**row, "cores": os.cpu_count()}
