@@ -47,6 +47,8 @@ VALUES = {"forward": 128, "backward": 112}
 `benchmarks.kernels_compile`, whose table shows what is left."""
 BIASED = 32
 """Rows and keys of a block with a bias, whose tables' addresses take registers too; beyond 64 columns 16."""
+AMPERE = 64 * 32
+"""Pairs of a tile in backward before Hopper, whose products hold both factors in registers."""
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 211 * 1024}
 """Bytes of shared memory that tiles may take."""
 
@@ -58,6 +60,8 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     of_keys = "dk_data" in arguments
     backward = of_keys or "dq_data" in arguments
     biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
+    if backward and arch < 90 and rows * keys > AMPERE:
+        return False
     if max(rows, keys) > (BIASED if biased and width <= 64 else 16 if biased else 128):
         return False
     held = (2 * keys if of_keys else rows) * width + (2 if backward else 1) * rows * keys
