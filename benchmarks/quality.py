@@ -76,7 +76,7 @@ LOGS = {
 RIVALS: dict[str, tuple[str, dict[str, str]]] = {
     "lightgbm": ("lightgbm", {"leaves": "31", "trees": "300"}),
     "mtgr-tiny": ("mtgr-tiny", {}),
-    "mtgr-tiny of the paper": ("mtgr-tiny", dict(PAPER)),
+    "mtgr-tiny before": ("mtgr-tiny", {**PAPER, "divisor": "visible"}),
     "din": ("din", {}),
     "din at one scale": ("din", {"feature_norm": "true"}),
 }

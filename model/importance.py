@@ -64,7 +64,7 @@ def permutation_importance(
         for label in labels:
             if len(whole[label]):
                 drop = paired_differences(
-                    [whole[label]], [changed[label]], bootstrap=config.bootstrap, seed=config.seed
+                    [whole[label]], [changed[label]], bootstrap=config.bootstrap, seed=config.seed, auc=False
                 )["gauc"]
                 found[label].append(Importance(group=group, feature=feature, drop=drop))
     return {

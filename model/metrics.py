@@ -176,10 +176,13 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.arrays()[0])
 
-    def compute(self, *, bootstrap: int = 0, confidence: float = 0.95, seed: int = 0) -> dict[str, Estimate]:
+    def compute(
+        self, *, bootstrap: int = 0, confidence: float = 0.95, seed: int = 0, auc_interval: bool = True
+    ) -> dict[str, Estimate]:
         """Every metric of the task's kind, by name.
 
         Args:
+            auc_interval: False leaves AUC over all users without one: the only metric whose replicates read every candidate.
             bootstrap: replicates for the intervals; users are drawn with replacement, because a user's candidates are not
                 independent. 0: values only.
             confidence: the interval's coverage (percentile method).
@@ -199,7 +202,7 @@ class Predictions:
         replicates: dict[str, list[float]] = {name: [] for name in point}
         for _ in range(bootstrap):
             counts = np.bincount(generator.integers(0, draw.users, draw.users), minlength=draw.users).astype(np.float64)
-            for name, value in draw.metrics(counts).items():
+            for name, value in draw.metrics(counts, auc=auc_interval).items():
                 replicates[name].append(value)
         tail = (1 - confidence) / 2
         result = {}
@@ -263,9 +266,9 @@ class Replicator:
         """How many users there are, in ascending order of their ids."""
         return self._whole.users
 
-    def metrics(self, counts: Floats) -> dict[str, float]:
-        """By name; counts [users]."""
-        return self._whole.metrics(counts) | (self._ranked.metrics(counts) if self._ranked else {})
+    def metrics(self, counts: Floats, *, auc: bool = True) -> dict[str, float]:
+        """By name; counts [users]. Without `auc`, AUC over all users is NaN."""
+        return self._whole.metrics(counts, auc=auc) | (self._ranked.metrics(counts) if self._ranked else {})
 
 
 class _BinaryReplicates:
@@ -285,23 +288,26 @@ class _BinaryReplicates:
         self.negative = weights[order] - self.positive
         self.starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
 
-    def metrics(self, counts: Floats) -> dict[str, float]:
+    def metrics(self, counts: Floats, *, auc: bool = True) -> dict[str, float]:
         total, positives, predicted, loss = (
             float(s @ counts) for s in (self.total, self.positives, self.predicted, self.loss)
         )
-        drawn = counts[self.row]
-        p = np.add.reduceat(self.positive * drawn, self.starts)
-        n = np.add.reduceat(self.negative * drawn, self.starts)
-        wins, pairs = p @ (np.cumsum(n) - 0.5 * n), p.sum() * n.sum()
         share = counts * self.impressions * self.valid
         nan = float("nan")
         return {
-            "auc": float(wins / pairs) if pairs else nan,
+            "auc": self._auc(counts) if auc else nan,
             "gauc": float(share @ self.each / share.sum()) if share.sum() else nan,
             "ne": _ne(loss, positives, total),
             "logloss": loss / total if total else nan,
             "calibration": predicted / positives if positives else nan,
         }
+
+    def _auc(self, counts: Floats) -> float:
+        drawn = counts[self.row]
+        p = np.add.reduceat(self.positive * drawn, self.starts)
+        n = np.add.reduceat(self.negative * drawn, self.starts)
+        wins, pairs = p @ (np.cumsum(n) - 0.5 * n), p.sum() * n.sum()
+        return float(wins / pairs) if pairs else float("nan")
 
 
 class _ValueReplicates:
@@ -314,7 +320,7 @@ class _ValueReplicates:
         sums = (weights, weights * error**2, weights * np.abs(error), weights * error)
         self.total, self.squared, self.absolute, self.error = (np.bincount(row, s, self.users) for s in sums)
 
-    def metrics(self, counts: Floats) -> dict[str, float]:
+    def metrics(self, counts: Floats, *, auc: bool = True) -> dict[str, float]:
         total = float(self.total @ counts)
         return {
             "rmse": float(np.sqrt(self.squared @ counts / total)),

@@ -16,11 +16,13 @@ def paired_differences(
     bootstrap: int,
     confidence: float = 0.95,
     seed: int = 0,
+    auc: bool = True,
 ) -> dict[str, Estimate]:
     """Each metric of `first` less that of `second`, both means over their runs, with the percentile interval of the difference.
 
     Args:
         first, second: predictions of the same candidates, a `Predictions` a run (a seed).
+        auc: whether AUC over all users, the costly one, is among them; without, it is None.
         bootstrap: replicates; users are drawn with replacement. The spread between seeds is not in the interval.
 
     Raises:
@@ -35,7 +37,7 @@ def paired_differences(
     def difference(counts: np.ndarray) -> dict[str, float]:
         means = []
         for side in replicators:
-            found = [each.metrics(counts) for each in side]
+            found = [each.metrics(counts, auc=auc) for each in side]
             means.append({name: float(np.mean([one[name] for one in found])) for name in found[0]})
         return {name: value - means[1][name] for name, value in means[0].items()}
 

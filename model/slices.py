@@ -76,7 +76,7 @@ class Slices:
                     )
                     each.update(columns["user"][chosen], truth, score, weight, columns["request"][chosen])
                     if len(each):
-                        metrics = each.compute(bootstrap=bootstrap, seed=seed)
+                        metrics = each.compute(bootstrap=bootstrap, seed=seed, auc_interval=False)
                         kept = {metric: metrics[metric] for metric in SHOWN if metric in metrics}
                         of_label = found.setdefault(label.name, {}).setdefault(dimension, {})
                         of_label[name] = SliceMetrics(candidates=len(each), metrics=kept)

@@ -129,12 +129,11 @@ class SparkIngest:
 
 def _unread(name: str, prefix: str, source: EventLog | Snapshot) -> str | None:
     """Why what lies beside days is not read although it seems to be of the source; None where it is another's, or ignored."""
-    kind = kind_of(name, source.ignore)
-    if kind == "ignored":
+    if kind_of(name, source.ignore) == "ignored":
         return None
     if NULL_PARTITION in name:
         return "rows whose day is null"
-    if kind == "data" or (prefix and name.startswith(prefix)):
+    if prefix and name.startswith(prefix):
         return f"not of the form {prefix}YYYY-MM-DD"
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -127,15 +127,13 @@ def _transitions(zone: str) -> tuple[Int, Int]:
 
 def _changes(zone: ZoneInfo) -> Iterator[tuple[int, int]]:
     """(epoch ms, offset in ms from then on), the first of them at the beginning of `_FIRST_YEAR`."""
-    begin = datetime(_FIRST_YEAR, 1, 1, tzinfo=UTC)
-    since = int(begin.timestamp())
 
     def offset_at(second: int) -> int:
-        offset = (begin + timedelta(seconds=second - since)).astimezone(zone).utcoffset()
+        offset = datetime.fromtimestamp(second, zone).utcoffset()
         assert offset is not None
         return round(offset.total_seconds() * 1000)
 
-    end = int(datetime(_LAST_YEAR, 1, 1, tzinfo=UTC).timestamp())
+    since, end = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (_FIRST_YEAR, _LAST_YEAR))
     known = offset_at(since)
     yield since * 1000, known
     for at in range(since, end, 86_400):

@@ -218,7 +218,7 @@ def test_samples(world: World, data: st.DataObject) -> None:
     hold(data.draw(st.sampled_from(files), "file"), lambda: batches(world, day), data, whole)
 
 
-@fuzz(150)
+@fuzz(100)
 def test_manifests(world: World, data: st.DataObject) -> None:
     day = world.out / "samples" / f"dt={world.days[1]}"
 
@@ -232,7 +232,7 @@ def test_manifests(world: World, data: st.DataObject) -> None:
 # ---------------------------------------------------------------------- partials and what is compacted
 
 
-@fuzz(150)
+@fuzz(80)
 def test_partials(world: World, data: st.DataObject) -> None:
     store = PartialStore(world.out)
     records = sorted((world.out / "partials").glob("*/dt=*/*/partial.json"))
@@ -250,7 +250,7 @@ def test_partials(world: World, data: st.DataObject) -> None:
     hold(data.draw(st.sampled_from(sorted(folder.iterdir())), "file"), read, data, world.whole(folder, read))
 
 
-@fuzz(80)
+@fuzz(50)
 def test_blocks(world: World, data: st.DataObject) -> None:
     records = sorted((world.out / "blocks").glob(f"*/dt=*/*/{RECORD}"))
     assert records

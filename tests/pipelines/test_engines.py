@@ -91,9 +91,10 @@ def test_catalog_tables_are_read_by_spark_and_built_alike(tmp_path: Path, spark_
         assert stored(tmp_path / "tables", dt) == stored(tmp_path / "files", dt)
     assert build(config, spark_engine).days == []
     rows = spark_engine.session.table("log_clicks")
-    rows.unionByName(rows.limit(1).drop("dt"), allowMissingColumns=True).createOrReplaceTempView("log_clicks")
-    with pytest.raises(UserError, match="table log_clicks has rows whose dt is null, which would not be read"):
-        build(config, spark_engine)
+    rows.unionByName(rows.limit(1).drop("dt"), allowMissingColumns=True).createOrReplaceTempView("log_nulls")
+    nulls = tuple(s.replace(catalog="log_nulls") if s.name == "clicks" else s for s in in_catalog.sources)
+    with pytest.raises(UserError, match="table log_nulls has rows whose dt is null, which would not be read"):
+        build(dataclasses.replace(config, schema=in_catalog.replace(sources=nulls)), spark_engine)
 
 
 def test_uris_are_read_by_spark_and_built_alike(tmp_path: Path, spark_engine: SparkEngine) -> None:
