@@ -22,6 +22,7 @@ from genrank.model.progressive import progressive
 from genrank.model.train_step import TrainStep, decay_factor, warmup
 from genrank.model.trainer import train
 from genrank.schemas import Categorical, Dynamic, UserError
+from genrank.schemas.checked_json import checked
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.reader import SampleReader
 
@@ -211,7 +212,7 @@ def test_early_stopping_keeps_the_best(config: TrainConfig) -> None:
     assert result.steps == best + 4  # two evaluations without a better one
     kept = config.out / "checkpoints" / "best.json"
     mean = sum(row["eval"][task]["gauc"] for row in evaluations if row["step"] == best for task in ("click",))
-    assert json.loads(kept.read_text()) == {"step": best, "metric": "gauc", "value": pytest.approx(mean)}
+    assert checked(kept.read_text()) == {"step": best, "metric": "gauc", "value": pytest.approx(mean)}
     assert read_manifest(find_checkpoint(config.out)).step == best
     assert result.steps > best
     kept.write_text(json.dumps({"step": best, "gauc": mean}))  # as it was written once
