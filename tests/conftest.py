@@ -6,6 +6,11 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
+
+# Where a property test says nothing of its own; `HYPOTHESIS_EXAMPLES=1000 pytest ...` looks harder. No deadlines: machines are shared.
+settings.register_profile("tests", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")), deadline=None)
+settings.load_profile("tests")
 
 # A Spark worker must run the interpreter that runs the tests, not whichever python3 comes first on PATH.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
