@@ -191,9 +191,10 @@ class SlottedLinear(nn.Module):
         return slotted_linear(x, self.weight.expand(self.slots, -1, -1), bias)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many pairs there are is data
 def seen_rows(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs (candidate [P], row [P]), int64: rows [begin, end) of each candidate ([C] int64); none where end <= begin."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break()  # how many pairs there are is data
     offsets, rows = ranges(begin, torch.maximum(begin, end))
     of = torch.repeat_interleave(offsets.diff(), output_size=len(rows))
     return of, rows
