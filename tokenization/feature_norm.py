@@ -7,6 +7,7 @@ common is then nearly all there is. benchmarks/history.md has what it brings.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -73,7 +74,8 @@ class FeatureNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width] -> [N, width] float32."""
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round each vector's norm
+        exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+        with exact:  # bfloat16 would round each vector's norm
             if self.members.shape[1]:
                 inverse = torch.rsqrt((x.square() @ self.members) / self.sizes + EPS)
                 x = x * (inverse @ self.members.t() + self.flags)

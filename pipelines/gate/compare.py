@@ -186,7 +186,9 @@ class Comparison:
             begin = 0
             if places:
                 first = (stored[AVAILABLE][places[0]], stored[TS][places[0]], stored[TYPE][places[0]])
-                begin = next((i for i, event in enumerate(events) if event[:3] == first), 0)
+                alike = [i for i, event in enumerate(events) if event[:3] == first]
+                # Of events alike in these three, the run begins with the one that is followed as the sample is.
+                begin = min(alike, key=lambda i: self._misses(sequence, sample, places, events[i:]), default=0)
             if len(samples) == 1 and len(events) <= sequence.max_length and len(places) != len(events):
                 self._differ(sequence.name, sample, 0, f"{len(places)} events", f"{len(events)}")
             for place, event in zip(places, events[begin:], strict=False):
@@ -199,6 +201,17 @@ class Comparison:
             for at, ts in enumerate(sample[CANDIDATES][TS]):
                 sees = sum(event[0] < ts for event in run) + sum(moment < ts for moment in changes)
                 self.equal(f"{MASK}.{CANDIDATE_SEES}", sample, at, sample[MASK][CANDIDATE_SEES][at], sees)
+
+    def _misses(self, sequence: EventSequence, sample: Sample, places: list[int], events: list[Any]) -> int:
+        """How many of the stored events aren't those given, in order."""
+        stored, known = sample[sequence.name], [feature for feature in sequence.features if feature.stored]
+        misses = max(0, len(places) - len(events))
+        for place, (available, ts, kind, _, log, row) in zip(places, events, strict=False):
+            values = ((self.raw.value(self.raw.logs[log], row, f), stored[f.name][place]) for f in known)
+            at = (stored[AVAILABLE][place], stored[TS][place], stored[TYPE][place])
+            alike = at == (available, ts, kind) and all(v is UNKNOWN or same(found, v) for v, found in values)
+            misses += not alike
+        return misses
 
     def _event_places(self, sequence: EventSequence, sample: Sample) -> list[int]:
         """Where in a stored sequence events of logs stand."""

@@ -15,6 +15,7 @@ from genrank.pipelines.reach import landed_days, reach_of
 from genrank.pipelines.sequences import newest
 from genrank.pipelines.sources import home_days
 from genrank.schemas.base import DAY_MS
+from genrank.schemas.local_days import LocalDays
 from tests.pipelines.worlds import full_schema
 
 small = st.integers(0, 6)
@@ -53,7 +54,9 @@ def test_a_row_belongs_to_its_own_day_unless_it_is_too_late_or_early(
     moments: list[int | None], partition: int, hours: int, late_days: int
 ) -> None:
     offset, lateness = hours * 3_600_000, late_days * DAY_MS
-    home, _ = home_days(pa.array(moments, pa.int64()), partition, offset, lateness)
+    sign = "-" if hours < 0 else "+"
+    zone = LocalDays(f"{sign}{abs(hours):02d}:00")
+    home, _ = home_days(pa.array(moments, pa.int64()), partition, zone, lateness)
     for ms, found in zip(moments, home.tolist(), strict=True):
         own = None if ms is None else (ms + offset) // DAY_MS
         usable = own is not None and partition - late_days <= own <= partition
