@@ -169,13 +169,13 @@ class Gate:
 
     def _drift(self, day: int, found: Mapping[int, DayFindings]) -> None:
         limits, out = self.plan.schema.drift, self.plan.out
-        known: dict[int, Mapping[str, Summary]] = {d: merge(found[d].summaries) for d in found if d < day}
+        known: dict[int, Mapping[str, Summary] | None] = {d: merge(found[d].summaries) for d in found if d < day}
         for dt in sample_days(out / "samples"):
             number = day_number(dt)
             if number < day and number not in known and path_of(out, dt).is_file():
-                known[number] = {}
+                known[number] = None  # read below, if it is one of the nearest
         nearest = sorted(known)[-limits.days :]
-        before = [known[d] or merge(read(out, dt_of(d))) for d in nearest]
+        before = [merge(read(out, dt_of(d))) if (own := known[d]) is None else own for d in nearest]
         found[day].drifts = list(drifts(limits, merge(found[day].summaries), before))
 
     # ------------------------------------------------------------------ deciding
