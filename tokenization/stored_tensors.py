@@ -123,6 +123,17 @@ class _StandIn:
         return id(self)
 
 
+def _member(owner: object, name: object) -> _StandIn:
+    """A member of an enumeration, as Python before 3.11.4 pickles it: `getattr(owner, name)`, of stand-ins alone.
+
+    Raises:
+        _Refused: of anything else.
+    """
+    if not (isinstance(owner, type) and issubclass(owner, _StandIn) and isinstance(name, str) and name.isidentifier()):
+        raise _Refused("it is a pickle that would use builtins.getattr, which no checkpoint of genrank does")
+    return owner(name)
+
+
 class _Inert(pickle.Unpickler):
     """Resolves ADMITTED names to stand-ins made for this pickle alone: one that sets attributes of a class sets those of a stand-in."""
 
@@ -132,6 +143,8 @@ class _Inert(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> object:
         """A stand-in, or the dtype."""
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) not in ADMITTED:
             raise _Refused(f"it is a pickle that would use {module}.{name}, which no checkpoint of genrank does")
         if module == "torch" and name in _DTYPES:

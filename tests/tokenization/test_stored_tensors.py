@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import enum
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -158,6 +160,21 @@ def test_the_tricks_do_work_on_a_plain_unpickler(tmp_path: Path) -> None:
 def test_raw_pickles_are_refused(folder: Path, raw: bytes) -> None:
     (folder / INDEX).write_bytes(raw)
     assert refused(folder)
+
+
+def test_members_of_enumerations_are_read_as_python_3_11_2_pickles_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `getattr(Enumeration, name)`, where later ones call the enumeration with the value."""
+
+    def by_name(member: enum.Enum, protocol: int) -> tuple[object, ...]:
+        return getattr, (type(member), member.name)
+
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    save(dict(STATE), checkpoint_id=tmp_path, no_dist=True)
+    assert b"getattr" in (tmp_path / ".metadata").read_bytes()
+    for name, tensor in read_index(tmp_path).items():
+        assert torch.equal(tensor.read(tmp_path), STATE[name])
 
 
 def test_an_entry_of_bytes_is_refused(folder: Path) -> None:
