@@ -15,6 +15,7 @@ from genrank.schemas import (
     Categorical,
     CrossFeature,
     Dense,
+    DriftLimits,
     Dynamic,
     Enumerated,
     EventLog,
@@ -25,6 +26,7 @@ from genrank.schemas import (
     HashedCross,
     Identity,
     Label,
+    Limits,
     Log1p,
     MultiValued,
     Numeric,
@@ -273,4 +275,6 @@ schema = Schema(
     candidates=candidates,
     labels=(Label(name="click", column="is_click"), Label(name="long_view", column="long_view")),
     utc_offset="+08:00",
+    # Videos are those of the collection's first weeks, so that their age moves a day every day.
+    drift=DriftLimits(psi=Limits(warn=3.0)),
 )
