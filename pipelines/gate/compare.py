@@ -187,8 +187,9 @@ class Comparison:
             if places:
                 first = (stored[AVAILABLE][places[0]], stored[TS][places[0]], stored[TYPE][places[0]])
                 alike = [i for i, event in enumerate(events) if event[:3] == first]
-                # Of events alike in these three, the run begins with the one that is followed as the sample is.
-                begin = min(alike, key=lambda i: self._misses(sequence, sample, places, events[i:]), default=0)
+                begin = alike[0] if alike else 0
+                if len(alike) > 1:  # the run begins with the one that is followed as the sample is
+                    begin = min(alike, key=lambda i: self._misses(sequence, sample, places, events[i:]))
             if len(samples) == 1 and len(events) <= sequence.max_length and len(places) != len(events):
                 self._differ(sequence.name, sample, 0, f"{len(places)} events", f"{len(events)}")
             for place, event in zip(places, events[begin:], strict=False):
