@@ -153,6 +153,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._bar.start()
         if self._kernels:
+            self._before = KERNELS.level, KERNELS.propagate
             KERNELS.addHandler(self._kernels)
             KERNELS.setLevel(logging.INFO)
             KERNELS.propagate = False  # the command shows what reaches "genrank": each message once
@@ -163,6 +164,6 @@ class Progress:
     ) -> None:
         if self._kernels:
             KERNELS.removeHandler(self._kernels)
-            KERNELS.setLevel(logging.NOTSET)
-            KERNELS.propagate = True
+            level, KERNELS.propagate = self._before
+            KERNELS.setLevel(level)
         self._bar.stop()

@@ -42,13 +42,14 @@ def test_steps_beyond_those_expected_are_counted_without_a_total(
 def test_what_kernels_report_is_shown_while_training_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        tuning.logger, "propagate", False
-    )  # a command that ran before in this process shows the rest, too
+    # A command that ran before in this process shows whatever reaches "genrank".
+    monkeypatch.setattr(tuning.logger, "propagate", False)
+    monkeypatch.setattr(tuning.logger, "level", logging.NOTSET)
     for show, shown in ((True, ["kernels: compiling on first use [fixed]"]), (False, [])):
         with Progress("mtgr-tiny", 10, show):
             tuning.logger.info("kernels: compiling on first use [fixed]")
         assert capsys.readouterr().err.splitlines() == shown
+        assert not tuning.logger.propagate  # as it was before
     tuning.logger.info("afterwards nobody listens")
     assert capsys.readouterr().err == "" and tuning.logger.level == logging.NOTSET
 
