@@ -50,7 +50,15 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("model", "precision", "kill_at", "compiled"), COMBINATIONS)
 def test_three_steps(
-    model: str, precision: str, kill_at: int | None, compiled: bool, schema, samples, tmp_path: Path, monkeypatch
+    model: str,
+    precision: str,
+    kill_at: int | None,
+    compiled: bool,
+    schema,
+    samples,
+    tmp_path: Path,
+    monkeypatch,
+    request,
 ) -> None:
     if compiled and not shutil.which("g++"):
         pytest.skip("no C++ compiler")
@@ -63,6 +71,7 @@ def test_three_steps(
         device="cpu", seed=3,
     )  # fmt: skip
     if compiled:
+        request.getfixturevalue("as_written")
         torch._dynamo.reset()
     if kill_at:
         step = TrainStep.run
