@@ -285,12 +285,8 @@ def _with_snapshot(
     snapshot: Snapshot, frame: pl.DataFrame, rows: pl.DataFrame, days: dict[int, int | None], wanted: Sequence[str]
 ) -> pl.DataFrame:
     """Columns of a snapshot beside the rows of a log, looked up row by row."""
-    known = {(row[HOME], row[snapshot.key]): row for row in rows.to_dicts()}
+    known = {key: at for at, key in enumerate(zip(rows[HOME].to_list(), rows[snapshot.key].to_list(), strict=True))}
     asked = zip(frame[HOME].to_list(), frame[snapshot.key].to_list(), strict=True)
-    found = [known.get((days[home], key), {}) for home, key in asked]
-    own = [reference.split(".", 1)[1] for reference in wanted]
-    columns = [
-        pl.Series(reference, [row.get(name) for row in found], dtype=rows.schema[name])
-        for reference, name in zip(wanted, own, strict=True)
-    ]
-    return frame.with_columns(columns)
+    found = pl.Series([known.get((days[home], key)) for home, key in asked], dtype=pl.UInt32)
+    # A missing row is a null index, which gathers null.
+    return frame.with_columns(rows[reference.split(".", 1)[1]].gather(found).alias(reference) for reference in wanted)
