@@ -23,7 +23,6 @@ from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number, dt_of, moment_text
 from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import open_engine
-from genrank.pipelines.gate import expectations
 from genrank.pipelines.gate.judge import Gate
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.partials import PartialStore
@@ -140,7 +139,7 @@ def _build_days(
     _warn_of_copies(config, plan, todo)
     result.unchanged = [dt_of(day) for day in days if day not in todo]
     if todo:
-        gate = Gate(plan, engine, expectations.load(), config.recompute_users, config.allow_drift)
+        gate = Gate(plan, engine, config.recompute_users, config.allow_drift)
         store = PartialStore(config.out)
         partials = PartialsJob(plan, engine, store, staging).run()
         job = SamplesJob(plan, engine, store, partials, staging, run_id, gate)
