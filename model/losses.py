@@ -182,8 +182,9 @@ def sampled_softmax(
     if chosen is None:
         other, ids, log_q = queries @ negatives.T, negative_ids[None, :], negative_log_q
     else:
-        other, ids = sampled_scores(queries, negatives, chosen), negative_ids[chosen]
-        log_q = None if negative_log_q is None else negative_log_q[chosen]
+        other, flat = sampled_scores(queries, negatives, chosen), chosen.flatten()
+        ids = negative_ids.index_select(0, flat).view_as(chosen)
+        log_q = None if negative_log_q is None else negative_log_q.index_select(0, flat).view_as(chosen)
     other = other / temperature
     if log_q is not None:
         other = other - log_q.float()
