@@ -44,11 +44,7 @@ class _SampledScores(torch.autograd.Function):
         ctx.save_for_backward(queries, vectors, chosen)
         if not chosen.numel():
             return queries.new_zeros(chosen.shape)
-        if queries.device.type == "cpu":
-            return _on_cpu(queries, vectors, chosen)
-        step = _step(vectors, chosen)
-        parts = zip(torch.split(queries, step), torch.split(chosen, step), strict=True)
-        return torch.cat([torch.bmm(vectors[rows], own.unsqueeze(2)).squeeze(2) for own, rows in parts])
+        return (sparse_scores if queries.device.type == "cpu" else gathered_scores)(queries, vectors, chosen)
 
     @staticmethod
     @once_differentiable
@@ -56,25 +52,44 @@ class _SampledScores(torch.autograd.Function):
         queries, vectors, chosen = ctx.saved_tensors  # type: ignore[attr-defined]
         if not chosen.numel():
             return torch.zeros_like(queries), torch.zeros_like(vectors), None
-        if queries.device.type == "cpu":
-            return *_gradients_on_cpu(queries, vectors, chosen, grad.contiguous()), None
-        of_queries, of_vectors = torch.empty_like(queries), torch.zeros_like(vectors)
-        step = _step(vectors, chosen)
-        for first in range(0, len(queries), step):
-            part = slice(first, first + step)
-            rows, own = chosen[part], grad[part].unsqueeze(1)
-            of_queries[part] = torch.bmm(own, vectors[rows]).squeeze(1)
-            spread = own.transpose(1, 2) * queries[part].unsqueeze(1)
-            of_vectors.index_add_(0, rows.flatten(), spread.flatten(0, 1).to(of_vectors.dtype))
-        return of_queries, of_vectors, None
+        gradients = sparse_gradients if queries.device.type == "cpu" else gathered_gradients
+        return *gradients(queries, vectors, chosen, grad.contiguous()), None
+
+
+# ---------------------------------------------------------------------- by gathering, a piece at a time
+
+
+def gathered_scores(queries: Tensor, vectors: Tensor, chosen: Tensor) -> Tensor:
+    """`sampled_scores`."""
+    step = _step(vectors, chosen)
+    parts = zip(torch.split(queries, step), torch.split(chosen, step), strict=True)
+    return torch.cat([torch.bmm(vectors[rows], own.unsqueeze(2)).squeeze(2) for own, rows in parts])
+
+
+def gathered_gradients(queries: Tensor, vectors: Tensor, chosen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries and vectors, from that of the scores, [Q, R]."""
+    of_queries, of_vectors = torch.empty_like(queries), torch.zeros_like(vectors)
+    step = _step(vectors, chosen)
+    for first in range(0, len(queries), step):
+        part = slice(first, first + step)
+        rows, own = chosen[part], grad[part].unsqueeze(1)
+        of_queries[part] = torch.bmm(own, vectors[rows]).squeeze(1)
+        of_vectors.index_add_(0, rows.flatten(), (own.transpose(1, 2) * queries[part].unsqueeze(1)).flatten(0, 1))
+    return of_queries, of_vectors
 
 
 def _step(vectors: Tensor, chosen: Tensor) -> int:
     return max(1, GATHERED // (chosen.shape[1] * vectors.shape[1]))
 
 
-def _on_cpu(queries: Tensor, vectors: Tensor, chosen: Tensor) -> Tensor:
+# ---------------------------------------------------------------------- by sparse products, on a CPU
+
+
+def sparse_scores(queries: Tensor, vectors: Tensor, chosen: Tensor) -> Tensor:
+    """`sampled_scores`."""
     number, each = chosen.shape
+    if each > len(vectors):  # more places than a sparse matrix of that shape may have
+        return (queries @ vectors.T).gather(1, chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that sparse CSR is in beta
         places = torch.sparse_csr_tensor(
@@ -88,7 +103,8 @@ def _on_cpu(queries: Tensor, vectors: Tensor, chosen: Tensor) -> Tensor:
     return scores.view(number, each)
 
 
-def _gradients_on_cpu(queries: Tensor, vectors: Tensor, chosen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def sparse_gradients(queries: Tensor, vectors: Tensor, chosen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries and vectors, from that of the scores, [Q, R]."""
     of_queries = F.embedding_bag(chosen, vectors, per_sample_weights=grad, mode="sum")
     rows = chosen.flatten()
     # numpy sorts 16-bit numbers by radix, in a fifth of the time.
