@@ -139,7 +139,7 @@ class Retriever(EncoderModel, RetrievalModel):
         ids, queries = torch.cat([events.ids[known], responses]), follows.sum() + len(last)
         uniform = config.sampling == "uniform"
         others, chosen = self._from_catalogue(int(queries)) if uniform else (ids[:0], None)
-        vectors = self._placed(events.rows[known])
+        vectors, of_others = self._placed(events.rows[known]), events.states[:0]
         if len(responses) + len(others):
             # In one lookup: a table's optimizer takes a step a lookup.
             more = self.item_vectors(torch.cat([responses, others]))
@@ -154,12 +154,7 @@ class Retriever(EncoderModel, RetrievalModel):
         self.frequency.observe(ids)
         if not len(pairs.target):
             return {NEXT_ITEM: pairs.queries.sum() + pairs.items.sum() * 0}
-        if uniform:
-            share = math.log(config.negatives / len(self.items))
-            log_q = torch.full((len(others),), share, device=ids.device) if config.log_q else None
-            negatives = Negatives(others, of_others, log_q, chosen)
-        else:
-            negatives = self._in_batch(pairs)
+        negatives = Negatives(others, of_others, self._even_share(others), chosen) if uniform else self._in_batch(pairs)
         loss = sampled_softmax(
             pairs.queries,
             pairs.items[pairs.target],
@@ -196,6 +191,12 @@ class Retriever(EncoderModel, RetrievalModel):
             return items, drawn
         found, chosen = torch.unique(drawn, return_inverse=True)
         return items[found], chosen
+
+    def _even_share(self, ids: Tensor) -> Tensor | None:
+        """[N] float32: `Negatives.log_q` of ids drawn evenly from the catalogue."""
+        if not self.config.log_q:
+            return None
+        return torch.full((len(ids),), math.log(self.config.negatives / len(self.items)), device=ids.device)
 
     # ------------------------------------------------------------------ vectors
 
