@@ -95,6 +95,13 @@ class Retrieval(Task[RetrievalModel]):
     name: ClassVar[str] = "retrieval"
     headline: ClassVar[str] = "mrr"
     references: ClassVar[Mapping[str, str]] = {"popularity": "item popularity"}
+    on_page: ClassVar[bool] = True
+    resampled: ClassVar[str] = "queries"
+    page_notes: ClassVar[str] = (
+        "A query is a user's day: its history looks for the first item that the user responded to, among the whole catalogue. HR@K: the"
+        " share of queries that have it among the first K. NDCG@K: 1 / log2(1 + rank) of those. MRR: the mean of 1 / rank. Popularity:"
+        " by responses on the training days."
+    )
     evaluation = RetrievalEvaluation
 
     @property

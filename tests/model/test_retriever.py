@@ -63,8 +63,11 @@ def test_a_planted_rule_is_learned_and_popularity_knows_nothing(walk: Path, samp
     best = json.loads((run.out / "checkpoints" / "best.json").read_text())
     assert best["step"] == result.step and trained.steps >= result.step
     print_metrics("retrieval", result)
-    with pytest.raises(UserError, match="a retrieval model; the page compares rankers"):
-        write_report([run.out], tmp_path / "page.html")
+    write_report([run.out], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"{row['mrr'].value:.4f}" in page and f"{popularity['hr@5'].value:.4f}" in page
+    assert "60 queries of 40 items" in page and "interval over queries" in page and "and MRR on 2026-01-02" in page
+    assert "GAUC" not in page and "item popularity" in page
 
 
 def test_popularity_ranks_by_responses_on_the_training_days(walk: Path, tmp_path: Path) -> None:
