@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genrank.kernels.attention import local_positions
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
-from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders import Counts, Encoder, EncoderConfig, SequenceEncoder, build_encoder
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.interface import AUXILIARY, Model, Phase
 from genrank.model.validation import ConfigError
@@ -66,10 +66,10 @@ class EncoderModel(Model):
         encoder: makes it from `config`.
     """
 
-    encoder: Encoder[Any]
+    encoder: SequenceEncoder
 
     def __init__(
-        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
+        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], SequenceEncoder] = build_encoder
     ) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(embeddings, config.dim, config.wants())
@@ -111,6 +111,8 @@ class Ranker(EncoderModel):
         tasks: names of the labels.
         encoder: makes it from `config`; by default the one of `model.encoders` that has such a configuration.
     """
+
+    encoder: Encoder[Any]
 
     def __init__(
         self,

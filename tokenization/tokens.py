@@ -62,8 +62,10 @@ class Tokenizer(nn.Module):
         for positions in self.positions.values():
             assert isinstance(positions, nn.Embedding)
             nn.init.normal_(positions.weight, std=0.02)
-        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model)
-        nn.init.normal_(self.time.weight, std=0.02)
+        self.d_model = d_model
+        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model) if wants.ages else None
+        if self.time is not None:
+            nn.init.normal_(self.time.weight, std=0.02)
         self.separators = nn.ParameterDict(
             {f"of_{part.name}": 0.02 * torch.randn(d_model) for part in self.parts if part.separator}
         )
@@ -87,7 +89,7 @@ class Tokenizer(nn.Module):
             elif part.per_row:
                 pieces.append(self._tokens(batch, part, matrices[part.name]))
             else:
-                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         place = arrange(self.schema, batch, self.parts)
         begin, end = self.wants.rule(place.layout)
         return Tokens(
@@ -112,7 +114,7 @@ class Tokenizer(nn.Module):
         tokens: Tensor = self.projections[name](matrix)
         if name in self.positions:
             tokens = tokens + self.positions[name](self._position(group, part))
-        if part.kind != USER_GROUP:
+        if self.time is not None and part.kind != USER_GROUP:
             start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
             tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), part.per_row)
         return tokens
@@ -135,11 +137,11 @@ class Tokenizer(nn.Module):
         return pick(on_device, place.order)
 
     def _position(self, group: Group, part: Part) -> Tensor:
-        """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
+        """[k * N] int64: history counts from where `wants.positions` says; realtime from the oldest, because how many follow must not show."""
         k = part.per_row
         n = torch.arange(k * len(group.ts), device=group.ts.device)
         lengths = group.lengths * k
-        if part.kind == HISTORY_GROUP:
+        if part.kind == HISTORY_GROUP and self.wants.positions == "newest":
             place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
         else:
             place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))

@@ -11,7 +11,7 @@ from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.grab import Grab, GrabConfig
 from genrank.model.encoders.hetero import Hetero, HeteroConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
-from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
+from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, SequenceEncoder, split
 from genrank.model.encoders.longer import Longer, LongerConfig
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
 from genrank.model.encoders.onetrans import OneTrans, OneTransConfig
@@ -78,6 +78,7 @@ __all__ = [
     "MtgrConfig",
     "RankMixer",
     "RankMixerConfig",
+    "SequenceEncoder",
     "build_encoder",
     "split",
 ]

@@ -86,8 +86,8 @@ class EncoderConfig(Checked):
         return None
 
 
-class Encoder(nn.Module, ABC, Generic[StateT]):
-    """Jagged tokens in, a vector a candidate out.
+class SequenceEncoder(nn.Module, ABC):
+    """Jagged tokens in, vectors out: what trainer and retrieval ask of any encoder.
 
     Args:
         config: `config.dim` is the tokens' width, `config.out_dim` that of what comes out.
@@ -106,6 +106,10 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
     def shorten(self, tokens: Tokens) -> Tokens:
         """The tokens that this step reads: all of them, unless the encoder trains on fewer."""
         return tokens
+
+
+class Encoder(SequenceEncoder, Generic[StateT]):
+    """Jagged tokens in, a vector a candidate out; and the same in two parts."""
 
     @abstractmethod
     def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StateT:

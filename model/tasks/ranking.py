@@ -59,6 +59,11 @@ class Ranking(Task[Model]):
         "best_column": "best column",
     }
     on_page: ClassVar[bool] = True
+    page_notes: ClassVar[str] = (
+        "GAUC: AUC within each user, weighted by the user's exposures; users with one class are skipped. NE: log loss over that of"
+        " predicting the mean. AUC by request, MRR and NDCG@10: over requests with a positive and a negative. Pred/obs (calibration):"
+        " mean prediction over mean label. Best popularity and best column were chosen on the last training day."
+    )
     evaluation = RankingEvaluation
 
     @property
