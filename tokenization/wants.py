@@ -74,6 +74,9 @@ class Wants:
     """Every feature at one scale before the projection (`tokenization.feature_norm`)."""
     equal_start: bool = False
     """Projections of features that read one table begin equal."""
+    event_actions: bool = False
+    """Every event as two tokens, whatever the schema interleaves: what is known before its action, then the action
+    (`tokenization.event_actions`); and `Tokens.event_types`."""
 
 
 @dataclass(frozen=True)
