@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "pipelines": {"schemas"},
     "tokenization": {"schemas", "kernels"},
     "model": {"tokenization", "kernels", "schemas"},
+    "serving": {"model", "tokenization", "kernels", "schemas"},
     "airflow_dags": {"schemas", "pipelines"},
     "examples": {"schemas"},
 }
@@ -26,6 +27,7 @@ NEVER = {
     "schemas": {"torch", "pyspark", "torchrec"},
     "pipelines": {"torch", "torchrec", "fbgemm_gpu"},
     "model": {"pyspark"},
+    "serving": {"pyspark", "polars"},
     "tokenization": {"pyspark"},
     "kernels": {"pyspark", "torchrec", "fbgemm_gpu"},
     "airflow_dags": {"torch", "torchrec", "pyspark"},

@@ -28,6 +28,7 @@ EXTRAS_OF = {
     "pipelines": {"pipelines"},
     "tokenization": {"train"},
     "model": {"train", "lightgbm"},
+    "serving": {"train"},
     "examples": {"pipelines"},
     "genrank": {"pipelines", "train"},
     "benchmarks": {"pipelines", "train", "dev"},

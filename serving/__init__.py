@@ -1,0 +1,1 @@
+"""Scores outside training: requests, scorers, and what serves them."""
