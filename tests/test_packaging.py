@@ -28,6 +28,7 @@ EXTRAS_OF = {
     "pipelines": {"pipelines"},
     "tokenization": {"train"},
     "model": {"train", "lightgbm"},
+    "serving": {"train"},
     "examples": {"pipelines"},
     "genrank": {"pipelines", "train"},
     "benchmarks": {"pipelines", "train", "dev"},
@@ -172,7 +173,7 @@ def test_templates_are_packaged() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
     for path in tracked_files():
         package = path.relative_to(ROOT).parts[0]
-        if package in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {
+        if package in {"schemas", "kernels", "pipelines", "tokenization", "model", "serving"} and path.suffix not in {
             ".py",
             ".md",
         }:
