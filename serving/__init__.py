@@ -1,1 +1,1 @@
-"""Scores outside training: requests, scorers, and what serves them."""
+"""Scores outside of training: batches of stored samples, requests, users whose keys and values are kept."""

@@ -27,7 +27,7 @@ NEVER = {
     "schemas": {"torch", "pyspark", "torchrec"},
     "pipelines": {"torch", "torchrec", "fbgemm_gpu"},
     "model": {"pyspark"},
-    "serving": {"pyspark", "polars"},
+    "serving": {"pyspark", "polars", "torchrec", "fbgemm_gpu"},
     "tokenization": {"pyspark"},
     "kernels": {"pyspark", "torchrec", "fbgemm_gpu"},
     "airflow_dags": {"torch", "torchrec", "pyspark"},
@@ -136,7 +136,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
-@pytest.mark.parametrize("package", ["kernels", "model"])
+@pytest.mark.parametrize("package", ["kernels", "model", "serving"])
 def test_imports_without_torchrec_and_fbgemm(package: str) -> None:
     """A bare CUDA image has torch and triton only: every module of `kernels/` and `model/` must import there."""
     names = (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files(package))

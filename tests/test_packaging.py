@@ -173,7 +173,7 @@ def test_templates_are_packaged() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
     for path in tracked_files():
         package = path.relative_to(ROOT).parts[0]
-        if package in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {
+        if package in {"schemas", "kernels", "pipelines", "tokenization", "model", "serving"} and path.suffix not in {
             ".py",
             ".md",
         }:
