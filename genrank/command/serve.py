@@ -1,4 +1,4 @@
-"""`genrank requests`: stored samples as requests."""
+"""`genrank requests | serve`: stored samples as requests, and a server that answers them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from genrank.command.options import SamplesFlag, SchemaFlag
+from genrank.command.interruption import Interrupted
+from genrank.command.options import ConfigCommand, SamplesFlag, SchemaFlag, takes
 from genrank.command.output import say
 from genrank.schemas.configuration import parse_dates
+from genrank.schemas.errors import UserError
+from genrank.serving.server.config import ServeConfig
 
 app = typer.Typer()
 
@@ -41,3 +44,19 @@ def requests(
 
     done = write_requests(samples_folder(samples), load_schema(schema), parse_dates(dates), out, view, limit)
     say(f"wrote {done.requests:,} requests with {done.candidates:,} candidates to {out}")
+
+
+@app.command(rich_help_panel="Serving", cls=ConfigCommand)
+@takes(ServeConfig)
+def serve(config: ServeConfig) -> None:
+    """Score requests over HTTP. A new checkpoint is picked up while requests are answered; SIGTERM lets those at work finish."""
+    try:
+        from genrank.serving.server.run import serve as run_server
+    except ModuleNotFoundError as error:
+        if error.name in ("fastapi", "uvicorn", "prometheus_client"):
+            raise UserError(f"genrank serve needs {error.name}: pip install 'genrank[serve]'") from None
+        raise
+    try:
+        run_server(config)
+    except Interrupted:  # raised when the server has ended in order
+        say("stopped: every request that was taken is answered")
