@@ -166,6 +166,9 @@ class Batcher:
         if not np.isfinite(scores).all():
             raise ScoringError("the model gave a score that is no number")
         self.metrics.candidates.inc(sum(counts))
+        for counted in served.ids.count(rows) if served.ids else ():
+            self.metrics.ids.labels(counted.table, "own").inc(counted.known)
+            self.metrics.ids.labels(counted.table, "none").inc(counted.unknown)
         return np.split(scores, np.cumsum(counts)[:-1])
 
 

@@ -37,9 +37,6 @@ class Metrics:
             ["table", "row"],
             registry=self.registry,
         )
-        self.cache = Counter(
-            "genrank_user_cache", "Users looked up in the cache of keys and values.", ["found"], registry=self.registry
-        )
         self.loads = Counter("genrank_model_loads", "Models loaded, or refused.", ["result"], registry=self.registry)
         self.model = Gauge(
             "genrank_model_info", "1 for the model being served.", ["model", "fingerprint"], registry=self.registry

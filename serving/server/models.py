@@ -17,7 +17,9 @@ from genrank.model.checkpoint import find_checkpoint
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES, USER
+from genrank.serving.id_counts import IdCounter
 from genrank.serving.request_contract import RequestContract
+from genrank.serving.request_json import rows_of
 from genrank.serving.scorer import CheckpointScorer, Scorer, Scores
 from genrank.serving.server.metrics import Metrics
 from genrank.tokenization.sample_columns import SampleColumns, list_lengths
@@ -35,6 +37,12 @@ class Served:
     contract: RequestContract
     name: str
     """Which checkpoint or export it is: its folder's name and a digest of its manifest."""
+
+    @cached_property
+    def ids(self) -> IdCounter | None:
+        """Counts the ids of requests; None where the scorer's tables can't be asked."""
+        loaded = getattr(self.scorer, "loaded", None)
+        return IdCounter(loaded.model.embeddings) if loaded else None
 
     @cached_property
     def compares(self) -> bool:
@@ -65,6 +73,33 @@ class Served:
             scores[owner == number] = self.scorer.score(rows.take(pa.array(np.flatnonzero(turn == number))))
         return scores
 
+    def warm_up(self) -> None:
+        """Score a request of which everything is missing: what the first request would wait for is loaded, and a model that gives no
+        number is found before it serves.
+
+        Raises:
+            UserError: it gives no number.
+        """
+        rows = rows_of(self.contract, [_blank(self.contract)])
+        if self.ids is not None:
+            list(self.ids.count(rows))
+        if not np.isfinite(self.score(rows)).all():
+            raise UserError(f"{self.name} scores a request as no number; train it again from an earlier checkpoint")
+
+
+def _blank(contract: RequestContract) -> dict[str, object]:
+    """A request of one candidate, no events, and no value."""
+    days = contract.schema.local_days
+    start, end = days.start(20_000), days.start(20_001)
+    identity: dict[str, object] = {"sample_id": "", "window_start": start, "window_end": end}
+    identity["user_id"] = "" if pa.types.is_string(contract.sent.field("user_id").type) else 0
+    groups: dict[str, dict[str, object]] = {}
+    for field in contract.sent:
+        if pa.types.is_struct(field.type):
+            groups[field.name] = {child.name: None if field.name == USER else [] for child in field.type}
+    groups[CANDIDATES] = {name: [None] for name in groups[CANDIDATES]} | {"ts": [start], "item": [0]}
+    return identity | groups
+
 
 def _turns(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """[R]: how many rows of the same user and window come before each."""
@@ -85,7 +120,9 @@ def load_served(model: Path, device: str, max_candidates: int) -> Served:
     folder = find_checkpoint(model)
     manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     scorer = CheckpointScorer.load(folder, device)
-    return Served(scorer, RequestContract(scorer.schema, max_candidates), f"{folder.name}-{manifest[:12]}")
+    served = Served(scorer, RequestContract(scorer.schema, max_candidates), f"{folder.name}-{manifest[:12]}")
+    served.warm_up()
+    return served
 
 
 def stamp(model: Path) -> Stamp:
