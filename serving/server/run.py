@@ -7,7 +7,7 @@ import socket
 
 import uvicorn
 
-from genrank.model.ranks import join_ranks
+from genrank.model.ranks import own_device
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.serving.server.app import Server, make_app
@@ -25,7 +25,7 @@ def serve(config: ServeConfig) -> None:
     metrics = Metrics()
     listening = _listen(config.host, config.port)
     with listening:
-        slot = ModelSlot(config.model, str(join_ranks(config.device).device), config.max_candidates, metrics)
+        slot = ModelSlot(config.model, str(own_device(config.device)), config.max_candidates, metrics)
         app = make_app(Server(slot, config, metrics))
         host, port = listening.getsockname()[:2]
         if not ipaddress.ip_address(host).is_loopback:
