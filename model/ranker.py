@@ -147,16 +147,24 @@ class Ranker(EncoderModel):
         if self.training and self.counts_flops:
             self.work.add(tokens)
         vectors: Tensor = self.encoder(tokens)
-        joined = vectors
-        if self.tower is not None:
-            joined = torch.cat([vectors, self.tower(batch, features)], 1)
-        logits: dict[str, Tensor] = self.heads(joined)
+        logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
             weight = self.encoder.config.encoder_loss
             for name, logit in self.encoder_heads(vectors).items():
                 # Its value, and `weight` times its gradient.
                 logits[AUXILIARY + name] = weight * logit + (1 - weight) * logit.detach()
         return logits
+
+    def logits(self, vectors: Tensor, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made.
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        if self.tower is not None:
+            vectors = torch.cat([vectors, self.tower(batch, features)], 1)
+        found: dict[str, Tensor] = self.heads(vectors)
+        return found
 
     @property
     def counts_flops(self) -> bool:

@@ -11,7 +11,7 @@ from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.grab import Grab, GrabConfig
 from genrank.model.encoders.hetero import Hetero, HeteroConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
-from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
+from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, chosen_rows, split, split_known
 from genrank.model.encoders.longer import Longer, LongerConfig
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
 from genrank.model.encoders.onetrans import OneTrans, OneTransConfig
@@ -79,5 +79,7 @@ __all__ = [
     "RankMixer",
     "RankMixerConfig",
     "build_encoder",
+    "chosen_rows",
     "split",
+    "split_known",
 ]
