@@ -152,10 +152,7 @@ class Ranker(EncoderModel):
         if self.training and self.counts_flops:
             self.work.add(tokens)
         vectors, of_events = self._encode(tokens)
-        joined = vectors
-        if self.tower is not None:
-            joined = torch.cat([vectors, self.tower(batch, features)], 1)
-        logits: dict[str, Tensor] = self.heads(joined)
+        logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
             weight = self.encoder.config.encoder_loss
             for name, logit in self.encoder_heads(vectors).items():
@@ -164,6 +161,17 @@ class Ranker(EncoderModel):
         if of_events is not None:
             logits[ADDED_LOSS] = self.encoder.config.event_weight * of_events
         return logits
+
+    def logits(self, vectors: Tensor, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made.
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        if self.tower is not None:
+            vectors = torch.cat([vectors, self.tower(batch, features)], 1)
+        found: dict[str, Tensor] = self.heads(vectors)
+        return found
 
     def _encode(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """[C, out_dim], and in training the events' loss, where they have one."""

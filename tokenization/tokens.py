@@ -85,16 +85,31 @@ class Tokenizer(nn.Module):
         """The tokens of a batch on the embeddings' device."""
         return self.tokens(batch, self.features(batch))
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for."""
-        matrices: dict[str, Tensor] = self.embeddings(batch)
+    def features(self, batch: Batch, *, known: bool = True) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for.
+
+        Args:
+            known: False leaves histories out.
+        """
+        matrices: dict[str, Tensor]
+        if known:
+            matrices = self.embeddings(batch)
+        else:
+            matrices = self.embeddings(batch, {name for name, kind in self.kinds.items() if kind != HISTORY_GROUP})
         return self.norms.scaled(matrices) if self.norms is not None else matrices
 
-    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor]) -> Tokens:
-        """The tokens of a batch whose `features` are at hand."""
+    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor], *, known: bool = True) -> Tokens:
+        """The tokens of a batch whose `features` are at hand.
+
+        Args:
+            known: False makes the rows of realtime events and candidates alone, for a sample of whose others the encoder has all that it
+                needs; what they see still counts the sample's rows with the others.
+        """
         pieces = []
         for part in self.parts:
-            if part.separator:
+            if not known and part.kind <= HISTORY_GROUP:
+                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+            elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
                 pieces.append(self._tokens(batch, part, matrices[part.name]))
@@ -102,6 +117,8 @@ class Tokenizer(nn.Module):
                 pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         place = arrange(self.schema, batch, self.parts)
         begin, end = self.wants.rule(place.layout)
+        if not known:
+            return self._later(torch.cat(pieces), batch, matrices, place, begin, end)
         return Tokens(
             x=Permute.apply(torch.cat(pieces), place.order, place.inverse),  # type: ignore[no-untyped-call]
             offsets=place.offsets.to(torch.int32),
@@ -116,6 +133,40 @@ class Tokenizer(nn.Module):
             slots=self._per_token(batch, place, _slots) if self.wants.slots else None,
             sequence_ids=self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None,
             event_types=self._event_types(batch, place) if self.wants.event_actions else None,
+            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
+        )
+
+    def _later(
+        self,
+        pieces: Tensor,
+        batch: Batch,
+        matrices: Mapping[str, Tensor],
+        place: Arrangement,
+        begin: Tensor,
+        end: Tensor,
+    ) -> Tokens:
+        """The rows that are no user's and no history's, in their order; waits for the device."""
+        group = place.layout.group
+        kept = (group > HISTORY_GROUP).nonzero().squeeze(1)
+        lengths = place.lengths - place.history_lengths - sum(p.per_row for p in self.parts if p.kind == USER_GROUP)
+        offsets = place.offsets - nn.functional.pad(place.known.cumsum(0), (1, 0))
+
+        def picked(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[kept]
+
+        return Tokens(
+            x=pieces[place.order[kept] - (len(group) - len(pieces))],
+            offsets=offsets.to(torch.int32),
+            group_ids=group[kept],
+            begin=begin[kept],
+            end=end[kept],
+            timestamps=place.timestamps[kept],
+            candidate_rows=(group[kept] == CANDIDATE_GROUP).nonzero().squeeze(1),
+            max_length=int(lengths.max()) if len(batch) else 0,
+            lengths=lengths,
+            history_lengths=torch.zeros_like(lengths),
+            slots=picked(self._per_token(batch, place, _slots) if self.wants.slots else None),
+            sequence_ids=picked(self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None),
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
