@@ -54,6 +54,8 @@ class RetrieverConfig(RetrievalConfig, HstuConfig):
         super().__post_init__()
         if self.visibility != "causal":
             raise self.refuse("visibility", "retrieval predicts what comes next; only causal hides it")
+        if self.history_loss:
+            raise self.refuse("history_loss", "retrieval learns from every event as it is; give 0")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
@@ -136,10 +136,16 @@ class Embeddings(nn.Module):
         """
         self._pending.append(self._begin(batch))
 
-    def _begin(self, batch: Batch, merged: str = "", more: Callable[[], Tensor] | None = None) -> PendingLookup:
+    def _begin(
+        self,
+        batch: Batch,
+        groups: Collection[str] | None = None,
+        more: tuple[str, Callable[[], Tensor]] | None = None,
+    ) -> PendingLookup:
         encoded = {
             name: encoder.encode(batch, inputs)
             for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
+            if groups is None or name in groups
         }
         given = self._resolve(batch, encoded)
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
@@ -149,17 +155,23 @@ class Embeddings(nn.Module):
                     wanted[part.merged].append(each.rows[part.first : part.last].t().reshape(-1))
                 wanted[part.merged] += [each.ragged[lookup.feature].values for lookup in part.pooled]
         if more is not None:
-            wanted[merged].append(more())
+            merged, rows_of = more
+            wanted[merged].append(rows_of())
+        if groups is not None:
+            wanted = {merged: pieces for merged, pieces in wanted.items() if pieces}
         rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
         return PendingLookup(batch, encoded, given, wanted, self.tables.dispatch(rows))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, groups: Collection[str] | None = None) -> dict[str, Tensor]:
         """Group -> [N, width(group)] float32, N the group's rows in the batch.
+
+        Args:
+            groups: only these, in inference on one process: the rest isn't looked up.
 
         A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
         """
-        begun = self._pending and self._pending[0].batch is batch
-        return self._finish(self._pending.popleft() if begun else self._begin(batch))[0]
+        dispatched = bool(self._pending) and self._pending[0].batch is batch
+        return self._finish(self._pending.popleft() if dispatched else self._begin(batch, groups))[0]
 
     def with_rows(self, batch: Batch, merged: str, rows: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same, and beside it [K, dim] rows of a merged table, in one lookup: a table's optimizer takes a step a lookup.
@@ -167,7 +179,7 @@ class Embeddings(nn.Module):
         Args:
             rows: gives [K] int64 physical rows, once the batch's ids have theirs.
         """
-        return self._finish(self._begin(batch, merged, rows), merged)
+        return self._finish(self._begin(batch, more=(merged, rows)), merged)
 
     def _finish(self, pending: PendingLookup, more: str = "") -> tuple[dict[str, Tensor], Tensor]:
         """Group -> its matrix, and what was asked for beside them of the merged table `more`."""
@@ -187,6 +199,8 @@ class Embeddings(nn.Module):
         }
         out: dict[str, Tensor] = {}
         for group, inputs in zip(self.groups, self.soft, strict=True):
+            if group not in encoded:
+                continue
             single, pooled = [], []
             for part in self.columns[group]:
                 if part.last > part.first:
@@ -216,7 +230,10 @@ class Embeddings(nn.Module):
                 if lookup.pooling
                 else encoded[lookup.group].rows[at]
                 for lookup, at in self.plan.readers_of(name)
+                if lookup.group in encoded
             ]
+            if not where:
+                continue
             ids = torch.cat(where)[: 0 if batch.filler else None]
             if self.training and not self.frozen:
                 rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)
