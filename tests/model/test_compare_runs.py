@@ -22,7 +22,7 @@ from genrank.model import metrics
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import RankingEvaluation, RetrievalEvaluation
 from genrank.model.evaluate import evaluate
-from genrank.model.metrics import Predictions
+from genrank.model.metrics import Predictions, RetrievalMetrics
 from genrank.model.paired import paired_differences
 from genrank.model.report import section, write_report
 from genrank.model.report_data import differing, grouped, read_runs
@@ -154,3 +154,20 @@ def test_runs_of_two_tasks_share_no_page(monkeypatch: pytest.MonkeyPatch) -> Non
         read_runs([Path("a"), Path("b")])
     with pytest.raises(UserError, match=r"--run c: evaluated on other items \(5\) than b \(4\)"):
         read_runs([Path("b"), Path("c")])
+
+
+def test_queries_are_paired_as_users_are() -> None:
+    generator = np.random.default_rng(0)
+    ranks = [torch.from_numpy(generator.integers(1, 30, 50)) for _ in range(3)]
+    sides = [RetrievalMetrics((5,)), RetrievalMetrics((5,)), RetrievalMetrics((5,))]
+    for side, each in zip(sides, ranks, strict=True):
+        side.update(each[:20])
+        side.update(each[20:])
+    found = paired_differences(sides[:2], sides[2:], bootstrap=40, seed=3)
+    assert set(found) == {"mrr", "hr@5", "ndcg@5"} and len(sides[0]) == 50
+    each = [1 / np.asarray(one, float) for one in ranks]
+    difference = (each[0] + each[1]) / 2 - each[2]
+    assert found["mrr"].value == pytest.approx(difference.mean())
+    generator = np.random.default_rng(3)
+    slow = [difference[generator.integers(0, 50, 50)].mean() for _ in range(40)]
+    assert (found["mrr"].low, found["mrr"].high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
