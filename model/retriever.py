@@ -62,6 +62,8 @@ class RetrieverConfig(HstuConfig):
         super().__post_init__()
         if self.visibility != "causal":
             raise self.refuse("visibility", "retrieval predicts what comes next; only causal hides it")
+        if self.history:
+            raise self.refuse("history", "retrieval learns from every event of a history; give 0")
 
 
 PRESETS = {
