@@ -5,7 +5,7 @@
 
 The paper's three (arXiv:2505.18654, section 4.5: cross features -.0137 of GAUC, group LayerNorm -.0017, dynamic mask -.0016), samples of a
 request instead of a user's day, the preset's departures from the paper each by itself, and all of them. One pass. Logs, days, budgets and
-intervals are benchmarks/quality.py's; samples and runs of that command's --out are found where `--out` is the same. What is there is not
+intervals are benchmarks/quality.py's, and so are samples, scores and runs that both want, where `--out` is the same. What is there is not
 made again, `--only` takes arms one by one, and the table is of the arms that are done. benchmarks/ablations.md has it.
 
 A full mask is no arm of that table: its candidates see clicks on themselves, on the judged day too. It is judged twice, as stored and as
@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.quality import (
     LOGS,
+    RIVALS,
     Scores,
     built_samples,
     compared,
@@ -51,6 +52,10 @@ FULL_MASK = "full mask"
 MASKS = (FULL, "causal mask", FULL_MASK)
 
 
+def unchanged(schema: Schema) -> Schema:
+    return schema
+
+
 @dataclass(frozen=True)
 class Arm:
     """The model with one thing changed."""
@@ -58,7 +63,7 @@ class Arm:
     settings: dict[str, str] = field(default_factory=dict)
     """As `--set` has them."""
     view: ViewName | None = None
-    schema: Callable[[Schema], Schema] = lambda schema: schema
+    schema: Callable[[Schema], Schema] = unchanged
     model: str = FULL
 
 
@@ -95,6 +100,7 @@ ARMS: dict[str, Arm] = {
     "no tower": Arm({"tower": "[]", "candidate_numbers": "true", "encoder_loss": "0"}),
     "divisor=length": Arm({"divisor": "length"}),
     "the paper's": Arm(PAPER),
+    "the paper's, divisor=visible": Arm({**PAPER, "divisor": "visible"}),
     FULL_MASK: Arm(model="benchmarks/full_mask.py:FULL_MASK"),
 }
 
@@ -109,15 +115,12 @@ def run_log(name: str, options: argparse.Namespace) -> dict[str, object]:
     tables: dict[str, object] = {}
     for seed in options.seeds:  # all arms of a seed before the next one
         for arm in options.only:
-            key = f"{''.join(c if c.isalnum() else '_' for c in arm)}-{seed}"
-            path, run = folder / "ablations" / "scores" / f"{key}.npz", folder / "ablations" / "runs" / key
+            path, run = _places(folder, arm, seed)
             schema = ARMS[arm].schema(declared)
             if not path.is_file():
                 logger.info(f"{folder.name}: {arm}, seed {seed}")
                 settings, view = ARMS[arm].settings, ARMS[arm].view
                 keep(path, train_and_score(samples, schema, log, ARMS[arm].model, settings, seed, run, view))
-            if arm in MASKS:
-                masks.setdefault(arm, []).append(_judged_twice(run, samples, schema, log.train, log.judge))
             if arm != FULL_MASK:
                 for label, scores in kept(path).items():
                     if label in found:
@@ -126,12 +129,34 @@ def run_log(name: str, options: argparse.Namespace) -> dict[str, object]:
             for label, arms in found.items():
                 most = len(next(iter(arms.values()), []))
                 tables[label] = compared({each: own for each, own in arms.items() if len(own) == most}, [FULL])
-            tables["masks"] = masks
-            (folder / "ablations" / "ablations.json").write_text(json.dumps(tables, indent=1) + "\n")
+            _write(folder, tables)
+        for arm in MASKS if FULL_MASK in options.only else ():
+            if arm in options.only:
+                run = _places(folder, arm, seed)[1]
+                masks.setdefault(arm, []).append(_judged_twice(run, samples, declared, log.train, log.judge))
+        tables["masks"] = masks
+        _write(folder, tables)
     for label in found:
         print_table(f"{folder.name}, {label}, {log.judge}", tables[label], [FULL])  # type: ignore[arg-type]
     _print_masks(folder.name, list(found), masks)
     return tables
+
+
+def _places(folder: Path, arm: str, seed: int) -> tuple[Path, Path]:
+    """Where an arm's scores and run are: those of benchmarks/quality.py where that trains the same."""
+    own = ARMS[arm]
+    same = [rival for rival, (model, settings) in RIVALS.items() if (model, settings) == (own.model, own.settings)]
+    if same and not own.view and own.schema is unchanged:
+        key = f"{same[0].replace(' ', '_')}-{seed}"
+        return folder / "scores" / f"{key}.npz", folder / "runs" / key
+    key = f"{''.join(c if c.isalnum() else '_' for c in arm)}-{seed}"
+    return folder / "ablations" / "scores" / f"{key}.npz", folder / "ablations" / "runs" / key
+
+
+def _write(folder: Path, tables: dict[str, object]) -> None:
+    path = folder / "ablations" / "ablations.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tables, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------------- masks
