@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = "scale.html"
 MARKERS = {"history": "o", "width": "s", "depth": "^"}
+NUMBERS_AT = {"history": (-4, 8), "width": (5, -11), "depth": (6, 4)}
+"""Of a point's size beside it, in points: so that those of axes that meet don't cover each other."""
 DASHES = ("--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 
 
@@ -60,13 +62,14 @@ def write_page(out: Path, report: ScaleReport) -> None:
 
 
 def print_scale(report: ScaleReport) -> None:
-    """A table a label, and a line a fit."""
+    """What was trained, a table a label, and a line a fit."""
+    stdout().print(scope(report), markup=False)
     for label in report.labels:
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
-            title=f"{label}: {scope(report)}",
+            title=label,
             title_justify="left",
             title_style="bold",
         )
@@ -189,7 +192,10 @@ def _points(axis: Axes, points: Sequence[Point], label: str, metric: str, name: 
         x, mean, yerr=bars, marker=marker, markersize=5, color=colour, linewidth=0.9, elinewidth=0.8, label=name
     )
     for point, at, height in zip(known, x, mean, strict=True):
-        axis.annotate(f"{point.value}", (at, height), textcoords="offset points", xytext=(4, 5), fontsize=7)
+        place = NUMBERS_AT[name]
+        axis.annotate(
+            f"{point.value}", (at, height), textcoords="offset points", xytext=place, fontsize=7, color=colour
+        )
 
 
 def _curve(axis: Axes, law: Law, points: Sequence[Point], colour: str) -> None:
