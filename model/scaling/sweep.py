@@ -70,7 +70,12 @@ def scale(config: ScaleConfig) -> ScaleReport:
         raise UserError(f"schema {config.schema.name!r} has no binary label: NE and GAUC are of binary labels")
     lines = {name: Planned(name.partition(":")[2] or name, name, {}) for name in config.baselines}
     for planned in lines.values():
-        _require_ranker(choose_model(planned.model), planned.model)
+        chosen = choose_model(planned.model)
+        _require_ranker(chosen, planned.model)
+        if (
+            not chosen.spec.by_steps
+        ):  # it has no tables, and may lack its package: better found before hours of training
+            chosen.build(chosen.embeddings(config.schema, device="cpu"))
     every = {each.name: each for points in series.values() for each in points.values()}
     every |= {planned.name: planned for planned in lines.values()}
     measured: dict[str, list[Measured]] = {}

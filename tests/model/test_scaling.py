@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -299,3 +300,10 @@ def test_lists_are_written_with_commas(small: ScaleConfig) -> None:
 def test_a_history_longer_than_any_is_the_base(small: ScaleConfig) -> None:
     series = plan(dataclasses.replace(small, history=(30, 300), settings={**small.settings, "history": "12"}))
     assert [(value, each.name) for value, each in series["history"].items()] == [(12, "base")]
+
+
+def test_a_missing_package_is_found_before_anything_is_trained(small: ScaleConfig, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(UserError, match="the package lightgbm is not installed"):
+        scale(small)
+    assert not small.out.exists()
