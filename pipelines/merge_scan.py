@@ -185,6 +185,31 @@ class Scan:
         seen = (entered > 0) & (codes[newest] == queries.keys) & (ts[newest] > queries.times - window)
         return queries.scatter(np.where(seen, rows[newest], -1))
 
+    def largest(self, queries: Queries, window: int, values: Float, chosen: Bool) -> Float:
+        """The largest of the visible events' `values` (finite where chosen), float64 in the caller's order; NaN where there is none.
+
+        Of the sorted queries those that see an event are a run. A run is covered by two runs of one power of two of queries, which may
+        overlap; maxima of such runs are handed down to their halves, and are a query's own at length one. O((n + q) log q).
+        """
+        rows = self._alive(queries, window, chosen)
+        codes, enter, leave = self._codes[rows], self._available[rows], self._ts[rows] + window
+        axis = Axis.over(self._keys.count, enter, leave, queries.times)
+        asked = axis.pack(queries.keys, queries.times)
+        first = np.searchsorted(asked, axis.pack(codes, enter), "right")
+        last = np.searchsorted(asked, axis.pack(codes, leave), "left")
+        some = first < last
+        first, last, own = first[some], last[some], values[rows][some]
+        level = np.floor(np.log2(last - first)).astype(np.int64)
+        best = np.full(len(asked), -np.inf)
+        for power in range(int(level.max(initial=0)), -1, -1):
+            at, length = level == power, 1 << power
+            np.maximum.at(best, first[at], own[at])
+            np.maximum.at(best, last[at] - length, own[at])
+            if half := length >> 1:
+                best[half:] = np.maximum(best[half:], best[:-half].copy())
+        # Plus 0: a zero has one sign, whichever event it came from.
+        return queries.scatter(np.where(np.isneginf(best), np.nan, best + 0.0))
+
     def distinct(self, queries: Queries, window: int, values: Int, chosen: Bool | None = None) -> Int:
         """Number of different `values` among visible events: per (key, value) the union of its events' intervals counts once."""
         rows = self._alive(queries, window, chosen)
