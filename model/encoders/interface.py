@@ -139,7 +139,8 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
     def forward(self, tokens: Tokens) -> Tensor:
         """[C, out_dim] in the batch's order of candidates."""
         sequence, candidates = split(tokens)
-        beside = torch.bincount(candidates.owner, minlength=len(sequence.lengths))
+        owner = candidates.owner
+        beside = owner.new_zeros(len(sequence.lengths)).index_add_(0, owner, torch.ones_like(owner))
         return self.score(self.user_state(sequence, beside), candidates)
 
 
