@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genrank.kernels.attention import local_positions
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
-from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders import Counts, Encoder, EncoderConfig, SequenceEncoder, build_encoder
 from genrank.model.event_loss import EventHeads
 from genrank.model.heads import HeadConfig, Heads
 from genrank.model.interface import ADDED_LOSS, AUXILIARY, Model, Phase
@@ -67,10 +67,10 @@ class EncoderModel(Model):
         encoder: makes it from `config`.
     """
 
-    encoder: Encoder[Any]
+    encoder: SequenceEncoder
 
     def __init__(
-        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
+        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], SequenceEncoder] = build_encoder
     ) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(embeddings, config.dim, config.wants())
@@ -112,6 +112,8 @@ class Ranker(EncoderModel):
         tasks: names of the labels.
         encoder: makes it from `config`; by default the one of `model.encoders` that has such a configuration.
     """
+
+    encoder: Encoder[Any]
 
     def __init__(
         self,
@@ -155,10 +157,7 @@ class Ranker(EncoderModel):
         shallow: Sequence[Tensor] = ()
         if self.training and len(self.shallow_heads):
             vectors, *shallow = vectors.split(self.encoder.config.out_dim, 1)
-        joined = vectors
-        if self.tower is not None:
-            joined = torch.cat([vectors, self.tower(batch, features)], 1)
-        logits: dict[str, Tensor] = self.heads(joined)
+        logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
             for name, logit in self.encoder_heads(vectors).items():
                 logits[AUXILIARY + name] = _learned_by(self.encoder.config.encoder_loss, logit)
@@ -168,6 +167,17 @@ class Ranker(EncoderModel):
         if of_events is not None:
             logits[ADDED_LOSS] = self.encoder.config.event_weight * of_events
         return logits
+
+    def logits(self, vectors: Tensor, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made.
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        if self.tower is not None:
+            vectors = torch.cat([vectors, self.tower(batch, features)], 1)
+        found: dict[str, Tensor] = self.heads(vectors)
+        return found
 
     def _encode(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """[C, out_dim], and in training the events' loss, where they have one."""

@@ -74,8 +74,8 @@ def group_projection(
     schema, layout = embeddings.plan.schema, embeddings.layout[group]
     if group not in (USER, CANDIDATES) and event_actions:
         before = known_before(schema, group)
-        halves = ({n: c for n, c in layout.items() if (n in before) == known} for known in (True, False))
-        return Several([Projection(half, d_model) for half in halves])
+        parts = [{n: c for n, c in layout.items() if (n in before) == known} for known in (True, False)]
+        return Several([Projection(part, d_model) for part in parts])
     if group not in (USER, CANDIDATES):
         interleaved = next(s.interleave for s in schema.sequences if s.name == group)
         side = {name: columns for name, columns in layout.items() if name not in interleaved}

@@ -72,8 +72,10 @@ class Tokenizer(nn.Module):
         for positions in self.positions.values():
             assert isinstance(positions, nn.Embedding)
             nn.init.normal_(positions.weight, std=0.02)
-        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model)
-        nn.init.normal_(self.time.weight, std=0.02)
+        self.d_model = d_model
+        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model) if wants.ages else None
+        if self.time is not None:
+            nn.init.normal_(self.time.weight, std=0.02)
         self.separators = nn.ParameterDict(
             {f"of_{part.name}": 0.02 * torch.randn(d_model) for part in self.parts if part.separator}
         )
@@ -83,23 +85,40 @@ class Tokenizer(nn.Module):
         """The tokens of a batch on the embeddings' device."""
         return self.tokens(batch, self.features(batch))
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for."""
-        matrices: dict[str, Tensor] = self.embeddings(batch)
+    def features(self, batch: Batch, *, known: bool = True) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for.
+
+        Args:
+            known: False leaves histories out.
+        """
+        matrices: dict[str, Tensor]
+        if known:
+            matrices = self.embeddings(batch)
+        else:
+            matrices = self.embeddings(batch, {name for name, kind in self.kinds.items() if kind != HISTORY_GROUP})
         return self.norms.scaled(matrices) if self.norms is not None else matrices
 
-    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor]) -> Tokens:
-        """The tokens of a batch whose `features` are at hand."""
+    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor], *, known: bool = True) -> Tokens:
+        """The tokens of a batch whose `features` are at hand.
+
+        Args:
+            known: False makes the rows of realtime events and candidates alone, for a sample of whose others the encoder has all that it
+                needs; what they see still counts the sample's rows with the others.
+        """
         pieces = []
         for part in self.parts:
-            if part.separator:
+            if not known and part.kind <= HISTORY_GROUP:
+                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+            elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
                 pieces.append(self._tokens(batch, part, matrices[part.name]))
             else:
-                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         place = arrange(self.schema, batch, self.parts)
         begin, end = self.wants.rule(place.layout)
+        if not known:
+            return self._later(torch.cat(pieces), batch, matrices, place, begin, end)
         return Tokens(
             x=Permute.apply(torch.cat(pieces), place.order, place.inverse),  # type: ignore[no-untyped-call]
             offsets=place.offsets.to(torch.int32),
@@ -117,13 +136,47 @@ class Tokenizer(nn.Module):
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
+    def _later(
+        self,
+        pieces: Tensor,
+        batch: Batch,
+        matrices: Mapping[str, Tensor],
+        place: Arrangement,
+        begin: Tensor,
+        end: Tensor,
+    ) -> Tokens:
+        """The rows that are no user's and no history's, in their order; waits for the device."""
+        group = place.layout.group
+        kept = (group > HISTORY_GROUP).nonzero().squeeze(1)
+        lengths = place.lengths - place.history_lengths - sum(p.per_row for p in self.parts if p.kind == USER_GROUP)
+        offsets = place.offsets - nn.functional.pad(place.known.cumsum(0), (1, 0))
+
+        def picked(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[kept]
+
+        return Tokens(
+            x=pieces[place.order[kept] - (len(group) - len(pieces))],
+            offsets=offsets.to(torch.int32),
+            group_ids=group[kept],
+            begin=begin[kept],
+            end=end[kept],
+            timestamps=place.timestamps[kept],
+            candidate_rows=(group[kept] == CANDIDATE_GROUP).nonzero().squeeze(1),
+            max_length=int(lengths.max()) if len(batch) else 0,
+            lengths=lengths,
+            history_lengths=torch.zeros_like(lengths),
+            slots=picked(self._per_token(batch, place, _slots) if self.wants.slots else None),
+            sequence_ids=picked(self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None),
+            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
+        )
+
     def _tokens(self, batch: Batch, part: Part, matrix: Tensor) -> Tensor:
         """[N * per_row, d_model]: the tokens of a group's N rows."""
         group, name = batch.groups[part.name], f"of_{part.name}"
         tokens: Tensor = self.projections[name](matrix)
         if name in self.positions:
             tokens = tokens + self.positions[name](self._position(group, part))
-        if part.kind != USER_GROUP:
+        if self.time is not None and part.kind != USER_GROUP:
             start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
             tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), part.per_row)
         return tokens
@@ -159,11 +212,11 @@ class Tokenizer(nn.Module):
         return pick(torch.cat(found), place.order)
 
     def _position(self, group: Group, part: Part) -> Tensor:
-        """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
+        """[k * N] int64: history counts from where `wants.positions` says; realtime from the oldest, because how many follow must not show."""
         k = part.per_row
         n = torch.arange(k * len(group.ts), device=group.ts.device)
         lengths = group.lengths * k
-        if part.kind == HISTORY_GROUP:
+        if part.kind == HISTORY_GROUP and self.wants.positions == "newest":
             place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
         else:
             place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))

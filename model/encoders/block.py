@@ -73,6 +73,12 @@ class BlockConfig(EncoderConfig):
     """Relative position bias up to this distance; 0: none."""
     time_buckets: Count = 0
     """Relative time bias, in log-spaced buckets of seconds; 0: none."""
+    positions: Literal["newest", "oldest"] = "newest"
+    """Where the learned positions of a history count from (`tokenization.wants.Wants.positions`)."""
+    ages: bool = True
+    """Whether tokens of events say how long before the window they happened (`Wants.ages`)."""
+    input_dropout: Share = 0.0
+    """Of the tokens, before the first block."""
     dropout: Share = 0.0
     """Of the gated output, before its projection."""
     attention_dropout: Share = 0.0
@@ -126,6 +132,8 @@ class BlockConfig(EncoderConfig):
             candidate=One(numbers=self.candidate_numbers),
             feature_norm=self.feature_norm,
             equal_start=self.equal_start,
+            positions=self.positions,
+            ages=self.ages,
             sequence_ids=self.norm_groups == "sequence",
             event_actions=self.history_loss > 0,
         )
