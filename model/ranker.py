@@ -156,7 +156,7 @@ class Ranker(EncoderModel):
         vectors, of_events = self._encode(tokens)
         shallow: Sequence[Tensor] = ()
         if self.training and len(self.shallow_heads):
-            vectors, *shallow = vectors.split(self.encoder.config.out_dim, 1)
+            vectors, *shallow = torch.split(vectors, self.encoder.config.out_dim, 1)
         logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
             for name, logit in self.encoder_heads(vectors).items():

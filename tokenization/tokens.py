@@ -108,7 +108,7 @@ class Tokenizer(nn.Module):
         pieces = []
         for part in self.parts:
             if not known and part.kind <= HISTORY_GROUP:
-                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
             elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
