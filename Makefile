@@ -2,7 +2,7 @@
 
 PYTHON ?= python3.11
 WORKERS ?= 2
-COVERAGE := 60
+COVERAGE := 85
 UV_VERSION := 0.13.9
 
 VENV := .venv

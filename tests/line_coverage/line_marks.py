@@ -26,11 +26,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-# genrank/ links the packages beside it; DAGs run in Airflow's own environment.
-PACKAGES = (
-    "genrank",
-    *(path.name for path in sorted((ROOT / "genrank").iterdir()) if path.is_symlink() and path.name != "airflow_dags"),
-)
+PACKAGES = ("genrank", "schemas", "kernels", "pipelines", "tokenization", "model", "examples")
 # Triton reads a kernel's source and runs something else: on the GPU, or rewritten in its interpreter.
 UNMARKED = ("kernels/*triton_*.py",)
 FOLDER = "LINE_MARKS"  # names the environment variable that holds the run's folder
