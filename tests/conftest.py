@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 from hypothesis import settings
@@ -17,14 +15,6 @@ settings.load_profile("tests")
 # A Spark worker must run the interpreter that runs the tests, not whichever python3 comes first on PATH.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
-
-
-@pytest.fixture
-def as_written() -> Iterator[None]:
-    """For tests that torch.compile: our functions without the marks by which `make test` sees which lines run."""
-    marks = sys.modules.get("line_marks")
-    with marks.without_marks() if marks else nullcontext():
-        yield
 
 
 @pytest.hookimpl(tryfirst=True)

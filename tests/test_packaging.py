@@ -46,6 +46,7 @@ NEVER_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard",
     "mypy": "make lint",
     "ruff": "make lint",
+    "pytest-cov": "make test COVERAGE=yes",
     "pytest-timeout": "a pytest plugin",
     "pytest-xdist": "a pytest plugin",
 }

@@ -219,7 +219,7 @@ def test_the_ops_are_registered_as_pytorch_wants(kind: str) -> None:
     )
 
 
-def test_compiles_without_graph_breaks(as_written: None) -> None:
+def test_compiles_without_graph_breaks() -> None:
     batch = make_batch([5, 9], "causal")
     q, k, v = (t.detach() for t in draw_qkv(batch.tokens, 2, (4, 4), torch.float32))
 

@@ -261,7 +261,7 @@ def test_fake_tensors_tell_the_kernels_shapes_and_strides(kind: str, triton_back
         torch.library.opcheck(torch.ops.genrank.interval_attention_backward, grads, test_utils=only)
 
 
-def test_compiled_around_the_kernels(triton_backend: None, as_written: None) -> None:
+def test_compiled_around_the_kernels(triton_backend: None) -> None:
     """Batches of any size through one graph, forward and backward."""
 
     def block(x: Tensor, weight: Tensor, groups: Tensor, offsets: Tensor, begin: Tensor, end: Tensor) -> Tensor:

@@ -50,15 +50,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("model", "precision", "kill_at", "compiled"), COMBINATIONS)
 def test_three_steps(
-    model: str,
-    precision: str,
-    kill_at: int | None,
-    compiled: bool,
-    schema,
-    samples,
-    tmp_path: Path,
-    monkeypatch,
-    request,
+    model: str, precision: str, kill_at: int | None, compiled: bool, schema, samples, tmp_path: Path, monkeypatch
 ) -> None:
     if compiled and not shutil.which("g++"):
         pytest.skip("no C++ compiler")
@@ -71,7 +63,6 @@ def test_three_steps(
         device="cpu", seed=3,
     )  # fmt: skip
     if compiled:
-        request.getfixturevalue("as_written")
         torch._dynamo.reset()
     if kill_at:
         step = TrainStep.run

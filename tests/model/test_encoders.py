@@ -225,7 +225,7 @@ def test_a_score_does_not_depend_on_the_candidates_beside_it(divisor) -> None:
 
 
 @pytest.mark.parametrize("name", ["mtgr", "hstu"])
-def test_compiled_it_is_one_graph(name: str, as_written: None) -> None:
+def test_compiled_it_is_one_graph(name: str) -> None:
     """No graph break: nothing in an encoder is decided by values."""
     encoder = Mtgr(VARIANTS["mtgr"]) if name == "mtgr" else Hstu(VARIANTS["hstu"])
     tokens = draw_tokens(1, encoder.config.dim)

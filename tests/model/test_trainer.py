@@ -454,9 +454,7 @@ def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_compiled_encoder_learns_the_same_at_every_length(
-    config: TrainConfig, tmp_path, monkeypatch, as_written
-) -> None:
+def test_a_compiled_encoder_learns_the_same_at_every_length(config: TrainConfig, tmp_path, monkeypatch) -> None:
     small = {"layers": "1", "dim": "16", "qk_dim": "8", "v_dim": "8", "dropout": "0"}
     eager = dataclasses.replace(config, settings=small, max_steps=5, token_budget=300, out=tmp_path / "eager")
     compiled = dataclasses.replace(eager, compile=True, out=tmp_path / "compiled")
