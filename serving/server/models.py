@@ -20,9 +20,10 @@ from genrank.schemas.schema import CANDIDATES, USER
 from genrank.serving.id_counts import IdCounter
 from genrank.serving.request_contract import RequestContract
 from genrank.serving.request_json import rows_of
+from genrank.serving.row_scores import score_rows
 from genrank.serving.scorer import CheckpointScorer, Scorer, Scores
 from genrank.serving.server.metrics import Metrics
-from genrank.tokenization.sample_columns import SampleColumns, list_lengths
+from genrank.tokenization.sample_columns import list_lengths
 from genrank.tokenization.views import token_counts
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -44,11 +45,6 @@ class Served:
         loaded = getattr(self.scorer, "loaded", None)
         return IdCounter(loaded.model.embeddings) if loaded else None
 
-    @cached_property
-    def compares(self) -> bool:
-        """Whether a feature compares the candidates of a request."""
-        return bool(SampleColumns(self.scorer.schema).read_time)
-
     def sizes(self, rows: pa.RecordBatch) -> tuple[int, int]:
         """(tokens, candidates) of rows."""
         schema, table = self.scorer.schema, pa.table(rows)
@@ -58,20 +54,8 @@ class Served:
         return int(tokens.sum()), int(lengths[CANDIDATES].sum())
 
     def score(self, rows: pa.RecordBatch) -> Scores:
-        """[candidates, tasks] float32, each row by itself.
-
-        Samples of one user and day that follow one another are parts of one day to the reader, and features that compare candidates would
-        look across them: such rows are scored one after another.
-        """
-        if not self.compares or len(rows) < 2:
-            return self.scorer.score(rows)
-        turn = _turns(rows)
-        counts = rows.column(CANDIDATES).field("ts").value_lengths().to_numpy()
-        owner = np.repeat(turn, counts)
-        scores = np.empty((len(owner), len(self.scorer.tasks)), np.float32)
-        for number in range(int(turn.max()) + 1):
-            scores[owner == number] = self.scorer.score(rows.take(pa.array(np.flatnonzero(turn == number))))
-        return scores
+        """[candidates, tasks] float32, each row by itself."""
+        return score_rows(self.scorer, rows)
 
     def warm_up(self) -> None:
         """Score a request of which everything is missing: what the first request would wait for is loaded, and a model that gives no
@@ -99,16 +83,6 @@ def _blank(contract: RequestContract) -> dict[str, object]:
             groups[field.name] = {child.name: None if field.name == USER else [] for child in field.type}
     groups[CANDIDATES] = {name: [None] for name in groups[CANDIDATES]} | {"ts": [start], "item": [0]}
     return identity | groups
-
-
-def _turns(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """[R]: how many rows of the same user and window come before each."""
-    seen: dict[tuple[object, object], int] = {}
-    turns = []
-    for key in zip(rows.column("user_id").to_pylist(), rows.column("window_start").to_pylist(), strict=True):
-        turns.append(seen.get(key, 0))
-        seen[key] = turns[-1] + 1
-    return np.array(turns, np.int64)
 
 
 def load_served(model: Path, device: str, max_candidates: int) -> Served:
