@@ -95,7 +95,10 @@ def tracked_files() -> list[Path]:
 
 @pytest.mark.parametrize(
     ("name", "extras", "absent"),
-    [("cpu", ("pipelines", "train", "serve", "dev", "cpu"), {"fbgemm-gpu"}), ("cuda", ("pipelines", "train", "serve", "dev"), set())],
+    [
+        ("cpu", ("pipelines", "train", "serve", "dev", "cpu"), {"fbgemm-gpu"}),
+        ("cuda", ("pipelines", "train", "serve", "dev"), set()),
+    ],
 )
 def test_locks_hold_what_is_declared(name: str, extras: tuple[str, ...], absent: set[str]) -> None:
     pins = lock(name)
