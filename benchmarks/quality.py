@@ -10,13 +10,14 @@ again: an interrupted command goes on, and `--only` adds rivals one by one. benc
 LightGBM (`--model lightgbm`) reads every number of a candidate and of its user, no ids, no history; 31 leaves and 300 trees at rate 0.05 were
 chosen on the day before the judged one (benchmarks/train.md).
 
-A row is the mean over seeds, least and greatest beside it. `against` is the mean over seeds of a rival's GAUC less LightGBM's, with its 95 %
-interval of 2,000 bootstrap replicates over users: both models' AUC of a user are drawn together.
+A row is the mean over seeds, least and greatest beside it. `less lightgbm` and `less din` are the mean over seeds of a rival's GAUC less that
+model's, with the 95 % interval of 2,000 bootstrap replicates over users: both models' AUC of a user are drawn together.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ RIVALS: dict[str, tuple[str, dict[str, str]]] = {
     "din at one scale": ("din", {"feature_norm": "true"}),
 }
 """Name -> (--model, --set)."""
-BASE = "lightgbm"
+BASES = ("lightgbm", "din")
 """What the others are compared with."""
 
 
@@ -128,8 +129,8 @@ def train_rival(samples: Path, schema: Schema, log: Log, name: str, seed: int, r
 # ---------------------------------------------------------------------- the table
 
 
-def compared(rivals: Mapping[str, Sequence[Scores]], base: str) -> dict[str, dict[str, float | list[float]]]:
-    """Rival -> its figures over seeds, and its GAUC less the base's with the interval.
+def compared(rivals: Mapping[str, Sequence[Scores]], bases: Sequence[str]) -> dict[str, dict[str, float | list[float]]]:
+    """Rival -> its figures over seeds, and its GAUC less that of each base, with the interval.
 
     Args:
         rivals: name -> scores of each seed, all of the same candidates.
@@ -147,29 +148,32 @@ def compared(rivals: Mapping[str, Sequence[Scores]], base: str) -> dict[str, dic
     generator = np.random.default_rng(0)
     users = len(impressions)
     draws = [np.bincount(generator.integers(0, users, users), minlength=users) for _ in range(REPLICATES)]
-    for name in rivals:
-        if name == base or base not in rivals:
+    for name, base in itertools.product(rivals, bases):
+        if name in bases[: bases.index(base) + 1] or base not in rivals:
             continue
         difference = np.mean(aucs[name], 0) - np.mean(aucs[base], 0)
         valid = ~np.isnan(difference)
         d, w = difference[valid], impressions[valid]
         drawn = [float(np.average(d, weights=w * draw[valid])) for draw in draws]
         low, high = np.quantile(drawn, [0.025, 0.975])
-        rows[name]["against"] = [float(np.average(d, weights=w)), float(low), float(high)]
+        rows[name][f"less {base}"] = [float(np.average(d, weights=w)), float(low), float(high)]
     return rows
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, float | list[float]]]) -> None:
     """One label of one log, in Markdown."""
-    lines = [f"\n| {title} | GAUC | NE | GAUC less LightGBM's |", "|---|---|---|---|"]
+    lines = [
+        f"\n| {title} | GAUC | NE | {' | '.join(f'GAUC less {base}' for base in BASES)} |",
+        "|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
         seeds = row["gauc_seeds"]
         assert isinstance(seeds, list)
-        against = row.get("against")
-        text = f"{against[0]:+.4f} [{against[1]:+.4f}, {against[2]:+.4f}]" if isinstance(against, list) else ""
-        lines.append(
-            f"| {name} | {row['gauc']:.4f} ({min(seeds):.4f} to {max(seeds):.4f}) | {row['ne']:.4f} | {text} |"
-        )
+        cells = [name, f"{row['gauc']:.4f} ({min(seeds):.4f} to {max(seeds):.4f})", f"{row['ne']:.4f}"]
+        for base in BASES:
+            found = row.get(f"less {base}")
+            cells.append(f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]" if isinstance(found, list) else "")
+        lines.append(f"| {' | '.join(cells)} |")
     stdout().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -210,7 +214,7 @@ def run_log(name: str, options: argparse.Namespace) -> dict[str, dict[str, dict[
                 _keep(kept, train_rival(samples, schema, log, rival, seed, folder / "runs" / key))
             for label, scores in _kept(kept).items():
                 found[label].setdefault(rival, []).append(scores)
-    tables = {label: compared(rivals, BASE) for label, rivals in found.items()}
+    tables = {label: compared(rivals, BASES) for label, rivals in found.items()}
     for label, rows in tables.items():
         print_table(f"{folder.name}, {label}, {log.judge}", rows)
     return tables

@@ -139,7 +139,8 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("package", ["kernels", "model", "serving"])
 def test_imports_without_torchrec_and_fbgemm(package: str) -> None:
     """A bare CUDA image has torch and triton only: every module of `kernels/` and `model/` must import there."""
-    names = (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files(package))
+    # The server needs the extra `serve`, which a machine that only scores files lacks.
+    names = (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files(package) if "server" not in p.parts)
     modules = [f"genrank.{name}".removesuffix(".__init__") for name in names]
     code = (
         "import sys, importlib\n"

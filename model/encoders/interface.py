@@ -65,6 +65,12 @@ class EncoderConfig(Checked):
         return 0.0
 
     @property
+    def event_weight(self) -> float:
+        """Weight, in training, of an event's loss beside a candidate's; 0: candidates alone are learned from. Its encoder's `forward` takes
+        the rows whose vectors are wanted, and no event's first token sees the event's second."""
+        return 0.0
+
+    @property
     def auxiliary_hidden(self) -> tuple[int, ...]:
         """Widths of the network that `--phase sparse` trains rows through; empty: there is none."""
         return ()
@@ -86,8 +92,8 @@ class EncoderConfig(Checked):
         return None
 
 
-class Encoder(nn.Module, ABC, Generic[StateT]):
-    """Jagged tokens in, a vector a candidate out.
+class SequenceEncoder(nn.Module, ABC):
+    """Jagged tokens in, vectors out: what trainer and retrieval ask of any encoder.
 
     Args:
         config: `config.dim` is the tokens' width, `config.out_dim` that of what comes out.
@@ -106,6 +112,10 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
     def shorten(self, tokens: Tokens) -> Tokens:
         """The tokens that this step reads: all of them, unless the encoder trains on fewer."""
         return tokens
+
+
+class Encoder(SequenceEncoder, Generic[StateT]):
+    """Jagged tokens in, a vector a candidate out; and the same in two parts."""
 
     @property
     def independent(self) -> bool:
@@ -200,6 +210,7 @@ def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
         lengths=lengths,
         slots=None if tokens.slots is None else tokens.slots[kept],
         sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[kept],
+        event_types=None if tokens.event_types is None else tokens.event_types[kept],
     )
     return sequence, Candidates(
         tokens.x[rows].unsqueeze(1), owner, tokens.begin[rows], tokens.end[rows], tokens.timestamps[rows]

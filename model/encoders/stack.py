@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
@@ -88,7 +89,7 @@ class Stack(Encoder[StackState]):
     def _layers(self, tokens: Tokens) -> Tensor:
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
-        x = tokens.x
+        x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
         tokens = dataclasses.replace(tokens, group_ids=self._groups(tokens))
         for block in self.blocks:
             if self.recompute and self.training:

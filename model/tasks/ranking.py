@@ -13,7 +13,7 @@ from genrank.model.baselines.untrained import Untrained
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import RankingEvaluation
 from genrank.model.importance import permutation_importance
-from genrank.model.interface import AUXILIARY, Model
+from genrank.model.interface import ADDED_LOSS, AUXILIARY, Model
 from genrank.model.label_guard import require_two_classes
 from genrank.model.losses import Weighted, loss_sums, weight_sums
 from genrank.model.metrics import ORDER_METRICS, Estimate, Predictions
@@ -55,6 +55,11 @@ class Ranking(Task[Model]):
         "best_column": "best column",
     }
     on_page: ClassVar[bool] = True
+    page_notes: ClassVar[str] = (
+        "GAUC: AUC within each user, weighted by the user's exposures; users with one class are skipped. NE: log loss over that of"
+        " predicting the mean. AUC by request, MRR and NDCG@10: over requests with a positive and a negative. Pred/obs (calibration):"
+        " mean prediction over mean label. Best popularity and best column were chosen on the last training day."
+    )
     evaluation = RankingEvaluation
 
     @property
@@ -75,12 +80,17 @@ class Ranking(Task[Model]):
         return weight_sums(batch.weights, self.schema.labels)
 
     def loss_sums(self, output: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Per label, over the batch's candidates. Auxiliary logits add their gradient and nothing to the value."""
+        """Per label, over the batch's candidates. Auxiliary logits and the model's added loss, which counts with the first label that has
+        weight, add their gradient and nothing to the value."""
         sums = loss_sums(output, batch.labels, batch.weights, self.schema.labels)
         second = {name.removeprefix(AUXILIARY): logit for name, logit in output.items() if name.startswith(AUXILIARY)}
         if second:
             for name, own in loss_sums(second, batch.labels, batch.weights, self.schema.labels).items():
                 sums[name] = sums[name] + (own - own.detach())
+        if (added := output.get(ADDED_LOSS)) is not None:
+            first = next((label for label in self.schema.labels if label.weight), None)
+            if first is not None:
+                sums[first.name] = sums[first.name] + (added - added.detach()) / first.weight
         return sums
 
     def validate(self, model: Model, config: TrainConfig, samples: Path, ranks: Ranks, *, bf16: bool) -> Metrics:
