@@ -58,12 +58,14 @@ class OnlineFeatures:
         self.snapshots = held
         self._target = pa.schema([f for f in arrow_schema(schema) if f.name not in ("labels", "mask")])
         self._adding = threading.Lock()
+        self._normalizers: dict[int, OnlineNormalizer] = {}
+        self._key_sets = key_sets(schema)
         self._added: dict[str, tuple[pa.Table, set[int]]] = {}
         self._loaded = {name: np.sort(int64s(table, "id")) for name, table in rows.items()}
         """Log -> hashes of its loaded rows, by which one that is read again is known."""
         self._changes: dict[tuple[str, int, int], RowsByKey] = {}
         self._events: dict[tuple[KeySet, str], GrowingIndex] = {}
-        for key_set in key_sets(schema):
+        for key_set in self._key_sets:
             for log in key_set.windows(schema):
                 make = partial(cross_features.events_at_keys, key_set, schema.event_log(log))
                 self._events[key_set, log] = GrowingIndex(make, "key", rows[log])
@@ -201,7 +203,7 @@ class OnlineFeatures:
     def _crossed(self, shown: pa.Table, ts: Int, start: int) -> dict[str, pa.Array]:
         """Cross feature -> its value of each exposure."""
         values: dict[str, pa.Array] = {}
-        for key_set in key_sets(self.schema):
+        for key_set in self._key_sets:
             keys, _ = cross_features.hashed_keys(key_set, shown)
             distinct, events = np.unique(keys), {}
             for log, window in key_set.windows(self.schema).items():
@@ -284,8 +286,11 @@ class OnlineFeatures:
         return next(sequence for sequence in self.schema.sequences if sequence.name == name)
 
     def _normalizer(self, day: int) -> OnlineNormalizer:
-        days = frozenset(range(day - _NEAR, day + _NEAR))
-        return OnlineNormalizer(self.schema, 1, {s.name: days for s in self.schema.sources}, held=self.snapshots)
+        if day not in self._normalizers:
+            days = frozenset(range(day - _NEAR, day + _NEAR))
+            of_sources = {source.name: days for source in self.schema.sources}
+            self._normalizers[day] = OnlineNormalizer(self.schema, 1, of_sources, held=self.snapshots)
+        return self._normalizers[day]
 
 
 def _moments(log: EventLog, exposures: pa.Table) -> Int:
