@@ -37,6 +37,7 @@ from genrank.serving.server.batching import Batcher
 from genrank.serving.server.config import ServeConfig
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.server.models import ModelSlot, load_served
+from genrank.serving.user_cache import UserCache
 
 # ---------------------------------------------------------------------- a new model
 
@@ -145,6 +146,20 @@ def test_ids_without_a_row_are_counted(run: Path) -> None:
         assert f'genrank_ids_total{{row="own",table="{table}"}} {float(known)}' in text
         assert f'genrank_ids_total{{row="none",table="{table}"}} {float(total - known)}' in text
     assert "item" not in re.findall(r'genrank_ids_total{row="own",table="(.*?)"', text), "hashed: every id has a row"
+
+
+def test_cached_users_get_the_same_scores_and_are_counted(run: Path) -> None:
+    """Several requests of a user in one batch, then each again: equal to a model without a cache."""
+    metrics, cache = Metrics(), UserCache(1 << 26, storage="float32")
+    metrics.watch(cache)
+    cached = load_served(run, "cpu", 1_000, micro_batch=3, cache=cache)
+    plain = load_served(run, "cpu", 1_000)
+    rows = CONTRACT.checked(rows_of(3))
+    for _ in range(2):
+        np.testing.assert_allclose(cached.score(rows), plain.score(rows), atol=1e-5)
+    text = metrics.text().decode()
+    assert float(re.findall(r'genrank_user_cache_total{event="hits"} (.*)', text)[0]) >= len(rows)
+    assert float(re.findall(r'genrank_user_cache_bytes{where="device"} (.*)', text)[0]) == cache.bytes[0] > 0
 
 
 # ---------------------------------------------------------------------- a process
