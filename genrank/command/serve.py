@@ -1,4 +1,4 @@
-"""`genrank requests | serve`: stored samples as requests, and a server that answers them."""
+"""`genrank requests | serve | replay`: stored samples as requests, a server that answers them, and the check that its answers are right."""
 
 from __future__ import annotations
 
@@ -60,3 +60,37 @@ def serve(config: ServeConfig) -> None:
         run_server(config)
     except Interrupted:  # raised when the server has ended in order
         say("stopped: every request that was taken is answered")
+
+
+@app.command(rich_help_panel="Serving")
+def replay(
+    requests: Annotated[
+        Path, typer.Option("--requests", metavar="FILE", help="What `genrank requests` wrote.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Option("--run", metavar="RUN", help="Whose predictions are right.", show_default=False)],
+    samples: SamplesFlag,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="A server to ask: http://127.0.0.1:8000.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="A model to load in process instead.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0, help="Largest difference of a score.")] = 1e-5,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+) -> None:
+    """Answer stored requests and compare score by score with evaluation's; name the features that differ. Status 1 beyond --tolerance."""
+    from rich.markup import escape
+
+    from genrank.model.config import samples_folder
+    from genrank.model.ranks import own_device
+    from genrank.serving.replay import InProcess, OverHttp, report
+    from genrank.serving.replay import replay as run_replay
+    from genrank.serving.scorer import CheckpointScorer
+
+    if (server is None) == (model is None):
+        raise UserError("replay: give --server URL, or --model DIR")
+    answer = OverHttp(server) if server else InProcess(CheckpointScorer.load(model or run, own_device(device)))
+    found = run_replay(requests, run, samples_folder(samples), answer, device=device)
+    report(found, tolerance, lambda line: say(escape(line)))
+    if not found.within(tolerance):
+        raise typer.Exit(1)

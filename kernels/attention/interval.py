@@ -117,14 +117,14 @@ def row_scale(divisor: Divisor, mask: IntervalMask) -> Tensor:
     q_offsets, k_offsets, q_positions, begin, end = mask
     if divisor == "visible":
         if q_positions is None:
-            q_positions = local_positions(q_offsets, len(begin))
+            q_positions = local_positions(q_offsets, begin.shape[0])
         seen = (end - begin).clamp(min=0)
         outside = (q_positions < begin) | (q_positions >= end)
         return 1.0 / (seen + outside).float()
     if divisor == "length":
-        index = torch.arange(len(begin), device=begin.device, dtype=q_offsets.dtype)
+        index = torch.arange(begin.shape[0], device=begin.device, dtype=q_offsets.dtype)
         # Wrong offsets must not fail here, without a reason; the plan names them.
-        sample = (torch.searchsorted(q_offsets, index, right=True) - 1).clamp(0, max(len(q_offsets) - 2, 0))
+        sample = (torch.searchsorted(q_offsets, index, right=True) - 1).clamp(0, max(q_offsets.shape[0] - 2, 0))
         return 1.0 / (k_offsets[1:] - k_offsets[:-1]).float()[sample]
     if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 1:
         raise ValueError(f"divisor must be 'length', 'visible' or a positive integer, got {divisor!r}")

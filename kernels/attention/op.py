@@ -152,7 +152,7 @@ def check_inputs(
             f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} disagree in tokens, heads or qk dim"
         )
     for name, offsets in (("q offsets", q_offsets), ("k offsets", k_offsets)):
-        if offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64) or len(offsets) < 1:
+        if offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64) or offsets.shape[0] < 1:
             raise TypeError(f"{name} must be int32 or int64 [B+1], got {offsets.dtype} {list(offsets.shape)}")
     for name, bound in (("begin", begin), ("end", end)):
         if bound.dtype != torch.int32 or bound.shape != q.shape[:1]:

@@ -143,19 +143,19 @@ class Joined:
     """
 
     def __init__(self, offsets: Tensor, owner: Tensor, tokens: int = 1) -> None:
-        self.q_offsets = torch.searchsorted(owner, torch.arange(len(offsets), device=owner.device)) * tokens
+        self.q_offsets = torch.searchsorted(owner, torch.arange(offsets.shape[0], device=owner.device)) * tokens
         self.k_offsets = offsets + self.q_offsets
         lengths = offsets.diff()
-        of = torch.repeat_interleave(owner, tokens, output_size=len(owner) * tokens) if tokens > 1 else owner
-        self._lengths, self._batch = lengths, len(lengths)
-        self._of_candidates = torch.arange(len(of), device=owner.device) + offsets[1:][of]
+        of = torch.repeat_interleave(owner, tokens, output_size=owner.shape[0] * tokens) if tokens > 1 else owner
+        self._lengths = lengths
+        self._of_candidates = torch.arange(of.shape[0], device=owner.device) + offsets[1:][of]
         self.q_positions = (self._of_candidates - self.k_offsets[:-1][of]).to(torch.int32)
         """[C * tokens] int32: each token's place among its sample's keys."""
 
     def rows(self, sequence: Tensor, candidates: Tensor) -> Tensor:
         """[S, ...] and [C * tokens, ...] -> [S + C * tokens, ...]."""
-        ahead = torch.repeat_interleave(self.q_offsets[:-1], self._lengths, output_size=len(sequence))
-        of_sequence = torch.arange(len(sequence), device=ahead.device) + ahead
-        out = sequence.new_empty((len(sequence) + len(candidates), *sequence.shape[1:]))
+        ahead = torch.repeat_interleave(self.q_offsets[:-1], self._lengths, output_size=sequence.shape[0])
+        of_sequence = torch.arange(sequence.shape[0], device=ahead.device) + ahead
+        out = sequence.new_empty((sequence.shape[0] + candidates.shape[0], *sequence.shape[1:]))
         out = out.index_copy(0, of_sequence, sequence)
         return out.index_copy(0, self._of_candidates, candidates.to(out.dtype))

@@ -114,11 +114,11 @@ class Stack(Encoder[StackState]):
         self._require_evaluation()
         share = self._share(sequence, beside)
         groups = self._groups(sequence)
-        positions = local_positions(sequence.offsets, len(sequence.x))
+        positions = local_positions(sequence.offsets, sequence.x.shape[0])
         seconds = sequence.timestamps // 1000
         state = StackState(sequence.offsets.long(), [], [], seconds, share)
         of_row = (
-            None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=len(seconds))
+            None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=seconds.shape[0])
         )
         x = sequence.x
         for block in self._blocks():
@@ -159,11 +159,11 @@ class Stack(Encoder[StackState]):
         if not self.extends:
             raise ValueError(LENGTH_COUNTS)
         own = later.offsets.diff()
-        owner = torch.repeat_interleave(own, output_size=len(later.x))
+        owner = torch.repeat_interleave(own, output_size=later.x.shape[0])
         joined = Joined(state.offsets, owner)
-        places = torch.arange(len(state.seconds) + len(owner), device=owner.device)
+        places = torch.arange(state.seconds.shape[0] + owner.shape[0], device=owner.device)
         starts = torch.repeat_interleave(
-            joined.k_offsets[:-1], joined.k_offsets.diff(), output_size=len(state.seconds) + len(owner)
+            joined.k_offsets[:-1], joined.k_offsets.diff(), output_size=state.seconds.shape[0] + owner.shape[0]
         )
         rows = NewRows(
             later.x, joined, later.begin, later.end, (places - starts).to(torch.int32), later.timestamps // 1000,
@@ -182,7 +182,7 @@ class Stack(Encoder[StackState]):
         order = torch.argsort(candidates.owner, stable=True)
         owner, end = candidates.owner[order], candidates.end[order]
         joined = Joined(state.offsets, owner)
-        positions = joined.rows(local_positions(state.offsets, len(state.seconds)).to(torch.int32), end)
+        positions = joined.rows(local_positions(state.offsets, state.seconds.shape[0]).to(torch.int32), end)
         group_ids = torch.full_like(
             end, CANDIDATE if self.config.norm_groups == "kind" else self.config.group_count - 1
         )
@@ -264,6 +264,6 @@ def candidate_positions(tokens: Tokens) -> Tensor:
     """int32 [T]: a token's index in its sample; a candidate's is the end of what it sees, so that no score depends on the order
     of the candidates, nor on how many events followed the exposure."""
     lengths = (tokens.offsets[1:] - tokens.offsets[:-1]).long()
-    index = torch.arange(len(tokens.x), device=tokens.x.device)
-    start = torch.repeat_interleave(tokens.offsets[:-1].long(), lengths, output_size=len(index))
+    index = torch.arange(tokens.x.shape[0], device=tokens.x.device)
+    start = torch.repeat_interleave(tokens.offsets[:-1].long(), lengths, output_size=index.shape[0])
     return torch.where(tokens.group_ids == CANDIDATE, tokens.end, (index - start).to(torch.int32))

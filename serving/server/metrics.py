@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from genrank.serving.user_cache import UserCache
 
 SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 5.0)
 """Edges of latency."""
@@ -47,6 +54,30 @@ class Metrics:
         self.model.clear()
         self.model.labels(model, fingerprint).set(1)
 
+    def watch(self, cache: UserCache) -> None:
+        """Report a user cache's counts and size."""
+        self.registry.register(_CacheCollector(cache))
+
     def text(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _CacheCollector(Collector):
+    """Reads a cache's own counts when they are asked for."""
+
+    def __init__(self, cache: UserCache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        """Look-ups by what became of them, and memory by where it is."""
+        events = CounterMetricFamily(
+            "genrank_user_cache", "Users' keys and values: what became of look-ups.", labels=["event"]
+        )
+        for event, count in asdict(self._cache.counts).items():
+            events.add_metric([event], count)
+        yield events
+        memory = GaugeMetricFamily("genrank_user_cache_bytes", "Memory that cached users take.", labels=["where"])
+        for where, size in zip(("device", "host"), self._cache.bytes, strict=True):
+            memory.add_metric([where], size)
+        yield memory

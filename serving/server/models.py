@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from genrank.schemas.schema import CANDIDATES, USER
 from genrank.serving.id_counts import IdCounter
 from genrank.serving.request_contract import RequestContract
 from genrank.serving.request_json import rows_of
+from genrank.serving.row_scores import score_rows
 from genrank.serving.scorer import CheckpointScorer, Scorer, Scores
 from genrank.serving.server.metrics import Metrics
-from genrank.tokenization.sample_columns import SampleColumns, list_lengths
+from genrank.serving.user_cache import UserCache
+from genrank.tokenization.sample_columns import list_lengths
 from genrank.tokenization.views import token_counts
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -44,11 +46,6 @@ class Served:
         loaded = getattr(self.scorer, "loaded", None)
         return IdCounter(loaded.model.embeddings) if loaded else None
 
-    @cached_property
-    def compares(self) -> bool:
-        """Whether a feature compares the candidates of a request."""
-        return bool(SampleColumns(self.scorer.schema).read_time)
-
     def sizes(self, rows: pa.RecordBatch) -> tuple[int, int]:
         """(tokens, candidates) of rows."""
         schema, table = self.scorer.schema, pa.table(rows)
@@ -58,20 +55,8 @@ class Served:
         return int(tokens.sum()), int(lengths[CANDIDATES].sum())
 
     def score(self, rows: pa.RecordBatch) -> Scores:
-        """[candidates, tasks] float32, each row by itself.
-
-        Samples of one user and day that follow one another are parts of one day to the reader, and features that compare candidates would
-        look across them: such rows are scored one after another.
-        """
-        if not self.compares or len(rows) < 2:
-            return self.scorer.score(rows)
-        turn = _turns(rows)
-        counts = rows.column(CANDIDATES).field("ts").value_lengths().to_numpy()
-        owner = np.repeat(turn, counts)
-        scores = np.empty((len(owner), len(self.scorer.tasks)), np.float32)
-        for number in range(int(turn.max()) + 1):
-            scores[owner == number] = self.scorer.score(rows.take(pa.array(np.flatnonzero(turn == number))))
-        return scores
+        """[candidates, tasks] float32, each row by itself."""
+        return score_rows(self.scorer, rows)
 
     def warm_up(self) -> None:
         """Score a request of which everything is missing: what the first request would wait for is loaded, and a model that gives no
@@ -101,25 +86,23 @@ def _blank(contract: RequestContract) -> dict[str, object]:
     return identity | groups
 
 
-def _turns(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """[R]: how many rows of the same user and window come before each."""
-    seen: dict[tuple[object, object], int] = {}
-    turns = []
-    for key in zip(rows.column("user_id").to_pylist(), rows.column("window_start").to_pylist(), strict=True):
-        turns.append(seen.get(key, 0))
-        seen[key] = turns[-1] + 1
-    return np.array(turns, np.int64)
-
-
-def load_served(model: Path, device: str, max_candidates: int) -> Served:
+def load_served(
+    model: Path, device: str, max_candidates: int, *, micro_batch: int = 0, cache: UserCache | None = None
+) -> Served:
     """The model of a run's or a checkpoint's folder: the best checkpoint, or else the newest whole one.
+
+    Args:
+        model: the folder.
+        device: cpu or cuda.
+        max_candidates: of a request.
+        micro_batch, cache: as of `CheckpointScorer`.
 
     Raises:
         UserError: there is none, it is damaged, or it ranks no candidates.
     """
     folder = find_checkpoint(model)
     manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    scorer = CheckpointScorer.load(folder, device)
+    scorer = CheckpointScorer.load(folder, device, micro_batch=micro_batch, cache=cache)
     served = Served(scorer, RequestContract(scorer.schema, max_candidates), f"{folder.name}-{manifest[:12]}")
     served.warm_up()
     return served
@@ -147,15 +130,27 @@ class ModelSlot:
         device: cpu or cuda.
         max_candidates: of a request.
         metrics: counts loads.
+        micro_batch, cache: as of `CheckpointScorer`; what a checkpoint cached is dropped when the next one takes over.
 
     Raises:
         UserError: as `load_served`.
     """
 
-    def __init__(self, model: Path, device: str, max_candidates: int, metrics: Metrics) -> None:
-        self.model, self.device, self.max_candidates, self.metrics = model, device, max_candidates, metrics
+    def __init__(
+        self,
+        model: Path,
+        device: str,
+        max_candidates: int,
+        metrics: Metrics,
+        *,
+        micro_batch: int = 0,
+        cache: UserCache | None = None,
+    ) -> None:
+        self.cache = cache
+        self._load = partial(load_served, model, device, max_candidates, micro_batch=micro_batch, cache=cache)
+        self.model, self.metrics = model, metrics
         self._stamp = stamp(model)
-        self.current = load_served(model, device, max_candidates)
+        self.current = self._load()
         self._announce()
 
     def look(self) -> bool:
@@ -165,14 +160,16 @@ class ModelSlot:
             return False
         self._stamp = now
         try:
-            following = load_served(self.model, self.device, self.max_candidates)
+            following = self._load()
         except (UserError, OSError, RuntimeError) as error:
             self.metrics.loads.labels("refused").inc()
             logger.warning(f"{self.model}: the new model can't be served, {self.current.name} goes on: {error}")
             return False
         if following.name == self.current.name:
             return False
-        self.current = following
+        old, self.current = self.current, following
+        if self.cache is not None and isinstance(old.scorer, CheckpointScorer):
+            self.cache.drop(old.scorer.loaded.checkpoint)
         self._announce()
         return True
 

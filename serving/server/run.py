@@ -14,6 +14,7 @@ from genrank.serving.server.app import Server, make_app
 from genrank.serving.server.config import ServeConfig
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.server.models import ModelSlot
+from genrank.serving.user_cache import UserCache
 
 
 def serve(config: ServeConfig) -> None:
@@ -25,7 +26,14 @@ def serve(config: ServeConfig) -> None:
     metrics = Metrics()
     listening = _listen(config.host, config.port)
     with listening:
-        slot = ModelSlot(config.model, str(own_device(config.device)), config.max_candidates, metrics)
+        cache = None
+        if config.user_cache_mb:
+            cache = UserCache(int(config.user_cache_mb * 1_000_000), storage=config.cache_storage)
+            metrics.watch(cache)
+        device = str(own_device(config.device))
+        slot = ModelSlot(
+            config.model, device, config.max_candidates, metrics, micro_batch=config.micro_batch, cache=cache
+        )
         app = make_app(Server(slot, config, metrics))
         host, port = listening.getsockname()[:2]
         if not ipaddress.ip_address(host).is_loopback:

@@ -10,6 +10,7 @@ import pytest
 from genrank.model.config import TrainConfig
 from genrank.model.trainer import train
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenization"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
