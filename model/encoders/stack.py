@@ -118,7 +118,9 @@ class Stack(Encoder[StackState]):
         seconds = sequence.timestamps // 1000
         state = StackState(sequence.offsets.long(), [], [], seconds, share)
         of_row = (
-            None if share is None else torch.repeat_interleave(share, state.offsets.diff(), output_size=seconds.shape[0])
+            None
+            if share is None
+            else torch.repeat_interleave(share, state.offsets.diff(), output_size=seconds.shape[0])
         )
         x = sequence.x
         for block in self._blocks():
