@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrank.pipelines.engine import AnyEngine, gather
+from genrank.pipelines.engine import AnyEngine, gather, joined
 from genrank.pipelines.gate.raw_log import (
     HOME,
     ID,
@@ -202,7 +202,8 @@ class RawDay:
         if sum(unit.rows for unit in units) > IN_PROCESS:
             return self.engine.collect(self.engine.map(title, units, reader.read))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return gather(piece for pieces in pool.map(lambda unit: list(reader.read(unit)), units) for piece in pieces)
+            read = pool.map(lambda unit: list(reader.read(unit)), units)
+            return gather(joined(piece for pieces in read for piece in pieces))
 
     def _once(self, reader: RawReader, tables: dict[str, pa.Table]) -> dict[str, pl.DataFrame]:
         frames = {}
