@@ -28,3 +28,17 @@ class ScoreConfig(Configuration):
     """Tokens of a batch at most."""
     device: str = "auto"
     """cpu, cuda or auto."""
+
+
+@dataclass(frozen=True)
+class ExportConfig(Configuration):
+    """An export of a trained run."""
+
+    run: Annotated[Path, Flag(metavar="RUN")]
+    """The --out folder of `genrank train`."""
+    out: Annotated[Path, Flag(metavar="DIR")]
+    """The folder to write; an export that is there is replaced."""
+    checkpoint: Annotated[int | None, NOT_NEGATIVE, Flag(metavar="STEP")] = None
+    """The step to export. Default: the best, or else the newest."""
+    device: str = "auto"
+    """cpu, cuda or auto: where it will be served."""

@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from genrank.model.evaluate import LoadedModel, load_model
-from genrank.model.losses import predictions
-from genrank.model.predict import keep_rate
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import Schema
-from genrank.serving.engine import Engine
-from genrank.serving.sample_rows import SampleRows
+from genrank.serving.model_scorer import ModelScorer, Scores
 from genrank.serving.user_cache import UserCache
-
-Scores = NDArray[np.float32]
 
 
 class Scorer(Protocol):
@@ -53,29 +46,19 @@ class Scorer(Protocol):
         ...
 
 
-class CheckpointScorer:
+class CheckpointScorer(ModelScorer):
     """A training run's model.
 
     Args:
         loaded: the model.
-        device: where it is.
-        micro_batch: candidates that are scored at once (M-FALCON); 0: all of them, in one pass with user and events.
-        cache: keeps users' keys and values between calls.
-
-    Raises:
-        UserError: the model can't score candidates in parts, or keep users, and is asked to.
+        device, micro_batch, cache: as of `ModelScorer`.
     """
 
     def __init__(
         self, loaded: LoadedModel, device: torch.device, *, micro_batch: int = 0, cache: UserCache | None = None
     ) -> None:
-        self.loaded, self.device = loaded, device
-        self.engine = Engine(loaded.model, loaded.checkpoint, micro_batch=micro_batch, cache=cache)
-        self.schema = loaded.schema
-        self.fingerprint = loaded.schema.fingerprint
-        self.tasks = tuple(label.name for label in loaded.schema.labels)
-        self.rows = SampleRows(loaded.schema)
-        self._keep_rate = keep_rate(loaded.schema)
+        self.loaded = loaded
+        super().__init__(loaded.model, loaded.schema, loaded.checkpoint, device, micro_batch=micro_batch, cache=cache)
 
     @classmethod
     def load(
@@ -100,16 +83,6 @@ class CheckpointScorer:
         require_ranking(loaded, run)
         return cls(loaded, torch.device(device), micro_batch=micro_batch, cache=cache)
 
-    def score(self, rows: pa.RecordBatch) -> Scores:
-        """As `Scorer.score`."""
-        batch = self.rows.batch(rows).to(self.device)
-        if not len(batch.item):
-            return np.zeros((0, len(self.tasks)), np.float32)
-        with torch.inference_mode():
-            found = predictions(self.engine.logits(batch), self.schema.labels, self._keep_rate)
-            scores: Scores = torch.stack([found[task] for task in self.tasks], 1).cpu().numpy()
-        return scores
-
 
 def require_ranking(loaded: LoadedModel, run: Path) -> None:
     """Refuse what gives candidates no score.
@@ -119,3 +92,6 @@ def require_ranking(loaded: LoadedModel, run: Path) -> None:
     """
     if loaded.task.name != "ranking":
         raise UserError(f"{run} is of {loaded.name}, a {loaded.task.name} model; scores are of ranking models")
+
+
+__all__ = ["CheckpointScorer", "Scorer", "Scores", "require_ranking"]

@@ -59,6 +59,7 @@ class Embeddings(nn.Module):
         boundaries: fitted boundaries of numbers in quantile buckets: `tokenization.quantiles.fit_boundaries`.
         lr: sparse learning rate; set `embeddings.lr` to change it.
         state: where the torch backend keeps its optimizers' state: on the device, or in host memory.
+        tables: take these in the place of tables of its own, of which `backend`, `sharding`, `lr`, `state` and `seed` speak.
         seed: of the initial rows. A logical table's initial rows don't depend on how it is merged or sharded.
 
     Raises:
@@ -76,6 +77,7 @@ class Embeddings(nn.Module):
         lr: float = 0.05,
         state: StatePlace = "device",
         seed: int = 0,
+        tables: Tables | None = None,
     ) -> None:
         super().__init__()
         for group, name, transform in fitted_features(plan.schema):
@@ -103,7 +105,11 @@ class Embeddings(nn.Module):
         self.frozen = False
         """Rows neither learn nor change their owners: no gradient reaches them, and no id is admitted or evicted."""
         self._pending: deque[PendingLookup] = deque()
-        self.tables: Tables = _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding, state)
+        self.tables: Tables = (
+            _make_tables(self.backend, plan, torch.device(device), lr, seed, sharding, state)
+            if tables is None
+            else tables
+        )
 
     @property
     def lr(self) -> float:

@@ -146,7 +146,8 @@ class _Inert(pickle.Unpickler):
         if (module, name) == ("builtins", "getattr"):
             return _member
         if (module, name) not in ADMITTED:
-            raise _Refused(f"it is a pickle that would use {module}.{name}, which no checkpoint of genrank does")
+            used = ascii(f"{module}.{name}")[1:-1]  # one line, whatever a damaged file names
+            raise _Refused(f"it is a pickle that would use {used}, which no checkpoint of genrank does")
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) not in self._made:
@@ -199,6 +200,8 @@ def _dict(value: object) -> dict[object, object]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Refused(f"it holds {_kind(value)} where a name belongs")
+    if not value.isprintable():
+        raise _Refused(f"it holds {ascii(value)} where a name belongs")
     return value
 
 

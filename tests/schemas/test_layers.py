@@ -41,6 +41,7 @@ LAYERS = (
     ("review",),
     ("present",),
     ("load", "manifest"),
+    ("publishing",),
     ("configuration",),
     ("__init__",),
 )
