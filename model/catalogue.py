@@ -12,14 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genrank.model.sample_files import read_columns
+from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
 
+Events = tuple[str, str]
+"""(sequence, feature) that holds items' ids, beside the candidates."""
+
 
 def responses(
-    samples: Path, schema: Schema, dates: Sequence[str], task: str, items: NDArray[np.int64]
+    samples: Path,
+    schema: Schema,
+    dates: Sequence[str],
+    task: str,
+    items: NDArray[np.int64],
+    events: Events | None = None,
 ) -> NDArray[np.int64]:
-    """[N] int64: how often each item (ascending) was a positive candidate on some days."""
+    """[N] int64: how often each item (ascending) was a positive candidate on some days, or one of `events` in their samples."""
     counts = np.zeros(len(items), np.int64)
     for date in dates:
         for file in sample_files(samples, date, schema):
@@ -28,15 +37,26 @@ def responses(
                 pc.struct_field(table[group].combine_chunks(), name).flatten().to_numpy(zero_copy_only=False)
                 for group, name in (("candidates", "item"), ("labels", task))
             )
-            counts += np.bincount(np.searchsorted(items, ids[labels > 0.5]), minlength=len(items))
+            found = [ids[labels > 0.5]] + ([_ids(file, *events)] if events else [])
+            for each in found:
+                counts += np.bincount(np.searchsorted(items, each), minlength=len(items))
     return counts
 
 
-def catalogue(samples: Path, schema: Schema, dates: Sequence[str]) -> Tensor:
-    """[N] int64: every item that was a candidate on some day, ascending."""
+def catalogue(samples: Path, schema: Schema, dates: Sequence[str], events: Events | None = None) -> Tensor:
+    """[N] int64: every item that was a candidate on some day, or one of `events` in its samples, ascending."""
     found = [
-        pc.struct_field(read_columns(file, ["candidates.item"])["candidates"].combine_chunks(), "item")
+        _ids(file, *column)
         for date in dict.fromkeys(dates)
         for file in sample_files(samples, date, schema)
+        for column in (("candidates", "item"), *([events] if events else []))
     ]
-    return torch.from_numpy(np.unique(np.concatenate([each.flatten().to_numpy() for each in found])))
+    return torch.from_numpy(np.unique(np.concatenate(found)))
+
+
+def _ids(file: Path, group: str, name: str) -> NDArray[np.int64]:
+    """The ids of a file's column that are known."""
+    column = pc.struct_field(read_columns(file, [f"{group}.{name}"])[group].combine_chunks(), name)
+    ids: NDArray[np.int64] = column.flatten().to_numpy()
+    known: NDArray[np.int64] = ids[ids != MISSING_ID]
+    return known

@@ -52,7 +52,7 @@ class TrainConfig(Configuration):
     model: str = "mtgr-tiny"
     """mtgr-{tiny,small,medium,large}, hstu-{tiny,small,large,paper}, heteroatt, hiformer, hhft (each also -tiny),
     rankmixer-{tiny,100m,1b}, tokenmixer-tiny, longer-{tiny,base,inner}, onetrans-{tiny,small,large}, grab-{tiny,base},
-    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec, lightgbm; hstu-retrieval-{tiny,small,large,paper};
+    ultra-hstu-{tiny,base,channels}, din, dlrm, dcn, sasrec, lightgbm; hstu-retrieval-{tiny,small,large,paper}, sasrec-retrieval;
     path/to/file.py:NAME for one of your own."""
     settings: Annotated[
         Mapping[str, str], BeforeValidator(settings_text), Flag(name="--set", metavar="FIELD=VALUE")

@@ -209,6 +209,10 @@ class Evaluation(Document):
     chosen: dict[str, dict[str, str]] = {}
     """Objective -> row that was chosen on a training day -> which it is, in words."""
 
+    def scope(self) -> dict[str, int]:
+        """What it was judged on, in numbers: alike for evaluations that may be compared."""
+        return {}
+
     def in_words(self, objective: str, row: str, name: str) -> str:
         """A row's name, with what was chosen for it."""
         which = self.chosen.get(objective, {}).get(row)
@@ -249,6 +253,10 @@ class RankingEvaluation(Evaluation):
     importance: dict[str, list[Importance]] = {}
     """Label -> features and groups, largest drop first; empty without `--importance`."""
 
+    def scope(self) -> dict[str, int]:
+        """Candidates and users."""
+        return {"candidates": self.candidates, "users": self.users}
+
 
 class RetrievalEvaluation(Evaluation):
     """Metrics of a retrieval model: a query a user and day, over the whole catalogue."""
@@ -257,6 +265,10 @@ class RetrievalEvaluation(Evaluation):
     queries: int
     catalogue: int
     """Items in it."""
+
+    def scope(self) -> dict[str, int]:
+        """Queries and items."""
+        return {"queries": self.queries, "items": self.catalogue}
 
 
 class ProgressiveDay(Document):

@@ -18,6 +18,7 @@ from genrank.model.run_dir import read_json
 from genrank.model.tasks.base import AnyTask, LoadedRun
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
+from genrank.schemas.files import file_sha256
 from genrank.schemas.manifest import build_ids
 from genrank.schemas.schema import Schema
 from genrank.tokenization.checkpoint import load_tables
@@ -34,6 +35,8 @@ class LoadedModel(NamedTuple):
     task: AnyTask
     builds: Mapping[str, str]
     """Day of samples -> the build that it was trained or evaluated on, as its checkpoint has them."""
+    checkpoint: str
+    """Which checkpoint: 16 hex digits of its manifest, which has the digest of every file."""
 
 
 def load_model(path: Path, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -56,7 +59,15 @@ def load_model(path: Path, *, step: int | None = None, device: torch.device | st
     model.make_room(state)
     load_weights(model, state, folder)
     load_tables(embeddings, folder / "tables")
-    return LoadedModel(model.eval(), schema, manifest.step, identity.name, chosen.task(schema), manifest.builds)
+    return LoadedModel(
+        model.eval(),
+        schema,
+        manifest.step,
+        identity.name,
+        chosen.task(schema),
+        manifest.builds,
+        file_sha256(folder / "manifest.json")[:16],
+    )
 
 
 def _refuse_code_of_the_run(model: str, folder: Path) -> None:

@@ -15,6 +15,9 @@ from genrank.tokenization.embedding import Embeddings
 
 AUXILIARY = "auxiliary."
 """Before a label's name: a second logit of it that a ranker may return in training. It is learned from and neither reported nor predicted."""
+ADDED_LOSS = "added loss"
+"""A scalar that a ranker may return in training beside the logits: a sum of losses, to be divided as the candidates' are. Learned from and not
+reported."""
 Phase = Literal["both", "dense", "sparse"]
 """Which parameters learn (two-stage training: GRAB, arXiv:2602.01865)."""
 

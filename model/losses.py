@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genrank.model.sampled_scores import sampled_scores
+
 if TYPE_CHECKING:
     from genrank.schemas.label import Label
 
@@ -158,6 +160,7 @@ def sampled_softmax(
     positive_ids: Tensor,
     negative_ids: Tensor,
     negative_log_q: Tensor | None = None,
+    chosen: Tensor | None = None,
     temperature: float = 0.05,
     weights: Tensor | None = None,
 ) -> Tensor:
@@ -168,16 +171,23 @@ def sampled_softmax(
     the query's own positive is masked.
 
     Args:
-        queries, positives: [Q, d]; negatives: [N, d], shared by the queries.
+        queries, positives: [Q, d]; negatives: [N, d].
         positive_ids: [Q] int64; negative_ids: [N] int64.
-        negative_log_q: [N] log sampling probability of each negative.
+        negative_log_q: [N] log of how often each negative is expected among a query's.
+        chosen: [Q, R] int64: which negatives each query is compared with; None: all of them.
         weights: [Q].
     """
     queries, positives, negatives = (F.normalize(v.float(), dim=-1) for v in (queries, positives, negatives))
     own = (queries * positives).sum(-1, keepdim=True) / temperature
-    other = queries @ negatives.T / temperature
-    if negative_log_q is not None:
-        other = other - negative_log_q.float()
-    other = other.masked_fill(positive_ids[:, None] == negative_ids[None, :], float("-inf"))
+    if chosen is None:
+        other, ids, log_q = queries @ negatives.T, negative_ids[None, :], negative_log_q
+    else:
+        other, flat = sampled_scores(queries, negatives, chosen), chosen.flatten()
+        ids = negative_ids.index_select(0, flat).view_as(chosen)
+        log_q = None if negative_log_q is None else negative_log_q.index_select(0, flat).view_as(chosen)
+    other = other / temperature
+    if log_q is not None:
+        other = other - log_q.float()
+    other = other.masked_fill(positive_ids[:, None] == ids, float("-inf"))
     each = torch.logsumexp(torch.cat([own, other], 1), 1) - own.squeeze(1)
     return (each if weights is None else each * weights).sum()

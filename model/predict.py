@@ -19,7 +19,7 @@ def predict(
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Each of this rank's batches and, per task, its candidates' predictions [C] float32. Ranks look rows up together: one
     that has no batch left computes with another's until all are done, and keeps nothing of it."""
-    keep_rate = 1.0 if schema.candidates.keep_correction else schema.candidates.negative_keep_rate
+    kept = keep_rate(schema)
     training = model.training
     model.eval()
     try:
@@ -28,9 +28,14 @@ def predict(
             with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 logits = model(batch)
             if own:
-                yield batch, predictions(logits, schema.labels, keep_rate)
+                yield batch, predictions(logits, schema.labels, kept)
     finally:
         model.train(training)
+
+
+def keep_rate(schema: Schema) -> float:
+    """The share of negatives that samples hold without reweighting them, which `losses.predictions` corrects for; else 1."""
+    return 1.0 if schema.candidates.keep_correction else schema.candidates.negative_keep_rate
 
 
 def candidate_users(batch: Batch) -> Tensor:

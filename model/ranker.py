@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from genrank.kernels.attention import local_positions
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
-from genrank.model.encoders import Counts, Encoder, EncoderConfig, build_encoder
+from genrank.model.encoders import Counts, Encoder, EncoderConfig, SequenceEncoder, build_encoder
+from genrank.model.event_loss import EventHeads
 from genrank.model.heads import HeadConfig, Heads
-from genrank.model.interface import AUXILIARY, Model, Phase
+from genrank.model.interface import ADDED_LOSS, AUXILIARY, Model, Phase
 from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES, USER
@@ -66,10 +67,10 @@ class EncoderModel(Model):
         encoder: makes it from `config`.
     """
 
-    encoder: Encoder[Any]
+    encoder: SequenceEncoder
 
     def __init__(
-        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], Encoder[Any]] = build_encoder
+        self, embeddings: Embeddings, config: EncoderConfig, encoder: Callable[[Any], SequenceEncoder] = build_encoder
     ) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(embeddings, config.dim, config.wants())
@@ -112,6 +113,8 @@ class Ranker(EncoderModel):
         encoder: makes it from `config`; by default the one of `model.encoders` that has such a configuration.
     """
 
+    encoder: Encoder[Any]
+
     def __init__(
         self,
         embeddings: Embeddings,
@@ -125,6 +128,8 @@ class Ranker(EncoderModel):
         width = self.encoder.config.out_dim + (config.tower[-1] if config.tower else 0)
         self.heads = Heads(width, tasks, head)
         self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
+        weight, schema = config.event_weight, embeddings.plan.schema
+        self.event_heads = EventHeads(self.encoder.config.out_dim, schema) if weight else None
         self.work = Work()
         hidden = config.auxiliary_hidden
         self.auxiliary = Auxiliary(embeddings, tasks, hidden, head) if hidden else None
@@ -137,8 +142,8 @@ class Ranker(EncoderModel):
         self.phase = phase
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{label: logit [C]}; in training also `AUXILIARY` + label, where the encoder has a loss of its own. In training by
-        `--phase sparse`, those of the auxiliary network."""
+        """{label: logit [C]}; in training also `AUXILIARY` + label, where the encoder has a loss of its own, and `ADDED_LOSS`, where events
+        have one. In training by `--phase sparse`, those of the auxiliary network."""
         if self.auxiliary is not None and self.training and self.phase == "sparse":
             rows_learn: dict[str, Tensor] = self.auxiliary(batch)
             return rows_learn
@@ -146,17 +151,35 @@ class Ranker(EncoderModel):
         tokens = self.encoder.shorten(self.tokenizer.tokens(batch, features))
         if self.training and self.counts_flops:
             self.work.add(tokens)
-        vectors: Tensor = self.encoder(tokens)
-        joined = vectors
-        if self.tower is not None:
-            joined = torch.cat([vectors, self.tower(batch, features)], 1)
-        logits: dict[str, Tensor] = self.heads(joined)
+        vectors, of_events = self._encode(tokens)
+        logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
             weight = self.encoder.config.encoder_loss
             for name, logit in self.encoder_heads(vectors).items():
                 # Its value, and `weight` times its gradient.
                 logits[AUXILIARY + name] = weight * logit + (1 - weight) * logit.detach()
+        if of_events is not None:
+            logits[ADDED_LOSS] = self.encoder.config.event_weight * of_events
         return logits
+
+    def logits(self, vectors: Tensor, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made.
+
+        Args:
+            features: of the candidates and the users, `Tokenizer.features`.
+        """
+        if self.tower is not None:
+            vectors = torch.cat([vectors, self.tower(batch, features)], 1)
+        found: dict[str, Tensor] = self.heads(vectors)
+        return found
+
+    def _encode(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """[C, out_dim], and in training the events' loss, where they have one."""
+        if self.event_heads is None or not self.training:
+            return self.encoder(tokens), None
+        assert tokens.event_types is not None  # `wants` asks for them
+        every: Tensor = self.encoder(tokens, torch.arange(len(tokens.x), device=tokens.x.device))
+        return every[tokens.candidate_rows], self.event_heads(every, tokens.event_types)
 
     @property
     def counts_flops(self) -> bool:

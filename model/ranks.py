@@ -70,17 +70,32 @@ def join_ranks(device: str = "auto") -> Ranks:
     Raises:
         UserError: a GPU is asked for and there is none.
     """
+    own = own_device(device)
+    rank, size = place_among_ranks()
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    host = dist.new_group(backend="gloo") if size > 1 and own.type == "cuda" else None
+    return Ranks(rank, size, own, host)
+
+
+def place_among_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are, by torchrun's environment."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device(device: str = "auto") -> torch.device:
+    """The device that `--device` names: of several GPUs this process's.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: use auto, cpu or cuda")
     kind = "cuda" if cuda and device != "cpu" else "cpu"
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     own = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(own)
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    host = dist.new_group(backend="gloo") if size > 1 and kind == "cuda" else None
-    return Ranks(rank, size, own, host)
+    return own

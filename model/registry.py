@@ -34,7 +34,7 @@ from genrank.model.encoders.mtgr import PAPER
 from genrank.model.heads import HeadConfig
 from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
-from genrank.model.retriever import PRESETS as RETRIEVERS
+from genrank.model.retrieval_config import PRESETS as RETRIEVERS
 from genrank.model.retriever import Retriever
 from genrank.model.tasks import make_task
 from genrank.model.tasks.base import AnyTask

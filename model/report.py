@@ -20,7 +20,6 @@ from genrank.model.metrics import Estimate
 from genrank.model.paired import paired_differences
 from genrank.model.presentation import Cell, cell, dates_text, numbers
 from genrank.model.report_data import Group, Run, differing, grouped, read_runs
-from genrank.model.tasks.ranking import Ranking
 from genrank.schemas.files import write_atomically
 
 TEMPLATE = "report.html"
@@ -117,7 +116,10 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
         fingerprint=first.schema.fingerprint,
         headline=f"{first.name} beside its baselines",
         scope=_scope(first),
-        tasks=[section(label.name, groups) for label in first.schema.labels],
+        resampled=first.task.resampled,
+        notes=first.task.page_notes,
+        watched=first.task.heading(first.task.headline),
+        tasks=[section(objective, groups) for objective in first.objectives],
         settings=differing([group.runs[0] for group in groups]) if len(groups) > 1 else {},
         groups=[group.name for group in groups],
         curves=figures.svg(figures.curves(groups)),
@@ -132,36 +134,36 @@ def write_report(runs: Sequence[Path], out: Path, samples: Path | None = None) -
 
 def _scope(run: Run) -> str:
     on = run.evaluation
-    return (
-        f"Trained on {dates_text(run.summary.train_dates)}; evaluated on {dates_text(on.dates)}: {on.candidates:,} candidates of "
-        f"{on.users:,} users."
-    )
+    judged = " of ".join(f"{count:,} {what}" for what, count in on.scope().items())
+    return f"Trained on {dates_text(run.summary.train_dates)}; evaluated on {dates_text(on.dates)}: {judged}."
 
 
 def section(label_name: str, groups: Sequence[Group]) -> Section:
-    """A label's metrics by every setting and reference."""
+    """A label's (or another objective's) metrics by every setting and reference."""
     first, leading = groups[0].runs[0], groups[0].name
-    label = next(label for label in first.schema.labels if label.name == label_name)
+    task = first.task
+    label = next((label for label in first.schema.labels if label.name == label_name), None)
+    smaller = label is not None and label.kind == "value"
     rows: list[tuple[str, str, dict[str, Estimate]]] = []
     if oracle := first.metrics(label_name, "oracle"):
-        rows.append(("reference", Ranking.references["oracle"], oracle))
+        rows.append(("reference", task.references["oracle"], oracle))
     spread = {group.name: group for group in groups if len(group.runs) > 1}
     rows += [("model", group.name, metrics) for group in groups if (metrics := group.metrics(label_name))]
-    for key in ("user_item_ctr", "best_popularity", "popularity", "best_column"):
-        if counts := first.metrics(label_name, key):
-            name = first.evaluation.in_words(label_name, key, Ranking.references[key])
-            rows.append(("reference", name, counts))
-    shown = Ranking.shown(rows[0][2])
+    for key, title in task.references.items():
+        if key != "oracle" and (counts := first.metrics(label_name, key)):
+            rows.append(("reference", first.evaluation.in_words(label_name, key, title), counts))
+    shown = task.shown(rows[0][2])
     headline = {name: numbers(metrics.get(shown[0])).value for _, name, metrics in rows}
     of_models = [headline[name] for kind, name, _ in rows if kind == "model" and math.isfinite(headline[name])]
-    best = (max if label.kind == "binary" else min)(of_models, default=math.nan)
-    reached = (headline.get(leading, math.nan) - 0.5) / (headline.get(Ranking.references["oracle"], math.nan) - 0.5)
+    best = (min if smaller else max)(of_models, default=math.nan)
+    oracle_name = task.references.get("oracle", "")
+    reached = (headline.get(leading, math.nan) - 0.5) / (headline.get(oracle_name, math.nan) - 0.5)
     dots = [(kind, name, metrics.get(shown[0])) for kind, name, metrics in rows]
     return Section(
         name=label_name,
-        note=f"given {label.given}" if label.given else "",
+        note=f"given {label.given}" if label and label.given else "",
         mature=any(math.isfinite(value) for value in headline.values()),
-        headings=[Ranking.heading(metric) for metric in shown],
+        headings=[task.heading(metric) for metric in shown],
         rows=[
             Row(
                 name,
@@ -175,7 +177,7 @@ def section(label_name: str, groups: Sequence[Group]) -> Section:
             )
             for kind, name, metrics in rows
         ],
-        figure=figures.svg(figures.dots(Ranking.heading(shown[0]), dots)),
+        figure=figures.svg(figures.dots(task.heading(shown[0]), dots)),
         distance=f"{leading} reaches {reached:.1%} of the oracle's GAUC above chance."
         if math.isfinite(reached)
         else "",
@@ -183,7 +185,7 @@ def section(label_name: str, groups: Sequence[Group]) -> Section:
         slices=_slices(label_name, groups, shown[0]),
         importance=[
             Row(one.in_words(), "best" if one.feature is None else "model", [cell(one.drop)])
-            for one in first.evaluation.importance.get(label_name, [])
+            for one in first.importance.get(label_name, [])
         ],
     )
 
@@ -210,9 +212,9 @@ def _signed(estimate: Estimate | None) -> Cell:
 
 def _slices(label: str, groups: Sequence[Group], metric: str) -> list[SliceRow]:
     rows = []
-    for dimension, slices in groups[0].runs[0].evaluation.slices.get(label, {}).items():
+    for dimension, slices in groups[0].runs[0].slices.get(label, {}).items():
         for name, own in slices.items():
-            each = [group.runs[0].evaluation.slices.get(label, {}).get(dimension, {}).get(name) for group in groups]
+            each = [group.runs[0].slices.get(label, {}).get(dimension, {}).get(name) for group in groups]
             cells = [cell(found.metrics.get(metric) if found else None) for found in each]
             rows.append(SliceRow(dimension, name, f"{own.candidates:,}", cells))
     return rows

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from genrank.model.documents import LogRow, RankingEvaluation, Summary, read_document
+from genrank.model.documents import Evaluation, LogRow, RankingEvaluation, SliceMetrics, Summary, read_document
+from genrank.model.documents import Importance as FeatureImportance
 from genrank.model.metrics import Estimate, Predictions
 from genrank.model.run_dir import read_json, read_log, read_schema
-from genrank.model.tasks import task_type
+from genrank.model.tasks import AnyTask, task_type
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import Schema
 
@@ -41,7 +42,7 @@ class Run:
 
     folder: Path
     summary: Summary
-    evaluation: RankingEvaluation
+    evaluation: Evaluation
     log: list[LogRow]
     schema: Schema
     config: Mapping[str, object] = field(default_factory=dict)
@@ -51,6 +52,26 @@ class Run:
     def name(self) -> str:
         """Of its model."""
         return self.summary.model
+
+    @property
+    def task(self) -> type[AnyTask]:
+        """What it learned."""
+        return task_type(self.evaluation.task)
+
+    @property
+    def objectives(self) -> list[str]:
+        """What it is judged by, in order: labels, or the task's one objective."""
+        return list(self.evaluation.tasks)
+
+    @property
+    def slices(self) -> dict[str, dict[str, dict[str, SliceMetrics]]]:
+        """As in `RankingEvaluation`; of other tasks none."""
+        return self.evaluation.slices if isinstance(self.evaluation, RankingEvaluation) else {}
+
+    @property
+    def importance(self) -> dict[str, list[FeatureImportance]]:
+        """As in `RankingEvaluation`; of other tasks none."""
+        return self.evaluation.importance if isinstance(self.evaluation, RankingEvaluation) else {}
 
     @property
     def seed(self) -> str:
@@ -76,10 +97,10 @@ class Run:
     def scored(self, label: str) -> Predictions | None:
         """The predictions of a label; None where they are gone or no label is mature."""
         names = ("user_id", label, f"{label}_score", f"{label}_weight", "request")
-        table = self.predictions(names)
-        kind = next(each.kind for each in self.schema.labels if each.name == label)
+        table = self.predictions(names) if isinstance(self.evaluation, RankingEvaluation) else None
         if table is None:
             return None
+        kind = next(each.kind for each in self.schema.labels if each.name == label)
         found = Predictions(kind, by_request=self.schema.candidates.request is not None)
         user, truth, score, weight, request = (torch.from_numpy(table[name].to_numpy().copy()) for name in names)
         found.update(user, truth, score, weight, request)
@@ -104,13 +125,11 @@ class Run:
                 raise UserError(f"--run {folder}: it has no {name}; run `{remedy}` on it first")
         task = task_of(read_json(folder / "metrics.json"))
         if not task_type(task).on_page:
-            raise UserError(
-                f"--run {folder}: a {task} model; the page compares rankers. Its figures are in {folder}/metrics.json"
-            )
+            raise UserError(f"--run {folder}: no page draws {task} models; its figures are in {folder}/metrics.json")
         return cls(
             folder,
             read_document(folder / "summary.json", Summary),
-            read_document(folder / "metrics.json", RankingEvaluation),
+            read_document(folder / "metrics.json", task_type(task).evaluation),
             read_log(folder),
             read_schema(folder),
             read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
@@ -196,9 +215,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     first = runs[0].evaluation
     for run in runs[1:]:
         own = run.evaluation
+        if own.task != first.task:
+            raise UserError(
+                f"--run {run.folder}: a {own.task} model, and {runs[0].folder} a {first.task} model; give those of one task a page"
+            )
         for key, theirs, ours in (
             ("dates", own.dates, first.dates),
-            ("candidates", own.candidates, first.candidates),
+            *((key, each, first.scope()[key]) for key, each in own.scope().items() if key != "users"),
         ):
             if theirs != ours:
                 raise UserError(

@@ -50,11 +50,12 @@ def dots(metric_name: str, rows: Sequence[tuple[str, str, Estimate | None]]) -> 
 
 
 def curves(groups: Sequence[Group]) -> Figure:
-    """Training loss, and GAUC where there was an evaluation on the way, by step; runs of one setting in one colour."""
+    """Training loss, and the task's headline where there was an evaluation on the way, by step; runs of one setting in one colour."""
     runs = [run for group in groups for run in group.runs]
     validated = any(isinstance(row, EvalRow) for run in runs for row in run.log)
     figure, axes = _figure(10, 3.4, columns=1 + validated)
-    loss_axis, gauc_axis = axes[0], axes[-1]
+    loss_axis, metric_axis = axes[0], axes[-1]
+    task = runs[0].task
     each = [
         (group, run, colour) for group, colour in zip(groups, _cycle(len(groups)), strict=True) for run in group.runs
     ]
@@ -67,15 +68,15 @@ def curves(groups: Sequence[Group]) -> Figure:
             smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
             loss_axis.plot(x[window - 1 :], smooth, color=colour, label=group.name if first else None)
         evaluations = [row for row in run.log if isinstance(row, EvalRow)]
-        for task, style in zip([label.name for label in run.schema.labels], ("-", "--", ":", "-.") * 4, strict=False):
-            found = [(row.step, row.eval.get(task, {}).get("gauc")) for row in evaluations]
-            points = [(step, gauc) for step, gauc in found if gauc]
+        for objective, style in zip(run.objectives, ("-", "--", ":", "-.") * 4, strict=False):
+            found = [(row.step, row.eval.get(objective, {}).get(task.headline)) for row in evaluations]
+            points = [(step, value) for step, value in found if value]
             if points:
-                name = f"{group.name} {task}" if first else None
-                gauc_axis.plot(*zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=name)
+                name = f"{group.name} {objective}" if first else None
+                metric_axis.plot(*zip(*points, strict=True), linestyle=style, marker=".", color=colour, label=name)
     loss_axis.set(xlabel="step", ylabel="training loss")
     if validated:
-        gauc_axis.set(xlabel="step", ylabel="GAUC")
+        metric_axis.set(xlabel="step", ylabel=task.heading(task.headline))
     for axis in axes:
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
@@ -84,7 +85,8 @@ def curves(groups: Sequence[Group]) -> Figure:
 
 def calibration(groups: Sequence[Group]) -> Figure | None:
     """Observed against predicted rates of each binary label, by the first run of each setting; None without predictions."""
-    tasks = [label.name for label in groups[0].runs[0].schema.labels if label.kind == "binary"]
+    judged = groups[0].runs[0].objectives
+    tasks = [label.name for label in groups[0].runs[0].schema.labels if label.kind == "binary" and label.name in judged]
     names = [name for task in tasks for name in (task, f"{task}_weight", f"{task}_score")]
     tables = [(group.name, group.runs[0].predictions(names)) for group in groups]
     if not tasks or all(table is None for _, table in tables):

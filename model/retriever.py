@@ -1,4 +1,4 @@
-"""Retrieval: HSTU over the history, each event predicting the next one's item against the catalogue.
+"""Retrieval: an encoder over the history, each event predicting the next one's item against the catalogue.
 
 HSTU (arXiv:2402.17152), section 2.1 and public code: causal encoder, cosine similarity over a temperature, sampled softmax. Negatives
 are drawn from the batch's own items or evenly from the catalogue; in-batch ones are popular items, and log Q takes that back out.
@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genrank.model.catalogue import catalogue
-from genrank.model.encoders import Hstu, HstuConfig, hstu
+from genrank.model.encoders import Hstu
+from genrank.model.encoders.self_attention import SelfAttention
 from genrank.model.losses import sampled_softmax
 from genrank.model.ranker import EncoderModel
-from genrank.model.tasks.retrieval import NEXT_ITEM, RetrievalModel
-from genrank.model.validation import Positive, Scale
+from genrank.model.retrieval_config import RetrieverConfig, SasrecRetrieverConfig
+from genrank.model.tasks.retrieval import NEXT_ITEM, RetrievalModel, first_responses
 from genrank.schemas.derive.tables import table_name
 from genrank.schemas.errors import UserError
 from genrank.schemas.features import Categorical
@@ -33,48 +33,10 @@ from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.features import row_encoder
 from genrank.tokenization.hashing import splitmix64
 from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.projections import Projection
 
 FREQUENCY_SLOTS = 1 << 20
 """Of the hashed array that counts items for log Q (Yi et al., RecSys 2019, algorithm 2)."""
-
-
-@dataclass(frozen=True)
-class RetrieverConfig(HstuConfig):
-    """HSTU's encoder, and how items are learned and found."""
-
-    visibility: Literal["dynamic", "targets", "causal"] = "causal"
-    """Anything else would show an event the ones it is to predict, user tokens that see the whole history included."""
-    item_dim: Positive = 64
-    """Width of the space queries and items meet in."""
-    negatives: Positive = 512
-    """A batch, shared by its queries."""
-    sampling: Literal["in_batch", "uniform"] = "in_batch"
-    """Negatives are other queries' items, or drawn evenly from the training days' catalogue."""
-    log_q: bool = True
-    """Correct negatives for how often they are drawn."""
-    temperature: Scale = 0.05
-    target: str | None = None
-    """The label that makes an exposure an item to be found; null: the schema's first binary one."""
-    cutoffs: tuple[Positive, ...] = (10, 50, 200)
-    """K of HR@K and NDCG@K."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.visibility != "causal":
-            raise self.refuse("visibility", "retrieval predicts what comes next; only causal hides it")
-
-
-PRESETS = {
-    f"hstu-retrieval-{size}": RetrieverConfig(
-        **{**dataclasses.asdict(hstu.PRESETS[f"hstu-{size}"]), "visibility": "causal"}
-    )
-    for size in ("tiny", "small", "large")
-} | {
-    # The paper's retrieval model: 6 layers of 256.
-    "hstu-retrieval-paper": RetrieverConfig(
-        dim=256, layers=6, heads=4, qk_dim=64, v_dim=64, visibility="causal", divisor="visible"
-    ),
-}
 
 
 class Pairs(NamedTuple):
@@ -83,11 +45,35 @@ class Pairs(NamedTuple):
     queries: Tensor
     """[Q, item_dim]."""
     items: Tensor
-    """[E, item_dim]: every event that has an item."""
+    """[E, item_dim]: every event that has an item, then the responses that are learned."""
     ids: Tensor
     """[E] int64."""
     target: Tensor
     """[Q] int64: each query's next item, as a row of `items`."""
+
+
+class Negatives(NamedTuple):
+    """What queries are to score below their next item."""
+
+    ids: Tensor
+    """[N] int64."""
+    vectors: Tensor
+    """[N, item_dim]."""
+    log_q: Tensor | None
+    """[N] float32: log of how often each is expected among a query's."""
+    chosen: Tensor | None
+    """[Q, R] int64: each query's own, of the N; None: all are every query's."""
+
+
+class Events(NamedTuple):
+    """The N events of a batch's histories."""
+
+    states: Tensor
+    """[N, item_dim]: the query after each."""
+    rows: Tensor
+    """[N, table dim]: the row of each one's item."""
+    ids: Tensor
+    """[N] int64."""
 
 
 class Retriever(EncoderModel, RetrievalModel):
@@ -97,11 +83,10 @@ class Retriever(EncoderModel, RetrievalModel):
         UserError: the schema has not exactly one history sequence with a feature on the items' table.
     """
 
-    encoder: Hstu
     several_ranks: ClassVar[bool] = False
 
-    def __init__(self, embeddings: Embeddings, config: RetrieverConfig) -> None:
-        super().__init__(embeddings, config, Hstu)
+    def __init__(self, embeddings: Embeddings, config: RetrieverConfig | SasrecRetrieverConfig) -> None:
+        super().__init__(embeddings, config, Hstu if isinstance(config, RetrieverConfig) else SelfAttention)
         # Parameters of features are named by it in checkpoints, as by the first of the modules that hold them.
         self._modules = {"embeddings": embeddings, **self._modules}
         schema = embeddings.plan.schema
@@ -110,8 +95,12 @@ class Retriever(EncoderModel, RetrievalModel):
         logical, merged = embeddings.plan.logical[self.table]
         self.merged = merged.name
         self.vocabulary = None if logical.dynamic else row_encoder(logical.vocabulary)
-        self.query = nn.Linear(config.dim, config.item_dim)
-        self.item = nn.Linear(logical.dim, config.item_dim)
+        if config.tied:
+            # Rows enter at sqrt(dim) of their scale (Vaswani et al., arXiv:1706.03762, section 3.4), and turned: angles between items stay.
+            nn.init.orthogonal_(self._input_weight, math.sqrt(logical.dim))
+        else:
+            self.query = nn.Linear(config.dim, config.item_dim)
+            self.item = nn.Linear(logical.dim, config.item_dim)
         self.frequency = ItemFrequency()
         self.items = torch.zeros(0, dtype=torch.int64)
         """The catalogue that uniform negatives are drawn from; `prepare` sets it."""
@@ -120,7 +109,7 @@ class Retriever(EncoderModel, RetrievalModel):
         """Learn which items there are, for uniform negatives; and what `EncoderModel.prepare` does."""
         super().prepare(samples, dates)
         if self.config.sampling == "uniform":
-            self.items = catalogue(samples, self.schema, dates)
+            self.items = catalogue(samples, self.schema, dates, self.events)
 
     @property
     def target(self) -> str:
@@ -132,35 +121,84 @@ class Retriever(EncoderModel, RetrievalModel):
         """K of HR@K and NDCG@K."""
         return self.config.cutoffs
 
+    @property
+    def events(self) -> tuple[str, str] | None:
+        """(sequence, feature) whose items are in the catalogue beside the candidates; None: none."""
+        return (self.sequence, self.feature) if self.config.catalogue == "events" else None
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether evaluation offers no item of the query's own history."""
+        return self.config.exclude_seen
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"next_item": sum over the batch's queries of the sampled softmax loss}; `query_count` is how many they are."""
-        config, pairs = self.config, self.pairs(batch)
-        self.frequency.observe(pairs.ids)
-        device, wanted = pairs.ids.device, (config.negatives,)
+        config = self.config
+        events, (known, follows) = self._events(batch), self._following(batch)
+        last, responses = self._responses(batch)
+        ids, queries = torch.cat([events.ids[known], responses]), follows.sum() + len(last)
+        uniform = config.sampling == "uniform"
+        others, chosen = self._from_catalogue(int(queries)) if uniform else (ids[:0], None)
+        vectors, of_others = self._placed(events.rows[known]), events.states[:0]
+        if len(responses) + len(others):
+            # In one lookup: a table's optimizer takes a step a lookup.
+            more = self.item_vectors(torch.cat([responses, others]))
+            vectors, of_others = torch.cat([vectors, more[: len(responses)]]), more[len(responses) :]
+        after, row = torch.arange(1, len(events.ids), device=ids.device), torch.cumsum(known, 0) - 1
+        pairs = Pairs(
+            queries=torch.cat([events.states[:-1][follows], events.states[last]]),
+            items=vectors,
+            ids=ids,
+            target=torch.cat([row[after[follows]], torch.arange(len(ids) - len(last), len(ids), device=ids.device)]),
+        )
+        self.frequency.observe(ids)
         if not len(pairs.target):
             return {NEXT_ITEM: pairs.queries.sum() + pairs.items.sum() * 0}
-        log_q = None
-        if config.sampling == "in_batch":
-            chosen = torch.randint(len(pairs.ids), wanted, device=device)
-            ids, vectors = pairs.ids[chosen], pairs.items[chosen]
-            if config.log_q:
-                log_q = self.frequency.log_share(ids) + math.log(config.negatives)
-        else:
-            self.items = self.items.to(device)
-            ids = self.items[torch.randint(len(self.items), wanted, device=device)]
-            vectors = self.item_vectors(ids)
-            if config.log_q:
-                log_q = torch.full(wanted, math.log(config.negatives / len(self.items)), device=device)
+        negatives = Negatives(others, of_others, self._even_share(others), chosen) if uniform else self._in_batch(pairs)
         loss = sampled_softmax(
             pairs.queries,
             pairs.items[pairs.target],
-            vectors,
+            negatives.vectors,
             positive_ids=pairs.ids[pairs.target],
-            negative_ids=ids,
-            negative_log_q=log_q,
+            negative_ids=negatives.ids,
+            negative_log_q=negatives.log_q,
+            chosen=negatives.chosen,
             temperature=config.temperature,
         )
         return {NEXT_ITEM: loss}
+
+    def _in_batch(self, pairs: Pairs) -> Negatives:
+        """Of the batch's own items, each as often as it comes."""
+        config, each = self.config, len(pairs.ids)
+        device = pairs.ids.device
+        if config.per_query:
+            ids, vectors = pairs.ids, pairs.items
+            chosen = torch.randint(each, (len(pairs.target), config.negatives), device=device)
+        else:
+            drawn = torch.randint(each, (config.negatives,), device=device)
+            ids, vectors, chosen = pairs.ids[drawn], pairs.items[drawn], None
+        log_q = self.frequency.log_share(ids) + math.log(config.negatives) if config.log_q else None
+        return Negatives(ids, vectors, log_q, chosen)
+
+    def _from_catalogue(self, queries: int) -> tuple[Tensor, Tensor | None]:
+        """[N] int64 ids drawn evenly from the catalogue, and with negatives of its own for each query which are whose, [Q, R] int64."""
+        self.items = items = self.items.to(self.frequency.counts.device)
+        number = self.config.negatives
+        if not self.config.per_query:
+            return items[torch.randint(len(items), (number,), device=items.device)], None
+        drawn = torch.randint(len(items), (queries, number), device=items.device)
+        if len(items) <= drawn.numel():
+            return items, drawn
+        found, chosen = torch.unique(drawn, return_inverse=True)
+        return items[found], chosen
+
+    def _even_share(self, ids: Tensor) -> Tensor | None:
+        """[N] float32: `Negatives.log_q` of ids drawn evenly from the catalogue."""
+        if not self.config.log_q:
+            return None
+        return torch.full((len(ids),), math.log(self.config.negatives / len(self.items)), device=ids.device)
+
+    # ------------------------------------------------------------------ vectors
 
     def item_rows(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N] int64 physical rows."""
@@ -172,37 +210,49 @@ class Retriever(EncoderModel, RetrievalModel):
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N, item_dim]; in training, backward learns the rows."""
-        rows = self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged]
+        return self._placed(self.embeddings.tables.lookup({self.merged: self.item_rows(ids)})[self.merged])
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        """[N, table dim] rows of the items' table -> [N, item_dim]."""
+        if self.config.tied:
+            return nn.functional.linear(rows, self._input_weight)
         vectors: Tensor = self.item(rows)
         return vectors
 
+    @property
+    def _input_weight(self) -> nn.Parameter:
+        """[dim, table dim]: what makes of an item's row its part of a token."""
+        name = f"of_{self.feature}"
+        modules = self.tokenizer.projections[f"of_{self.sequence}"].modules()
+        return next(
+            module.weights.get_parameter(name)
+            for module in modules
+            if isinstance(module, Projection) and hasattr(module.weights, name)
+        )
+
     def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[N, item_dim] after each history event, and [N] int64 the event's item."""
+        events = self._events(batch)
+        return events.states, events.ids
+
+    def _events(self, batch: Batch) -> Events:
         batch = history_only(batch, self.schema)
-        tokens = self.tokenizer(batch)
+        matrices = self.embeddings(batch)
+        norms = self.tokenizer.norms
+        tokens = self.tokenizer.tokens(batch, matrices if norms is None else norms.scaled(matrices))
         events = (tokens.group_ids == visibility.HISTORY).nonzero().squeeze(1)
         last = tokens_per_row(self.schema, self.sequence)
         encoded = self.encoder(tokens, events).unflatten(0, (-1, last))[:, -1]
         ids = batch.groups[self.sequence].features[self.feature]
         assert isinstance(ids, Tensor)
-        return self.query(encoded), ids
+        rows = matrices[self.sequence][:, self.embeddings.layout[self.sequence][self.feature]]
+        return Events(encoded if self.config.tied else self.query(encoded), rows, ids)
 
-    def pairs(self, batch: Batch) -> Pairs:
-        """Every history event with the next one of its user, where that has an item."""
-        states, ids = self.states(batch)
-        known, follows = self._following(batch)
-        row = torch.cumsum(known, 0) - 1
-        after = torch.arange(1, len(ids), device=ids.device)
-        return Pairs(
-            queries=states[:-1][follows],
-            items=self.item_vectors(ids[known]),
-            ids=ids[known],
-            target=row[after[follows]],
-        )
+    # ------------------------------------------------------------------ what follows what
 
     def query_count(self, batch: Batch) -> Tensor:
         """float64 [1]: events of a batch that are followed by an item."""
-        return self._following(batch)[1].sum().double().unsqueeze(0)
+        return (self._following(batch)[1].sum() + len(self._responses(batch)[0])).double().unsqueeze(0)
 
     def _following(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """bool [N]: events that have an item; bool [N-1]: those whose next event is the same user's and has one."""
@@ -212,6 +262,15 @@ class Retriever(EncoderModel, RetrievalModel):
         sample = torch.repeat_interleave(group.lengths, output_size=len(ids))
         known = ids != MISSING_ID
         return known, (sample[1:] == sample[:-1]) & known[1:]
+
+    def _responses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[R] int64 each: the last event of a history, and the item that its user responded to first; none where they aren't learned."""
+        group = batch.groups[self.sequence]
+        if not self.config.learn_responses:
+            return group.offsets[:0], batch.item[:0]
+        sample, item = first_responses(batch, self.target)
+        some = group.lengths[sample] > 0
+        return group.offsets[1:][sample[some]] - 1, item[some]
 
 
 class ItemFrequency(nn.Module):

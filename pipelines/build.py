@@ -22,8 +22,7 @@ from pathlib import Path
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number, dt_of, moment_text
 from genrank.pipelines.engine import AnyEngine
-from genrank.pipelines.engine_factory import open_engine
-from genrank.pipelines.gate import expectations
+from genrank.pipelines.engine_factory import BuildEngine
 from genrank.pipelines.gate.judge import Gate
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.partials import PartialStore
@@ -67,17 +66,11 @@ def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
         UserError: bad input, a broken invariant, too many quarantined rows, another build at work that isn't waited for; nothing of the days
             concerned is published then.
     """
-    with locked(config.out, wait=config.wait):
-        owned = engine is None
-        runner = engine or open_engine(config.engine, config.out / "staging")
-        try:
-            return _run(config, runner)
-        finally:
-            if owned:
-                runner.stop()
+    with locked(config.out, wait=config.wait), BuildEngine(config.engine, config.out / "staging", engine) as opened:
+        return _run(config, opened)
 
 
-def _run(config: BuildConfig, engine: AnyEngine) -> BuildResult:
+def _run(config: BuildConfig, engine: BuildEngine) -> BuildResult:
     first, last = day_number(config.first), day_number(config.last)
     _ingest(config, engine, first, last)
     plan = BuildPlan(config.schema, config.data, config.out, first, last, config.as_of, config.buckets)
@@ -132,7 +125,7 @@ def _out_of_memory(config: BuildConfig, plan: BuildPlan, result: BuildResult) ->
 
 
 def _build_days(
-    config: BuildConfig, engine: AnyEngine, plan: BuildPlan, staging: Path, run_id: str, result: BuildResult
+    config: BuildConfig, engine: BuildEngine, plan: BuildPlan, staging: Path, run_id: str, result: BuildResult
 ) -> None:
     days = range(plan.first, plan.last + 1)
     todo = [day for day in days if config.force or why_stale(plan, day)]
@@ -140,22 +133,23 @@ def _build_days(
     _warn_of_copies(config, plan, todo)
     result.unchanged = [dt_of(day) for day in days if day not in todo]
     if todo:
-        gate = Gate(plan, engine, expectations.load(), config.recompute_users, config.allow_drift)
+        runner = engine.to_build(sum(plan.rows_of(config.schema.candidates.source, day) for day in todo))
+        gate = Gate(plan, runner, config.recompute_users, config.allow_drift)
         store = PartialStore(config.out)
-        partials = PartialsJob(plan, engine, store, staging).run()
-        job = SamplesJob(plan, engine, store, partials, staging, run_id, gate)
+        partials = PartialsJob(plan, runner, store, staging).run()
+        job = SamplesJob(plan, runner, store, partials, staging, run_id, gate)
         for at in range(0, len(todo), config.days_per_job):
             for manifest in job.run(todo[at : at + config.days_per_job]):
                 result.add(manifest)
 
 
-def _ingest(config: BuildConfig, engine: AnyEngine, first: int, last: int) -> None:
+def _ingest(config: BuildConfig, engine: BuildEngine, first: int, last: int) -> None:
     """Copy what only Spark reads to where the build reads files."""
     for source in config.schema.sources:
         uri = uri_of(source, config.data)
         if source.catalog or uri:
             days = landed_days(config.schema, source, first, last)
-            engine.ingest(source, uri, *days, config.out / LANDED / source.name)
+            engine.to_ingest(source.name).ingest(source, uri, *days, config.out / LANDED / source.name)
 
 
 def _check_days(config: BuildConfig, plan: BuildPlan) -> None:

@@ -28,7 +28,8 @@ class BuildConfig(Configuration):
     last: Annotated[Day, Flag(name="--to", metavar="DAY")]
     """Last day, included."""
     engine: Literal["auto", "spark", "local"] = "local"
-    """auto: spark where Java 17 is found, else local, in this process."""
+    """local: in this process. auto: spark for more than 20 million exposures where Java 17 is found, under spark-submit, and for what it alone
+    reads; else local."""
     as_of: Annotated[str | None, Flag(metavar="TIME")] = None
     """Labels as known at this moment (ISO 8601). Default: the end of the newest day any source has."""
     buckets: Annotated[int | None, AT_LEAST_1] = None

@@ -1,29 +1,21 @@
-"""A day is published whole or not at all: files first, the manifest last, by one rename."""
+"""Samples are published day by day (`schemas.publishing`), and what a killed build left is put right."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from genrank.schemas import UserError
-from genrank.schemas.files import move, write_atomically
-from genrank.schemas.manifest import MANIFEST, REPLACED, SampleManifest
+from genrank.schemas.manifest import MANIFEST, SampleManifest
+from genrank.schemas.publishing import move_out, publish_build
 
 
 def publish(samples_root: Path, manifest: SampleManifest, staged: Path) -> None:
-    """Move a build's folder (files named as the manifest has them) into its day, let the manifest point to it, and the build before out.
+    """Publish a build's folder, whose files are named as the manifest has them, in the place of the build before.
 
     Killed in between, the day holds two builds, of which the manifest names one; `settle` of the next build moves the other out.
     """
-    day = samples_root / f"dt={manifest.dt}"
-    final = day / f"build={manifest.build_id}"
-    day.mkdir(parents=True, exist_ok=True)
-    staged.mkdir(parents=True, exist_ok=True)
-    move(staged, final)
-    write_atomically(day / MANIFEST, manifest.text())
-    _move_out(day, final.name)
+    publish_build(samples_root / f"dt={manifest.dt}", manifest.build_id, staged, manifest.text())
 
 
 def settle(samples_root: Path) -> None:
@@ -35,15 +27,4 @@ def settle(samples_root: Path) -> None:
             with suppress(
                 UserError
             ):  # Without a manifest that can be read, which of them counts isn't known: the day is built again.
-                _move_out(day, f"build={SampleManifest.read(day).build_id}")
-
-
-def _move_out(day: Path, current: str) -> None:
-    """Replaced builds leave the folder that people read by a glob. The last one stays beside for those who read the manifest before."""
-    beside = day.parent.parent / REPLACED / day.name
-    replaced = [build for build in day.glob("build=*") if build.name != current]
-    if replaced:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True, exist_ok=True)
-    for build in replaced:
-        os.rename(build, beside / build.name)
+                move_out(day, f"build={SampleManifest.read(day).build_id}")

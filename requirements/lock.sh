@@ -16,7 +16,7 @@ unused=(torchmetrics)
 # tests the kernels is of the release that compiles them.
 gpu_only=(fbgemm-gpu cuda-bindings cuda-toolkit nvidia-{cudnn-cu13,cusparselt-cu13,nccl-cu13,nvshmem-cu13})
 
-everyone=(pyproject.toml --extra pipelines --extra train --extra dev)
+everyone=(pyproject.toml --extra pipelines --extra train --extra serve --extra dev)
 compile cuda "${everyone[@]}" --excludes <(printf '%s\n' "${unused[@]}")
 compile cpu "${everyone[@]}" --extra cpu --excludes <(printf '%s\n' "${unused[@]}" "${gpu_only[@]}")
 compile airflow --group airflow

@@ -35,6 +35,7 @@ PACKAGES = (
     "model",
     "pipelines",
     "schemas",
+    "serving",
     "tests",
     "tokenization",
 )

@@ -21,6 +21,7 @@ def test_the_code_names_what_is_listed() -> None:
         "pipelines",
         "tokenization",
         "model",
+        "serving",
         "examples",
         "airflow_dags",
     )
@@ -33,7 +34,16 @@ def test_the_code_names_what_is_listed() -> None:
 def test_only_the_dags_read_them_past_the_list() -> None:
     """DAG files import nothing of genrank."""
     read = re.compile(r"(environ\.get\(|environ\[|getenv\()\s*[\"']GENRANK_")
-    for folder in ("genrank/command", "schemas", "kernels", "pipelines", "tokenization", "model", "examples"):
+    for folder in (
+        "genrank/command",
+        "schemas",
+        "kernels",
+        "pipelines",
+        "tokenization",
+        "model",
+        "serving",
+        "examples",
+    ):
         for path in (ROOT / folder).rglob("*.py"):
             assert not read.search(path.read_text()), f"{path.relative_to(ROOT)}: read it by genrank.environment"
 

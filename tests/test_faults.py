@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate import data_docs
 from genrank.schemas import (
     UserError,
 )
 from tests.fault_recipes import logs, runs
 from tests.fault_recipes.place import RECIPES, Place, put
-from tests.pipelines.plain_verdict import plain_verdict
+from tests.pipelines.plain_page import plain_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 assert logs and runs, "recipes register themselves"
@@ -28,8 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("faults")
     put(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expectations, "load", lambda: None)
-        patch.setattr(expectations, "validate", plain_verdict)
+        patch.setattr(data_docs, "write_page", plain_page)
         place = Place(root, patch)
         place.build()
         place.train()

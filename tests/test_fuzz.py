@@ -32,7 +32,7 @@ from genrank.pipelines.compaction.records import RECORD, Compacted
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number
 from genrank.pipelines.documents import Census, Footers, Layout
-from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate import data_docs
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partials import PartialRef, PartialStore, load, partial_schema
 from genrank.pipelines.sources import days_present, read_partition
@@ -41,7 +41,7 @@ from genrank.schemas.configuration import from_values
 from genrank.schemas.manifest import SampleManifest, listed_files
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.reader import SampleReader
-from tests.pipelines.plain_verdict import plain_verdict
+from tests.pipelines.plain_page import plain_page
 from tests.pipelines.worlds import full_schema, write_world
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
@@ -77,8 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     days = write_world(root / "data", seed=71, users=4, days=5, per_day=25)
     schema = full_schema()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expectations, "load", lambda: None)
-        patch.setattr(expectations, "validate", plain_verdict)
+        patch.setattr(data_docs, "write_page", plain_page)
         for name, value in (("LARGEST", 4), ("SHORTEST", 1), ("PERIOD", 2)):
             patch.setattr(sizes, name, value)
         for dt in days:

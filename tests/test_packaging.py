@@ -28,10 +28,11 @@ EXTRAS_OF = {
     "pipelines": {"pipelines"},
     "tokenization": {"train"},
     "model": {"train", "lightgbm"},
+    "serving": {"train", "serve"},
     "examples": {"pipelines"},
     "genrank": {"pipelines", "train"},
     "benchmarks": {"pipelines", "train", "dev"},
-    "tests": {"pipelines", "train", "dev"},
+    "tests": {"pipelines", "train", "serve", "dev"},
 }
 # Our own modules: the packages, and the files that tests and DAGs import from beside themselves.
 OURS = {"airflow_dags", *EXTRAS_OF}
@@ -94,7 +95,10 @@ def tracked_files() -> list[Path]:
 
 @pytest.mark.parametrize(
     ("name", "extras", "absent"),
-    [("cpu", ("pipelines", "train", "dev", "cpu"), {"fbgemm-gpu"}), ("cuda", ("pipelines", "train", "dev"), set())],
+    [
+        ("cpu", ("pipelines", "train", "serve", "dev", "cpu"), {"fbgemm-gpu"}),
+        ("cuda", ("pipelines", "train", "serve", "dev"), set()),
+    ],
 )
 def test_locks_hold_what_is_declared(name: str, extras: tuple[str, ...], absent: set[str]) -> None:
     pins = lock(name)
@@ -136,7 +140,7 @@ def test_imports_are_declared(package: str) -> None:
             )
 
 
-@pytest.mark.parametrize("extra", [None, "pipelines", "train", "lightgbm", "dev"])
+@pytest.mark.parametrize("extra", [None, "pipelines", "train", "serve", "lightgbm", "dev"])
 def test_what_is_declared_is_used(extra: str | None) -> None:
     """Nobody installs what nothing imports."""
     declared = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
@@ -172,7 +176,7 @@ def test_templates_are_packaged() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
     for path in tracked_files():
         package = path.relative_to(ROOT).parts[0]
-        if package in {"schemas", "kernels", "pipelines", "tokenization", "model"} and path.suffix not in {
+        if package in {"schemas", "kernels", "pipelines", "tokenization", "model", "serving"} and path.suffix not in {
             ".py",
             ".md",
         }:

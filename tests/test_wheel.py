@@ -16,7 +16,7 @@ import pytest
 import genrank
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("schemas", "kernels", "pipelines", "tokenization", "model", "examples", "airflow_dags")
+PACKAGES = ("schemas", "kernels", "pipelines", "tokenization", "model", "serving", "examples", "airflow_dags")
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
 

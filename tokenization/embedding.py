@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
@@ -136,10 +136,11 @@ class Embeddings(nn.Module):
         """
         self._pending.append(self._begin(batch))
 
-    def _begin(self, batch: Batch) -> PendingLookup:
+    def _begin(self, batch: Batch, groups: Collection[str] | None = None) -> PendingLookup:
         encoded = {
             name: encoder.encode(batch, inputs)
             for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
+            if groups is None or name in groups
         }
         given = self._resolve(batch, encoded)
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
@@ -148,15 +149,21 @@ class Embeddings(nn.Module):
                 if part.last > part.first:
                     wanted[part.merged].append(each.rows[part.first : part.last].t().reshape(-1))
                 wanted[part.merged] += [each.ragged[lookup.feature].values for lookup in part.pooled]
+        if groups is not None:
+            wanted = {merged: pieces for merged, pieces in wanted.items() if pieces}
         rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
         return PendingLookup(batch, encoded, given, wanted, self.tables.dispatch(rows))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, groups: Collection[str] | None = None) -> dict[str, Tensor]:
         """Group -> [N, width(group)] float32, N the group's rows in the batch.
+
+        Args:
+            groups: only these, in inference on one process: the rest isn't looked up.
 
         A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
         """
-        pending = self._pending.popleft() if self._pending and self._pending[0].batch is batch else self._begin(batch)
+        dispatched = bool(self._pending) and self._pending[0].batch is batch
+        pending = self._pending.popleft() if dispatched else self._begin(batch, groups)
         encoded = pending.encoded
         for merged, rows in pending.given:
             self.tables.reset(merged, rows)
@@ -173,6 +180,8 @@ class Embeddings(nn.Module):
         }
         out: dict[str, Tensor] = {}
         for group, inputs in zip(self.groups, self.soft, strict=True):
+            if group not in encoded:
+                continue
             single, pooled = [], []
             for part in self.columns[group]:
                 if part.last > part.first:
@@ -202,7 +211,10 @@ class Embeddings(nn.Module):
                 if lookup.pooling
                 else encoded[lookup.group].rows[at]
                 for lookup, at in self.plan.readers_of(name)
+                if lookup.group in encoded
             ]
+            if not where:
+                continue
             ids = torch.cat(where)[: 0 if batch.filler else None]
             if self.training and not self.frozen:
                 rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)

@@ -54,5 +54,8 @@ class Tokens:
     sequence_ids: Tensor | None = None
     """[T] int32, where the encoder wants them: 0 user, then 1 + the place of the token's sequence in token order, realtime last, then the
     candidates; a separator is of the sequence before it."""
+    event_types: Tensor | None = None
+    """[T] int32, where the encoder wants them (`Wants.event_actions`): of an event's first token the event's type, counted on from sequence
+    to sequence of the schema; -1 of every other token."""
     candidates: Candidates | None = None
     """The candidates, where their tokens are no rows of `x`."""

@@ -13,6 +13,7 @@ from genrank.schemas.derive.token_groups import token_groups
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.embedding import Embeddings
+from genrank.tokenization.event_actions import known_before
 from genrank.tokenization.wants import AutoSplit, Chunks, DeclaredGroups, Grouping, Groups, One, PerFeature
 
 Layout = Mapping[str, slice]
@@ -56,13 +57,25 @@ class Several(nn.Module):
         return torch.stack([projection(matrix) for projection in self.projections], 1).flatten(0, 1)
 
 
-def group_projection(embeddings: Embeddings, group: str, d_model: int, grouping: Grouping | None = None) -> nn.Module:
+def group_projection(
+    embeddings: Embeddings,
+    group: str,
+    d_model: int,
+    grouping: Grouping | None = None,
+    *,
+    event_actions: bool = False,
+) -> nn.Module:
     """What makes the tokens of a group's rows.
 
     Args:
         grouping: of the user's or a candidate's features; None: as the schema declares it.
+        event_actions: an event's tokens are what is known before its action, and the action.
     """
     schema, layout = embeddings.plan.schema, embeddings.layout[group]
+    if group not in (USER, CANDIDATES) and event_actions:
+        before = known_before(schema, group)
+        parts = [{n: c for n, c in layout.items() if (n in before) == known} for known in (True, False)]
+        return Several([Projection(part, d_model) for part in parts])
     if group not in (USER, CANDIDATES):
         interleaved = next(s.interleave for s in schema.sequences if s.name == group)
         side = {name: columns for name, columns in layout.items() if name not in interleaved}

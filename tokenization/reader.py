@@ -120,8 +120,22 @@ class SampleReader:
 
     def windows(self, start: Position, first: int = 0, step: int = 1) -> Iterator[Iterator[tuple[Batch, Position]]]:
         """The batches of windows `first`, `first + step`, ... of what is left of an epoch, each with the position after it."""
+        yield from self.chosen_windows(range(start.window + first, len(self._windows(start.epoch)), step), start)
+
+    def count_windows(self) -> int:
+        """Windows of an epoch: what this rank reads at once, `shuffle_buffer` rows or a row group."""
+        return len(self._windows(0))
+
+    def chosen_windows(
+        self, numbers: Sequence[int], start: Position | None = None
+    ) -> Iterator[Iterator[tuple[Batch, Position]]]:
+        """The batches of some windows, each with the position after it.
+
+        Args:
+            start: of its window the batches before it are left out; its epoch is read, by default the first.
+        """
+        start = start or Position()
         windows = self._windows(start.epoch)
-        numbers = range(start.window + first, len(windows), step)
         own = [windows[number] for number in numbers]
         read = _read_ahead(self._read, own) if self.prefetch else map(self._read, own)
         for number, stored in zip(numbers, read, strict=True):

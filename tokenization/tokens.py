@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.jagged import Permute, interleave
+from genrank.schemas.derive.tables import TYPE
 from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.tokenization import event_actions
 from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_norm import FeatureNorms
@@ -51,19 +53,29 @@ class Tokenizer(nn.Module):
         groupings = {USER: wants.user, CANDIDATES: wants.candidate}
         names = [name for name in self.kinds if wants.sequence or name in groupings]
         self.projections = nn.ModuleDict(
-            {f"of_{name}": group_projection(embeddings, name, d_model, groupings.get(name)) for name in names}
+            {
+                f"of_{name}": group_projection(
+                    embeddings, name, d_model, groupings.get(name), event_actions=wants.event_actions
+                )
+                for name in names
+            }
         )
         if wants.equal_start:
             equalize(embeddings, self.projections)
         self.norms = FeatureNorms(embeddings) if wants.feature_norm else None
         self.positions = nn.ModuleDict(
-            {f"of_{s.name}": nn.Embedding(s.max_length * tokens_per_row(schema, s.name), d_model) for s in sequences}
+            {
+                f"of_{s.name}": nn.Embedding(s.max_length * tokens_of_event(schema, s.name, wants), d_model)
+                for s in sequences
+            }
         )
         for positions in self.positions.values():
             assert isinstance(positions, nn.Embedding)
             nn.init.normal_(positions.weight, std=0.02)
-        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model)
-        nn.init.normal_(self.time.weight, std=0.02)
+        self.d_model = d_model
+        self.time = nn.Embedding(2 * TIME_BUCKETS, d_model) if wants.ages else None
+        if self.time is not None:
+            nn.init.normal_(self.time.weight, std=0.02)
         self.separators = nn.ParameterDict(
             {f"of_{part.name}": 0.02 * torch.randn(d_model) for part in self.parts if part.separator}
         )
@@ -73,23 +85,40 @@ class Tokenizer(nn.Module):
         """The tokens of a batch on the embeddings' device."""
         return self.tokens(batch, self.features(batch))
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for."""
-        matrices: dict[str, Tensor] = self.embeddings(batch)
+    def features(self, batch: Batch, *, known: bool = True) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32: what is projected to tokens, at one scale where asked for.
+
+        Args:
+            known: False leaves histories out.
+        """
+        matrices: dict[str, Tensor]
+        if known:
+            matrices = self.embeddings(batch)
+        else:
+            matrices = self.embeddings(batch, {name for name, kind in self.kinds.items() if kind != HISTORY_GROUP})
         return self.norms.scaled(matrices) if self.norms is not None else matrices
 
-    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor]) -> Tokens:
-        """The tokens of a batch whose `features` are at hand."""
+    def tokens(self, batch: Batch, matrices: Mapping[str, Tensor], *, known: bool = True) -> Tokens:
+        """The tokens of a batch whose `features` are at hand.
+
+        Args:
+            known: False makes the rows of realtime events and candidates alone, for a sample of whose others the encoder has all that it
+                needs; what they see still counts the sample's rows with the others.
+        """
         pieces = []
         for part in self.parts:
-            if part.separator:
+            if not known and part.kind <= HISTORY_GROUP:
+                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+            elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
                 pieces.append(self._tokens(batch, part, matrices[part.name]))
             else:
-                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         place = arrange(self.schema, batch, self.parts)
         begin, end = self.wants.rule(place.layout)
+        if not known:
+            return self._later(torch.cat(pieces), batch, matrices, place, begin, end)
         return Tokens(
             x=Permute.apply(torch.cat(pieces), place.order, place.inverse),  # type: ignore[no-untyped-call]
             offsets=place.offsets.to(torch.int32),
@@ -103,6 +132,41 @@ class Tokenizer(nn.Module):
             history_lengths=place.history_lengths,
             slots=self._per_token(batch, place, _slots) if self.wants.slots else None,
             sequence_ids=self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None,
+            event_types=self._event_types(batch, place) if self.wants.event_actions else None,
+            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
+        )
+
+    def _later(
+        self,
+        pieces: Tensor,
+        batch: Batch,
+        matrices: Mapping[str, Tensor],
+        place: Arrangement,
+        begin: Tensor,
+        end: Tensor,
+    ) -> Tokens:
+        """The rows that are no user's and no history's, in their order; waits for the device."""
+        group = place.layout.group
+        kept = (group > HISTORY_GROUP).nonzero().squeeze(1)
+        lengths = place.lengths - place.history_lengths - sum(p.per_row for p in self.parts if p.kind == USER_GROUP)
+        offsets = place.offsets - nn.functional.pad(place.known.cumsum(0), (1, 0))
+
+        def picked(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[kept]
+
+        return Tokens(
+            x=pieces[place.order[kept] - (len(group) - len(pieces))],
+            offsets=offsets.to(torch.int32),
+            group_ids=group[kept],
+            begin=begin[kept],
+            end=end[kept],
+            timestamps=place.timestamps[kept],
+            candidate_rows=(group[kept] == CANDIDATE_GROUP).nonzero().squeeze(1),
+            max_length=int(lengths.max()) if len(batch) else 0,
+            lengths=lengths,
+            history_lengths=torch.zeros_like(lengths),
+            slots=picked(self._per_token(batch, place, _slots) if self.wants.slots else None),
+            sequence_ids=picked(self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None),
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
@@ -112,7 +176,7 @@ class Tokenizer(nn.Module):
         tokens: Tensor = self.projections[name](matrix)
         if name in self.positions:
             tokens = tokens + self.positions[name](self._position(group, part))
-        if part.kind != USER_GROUP:
+        if self.time is not None and part.kind != USER_GROUP:
             start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
             tokens = tokens + _repeat(self.time(time_bucket(group.ts - start)), part.per_row)
         return tokens
@@ -134,12 +198,25 @@ class Tokenizer(nn.Module):
         on_device = torch.cat(found).to(place.order.device, non_blocking=True)
         return pick(on_device, place.order)
 
+    def _event_types(self, batch: Batch, place: Arrangement) -> Tensor:
+        """[T] int32: `Tokens.event_types`."""
+        ranges, found = event_actions.type_ranges(self.schema), []
+        for part in self.parts:
+            rows = len(batch) if part.separator else len(batch.groups[part.name].ts)
+            of_part = torch.full((rows, part.per_row), -1, dtype=torch.int32, device=place.order.device)
+            if part.name in ranges and not part.separator:
+                types = batch.groups[part.name].features[TYPE]
+                assert isinstance(types, Tensor)
+                of_part[:, 0] = types + ranges[part.name].start
+            found.append(of_part.flatten())
+        return pick(torch.cat(found), place.order)
+
     def _position(self, group: Group, part: Part) -> Tensor:
-        """[k * N] int64: history counts from the newest event; realtime from the oldest, because how many follow must not show."""
+        """[k * N] int64: history counts from where `wants.positions` says; realtime from the oldest, because how many follow must not show."""
         k = part.per_row
         n = torch.arange(k * len(group.ts), device=group.ts.device)
         lengths = group.lengths * k
-        if part.kind == HISTORY_GROUP:
+        if part.kind == HISTORY_GROUP and self.wants.positions == "newest":
             place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
         else:
             place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
@@ -171,7 +248,7 @@ def parts_of(schema: Schema, wants: Wants | None = None) -> list[Part]:
     sequences = [name for name in kinds if name not in (USER, CANDIDATES)] if wants.sequence else []
     parts = [Part(USER, USER_GROUP, shape.user)]
     for name in sequences:
-        parts.append(Part(name, kinds[name], tokens_per_row(schema, name)))
+        parts.append(Part(name, kinds[name], tokens_of_event(schema, name, wants)))
         if wants.separators and name != sequences[-1]:
             parts.append(Part(name, HISTORY_GROUP, 1, separator=True))
     if isinstance(wants.candidate, One):
@@ -185,13 +262,18 @@ def token_shape(schema: Schema, wants: Wants) -> TokenShape:
     Raises:
         UserError: groups of features that are not the schema's.
     """
-    own = {tokens_per_row(schema, s.name) for s in schema.histories}
+    own = {tokens_of_event(schema, s.name, wants) for s in schema.histories}
     return TokenShape(
         user=tokens_of(schema, USER, wants.user),
         candidate=tokens_of(schema, CANDIDATES, wants.candidate),
         sequences=len(schema.sequences) if wants.sequence else 0,
         event_tokens=own.pop() if len(own) == 1 else int(not own),
     )
+
+
+def tokens_of_event(schema: Schema, sequence: str, wants: Wants) -> int:
+    """Tokens that an event of a sequence becomes."""
+    return event_actions.TOKENS if wants.event_actions else tokens_per_row(schema, sequence)
 
 
 @dataclass

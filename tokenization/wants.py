@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from genrank.tokenization import visibility
 
@@ -74,6 +75,14 @@ class Wants:
     """Every feature at one scale before the projection (`tokenization.feature_norm`)."""
     equal_start: bool = False
     """Projections of features that read one table begin equal."""
+    positions: Literal["newest", "oldest"] = "newest"
+    """Where a history's positions count from. From the oldest event, no later event changes a token, and the last position of a long
+    history has a next event to learn from; a realtime sequence's always do."""
+    ages: bool = True
+    """Whether an event's token has an encoding of how long before (or after) the window's start it happened."""
+    event_actions: bool = False
+    """Every event as two tokens, whatever the schema interleaves: what is known before its action, then the action
+    (`tokenization.event_actions`); and `Tokens.event_types`."""
 
 
 @dataclass(frozen=True)

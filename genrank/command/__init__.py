@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from genrank import environment
-from genrank.command import data, demo, models, schema, verify
+from genrank.command import data, demo, models, schema, scores, serve, verify
 from genrank.command.interruption import Interrupted, interruptible
 from genrank.command.output import fail
 from genrank.schemas.console import show_log_messages
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, data, verify, models):
+for group in (demo, data, verify, models, scores, serve):
     app.add_typer(group.app)
 app.add_typer(schema.app, rich_help_panel="Start here")
 

@@ -91,6 +91,20 @@ def status(schema: SchemaFlag, data: DataFlag, out: OutFlag, as_of: AsOfFlag = N
 
 
 @app.command(rich_help_panel="Data")
+def gate(
+    out: OutFlag,
+    dates: Annotated[
+        str | None, typer.Option("--dates", metavar="FROM:TO", help="Default: every day that the gate judged.")
+    ] = None,
+) -> None:
+    """Write Great Expectations' pages of what the quality gate found of each day; those of refused days are there already."""
+    from genrank.pipelines.gate.data_docs import write_pages
+
+    for page in write_pages(out, parse_dates(dates) if dates else None):
+        say(str(page))
+
+
+@app.command(rich_help_panel="Data")
 def clean(
     out: OutFlag,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,

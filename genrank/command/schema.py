@@ -1,4 +1,4 @@
-"""`genrank schema check | explain | diff | docs | convert | json-schema`: each calls one function and prints what it returns."""
+"""`genrank schema check | explain | diff | docs | convert | json-schema | requests`: each calls one function and prints what it returns."""
 
 from __future__ import annotations
 
@@ -168,7 +168,25 @@ def json_schema(
     """Print the JSON Schema by which editors check and complete .yaml and .json schemas."""
     from genrank.schemas.present.serialization import json_schema as described
 
-    text = json.dumps(described(), indent=2)
+    _print(described(), out)
+
+
+@app.command()
+def requests(
+    schema: SchemaFlag,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; standard output without it.")] = None,
+) -> None:
+    """Print the JSON Schema of the requests that a server of this schema's models takes."""
+    from genrank.schemas.load import load_schema
+    from genrank.serving.request_contract import RequestContract
+    from genrank.serving.request_schema import request_json_schema
+
+    _print(request_json_schema(RequestContract(load_schema(schema))), out)
+
+
+def _print(document: dict[str, object], out: Path | None) -> None:
+    """JSON to standard output, or to a file."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
     if out is None:
         typer.echo(text)
     else:

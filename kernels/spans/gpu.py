@@ -37,9 +37,11 @@ def config(rows: int, keys: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps=warps, num_stages=stages)
 
 
-FORWARD = [config(*c) for c in ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
-BACKWARD_Q = [config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
-BACKWARD_KV = [config(*c) for c in ((32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))]
+LAST_RESORT = config(16, 16, 4, 1)
+"""Chosen only where nothing else fits: half a tensor core's tile of rows is wasted work wherever larger blocks do."""
+FORWARD = [*(config(*c) for c in ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
+BACKWARD_Q = [*(config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
+BACKWARD_KV = [*(config(*c) for c in ((32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
 """The order is that of preference where none is timed."""
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", "SOFTMAX"]
 VALUES = {"forward": 128, "backward": 112}
@@ -59,6 +61,8 @@ def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool
     width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
     of_keys = "dk_data" in arguments
     backward = of_keys or "dq_data" in arguments
+    if chosen is LAST_RESORT:
+        return False  # `Tuned.usable` falls back to the last configuration by itself.
     biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
     if backward and arch < 90 and rows * keys > AMPERE:
         return False

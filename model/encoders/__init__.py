@@ -11,7 +11,16 @@ from genrank.model.encoders.block import BlockConfig
 from genrank.model.encoders.grab import Grab, GrabConfig
 from genrank.model.encoders.hetero import Hetero, HeteroConfig
 from genrank.model.encoders.hstu import Hstu, HstuConfig
-from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig, split
+from genrank.model.encoders.interface import (
+    Candidates,
+    Counts,
+    Encoder,
+    EncoderConfig,
+    SequenceEncoder,
+    chosen_rows,
+    split,
+    split_known,
+)
 from genrank.model.encoders.longer import Longer, LongerConfig
 from genrank.model.encoders.mtgr import Mtgr, MtgrConfig
 from genrank.model.encoders.onetrans import OneTrans, OneTransConfig
@@ -78,6 +87,9 @@ __all__ = [
     "MtgrConfig",
     "RankMixer",
     "RankMixerConfig",
+    "SequenceEncoder",
     "build_encoder",
+    "chosen_rows",
     "split",
+    "split_known",
 ]

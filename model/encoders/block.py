@@ -73,6 +73,12 @@ class BlockConfig(EncoderConfig):
     """Relative position bias up to this distance; 0: none."""
     time_buckets: Count = 0
     """Relative time bias, in log-spaced buckets of seconds; 0: none."""
+    positions: Literal["newest", "oldest"] = "newest"
+    """Where the learned positions of a history count from (`tokenization.wants.Wants.positions`)."""
+    ages: bool = True
+    """Whether tokens of events say how long before the window they happened (`Wants.ages`)."""
+    input_dropout: Share = 0.0
+    """Of the tokens, before the first block."""
     dropout: Share = 0.0
     """Of the gated output, before its projection."""
     attention_dropout: Share = 0.0
@@ -94,8 +100,19 @@ class BlockConfig(EncoderConfig):
     equal_start: bool = False
     """Begin with equal weights where equal ids should meet: projections of features that read one table, and keys as queries."""
 
+    history_loss: Annotated[float, Bounds(low=0)] = 0.0
+    """Weight of an event's loss beside a candidate's (HSTU, arXiv:2402.17152, section 2.2: the action is predicted at every item of the
+    history). Each event is then two tokens, what is known before its action and the action (`tokenization.event_actions`), and its type is
+    predicted at the first. Needs `visibility` causal, and in place of a label the several types of a sequence's events. Training only."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.history_loss and self.visibility != "causal":
+            raise self.refuse(
+                "history_loss",
+                f"under visibility={self.visibility} an event's prediction would read its own action"
+                f"{', by way of the user tokens' if self.visibility == 'targets' else ''}; set visibility=causal too, or 0",
+            )
         if not self.candidate_numbers and not self.tower:
             raise self.refuse(
                 "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
@@ -115,8 +132,16 @@ class BlockConfig(EncoderConfig):
             candidate=One(numbers=self.candidate_numbers),
             feature_norm=self.feature_norm,
             equal_start=self.equal_start,
+            positions=self.positions,
+            ages=self.ages,
             sequence_ids=self.norm_groups == "sequence",
+            event_actions=self.history_loss > 0,
         )
+
+    @property
+    def event_weight(self) -> float:
+        """That of `history_loss`."""
+        return self.history_loss
 
     def fit(self, shape: TokenShape) -> Self:
         """With a group a sequence of the schema, where the norm has them."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from genrank.model.validation import Checked, Positive
 from genrank.tokenization.jagged_tokens import Candidates as Candidates
 from genrank.tokenization.jagged_tokens import Tokens
-from genrank.tokenization.visibility import CANDIDATE
+from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME
 from genrank.tokenization.wants import TokenShape, Wants
 
 StateT = TypeVar("StateT")
@@ -65,6 +65,12 @@ class EncoderConfig(Checked):
         return 0.0
 
     @property
+    def event_weight(self) -> float:
+        """Weight, in training, of an event's loss beside a candidate's; 0: candidates alone are learned from. Its encoder's `forward` takes
+        the rows whose vectors are wanted, and no event's first token sees the event's second."""
+        return 0.0
+
+    @property
     def auxiliary_hidden(self) -> tuple[int, ...]:
         """Widths of the network that `--phase sparse` trains rows through; empty: there is none."""
         return ()
@@ -86,8 +92,8 @@ class EncoderConfig(Checked):
         return None
 
 
-class Encoder(nn.Module, ABC, Generic[StateT]):
-    """Jagged tokens in, a vector a candidate out.
+class SequenceEncoder(nn.Module, ABC):
+    """Jagged tokens in, vectors out: what trainer and retrieval ask of any encoder.
 
     Args:
         config: `config.dim` is the tokens' width, `config.out_dim` that of what comes out.
@@ -107,6 +113,30 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
         """The tokens that this step reads: all of them, unless the encoder trains on fewer."""
         return tokens
 
+
+class Encoder(SequenceEncoder, Generic[StateT]):
+    """Jagged tokens in, a vector a candidate out; and the same in two parts."""
+
+    @property
+    def independent(self) -> bool:
+        """Whether a candidate's vector depends on nothing of the others, their number included: then they can be scored in any parts."""
+        return True
+
+    @property
+    def extends(self) -> bool:
+        """Whether there is `extend`, so that a user's state can be kept and go on as events become available."""
+        return False
+
+    def extend(self, state: StateT, later: Tokens, rounded: Callable[[Tensor], Tensor] | None = None) -> StateT:
+        """The state of sequences that go on with further rows, none of which an earlier row sees.
+
+        Args:
+            state: of the rows before.
+            later: the further rows; what they see counts the whole sequence's.
+            rounded: what becomes of keys and values that are stored in fewer bits; they are read as they will be stored.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no state that goes on")
+
     @abstractmethod
     def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StateT:
         """What the candidates of a request share.
@@ -125,6 +155,32 @@ class Encoder(nn.Module, ABC, Generic[StateT]):
         sequence, candidates = split(tokens)
         beside = torch.bincount(candidates.owner, minlength=len(sequence.lengths))
         return self.score(self.user_state(sequence, beside), candidates)
+
+
+def split_known(sequence: Tokens) -> tuple[Tokens, Tokens]:
+    """Sequences without candidates, taken apart: the rows known before the window (user and history), and the realtime rows, whose
+    intervals still count the whole sequence's. Waits for the device."""
+    return chosen_rows(sequence, sequence.group_ids <= HISTORY), chosen_rows(sequence, sequence.group_ids == REALTIME)
+
+
+def chosen_rows(tokens: Tokens, chosen: Tensor) -> Tokens:
+    """Some rows ([T] bool) of sequences without candidates; as many samples, and intervals as they were. Waits for the device."""
+    rows = chosen.nonzero().squeeze(1)
+    offsets = torch.nn.functional.pad(chosen.cumsum(0), (1, 0))[tokens.offsets.long()]
+    lengths = offsets.diff().cpu()
+    return dataclasses.replace(
+        tokens,
+        x=tokens.x.index_select(0, rows),
+        offsets=offsets.to(tokens.offsets.dtype),
+        group_ids=tokens.group_ids[rows],
+        begin=tokens.begin[rows],
+        end=tokens.end[rows],
+        timestamps=tokens.timestamps[rows],
+        max_length=int(lengths.max()) if len(lengths) else 0,
+        lengths=lengths,
+        slots=None if tokens.slots is None else tokens.slots[rows],
+        sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[rows],
+    )
 
 
 def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
@@ -154,6 +210,7 @@ def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
         lengths=lengths,
         slots=None if tokens.slots is None else tokens.slots[kept],
         sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[kept],
+        event_types=None if tokens.event_types is None else tokens.event_types[kept],
     )
     return sequence, Candidates(
         tokens.x[rows].unsqueeze(1), owner, tokens.begin[rows], tokens.end[rows], tokens.timestamps[rows]

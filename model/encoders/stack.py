@@ -7,12 +7,13 @@ a request's sequence once, then each candidate's rows against them (M-FALCON: HS
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
@@ -37,6 +38,30 @@ class StackState:
     """[S] int64: epoch seconds."""
     share: Tensor | None
     """[B] float32: 1 / n of each sample, where the divisor is "length"."""
+
+
+LENGTH_COUNTS = (
+    'divisor="length" divides by the number of candidates, too: train with --set divisor=visible, or a number, whose scores do not depend'
+    " on it"
+)
+
+
+class NewRows(NamedTuple):
+    """R rows that read the keys of sequences and their own, sample by sample."""
+
+    x: Tensor
+    """[R, dim]."""
+    joined: Joined
+    """Of the sequences' S rows and these."""
+    begin: Tensor
+    end: Tensor
+    """[R] int32: the keys that each sees, beside its own."""
+    positions: Tensor
+    """[S + R] int32, of all keys."""
+    seconds: Tensor
+    """[R] int64."""
+    group_ids: Tensor
+    """[R] int32."""
 
 
 class Stack(Encoder[StackState]):
@@ -64,7 +89,7 @@ class Stack(Encoder[StackState]):
     def _layers(self, tokens: Tokens) -> Tensor:
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
-        x = tokens.x
+        x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
         tokens = dataclasses.replace(tokens, group_ids=self._groups(tokens))
         for block in self.blocks:
             if self.recompute and self.training:
@@ -117,6 +142,36 @@ class Stack(Encoder[StackState]):
             x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, groups)
         return state
 
+    @property
+    def independent(self) -> bool:
+        """Unless the divisor is the sample's length, of which the other candidates are a part."""
+        return self.config.divisor != "length"
+
+    @property
+    def extends(self) -> bool:
+        """Unless the divisor is the sample's length, which every further row changes."""
+        return self.config.divisor != "length"
+
+    @torch.no_grad()
+    def extend(self, state: StackState, later: Tokens, rounded: Callable[[Tensor], Tensor] | None = None) -> StackState:
+        """Keys and values of every layer, of the rows before and the further ones."""
+        self._require_evaluation()
+        if not self.extends:
+            raise ValueError(LENGTH_COUNTS)
+        own = later.offsets.diff()
+        owner = torch.repeat_interleave(own, output_size=len(later.x))
+        joined = Joined(state.offsets, owner)
+        places = torch.arange(len(state.seconds) + len(owner), device=owner.device)
+        starts = torch.repeat_interleave(
+            joined.k_offsets[:-1], joined.k_offsets.diff(), output_size=len(state.seconds) + len(owner)
+        )
+        rows = NewRows(
+            later.x, joined, later.begin, later.end, (places - starts).to(torch.int32), later.timestamps // 1000,
+            self._groups(later),
+        )  # fmt: skip
+        keys, values = self._run(state, rows, rounded)[1:]
+        return StackState(joined.k_offsets, keys, values, joined.rows(state.seconds, rows.seconds), None)
+
     @torch.no_grad()
     def score(self, state: StackState, candidates: Candidates) -> Tensor:
         """[C, dim], by attention of the candidates' rows alone: each sees its part of the sequence, and itself."""
@@ -126,34 +181,49 @@ class Stack(Encoder[StackState]):
         # The kernel takes queries sample by sample.
         order = torch.argsort(candidates.owner, stable=True)
         owner, end = candidates.owner[order], candidates.end[order]
-        begin, x = candidates.begin[order], candidates.x[order].squeeze(1)
         joined = Joined(state.offsets, owner)
         positions = joined.rows(local_positions(state.offsets, len(state.seconds)).to(torch.int32), end)
-        seconds = joined.rows(state.seconds, candidates.timestamps[order] // 1000)
-        of_row = None if state.share is None else state.share[owner]
         group_ids = torch.full_like(
             end, CANDIDATE if self.config.norm_groups == "kind" else self.config.group_count - 1
         )
-        for block, keys, values in zip(self._blocks(), state.keys, state.values, strict=True):
-            rows = block.project(x, group_ids)
-            attended = delta_attention(
-                rows.q,
-                joined.rows(keys, rows.k),
-                joined.rows(values, rows.v),
-                joined.q_offsets,
-                joined.k_offsets,
-                joined.q_positions,
-                begin,
-                end,
-                alpha=self.config.alpha,
-                divisor=self._divisor,
-                bias=block.bias(positions, seconds),
-            )
-            x = block.merge(x, _scaled(attended, of_row).flatten(1), rows.u, group_ids)
+        x, begin = candidates.x[order].squeeze(1), candidates.begin[order]
+        rows = NewRows(x, joined, begin, end, positions, candidates.timestamps[order] // 1000, group_ids)
+        x = self._run(state, rows, share=None if state.share is None else state.share[owner])[0]
         scored = torch.empty_like(x)
         scored[order] = x
         vectors: Tensor = self.final_norm(scored, group_ids)
         return vectors
+
+    def _run(
+        self,
+        state: StackState,
+        new: NewRows,
+        rounded: Callable[[Tensor], Tensor] | None = None,
+        share: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """[R, dim]: what the layers make of further rows; and every layer's keys and values, theirs among them."""
+        x, seconds = new.x, new.joined.rows(state.seconds, new.seconds)
+        keys, values = [], []
+        for block, before, values_before in zip(self._blocks(), state.keys, state.values, strict=True):
+            rows = block.project(x, new.group_ids)
+            k, v = (rows.k, rows.v) if rounded is None else (rounded(rows.k), rounded(rows.v))
+            keys.append(new.joined.rows(before, k))
+            values.append(new.joined.rows(values_before, v))
+            attended = delta_attention(
+                rows.q,
+                keys[-1],
+                values[-1],
+                new.joined.q_offsets,
+                new.joined.k_offsets,
+                new.joined.q_positions,
+                new.begin,
+                new.end,
+                alpha=self.config.alpha,
+                divisor=self._divisor,
+                bias=block.bias(new.positions, seconds),
+            )
+            x = block.merge(x, _scaled(attended, share).flatten(1), rows.u, new.group_ids)
+        return x, keys, values
 
     def _groups(self, tokens: Tokens) -> Tensor:
         """[T] int32: what the group norm goes by."""
@@ -170,10 +240,7 @@ class Stack(Encoder[StackState]):
         if self.config.divisor != "length":
             return None
         if beside is None:
-            raise ValueError(
-                'divisor="length" divides by the number of candidates, too: give `beside`, how many there are in all, or train with'
-                ' divisor="visible" or a number, whose scores do not depend on it'
-            )
+            raise ValueError(f"{LENGTH_COUNTS}; or give `beside`, how many candidates there are in all")
         return 1.0 / (sequence.offsets.diff() + beside).float()
 
     def shardable_layers(self) -> Sequence[nn.Module]:

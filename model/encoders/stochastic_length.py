@@ -102,6 +102,7 @@ def _select(tokens: Tokens, kept: Tensor, sample: Tensor, history_lengths: Tenso
         history_lengths=history_lengths,
         slots=None if tokens.slots is None else tokens.slots[rows],
         sequence_ids=None if tokens.sequence_ids is None else tokens.sequence_ids[rows],
+        event_types=None if tokens.event_types is None else tokens.event_types[rows],
         candidates=None if tokens.candidates is None else _see(tokens.candidates, offsets[:-1], before),
     )
 

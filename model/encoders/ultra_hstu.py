@@ -64,6 +64,8 @@ class UltraHstuConfig(BlockConfig):
         super().__post_init__()
         if self.attention_dropout:
             raise self.refuse("attention_dropout", "semi-local attention has none; give 0, and dropout")
+        if self.history_loss:
+            raise self.refuse("history_loss", "deeper layers have no row for events that were truncated; give 0")
         if self.norm_groups != "kind":
             raise self.refuse("norm_groups", "channels are stacks of their own here; give kind")
         if self.truncate_after >= self.layers:

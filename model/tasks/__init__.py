@@ -32,4 +32,4 @@ def task_type(name: str) -> type[AnyTask]:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "make_task", "task_type"]
+__all__ = ["TASKS", "AnyTask", "make_task", "task_type"]

@@ -62,6 +62,10 @@ class Task(ABC, Generic[ModelT]):
     """Row of metrics.json besides `model` -> its name in tables."""
     on_page: ClassVar[bool] = False
     """Whether `genrank report` draws it."""
+    resampled: ClassVar[str] = "users"
+    """What intervals are bootstrapped over."""
+    page_notes: ClassVar[str] = ""
+    """What the page says of the metrics."""
     evaluation: ClassVar[type[Evaluation]] = Evaluation
     """What metrics.json holds."""
 

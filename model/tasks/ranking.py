@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from torch import Tensor
 
 from genrank.model.baselines.untrained import Untrained
 from genrank.model.config import EvaluateConfig, TrainConfig
 from genrank.model.documents import RankingEvaluation
 from genrank.model.importance import permutation_importance
-from genrank.model.interface import AUXILIARY, Model
+from genrank.model.interface import ADDED_LOSS, AUXILIARY, Model
 from genrank.model.label_guard import require_two_classes
 from genrank.model.losses import Weighted, loss_sums, weight_sums
 from genrank.model.metrics import ORDER_METRICS, Estimate, Predictions
 from genrank.model.parallel import gathered
 from genrank.model.predict import candidate_users, predict
+from genrank.model.predictions import judged_rows, write_predictions
 from genrank.model.prefetch import make_reader
 from genrank.model.ranks import Ranks
 from genrank.model.slices import Slices
 from genrank.model.tasks.base import LoadedRun, Metrics, Task
 from genrank.schemas.errors import UserError
-from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.reader import SampleReader
 
@@ -59,6 +55,11 @@ class Ranking(Task[Model]):
         "best_column": "best column",
     }
     on_page: ClassVar[bool] = True
+    page_notes: ClassVar[str] = (
+        "GAUC: AUC within each user, weighted by the user's exposures; users with one class are skipped. NE: log loss over that of"
+        " predicting the mean. AUC by request, MRR and NDCG@10: over requests with a positive and a negative. Pred/obs (calibration):"
+        " mean prediction over mean label. Best popularity and best column were chosen on the last training day."
+    )
     evaluation = RankingEvaluation
 
     @property
@@ -79,12 +80,17 @@ class Ranking(Task[Model]):
         return weight_sums(batch.weights, self.schema.labels)
 
     def loss_sums(self, output: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Per label, over the batch's candidates. Auxiliary logits add their gradient and nothing to the value."""
+        """Per label, over the batch's candidates. Auxiliary logits and the model's added loss, which counts with the first label that has
+        weight, add their gradient and nothing to the value."""
         sums = loss_sums(output, batch.labels, batch.weights, self.schema.labels)
         second = {name.removeprefix(AUXILIARY): logit for name, logit in output.items() if name.startswith(AUXILIARY)}
         if second:
             for name, own in loss_sums(second, batch.labels, batch.weights, self.schema.labels).items():
                 sums[name] = sums[name] + (own - own.detach())
+        if (added := output.get(ADDED_LOSS)) is not None:
+            first = next((label for label in self.schema.labels if label.weight), None)
+            if first is not None:
+                sums[first.name] = sums[first.name] + (added - added.detach()) / first.weight
         return sums
 
     def validate(self, model: Model, config: TrainConfig, samples: Path, ranks: Ranks, *, bf16: bool) -> Metrics:
@@ -142,10 +148,10 @@ class Ranking(Task[Model]):
                 users.update(batch.user.tolist())
                 total_samples += len(batch)
                 total_candidates += len(batch.item)
-                written.append(_prediction_rows(schema, batch, owner, scores, truth))
+                written.append(judged_rows(schema, batch, scores))
             if not written:
                 raise UserError(f"--dates {date}: the samples of this day hold no candidate; nothing to evaluate")
-            _write_predictions(run.folder / "predictions" / f"dt={date}.parquet", written)
+            write_predictions(run.folder / "predictions" / f"dt={date}.parquet", written)
         return RankingEvaluation(
             model=run.model,
             step=run.step,
@@ -176,28 +182,3 @@ def _of_row(row: str, metrics: dict[str, Estimate]) -> dict[str, Estimate]:
     """What is said of a row: of scores that are no probabilities, how they order."""
     ordered = row in ("best_popularity", "best_column")
     return {name: each for name, each in metrics.items() if not ordered or name in ORDER_METRICS}
-
-
-def _prediction_rows(
-    schema: Schema, batch: Batch, owner: Tensor, scores: dict[str, Tensor], truth: dict[str, Tensor]
-) -> pa.RecordBatch:
-    columns: dict[str, NDArray[np.generic]] = {
-        "user_id": owner.numpy(),
-        "request": batch.request.numpy(),
-        "item": batch.item.numpy(),
-        "ts": batch.candidates.ts.numpy(),
-    }
-    for label in schema.labels:
-        columns[label.name] = batch.labels[label.name].float().numpy()
-        columns[f"{label.name}_weight"] = batch.weights[label.name].numpy()
-        columns[f"{label.name}_score"] = scores[label.name].float().cpu().numpy()
-        if label.name in truth:
-            columns[f"{label.name}_oracle"] = truth[label.name].numpy()
-    return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
-
-
-def _write_predictions(path: Path, batches: list[pa.RecordBatch]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_batches(batches), staging, compression="zstd")
-    staging.replace(path)

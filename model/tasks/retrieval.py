@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from genrank.model.tasks.base import LoadedRun, Metrics, Objective, Task
 from genrank.schemas.errors import UserError
 from genrank.schemas.manifest import sample_files
 from genrank.schemas.schema import Schema
-from genrank.tokenization.batch import Batch
+from genrank.tokenization.batch import Batch, Group, ranges
 from genrank.tokenization.reader import SampleReader
 
 NEXT_ITEM = "next_item"
@@ -46,6 +45,16 @@ class RetrievalModel(Model):
     def cutoffs(self) -> tuple[int, ...]:
         """K of HR@K and NDCG@K."""
 
+    @property
+    def events(self) -> tuple[str, str] | None:
+        """(sequence, feature) whose items are in the catalogue beside the candidates; None: none."""
+        return None
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether evaluation offers no item of the query's own history."""
+        return False
+
     @abstractmethod
     def query_count(self, batch: Batch) -> Tensor:
         """float64 [1]: queries of a batch, which its loss is divided by."""
@@ -57,6 +66,17 @@ class RetrievalModel(Model):
     @abstractmethod
     def item_vectors(self, ids: Tensor) -> Tensor:
         """[N] int64 ids -> [N, d]."""
+
+
+class Ranked(NamedTuple):
+    """Queries of a batch, and where what they look for stands among the items."""
+
+    ranks: Tensor
+    """[Q] int64, from 1, by the model."""
+    own: Tensor
+    """[Q] int64: the index of what each looks for."""
+    seen: tuple[Tensor, Tensor]
+    """[S] int64 each: (query, index of an item that it isn't offered), each pair once."""
 
 
 class Found(NamedTuple):
@@ -75,6 +95,13 @@ class Retrieval(Task[RetrievalModel]):
     name: ClassVar[str] = "retrieval"
     headline: ClassVar[str] = "mrr"
     references: ClassVar[Mapping[str, str]] = {"popularity": "item popularity"}
+    on_page: ClassVar[bool] = True
+    resampled: ClassVar[str] = "queries"
+    page_notes: ClassVar[str] = (
+        "A query is a user's day: its history looks for the first item that the user responded to, among the whole catalogue. HR@K: the"
+        " share of queries that have it among the first K. NDCG@K: 1 / log2(1 + rank) of those. MRR: the mean of 1 / rank. Popularity:"
+        " by responses on the training days."
+    )
     evaluation = RetrievalEvaluation
 
     @property
@@ -134,34 +161,52 @@ def _published(samples: Path, schema: Schema, dates: Sequence[str]) -> list[str]
     return [date for date in dates if (samples / f"dt={date}").is_dir() and sample_files(samples, date, schema)]
 
 
+def first_responses(batch: Batch, label: str) -> tuple[Tensor, Tensor]:
+    """[R] int64 each: the samples with a positive candidate, ascending, and the item of their first."""
+    positive = ((batch.labels[label] > 0.5) & (batch.weights[label] > 0)).nonzero().squeeze(1)
+    owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))[positive]
+    first = torch.ones_like(owner, dtype=torch.bool)
+    first[1:] = owner[1:] != owner[:-1]
+    return owner[first], batch.item[positive[first]]
+
+
 @torch.inference_mode()
 def found_ranks(
     model: RetrievalModel, schema: Schema, samples: Path, dates: Sequence[str], items: Tensor, token_budget: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first item that each user responded to on each day: (its rank among `items` by the model, its index in them), int64 [Q] by
-    batches. Users without a history have no query.
+) -> Iterator[Ranked]:
+    """Where the first item that each user responded to on each day stands, by batches. Users without a history have no query.
 
     Args:
         items: [N] int64, ascending; every positive item of the days among them.
     """
-    task = model.target
     vectors = nn.functional.normalize(model.item_vectors(items), dim=-1)
     for date in dates:
         reader = SampleReader(samples, schema, [date], view="user_day", shuffle=False, token_budget=token_budget)
         for batch in reader:
             batch = batch.to(items.device)
-            states, _ = model.states(batch)
+            states, ids = model.states(batch)
             group = batch.groups[model.sequence]
-            owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-            positive = ((batch.labels[task] > 0.5) & (batch.weights[task] > 0)).nonzero().squeeze(1)
-            users, first = np.unique(owner[positive].cpu().numpy(), return_index=True)
-            user = torch.from_numpy(users).to(items.device)
+            user, target = first_responses(batch, model.target)
             kept = group.lengths[user] > 0
-            target = batch.item[positive[torch.from_numpy(first).to(items.device)]][kept]
-            if len(target):
-                query = nn.functional.normalize(states[group.offsets[1:][user[kept]] - 1], dim=-1)
-                own = torch.searchsorted(items, target)
-                yield target_ranks(query @ vectors.T, own), own
+            user, target = user[kept], target[kept]
+            if not len(user):
+                continue
+            query = nn.functional.normalize(states[group.offsets[1:][user] - 1], dim=-1)
+            scores, own = query @ vectors.T, torch.searchsorted(items, target)
+            seen = _seen(group, user, ids, items) if model.exclude_seen else (own[:0], own[:0])
+            scores[seen] = -torch.inf
+            yield Ranked(target_ranks(scores, own), own, seen)
+
+
+def _seen(group: Group, user: Tensor, ids: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """(query, index among `items`) of each item in the history of each query's sample, once."""
+    lengths = group.lengths[user]
+    _, events = ranges(group.offsets[:-1][user], group.offsets[1:][user])
+    query = torch.repeat_interleave(lengths, output_size=len(events))
+    index = torch.searchsorted(items, ids[events]).clamp(max=len(items) - 1)
+    offered = items[index] == ids[events]
+    pairs = torch.unique(query[offered] * len(items) + index[offered])
+    return pairs // len(items), pairs % len(items)
 
 
 def find(
@@ -176,21 +221,22 @@ def find(
     seed: int = 0,
 ) -> Found:
     """HR@K, NDCG@K and MRR of the first item each user responded to on each day, among every item that was a candidate on any of the
-    days: by the model, and by how often items were responded to on the training days (`trained`).
+    days (and, for `model.events`, that a history holds): by the model, and by how often items were responded to on the training days
+    (`trained`). With `model.exclude_seen` no item of the user's own history is among them.
 
     Raises:
         UserError: the days hold no response of a user with a history.
     """
     training, device = model.training, next(model.parameters()).device
-    items = catalogue(samples, schema, (*trained, *dates)).to(device)
-    popular = torch.from_numpy(responses(samples, schema, trained, model.target, items.cpu().numpy()))
+    items = catalogue(samples, schema, (*trained, *dates), model.events).to(device)
+    popular = torch.from_numpy(responses(samples, schema, trained, model.target, items.cpu().numpy(), model.events))
     order = torch.sort(popular).values
     by_model, by_popularity = RetrievalMetrics(model.cutoffs), RetrievalMetrics(model.cutoffs)
     queries = 0
-    for ranks, own in found_ranks(model.eval(), schema, samples, dates, items, token_budget):
-        by_model.update(ranks)
-        by_popularity.update(len(order) - torch.searchsorted(order, popular[own.cpu()]))
-        queries += len(ranks)
+    for found in found_ranks(model.eval(), schema, samples, dates, items, token_budget):
+        by_model.update(found.ranks)
+        by_popularity.update(_popularity_ranks(popular, order, found))
+        queries += len(found.ranks)
     model.train(training)
     if not queries:
         raise UserError(
@@ -198,3 +244,12 @@ def find(
         )
     rows = {"model": by_model, "popularity": by_popularity}
     return Found({n: m.compute(bootstrap=bootstrap, seed=seed) for n, m in rows.items()}, queries, len(items))
+
+
+def _popularity_ranks(popular: Tensor, order: Tensor, found: Ranked) -> Tensor:
+    """[Q] int64: as `Ranked.ranks`, by counts ([N] int64, and in `order` ascending)."""
+    own, (query, index) = found.own.cpu(), (each.cpu() for each in found.seen)
+    ranks = len(order) - torch.searchsorted(order, popular[own])
+    ranks -= torch.bincount(query[popular[index] >= popular[own[query]]], minlength=len(own))
+    ranks[query[index == own[query]]] = len(popular)
+    return ranks

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -15,10 +13,11 @@ import pyarrow.compute as pc
 
 from genrank.pipelines.days import day_number, dt_of
 from genrank.pipelines.engine import AnyEngine
-from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate import data_docs
 from genrank.pipelines.gate.compare import Comparison, Leaf
+from genrank.pipelines.gate.data_docs import FOLDER, PAGE, PUBLISHED, REFUSED
 from genrank.pipelines.gate.drift import Drift, drifts
-from genrank.pipelines.gate.expectations import Count, Verdict
+from genrank.pipelines.gate.expectations import Between, Count, Suite, Verdict
 from genrank.pipelines.gate.invariants import INVARIANTS
 from genrank.pipelines.gate.raw_log import stored_id
 from genrank.pipelines.gate.reading import RawDay
@@ -33,9 +32,6 @@ from genrank.schemas.console import logger
 from genrank.schemas.files import write_atomically
 from genrank.schemas.manifest import sample_days
 
-FOLDER = "gate"
-"""Below the output: what the gate said of each day."""
-PAGE, SUITE, VALIDATION = "index.html", "suite.json", "validation.json"
 COUNTS, RECOMPUTED, QUARANTINE, DRIFT = "counts", "recomputed", "quarantine_excess", "drift"
 NOTES = INVARIANTS | {
     COUNTS: "files hold what was written to them, and each exposure is a candidate or was down-sampled",
@@ -95,8 +91,6 @@ class Gate:
 
     plan: BuildPlan
     engine: AnyEngine
-    loading: Future[ModuleType]
-    """Great Expectations, while it is imported."""
     users: int
     """How many users of a day are recomputed."""
     allow_drift: bool = False
@@ -183,15 +177,18 @@ class Gate:
     def _decide(self, days: Sequence[int], found: Mapping[int, DayFindings], expected: Mapping[int, Expected]) -> None:
         rows = [row for day in days for row in self._frame(found[day], expected[day])]
         name = f"{self.plan.schema.name} {dt_of(days[0])}" + (f" to {dt_of(days[-1])}" if len(days) > 1 else "")
-        verdict = expectations.validate(self.loading, name, rows, NOTES)
+        suite = Suite(name, tuple(Between(column, 0.0, 0.0, notes) for column, notes in NOTES.items()))
+        verdict = suite.judge(rows)
         for day in days:
             self._warn(day, found[day])
         if verdict.failed:
-            pages = [self._keep(day, "refused", verdict) for day in days if self._reasons(found[day], expected[day])]
-            raise UserError(self._message(days, found, expected, pages))
+            refused = [self._keep(day, REFUSED, verdict) for day in days if self._reasons(found[day], expected[day])]
+            for folder in refused:
+                data_docs.write_page(folder)
+            raise UserError(self._message(days, found, expected, [folder / PAGE for folder in refused]))
         for day in days:
-            shutil.rmtree(self.plan.out / FOLDER / f"dt={dt_of(day)}" / "refused", ignore_errors=True)
-            self._keep(day, "published", verdict)
+            shutil.rmtree(self.plan.out / FOLDER / f"dt={dt_of(day)}" / REFUSED, ignore_errors=True)
+            self._keep(day, PUBLISHED, verdict)
 
     def _frame(self, found: DayFindings, expected: Expected) -> Iterator[dict[str, Count]]:
         for report in found.files:
@@ -256,14 +253,19 @@ class Gate:
             remedy = "Look for what changed in the logs; if it is meant, give --allow-drift or other limits (the schema's drift)"
         else:
             remedy = "If files of the logs changed meanwhile, build again; else report it as a bug, with the page"
-        page = f" ({pages[0] / PAGE})" if pages else ""
+        page = f" ({pages[0]})" if pages else ""
         return f"quality gate, {dt}: {'; '.join(reasons[:REPORTED])}{more}; nothing was published. {remedy}{page}"
 
     def _keep(self, day: int, state: str, verdict: Verdict) -> Path:
-        """The suite, its validation and the page, beside the day."""
+        """The suite, what it was held against and its validation, beside the day; a page of before no longer is of these."""
         folder = self.plan.out / FOLDER / f"dt={dt_of(day)}" / state
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in ((SUITE, verdict.suite), (VALIDATION, verdict.validation), (PAGE, verdict.page)):
+        (folder / PAGE).unlink(missing_ok=True)
+        texts = {
+            data_docs.COUNTS: verdict.counts,
+            data_docs.VALIDATION: verdict.validation,
+            data_docs.SUITE: verdict.suite,
+        }
+        for name, text in texts.items():
             write_atomically(folder / name, text)
         return folder
 

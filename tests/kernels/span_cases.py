@@ -6,7 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.spans import SpanBias, Spans, make_spans
+from genrank.kernels.attention.bias import position_row, time_row
+from genrank.kernels.spans import SpanBias, SpanCall, Spans, make_spans
 
 
 def random_spans(lengths: list[tuple[int, int]], count: int, seed: int) -> Spans:
@@ -47,3 +48,52 @@ def draw_bias(spans: Spans, heads: int, tables: str, dtype: torch.dtype) -> Span
         *(torch.randint(0, 30, (n,), dtype=torch.int32) for n in (queries, keys)),
         *(GRID[torch.randint(0, len(GRID), (n,))] for n in (queries, keys)),
     )
+
+
+def conditions(inputs: list[Tensor], upstream: Tensor, call: SpanCall) -> list[Tensor]:
+    """Of the output and of each gradient, float64: the sum of the absolute values of all that is added up on the way to an element, so
+    that a correct algorithm errs by a few roundings of it, however much cancels (Higham, Accuracy and Stability of Numerical Algorithms,
+    sections 3.1 and 4.2). A score that is off by eps * |q|.|k| changes softmax's weight by so much of itself, and SiLU and its slope by at
+    most 1.1 and .5 of it; delta, `grad_out . out`, errs like the products that it is taken from."""
+    q, k, v, g = (x.double() for x in (*inputs, upstream))
+    spans, scale, bias = call[:3]
+    out, dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float64) for x in (upstream, q, k, v))
+    of_tables = [torch.zeros(table.shape, dtype=torch.float64) for table in bias.tables]
+    starts, ends = spans.q_offsets.tolist(), spans.k_offsets.tolist()
+    for b in range(len(starts) - 1):
+        of, to = slice(starts[b], starts[b + 1]), slice(ends[b], ends[b + 1])
+        score = call.alpha * torch.einsum("qhd,khd->hqk", q[of], k[to])
+        size = call.alpha * torch.einsum("qhd,khd->hqk", q[of].abs(), k[to].abs())
+        rows = []
+        if bias.position_table is not None:
+            rows.append(
+                position_row(bias.q_positions[of, None].long() - bias.k_positions[None, to], len(bias.position_table))
+            )
+        if bias.time_table is not None:
+            rows.append(time_row(bias.q_times[of, None] - bias.k_times[None, to], len(bias.time_table)))
+        for table, row in zip(bias.tables, rows, strict=True):
+            score = score + table.double()[row].permute(2, 0, 1)
+            size = size + table.double().abs()[row].permute(2, 0, 1)
+        key = torch.arange(to.stop - to.start)
+        visible = ((key >= spans.begin[:, of, None]) & (key < spans.end[:, of, None])).any(0)
+        product = torch.einsum("qhd,khd->hqk", g[of].abs(), v[to].abs())
+        if call.softmax:
+            some = visible.any(1, keepdim=True)
+            hidden = score.masked_fill(~visible & some, -torch.inf)
+            weight = hidden.softmax(2) * some
+            total = torch.where(some[:, 0], hidden.logsumexp(2), 0.0)
+            weight = weight * (1 + size + total.abs()[..., None])
+            read = torch.einsum("hqk,khd->qhd", weight, v[to].abs())
+            slope = weight * (product + torch.einsum("qhd,qhd->hq", g[of].abs(), read)[..., None])
+        else:
+            share = scale[of, None].double() * visible
+            weight = share * (torch.nn.functional.silu(score).abs() + 1.1 * size)
+            read = torch.einsum("hqk,khd->qhd", weight, v[to].abs())
+            slope = share * (1.1 + 0.5 * size) * product
+        out[of] = read
+        dq[of] = call.alpha * torch.einsum("hqk,khd->qhd", slope, k[to].abs())
+        dk[to] = call.alpha * torch.einsum("hqk,qhd->khd", slope, q[of].abs())
+        dv[to] = torch.einsum("hqk,qhd->khd", weight, g[of].abs())
+        for sums, row in zip(of_tables, rows, strict=True):
+            sums.index_add_(0, row.flatten(), slope.permute(1, 2, 0).flatten(0, 1))
+    return [out, dq, dk, dv, *of_tables]

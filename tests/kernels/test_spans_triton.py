@@ -11,49 +11,60 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.kernels.spans import SpanBias, SpanCall, Spans, make_spans, reference_span_attention
+from genrank.kernels.spans import cpu as spans_cpu
 from genrank.kernels.spans import gpu as spans_gpu
 
 from .cases import interpreted
-from .span_cases import draw_bias, draw_spans, leaves_of, random_spans
+from .span_cases import conditions, draw_bias, draw_spans, leaves_of, random_spans
 
+ROUNDINGS = 1.5
+"""Of each element's condition. In a trial of random calls the kernels took at most .68 of one, the CPU's path .52, and the definition in the same
+precision .69: none of the three is the worse for its order of additions, nor for exp2."""
 BLOCKS = [spans_gpu.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 
 
 def check(
     spans: Spans, dtype: torch.dtype, dims: tuple[int, int], heads: int, softmax: bool, tables: str, blocks: Any
 ) -> None:
-    """At most 2x (forward) and 3x (backward) the error of the definition run in the same precision, and a floor of a few
-    roundings."""
+    """Every element's error against float64 within `ROUNDINGS` of its own condition (`span_cases.conditions`): what rounding alone
+    explains, and no more. A largest error beside a largest value would not do: where a query sees one key, or keys that say the same, the
+    gradient of its scores is zero as a difference of equal products, whose rounding is left."""
     torch.manual_seed(0)
     inputs = [x.detach().to(dtype) for x in leaves_of(spans, heads, dims, torch.float32)]
     bias = draw_bias(spans, heads, tables, torch.float32)
     bias = SpanBias(*(None if t is None else t.detach() for t in bias))
     call = SpanCall(spans, 1.0 / spans.seen.clamp(min=1).float(), bias, dims[0] ** -0.5, softmax)
     upstream = torch.randn(len(inputs[0]), heads, dims[1]).to(dtype)
-    out, lse = spans_gpu.forward(*inputs, call, blocks)
-    delta = (upstream.float() * out.float()).sum(2)
-    got = [out, *spans_gpu.backward(upstream, lse, delta, *inputs, call, blocks)]
+    got = {
+        "kernel": run(spans_gpu, blocks, inputs, upstream, call),
+        "cpu": run(spans_cpu, None, inputs, upstream, call),
+    }
+    wanted, condition = exactly(inputs, upstream, call), conditions(inputs, upstream, call)
+    for who, outputs in got.items():
+        for at, (have, want, scale) in enumerate(zip(outputs, wanted, condition, strict=True)):
+            error = (have.double() - want).abs()
+            allowed = ROUNDINGS * torch.finfo(dtype).eps * scale + torch.finfo(dtype).tiny
+            assert (error <= allowed).all(), (
+                f"{who}, output {at}: {(error / allowed).max()} times what rounding explains"
+            )
 
-    def definition(precision: torch.dtype) -> list[Tensor]:
-        leaves = [x.to(precision).requires_grad_() for x in (*inputs, *bias.tables)]
-        rest = iter(leaves[3:])
-        given = bias._replace(
-            position_table=None if bias.position_table is None else next(rest),
-            time_table=None if bias.time_table is None else next(rest),
-        )
-        whole = reference_span_attention(*leaves[:3], call._replace(bias=given))
-        grads = torch.autograd.grad(whole, leaves, upstream.to(precision), allow_unused=True, materialize_grads=True)
-        return [whole.detach(), *grads]
 
-    for at, (have, want, rough) in enumerate(zip(got, definition(torch.float64), definition(dtype), strict=True)):
-        if not want.numel():
-            continue
-        largest = want.abs().max()
-        # Softmax's gradients are differences of what was rounded, those of tables sums of many.
-        roundings = (4, 16)[softmax and at > 0] * (4 if at > 3 else 1)
-        floor = roundings * (largest.clamp(min=1) if softmax and at else largest)
-        allowed = (2 if at == 0 else 3) * (rough - want).abs().max() + torch.finfo(dtype).eps * floor
-        assert (have - want).abs().max() <= allowed, f"output {at}: {(have - want).abs().max()} > {allowed}"
+def run(module: Any, blocks: Any, inputs: list[Tensor], upstream: Tensor, call: SpanCall) -> list[Tensor]:
+    """Output and gradients, by the kernels or by the CPU's path."""
+    more = () if blocks is None else (blocks,)
+    out, lse = module.forward(*inputs, call, *more)
+    delta = (upstream.float() * out.float()).sum(2) if call.softmax else lse
+    return [out, *module.backward(upstream, lse, delta, *inputs, call, *more)]
+
+
+def exactly(inputs: list[Tensor], upstream: Tensor, call: SpanCall) -> list[Tensor]:
+    """The definition's output and gradients in float64."""
+    leaves = [x.double().requires_grad_() for x in (*inputs, *call.bias.tables)]
+    rest = iter(leaves[3:])
+    tables = (None if table is None else next(rest) for table in call.bias[:2])
+    whole = reference_span_attention(*leaves[:3], call._replace(bias=SpanBias(*tables, *call.bias[2:])))
+    grads = torch.autograd.grad(whole, leaves, upstream.double(), allow_unused=True, materialize_grads=True)
+    return [whole.detach(), *grads]
 
 
 @interpreted(12)

@@ -383,7 +383,7 @@ def chosen(candidates: Candidates, rows: Tensor) -> Candidates:
 def test_the_divisor_length_needs_the_number_of_candidates() -> None:
     encoder = Mtgr(VARIANTS["mtgr"]).double().eval()
     sequence, _ = split(draw_tokens(1, 6))
-    with pytest.raises(ValueError, match=r'give `beside`.* or train with divisor="visible"'):
+    with pytest.raises(ValueError, match=r"train with --set divisor=visible.* or give `beside`"):
         encoder.user_state(sequence)
     with pytest.raises(ValueError, match=r"call eval\(\) first"):
         encoder.train().user_state(sequence)

@@ -1,4 +1,4 @@
-"""One Spark session for all of the builder's tests, and a gate that doesn't pay Great Expectations' start for every random log."""
+"""One Spark session for all of the builder's tests, and a gate that doesn't pay Great Expectations' start for every refused day."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import settings
 
 from genrank.pipelines import hot_keys
 from genrank.pipelines.compaction import sizes
-from genrank.pipelines.gate import expectations
+from genrank.pipelines.gate import data_docs
 from genrank.pipelines.gate.judge import Gate
-from tests.pipelines.plain_verdict import plain_verdict
+from tests.pipelines.plain_page import plain_page
 
 # The machine may be shared: how long an example takes says nothing.
 settings.register_profile("builder", deadline=None)
@@ -31,10 +31,9 @@ def spark_engine() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def recomputing_gate() -> Iterator[None]:
-    """The gate without Great Expectations' start; `test_build.py` has the whole."""
+    """The gate without Great Expectations' page of refused days; `test_gate.py` has it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expectations, "load", lambda: None)
-        patch.setattr(expectations, "validate", plain_verdict)
+        patch.setattr(data_docs, "write_page", plain_page)
         yield
 
 

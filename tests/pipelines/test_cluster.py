@@ -25,9 +25,7 @@ JOB = """
 import json, sys
 from pathlib import Path
 from genrank.pipelines import build
-from tests.pipelines import plain_verdict
 from tests.pipelines.worlds import full_schema
-plain_verdict.use()
 root, first, last = sys.argv[1:]
 result = build.build(build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2))
 print("RESULT", json.dumps({"days": result.days, "samples": result.samples}))
@@ -42,7 +40,6 @@ from pyspark import SparkContext, TaskContext
 from genrank.pipelines import build
 from genrank.pipelines.spark_engine import SparkEngine
 from genrank.pipelines.spark_session import start_session
-from tests.pipelines import plain_verdict
 from tests.pipelines.worlds import full_schema
 
 root, first, last = sys.argv[1:]
@@ -79,7 +76,6 @@ class Faulty(SparkEngine):
         return super().exchange(title, frames, slots, faulty(title, step))
 
 
-plain_verdict.use()
 days = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
 build.build(days, Faulty(session))
 session.stop()

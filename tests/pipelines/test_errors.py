@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrank.pipelines import spark_session
+from genrank.pipelines import engine_factory, spark_session
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.engine_factory import default_engine, open_engine
+from genrank.pipelines.engine_factory import LOCAL_EXPOSURES, BuildEngine, choose, open_engine
 from genrank.schemas import UserError
 from genrank.schemas.manifest import sample_days
 from tests.pipelines.worlds import full_schema, write_world
@@ -108,9 +110,40 @@ def test_without_java_spark_is_refused_and_local_is_the_default(
 ) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setattr(spark_session.shutil, "which", lambda _: None)
-    assert default_engine() == ("local", "no Java 17 found")
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    assert choose(LOCAL_EXPOSURES + 1) == ("local", "20,000,001 exposures, and no Java 17 found")
     with pytest.raises(UserError, match="needs Java 17 and there is no java; install Java 17"):
         open_engine("spark", tmp_path)
+
+
+def test_the_engine_is_chosen_by_the_days_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    monkeypatch.setattr(engine_factory, "_spark_lacks", lambda: "")
+    assert choose(LOCAL_EXPOSURES)[0] == "local"
+    assert choose(LOCAL_EXPOSURES + 1)[0] == "spark"
+    opened: list[str] = []
+
+    def opener(name: str, folder: Path) -> object:
+        opened.append(name)
+        return open_engine("local", folder)
+
+    days = write_world(tmp_path / "data", seed=64, days=1)
+    config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], engine="auto")
+    monkeypatch.setattr(engine_factory, "open_engine", opener)
+    with caplog.at_level(logging.INFO):
+        build(config)
+        assert build(config).unchanged == days, "what is up to date starts no engine"
+    assert opened == ["local"]
+    lines = [record.getMessage() for record in caplog.records if "engine:" in record.getMessage()]
+    assert len(lines) == 1
+    assert re.fullmatch(r"engine: local \([\d,]+ exposures; spark beyond 20,000,000, or by --engine spark\)", lines[0])
+    for name, expected in (("auto", "spark"), ("local", "local")):
+        BuildEngine(name, tmp_path).to_ingest("events")
+        assert opened[-1] == expected
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    assert choose(1) == ("spark", "submitted to Spark")
 
 
 def test_a_day_missing_between_others(tmp_path: Path) -> None:

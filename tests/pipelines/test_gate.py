@@ -11,10 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genrank.pipelines.build import BuildConfig, build
-from genrank.pipelines.gate import reading
-from genrank.pipelines.gate.expectations import load, validate
+from genrank.pipelines.gate import data_docs, reading
+from genrank.pipelines.gate.data_docs import judge, write_page, write_pages
+from genrank.pipelines.gate.expectations import Between, Suite
 from genrank.pipelines.gate.judge import DayFindings, Expected, Gate, QuarantineRate
 from genrank.pipelines.gate.reading import RawDay, RawRows
 from genrank.pipelines.messages import LeafSummary, SampleReport
@@ -216,13 +219,54 @@ def test_files_hold_what_was_written_to_them(staged: Staged) -> None:
         staged.judge(expected=staged.expected._replace(exposures=staged.expected.exposures + 1))
 
 
-def test_great_expectations_judges_each_column() -> None:
-    rows = [{"labels": 0.0, "drift": None}, {"labels": 2.0, "drift": 0.0}]
-    verdict = validate(load(), "a day", rows, {"labels": "labels are 0 or 1", "drift": "steady"})
-    assert verdict.failed == ["labels"]
-    assert not json.loads(verdict.validation)["success"]
-    assert [e["notes"] for e in json.loads(verdict.suite)["expectations"]] == ["labels are 0 or 1", "steady"]
-    assert "labels" in verdict.page
+NUMBERS = st.none() | st.sampled_from([0.0, -0.0, 1.0, 2.0, 0.1, -1.0]) | st.floats(width=64)
+FRAMES = st.integers(1, 30).flatmap(
+    lambda rows: st.lists(
+        st.tuples(st.lists(NUMBERS, min_size=rows, max_size=rows), st.sampled_from([(0, 0), (-1, 1), (0, 1e300)])),
+        min_size=8,
+        max_size=16,
+    )
+)
+
+
+@given(frame=FRAMES)
+@settings(max_examples=3)  # of many columns each
+def test_the_verdict_is_great_expectations_own(frame: list[tuple[list[float | None], tuple[float, float]]]) -> None:
+    """Of every expectation the same verdict, counts and examples."""
+    suite = Suite("a day", tuple(Between(f"c{i}", low, high, f"note {i}") for i, (_, (low, high)) in enumerate(frame)))
+    rows = [{f"c{i}": values[at] for i, (values, _) in enumerate(frame)} for at in range(len(frame[0][0]))]
+    verdict = suite.judge(rows)
+    judged = judge(json.loads(verdict.suite), json.loads(verdict.counts))
+    own = json.loads(verdict.validation)["results"]
+    assert [one["success"] for one in judged.results] == [one["success"] for one in own]
+    assert [one["result"] for one in judged.results] == [one["result"] for one in own]
+    failed = [one["expectation_config"]["kwargs"]["column"] for one in own if not one["success"]]
+    assert verdict.failed == failed
+    assert all(f"c{i}" in judged.page for i in range(len(frame)))
+
+
+def test_a_days_page_is_written_when_asked_for(staged: Staged, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="judged none of any day"):
+        write_pages(tmp_path)
+    verdict = Suite("a day", (Between("labels", 0, 0, "labels are 0 or 1"),)).judge([{"labels": 0.0}, {"labels": 2.0}])
+    folder = tmp_path / "gate" / "dt=2026-01-01" / "refused"
+    folder.mkdir(parents=True)
+    for name in ("suite", "validation", "counts"):
+        (folder / f"{name}.json").write_text(getattr(verdict, name))
+    with pytest.raises(UserError, match="judged none of 2026-01-02"):
+        write_pages(tmp_path, ["2026-01-02"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_docs, "write_page", write_page)
+        assert write_pages(tmp_path) == [folder / "index.html"]
+    page = (folder / "index.html").read_text()
+    assert "labels" in page
+    assert len(page) < 1_000_000
+    (folder / "counts.json").write_text('{"labels": [0.0, 0.0]}')
+    with pytest.raises(UserError, match="judges the counts otherwise than the gate did"):
+        write_page(folder)
+    (folder / "counts.json").write_text('{"labels": [0.0')
+    with pytest.raises(UserError, match=r"counts\.json or validation\.json can't be read .*--force"):
+        write_page(folder)
 
 
 def test_quarantined_rows_beyond_the_limit_stop_the_day(staged: Staged) -> None:

@@ -30,8 +30,6 @@ BUILDER = """
 import sys
 from pathlib import Path
 from genrank.pipelines import build
-from tests.pipelines import plain_verdict
-plain_verdict.use()
 from tests.pipelines.worlds import full_schema
 root, first, last = sys.argv[1:]
 print("ready", flush=True)

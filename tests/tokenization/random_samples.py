@@ -190,6 +190,7 @@ def random_table(schema: s.Schema, dt: str, users: int, seed: int = 0, max_candi
                 # Late arrivals and, rounded to 10 minutes, ties.
                 available = ts + rng.integers(0, 3_600_000, n)
                 available = np.where(rng.random(n) < 0.5, available // 600_000 * 600_000, available)
+                available = np.minimum(available, start + DAY_MS - 1)  # later ones belong to the next day's history
                 order = np.argsort(available, kind="stable")
                 ts, available = ts[order], available[order]
                 struct["available"] = available.tolist()

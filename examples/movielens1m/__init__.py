@@ -1,0 +1,1 @@
+"""MovieLens-1M as sequences: which film does someone rate next?"""
