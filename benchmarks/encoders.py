@@ -28,6 +28,7 @@ from genrank.model.documents import RankingEvaluation, Summary, read_document
 from genrank.model.evaluate import evaluate, load_model
 from genrank.model.interface import Model
 from genrank.model.ranks import join_ranks
+from genrank.model.registry import MODELS as REGISTERED
 from genrank.model.trainer import Trainer, train
 from genrank.schemas import Schema, load_schema
 from genrank.schemas.configuration import parse_dates
@@ -35,7 +36,7 @@ from genrank.schemas.console import stdout
 from genrank.tokenization.reader import SampleReader
 
 MODELS = (
-    *("din", "dlrm", "dcn", "sasrec", "mtgr-tiny", "hstu-tiny", "heteroatt-tiny", "hiformer-tiny", "hhft-tiny", "rankmixer-tiny"),
+    *("lightgbm", "din", "dlrm", "dcn", "sasrec", "mtgr-tiny", "hstu-tiny", "heteroatt-tiny", "hiformer-tiny", "hhft-tiny", "rankmixer-tiny"),
     *("tokenmixer-tiny", "longer-tiny", "onetrans-tiny", "grab-tiny", "ultra-hstu-tiny"),
 )  # fmt: skip
 
@@ -57,12 +58,20 @@ ABLATIONS: dict[str, dict[str, str]] = {
     },
     "longer-tiny": {"merge 2": "merge=2", "merge 8": "merge=8", "InnerTrans": "inner=1", "all ask": "recent=0"},
     "ultra-hstu-tiny": {"one stack for all sequences": "channels=false", "not truncated": "truncate_after=0"},
-    "hstu-tiny": {"divided by the sample's length": "divisor=length"},
+    "hstu-tiny": {
+        "divided by the sample's length": "divisor=length",
+        "causal user tokens": "visibility=causal",
+        "loss on history events, too": "visibility=causal,history_loss=1",
+        "a norm a head": "output_norm=head",
+    },
 }
 """Model -> what is changed, in words -> `--set` fields, joined by commas."""
 
 SAMPLED_BATCHES = 8
 """Of the evaluation days, over which a candidate's operations are counted."""
+
+BY_STEPS = {name for name, spec in REGISTERED.items() if spec.by_steps}
+"""Models that a budget of steps means anything to."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +132,10 @@ def main() -> None:
         torch.set_num_threads(1)
     schema = load_schema(arguments.schema)
     found: dict[Case, list[Line]] = {}
-    for case in cases(arguments.models, ablations=arguments.ablations):
-        for seed in arguments.seeds:
+    wanted = list(cases(arguments.models, ablations=arguments.ablations))
+    # Seed by seed: an interrupted comparison has compared every model.
+    for seed in arguments.seeds:
+        for case in wanted:
             found.setdefault(case, []).append(run(arguments, schema, case, seed))
             write(arguments.out, found)
     stdout().print(table(found), markup=False)
@@ -141,6 +152,7 @@ def cases(models: Sequence[str], *, ablations: bool) -> Iterator[Case]:
 def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) -> Line:
     """Train and judge one model, unless that is done."""
     out: Path = arguments.out / case.folder / f"seed-{seed}"
+    by_steps = case.model in BY_STEPS
     config = TrainConfig(
         schema=schema,
         samples=arguments.samples,
@@ -148,14 +160,14 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
         out=out,
         model=case.model,
         settings=case.fields,
-        epochs=arguments.epochs,
-        max_steps=arguments.max_steps,
+        epochs=arguments.epochs if by_steps else 1,
+        max_steps=arguments.max_steps if by_steps else 0,
         token_budget=arguments.token_budget,
         lr=arguments.lr,
         device=arguments.device,
         seed=seed,
     )
-    if arguments.flops and not (out / "summary.json").is_file():
+    if by_steps and arguments.flops and not (out / "summary.json").is_file():
         config = dataclasses.replace(config, max_steps=steps_within(config, arguments.flops))
     if not (out / "summary.json").is_file():
         train(config)
@@ -163,7 +175,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     if not (out / "metrics.json").is_file():
         evaluate(EvaluateConfig(run=out, samples=arguments.samples, dates=days, bootstrap=0, device=arguments.device))
     if not (out / "operations.json").is_file():
-        counted = operations(out, config, days)
+        counted = operations(out, config, days) if by_steps else None
         (out / "operations.json").write_text(json.dumps({"flops_per_candidate": counted}) + "\n")
     summary = read_document(out / "summary.json", Summary)
     metrics = read_document(out / "metrics.json", RankingEvaluation).tasks[schema.labels[0].name]["model"]
@@ -232,10 +244,10 @@ def table(found: dict[Case, list[Line]]) -> str:
             spread([line.gauc for line in seeds], 4) + difference,
             spread([line.ne for line in seeds], 4),
             number(one.flops / 1e6, 3),
-            f"{one.parameters:,}",
+            f"{one.parameters:,}" if one.parameters else "-",
             f"{one.candidates:,}",
             number(3 * one.flops * one.candidates / 1e12, 4),
-            f"{statistics.median(line.tokens_per_s for line in seeds):,.0f}",
+            f"{statistics.median(line.tokens_per_s for line in seeds):,.0f}" if one.tokens_per_s else "-",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 instructions.
 
     python -m benchmarks.kernels_compile [--arch 80 90 100] [--only TEXT] [--quick] [--seconds N] [--workers 2]
-    python -m benchmarks.kernels_compile --spills     # measure kernels/attention/spills.csv again
+    python -m benchmarks.kernels_compile --spills     # measure both spills.csv (kernels/attention, kernels/spans) again
 
 A kernel is compiled exactly as it would be launched: its op is called with launches recorded instead of run, for
 each dtype, shape and configuration that tuning may choose. Each row goes to
@@ -38,6 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
+from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
@@ -47,39 +48,10 @@ from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import gpu as rowwise_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
+from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
 
-RESULT = Path(__file__).parent / "results" / "kernels_compile.jsonl"
-PAGE = Path(__file__).parent / "kernels_compile.md"
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities 8.0, 9.0, 10.0)."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass
-class Row:
-    digest: str
-    kernel: str
-    case: str
-    dtype: str
-    arch: int
-    config: str
-    registers: int
-    stack_bytes: int
-    """Spilled registers: memory that each thread would keep in its stack."""
-    shared_bytes: int
-    tensor_core: str
-    seconds: float
-
-    @property
-    def fails(self) -> bool:
-        return self.stack_bytes > 0 or self.shared_bytes > SHARED_LIMIT[self.arch]
-
-    def line(self) -> str:
-        return (
-            f"{'FAILS ' if self.fails else ''}{self.kernel:20} {self.case:26} {self.dtype} sm_{self.arch:<3} {self.config:48} "
-            f"registers {self.registers:3} spilled {self.stack_bytes:4} shared {self.shared_bytes:6}  {self.tensor_core}"
-        )
 
 
 def attention_launches(
@@ -303,7 +275,7 @@ class Job:
             self.digest, self.launch.kernel.__name__, self.case, self.dtype, self.arch,
             f"{text}, warps={self.config.num_warps}, stages={self.config.num_stages}",
             numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, ", ".join(found) or "none",
-            round(time.perf_counter() - start, 1),
+            round(time.perf_counter() - start, 1), triton.__version__,
         )  # fmt: skip
 
 
@@ -378,9 +350,8 @@ def compiled(work: list[Job], workers: int, seconds: float) -> Iterator[Row]:
                 return
 
 
-def measure_spills() -> None:
-    """Compile the case of each line of `spills.csv` and write how many bytes it spills, with which Triton."""
-    path = Path(configs.__file__).with_name("spills.csv")
+def measure_spills(path: Path) -> None:
+    """Compile the case of each line of a `spills.csv` and write how many bytes it spills, with which Triton."""
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     for line in lines:
@@ -396,6 +367,8 @@ def measure_spills() -> None:
 def spilling_job(line: dict[str, str]) -> Job:
     """The measured case of a line: "attention 256x256 plain bf16 dk" on `case_arch`. Of all configurations from 32 rows on,
     the smallest."""
+    if line["case"].startswith("spans"):
+        return spilling_span_job(line)
     _, dims, kind, dtype, which = line["case"].split()
     dim, value_dim = map(int, dims.split("x"))
     situated = {"dk": {"dk"}, "dv": {"dv"}, "dkv": {"dk", "dv"}}.get(which, set())
@@ -410,48 +383,13 @@ def spilling_job(line: dict[str, str]) -> Job:
     raise ValueError(f"spills.csv: no kernel is launched by the case {line['case']!r}")
 
 
-def known_rows() -> dict[str, Row]:
-    """What earlier runs compiled, by digest. A last line that was cut off in writing is dropped."""
-    rows = {}
-    for line in RESULT.read_text().splitlines() if RESULT.exists() else ():
-        try:
-            row = Row(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue
-        rows[row.digest] = row
-    return rows
-
-
-def page(rows: list[Row], left: int) -> str:
-    """The table, one line for each kernel, case, dtype and generation; a range where its configurations differ."""
-    groups: dict[tuple[str, str, str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
-    failing = [row for row in rows if row.fails]
-    lines = [
-        "# Every kernel, compiled",
-        "",
-        "Written by `python -m benchmarks.kernels_compile`; each configuration is a line of",
-        "`results/kernels_compile.jsonl`. Registers are per thread (255 at most), shared memory in KiB per block (at most "
-        "163 on sm_80, 227 on sm_90 and sm_100).",
-        "",
-        f"Triton {triton.__version__}: {len(rows)} kernels in {len(groups)} rows, {len(failing)} of them spill registers or "
-        f"ask for more shared memory than there is; {left} have not been compiled yet.",
-        "",
-        "| kernel | case | dtype | GPU | configurations | registers | shared KiB | spilled bytes | tensor cores |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-
-    def span(values: list[float]) -> str:
-        low, high = min(values), max(values)
-        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-    for (kernel, case, dtype, arch), members in groups.items():
-        units = sorted({op.split()[0] for row in members for op in row.tensor_core.split(", ")})
-        shared = span([round(row.shared_bytes / 1024) for row in members])
-        cells = [kernel, case, dtype, f"sm_{arch}", str(len(members)), span([row.registers for row in members]), shared]
-        lines.append("| " + " | ".join([*cells, span([row.stack_bytes for row in members]), ", ".join(units)]) + " |")
-    return "\n".join([*lines, ""])
+def spilling_span_job(line: dict[str, str]) -> Job:
+    """The same of span attention: "spans 128 softmax 2 bf16 dkv"."""
+    case, dtype, which = line["case"].rsplit(maxsplit=2)
+    _, dim, kind = case.split(maxsplit=2)
+    launch = span_launches(DTYPES[dtype], int(dim), kind)[("forward", "dq", "dkv").index(which)]
+    config = next(c for c in launch.tuned.configs if configs.name_of(c) == line["config"])
+    return Job(launch, config, case, dtype, int(line["case_arch"]))
 
 
 def main() -> None:
@@ -468,7 +406,9 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler; unset it")
     if args.spills:
-        return measure_spills()
+        for module in (configs, span_configs):
+            measure_spills(Path(module.__file__).with_name("spills.csv"))
+        return
     work = jobs(args.arch, args.only, args.quick)
     known = {} if args.quick else known_rows()
     order = [job.digest for job in work]
@@ -489,8 +429,11 @@ def main() -> None:
     print(f"{len(rows)} kernels compiled, {failing} fail, {left} left")
     if not args.quick and not args.only and args.arch == [80, 90, 100]:
         kept = [rows[digest] for digest in dict.fromkeys(order) if digest in rows]
-        RESULT.write_text("".join(json.dumps(asdict(row)) + "\n" for row in kept))
-        PAGE.write_text(page(kept, left))
+        today = {group_of(row) for row in kept}
+        cases = {(job.launch.kernel.__name__, job.case, job.dtype, job.arch) for job in work} - today
+        stale = [row for digest, row in known.items() if digest not in rows and group_of(row) in cases]
+        keep([*kept, *stale])
+        PAGE.write_text(page(kept, stale, left, triton.__version__))
     if left:
         sys.exit(2)
     sys.exit(1 if failing else 0)

@@ -41,6 +41,7 @@ from genrank.schemas import load_schema
 from genrank.schemas.configuration import parse_dates
 from genrank.schemas.console import stdout
 from genrank.schemas.schema import Schema
+from genrank.tokenization.reader import ViewName
 
 Floats = NDArray[np.float64]
 REPLICATES = 2_000
@@ -101,6 +102,24 @@ class Scores:
 def train_rival(samples: Path, schema: Schema, log: Log, name: str, seed: int, run: Path) -> dict[str, Scores]:
     """Per label: a trained model's scores of the judged days."""
     model, settings = RIVALS[name]
+    return train_and_score(samples, schema, log, model, settings, seed, run)
+
+
+def train_and_score(
+    samples: Path,
+    schema: Schema,
+    log: Log,
+    model: str,
+    settings: Mapping[str, str],
+    seed: int,
+    run: Path,
+    view: ViewName | None = None,
+) -> dict[str, Scores]:
+    """Per label: a trained model's scores of the judged days.
+
+    Args:
+        view: what a training sample is; judged is a user's day.
+    """
     train(
         TrainConfig(
             schema=schema,
@@ -110,12 +129,18 @@ def train_rival(samples: Path, schema: Schema, log: Log, name: str, seed: int, r
             model=model,
             settings=settings,
             token_budget=log.budget,
+            view=view,
             seed=seed,
             device="cpu",
         )
     )
     dates = tuple(parse_dates(log.judge))
     evaluate(EvaluateConfig(run=run, samples=samples, dates=dates, bootstrap=0, device="cpu"))
+    return predicted(run, schema, dates)
+
+
+def predicted(run: Path, schema: Schema, dates: Sequence[str]) -> dict[str, Scores]:
+    """Per label: what evaluation wrote of some days."""
     rows = pq.read_table([run / "predictions" / f"dt={date}.parquet" for date in dates])
     result = {}
     for label in schema.labels:
@@ -160,17 +185,19 @@ def compared(rivals: Mapping[str, Sequence[Scores]], bases: Sequence[str]) -> di
     return rows
 
 
-def print_table(title: str, rows: Mapping[str, Mapping[str, float | list[float]]]) -> None:
+def print_table(
+    title: str, rows: Mapping[str, Mapping[str, float | list[float]]], bases: Sequence[str] = BASES
+) -> None:
     """One label of one log, in Markdown."""
     lines = [
-        f"\n| {title} | GAUC | NE | {' | '.join(f'GAUC less {base}' for base in BASES)} |",
-        "|---|---|---|---|---|",
+        f"\n| {title} | GAUC | NE | {' | '.join(f'GAUC less {base}' for base in bases)} |",
+        "|---" * (3 + len(bases)) + "|",
     ]
     for name, row in rows.items():
         seeds = row["gauc_seeds"]
         assert isinstance(seeds, list)
         cells = [name, f"{row['gauc']:.4f} ({min(seeds):.4f} to {max(seeds):.4f})", f"{row['ne']:.4f}"]
-        for base in BASES:
+        for base in bases:
             found = row.get(f"less {base}")
             cells.append(f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]" if isinstance(found, list) else "")
         lines.append(f"| {' | '.join(cells)} |")
@@ -190,29 +217,36 @@ def make_log(name: str, folder: Path, options: argparse.Namespace) -> None:
         movielens.convert(options.movielens, folder)
 
 
-def run_log(name: str, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float | list[float]]]]:
-    """Label -> the table of one log."""
+def built_samples(name: str, options: argparse.Namespace) -> tuple[Path, Path]:
+    """A log's folder, and its samples in it, made where they aren't there."""
     log = LOGS[name]
     folder = options.out / (f"{name}-{options.users}" if name == "marketplace" else name)
-    schema = load_schema(log.schema)
-    if not (folder / "logs").is_dir():
-        make_log(name, folder / "logs", options)
     if not (folder / "built").is_file():
+        if not (folder / "logs").is_dir():
+            make_log(name, folder / "logs", options)
+        schema = load_schema(log.schema)
         build(
             BuildConfig(
                 schema=schema, data=folder / "logs", out=folder / "data", first=log.built[:10], last=log.built[-10:]
             )
         )
         (folder / "built").touch()
-    samples = samples_folder(folder / "data")
+    return folder, samples_folder(folder / "data")
+
+
+def run_log(name: str, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float | list[float]]]]:
+    """Label -> the table of one log."""
+    log = LOGS[name]
+    folder, samples = built_samples(name, options)
+    schema = load_schema(log.schema)
     found: dict[str, dict[str, list[Scores]]] = {label.name: {} for label in schema.labels}
     for rival in options.only or RIVALS:
         for seed in options.seeds:
             key = f"{rival.replace(' ', '_')}-{seed}"
-            kept = folder / "scores" / f"{key}.npz"
-            if not kept.is_file():
-                _keep(kept, train_rival(samples, schema, log, rival, seed, folder / "runs" / key))
-            for label, scores in _kept(kept).items():
+            path = folder / "scores" / f"{key}.npz"
+            if not path.is_file():
+                keep(path, train_rival(samples, schema, log, rival, seed, folder / "runs" / key))
+            for label, scores in kept(path).items():
                 found[label].setdefault(rival, []).append(scores)
     tables = {label: compared(rivals, BASES) for label, rivals in found.items()}
     for label, rows in tables.items():
@@ -220,14 +254,14 @@ def run_log(name: str, options: argparse.Namespace) -> dict[str, dict[str, dict[
     return tables
 
 
-def _keep(path: Path, scores: Mapping[str, Scores]) -> None:
+def keep(path: Path, scores: Mapping[str, Scores]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}")
     np.savez(staging, **{f"{label}.{k}": v for label, each in scores.items() for k, v in vars(each).items()})
     staging.replace(path)
 
 
-def _kept(path: Path) -> dict[str, Scores]:
+def kept(path: Path) -> dict[str, Scores]:
     with np.load(path) as arrays:
         labels = dict.fromkeys(name.rpartition(".")[0] for name in arrays.files)
         return {label: Scores(*(arrays[f"{label}.{k}"] for k in ("users", "labels", "scores"))) for label in labels}

@@ -51,20 +51,25 @@ def prepare(data: Path, out: Path) -> Path:
     return out / "data"
 
 
-def configuration(model: str, samples: Path, run: Path, dates: tuple[str, str], seed: int) -> TrainConfig:
+def configuration(
+    model: str, samples: Path, run: Path, dates: tuple[str, str], seed: int, device: str = "auto"
+) -> TrainConfig:
     """The model's YAML, with what differs by run.
 
     Args:
         dates: the day to train on, and the one to judge on.
     """
-    given = {"samples": samples, "out": run, "dates": dates[0], "eval_dates": dates[1], "seed": seed, "device": "cpu"}
+    days = {"dates": dates[0], "eval_dates": dates[1]}
+    given = {"samples": samples, "out": run, "seed": seed, "device": device, **days}
     return from_values(TrainConfig, given, EXAMPLE / f"{model}.yaml")
 
 
 def run_model(config: TrainConfig, epochs: int | None) -> RetrievalEvaluation:
     """Train, or go on, to the last epoch; then judge."""
     train(dataclasses.replace(config, epochs=epochs or config.epochs))
-    found = evaluate(EvaluateConfig(run=config.out, samples=config.samples, dates=config.eval_dates, device="cpu"))
+    found = evaluate(
+        EvaluateConfig(run=config.out, samples=config.samples, dates=config.eval_dates, device=config.device)
+    )
     assert isinstance(found, RetrievalEvaluation)
     return found
 
@@ -97,6 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="default: as the configuration says")
     parser.add_argument("--choose", action="store_true", help="one rating earlier, for choosing settings")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     options = parser.parse_args()
     samples = prepare(options.data, options.out)
     dates = (DAYS[1], DAYS[2]) if options.choose else (DAYS[2], DAYS[3])
@@ -104,7 +110,7 @@ def main() -> None:
     for model in options.models:
         for seed in options.seeds:
             run = options.out / f"{model}-{seed}"
-            config = configuration(model, samples, run, dates, seed)
+            config = configuration(model, samples, run, dates, seed, options.device)
             rows.append((model, seed, run_model(config, options.epochs)))
             points += [[model, seed, step, *values] for step, values in curve(run)]
     with (options.out / "curve.csv").open("w", newline="") as file:

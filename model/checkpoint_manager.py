@@ -50,6 +50,8 @@ class Position:
     samples: int = 0
     candidates: int = 0
     tokens: int = 0
+    flops: int | None = 0
+    """Floating point operations of all steps, on all ranks; None where a checkpoint that didn't count them was gone on from."""
     seconds: float = 0.0
     """Of all steps, evaluations and checkpoints left out."""
     timed_steps: int = 0
@@ -225,7 +227,7 @@ def _position(state: DenseState, folder: Path) -> Position:
         raise UserError(
             f"{folder}: its position has {strange[0]}, which this version doesn't know; use the version that wrote it"
         )
-    return Position(**state["position"])  # type: ignore[arg-type]
+    return Position(**{"flops": None, **state["position"]})  # type: ignore[arg-type]
 
 
 def steps_of_batches(batches: Sequence[Sequence[int]], accumulate: int) -> int:

@@ -174,6 +174,8 @@ class Summary(Document):
     max_steps: int
     samples: int
     candidates: int
+    flops: int | None = None
+    """Floating point operations of the model's dense part in all steps, forward and backward, on all ranks. None: not counted."""
     seconds: float
     timed_steps: int = 0
     """Steps that the rates are taken over."""

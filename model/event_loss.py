@@ -46,11 +46,16 @@ class EventHeads(nn.Module):
         """
         # Outside autocast nothing else casts what a model's last layer left in bfloat16.
         vectors = vectors.to(next(self.parameters()).dtype)
+        if torch.amp.is_autocast_available(vectors.device.type):
+            with torch.autocast(vectors.device.type, enabled=False):
+                return self._sum(vectors, event_types)
+        return self._sum(vectors, event_types)
+
+    def _sum(self, vectors: Tensor, event_types: Tensor) -> Tensor:
         total = vectors.new_zeros(())
-        with torch.autocast(vectors.device.type, enabled=False):
-            for name, types in self.ranges.items():
-                own = (event_types >= types.start) & (event_types < types.stop)
-                target = torch.where(own, event_types - types.start, -1).long()
-                logits = self.heads[f"of_{name}"](vectors)
-                total = total + F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+        for name, types in self.ranges.items():
+            own = (event_types >= types.start) & (event_types < types.stop)
+            target = torch.where(own, event_types - types.start, -1).long()
+            logits = self.heads[f"of_{name}"](vectors)
+            total = total + F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
         return total

@@ -14,7 +14,8 @@ from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 
 AUXILIARY = "auxiliary."
-"""Before a label's name: a second logit of it that a ranker may return in training. It is learned from and neither reported nor predicted."""
+"""Before a label's name: a second logit of it that a ranker may return in training, or several (then `AUXILIARY` + which + "/" + label).
+Learned from and neither reported nor predicted."""
 ADDED_LOSS = "added loss"
 """A scalar that a ranker may return in training beside the logits: a sum of losses, to be divided as the candidates' are. Learned from and not
 reported."""

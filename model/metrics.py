@@ -344,6 +344,23 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
+class QueryReplicator:
+    """Means over queries with each counted so many times: as `Replicator`, a query for a user."""
+
+    by_query: dict[str, Floats]
+
+    @property
+    def users(self) -> int:
+        """How many queries there are."""
+        return len(self.by_query["mrr"])
+
+    def metrics(self, counts: Floats, *, auc: bool = True) -> dict[str, float]:
+        """By name; counts [queries]."""
+        total = counts.sum()
+        return {name: float(counts @ values / total) for name, values in self.by_query.items()}
+
+
+@dataclass
 class RetrievalMetrics:
     """HR@K, NDCG@K and MRR of queries with one target each, over the full catalogue. Streams ranks."""
 
@@ -354,17 +371,31 @@ class RetrievalMetrics:
         """Append 1-based target ranks [N]."""
         self._ranks.append(ranks.detach().cpu().to(torch.int64).numpy())
 
+    def __len__(self) -> int:
+        """Queries."""
+        return sum(map(len, self._ranks))
+
+    @property
+    def by_query(self) -> dict[str, Floats]:
+        """Metric -> [N] its value of each query alone."""
+        ranks = np.concatenate(self._ranks) if self._ranks else np.zeros(0, np.int64)
+        each: dict[str, Floats] = {"mrr": 1 / ranks}
+        for k in self.cutoffs:
+            each[f"hr@{k}"] = (ranks <= k).astype(np.float64)
+            each[f"ndcg@{k}"] = each[f"hr@{k}"] / np.log2(ranks + 1)
+        return each
+
+    def replicator(self) -> QueryReplicator:
+        """The metrics with each query counted so many times, of at least one."""
+        return QueryReplicator(self.by_query)
+
     def compute(self, *, bootstrap: int = 0, confidence: float = 0.95, seed: int = 0) -> dict[str, Estimate]:
         """`mrr`, and `hr@K` and `ndcg@K` for each cutoff; None without a query.
 
         Args:
             bootstrap: replicates of the queries, for the intervals; 0: none.
         """
-        ranks = np.concatenate(self._ranks) if self._ranks else np.zeros(0, np.int64)
-        each: dict[str, Floats] = {"mrr": 1 / ranks}
-        for k in self.cutoffs:
-            each[f"hr@{k}"] = (ranks <= k).astype(np.float64)
-            each[f"ndcg@{k}"] = each[f"hr@{k}"] / np.log2(ranks + 1)
+        each, ranks = self.by_query, range(len(self))
         if not len(ranks):
             return {name: Estimate(None) for name in each}
         if not bootstrap:

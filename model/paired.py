@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrank.model.metrics import Estimate, Predictions
+from genrank.model.metrics import Estimate, Predictions, RetrievalMetrics
 
 
 def paired_differences(
-    first: Sequence[Predictions],
-    second: Sequence[Predictions],
+    first: Sequence[Predictions | RetrievalMetrics],
+    second: Sequence[Predictions | RetrievalMetrics],
     *,
     bootstrap: int,
     confidence: float = 0.95,
@@ -21,7 +21,7 @@ def paired_differences(
     """Each metric of `first` less that of `second`, both means over their runs, with the percentile interval of the difference.
 
     Args:
-        first, second: predictions of the same candidates, a `Predictions` a run (a seed).
+        first, second: predictions of the same candidates, a `Predictions` a run (a seed); or ranks of the same queries.
         auc: whether AUC over all users, the costly one, is among them; without, it is None.
         bootstrap: replicates; users are drawn with replacement. The spread between seeds is not in the interval.
 

@@ -128,6 +128,8 @@ class Ranker(EncoderModel):
         width = self.encoder.config.out_dim + (config.tower[-1] if config.tower else 0)
         self.heads = Heads(width, tasks, head)
         self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
+        own = self.encoder.config
+        self.shallow_heads = nn.ModuleList(Heads(own.out_dim, tasks, head) for _ in range(own.shallow_outputs))
         weight, schema = config.event_weight, embeddings.plan.schema
         self.event_heads = EventHeads(self.encoder.config.out_dim, schema) if weight else None
         self.work = Work()
@@ -152,12 +154,16 @@ class Ranker(EncoderModel):
         if self.training and self.counts_flops:
             self.work.add(tokens)
         vectors, of_events = self._encode(tokens)
+        shallow: Sequence[Tensor] = ()
+        if self.training and len(self.shallow_heads):
+            vectors, *shallow = torch.split(vectors, self.encoder.config.out_dim, 1)
         logits = self.logits(vectors, batch, features)
         if self.training and self.encoder_heads is not None:
-            weight = self.encoder.config.encoder_loss
             for name, logit in self.encoder_heads(vectors).items():
-                # Its value, and `weight` times its gradient.
-                logits[AUXILIARY + name] = weight * logit + (1 - weight) * logit.detach()
+                logits[AUXILIARY + name] = _learned_by(self.encoder.config.encoder_loss, logit)
+        for depth, vector in enumerate(shallow):
+            for name, logit in self.shallow_heads[depth](vector).items():
+                logits[f"{AUXILIARY}{depth}/{name}"] = _learned_by(self.encoder.config.shallow_loss, logit)
         if of_events is not None:
             logits[ADDED_LOSS] = self.encoder.config.event_weight * of_events
         return logits
@@ -218,6 +224,11 @@ class FeatureTower(nn.Module):
         first = torch.relu(self.candidate(features[CANDIDATES]) + self.user(features[USER])[owner])
         last: Tensor = self.rest(nn.functional.dropout(first, self.dropout, self.training))
         return last
+
+
+def _learned_by(weight: float, logit: Tensor) -> Tensor:
+    """Its value, and `weight` times its gradient."""
+    return weight * logit + (1 - weight) * logit.detach()
 
 
 def _fitted(config: EncoderConfig, shape: TokenShape) -> EncoderConfig:

@@ -14,9 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from genrank.model.documents import Evaluation, LogRow, RankingEvaluation, SliceMetrics, Summary, read_document
+from genrank.model.documents import (
+    Evaluation,
+    LogRow,
+    RankingEvaluation,
+    RetrievalEvaluation,
+    SliceMetrics,
+    Summary,
+    read_document,
+)
 from genrank.model.documents import Importance as FeatureImportance
-from genrank.model.metrics import Estimate, Predictions
+from genrank.model.metrics import Estimate, Predictions, RetrievalMetrics
 from genrank.model.run_dir import read_json, read_log, read_schema
 from genrank.model.tasks import AnyTask, task_type
 from genrank.schemas.errors import UserError
@@ -94,10 +102,12 @@ class Run:
             return None
         return pa.concat_tables(pq.read_table(path, columns=list(columns), partitioning=None) for path in paths)
 
-    def scored(self, label: str) -> Predictions | None:
-        """The predictions of a label; None where they are gone or no label is mature."""
+    def scored(self, label: str) -> Predictions | RetrievalMetrics | None:
+        """The predictions of a label, or the ranks of all queries; None where they are gone or no label is mature."""
+        if isinstance(self.evaluation, RetrievalEvaluation):
+            return self._ranked(label)
         names = ("user_id", label, f"{label}_score", f"{label}_weight", "request")
-        table = self.predictions(names) if isinstance(self.evaluation, RankingEvaluation) else None
+        table = self.predictions(names)
         if table is None:
             return None
         kind = next(each.kind for each in self.schema.labels if each.name == label)
@@ -105,6 +115,15 @@ class Run:
         user, truth, score, weight, request = (torch.from_numpy(table[name].to_numpy().copy()) for name in names)
         found.update(user, truth, score, weight, request)
         return found if len(found) else None
+
+    def _ranked(self, objective: str) -> RetrievalMetrics | None:
+        table = self.predictions(["rank"])
+        cutoffs = [int(name.removeprefix("hr@")) for name in self.metrics(objective) or {} if name.startswith("hr@")]
+        if table is None or not len(table):
+            return None
+        found = RetrievalMetrics(cutoffs)
+        found.update(torch.from_numpy(table["rank"].to_numpy().copy()))
+        return found
 
     @classmethod
     def read(cls, folder: Path) -> Run:

@@ -134,16 +134,12 @@ class Retriever(EncoderModel, RetrievalModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"next_item": sum over the batch's queries of the sampled softmax loss}; `query_count` is how many they are."""
         config = self.config
-        events, (known, follows) = self._events(batch), self._following(batch)
-        last, responses = self._responses(batch)
-        ids, queries = torch.cat([events.ids[known], responses]), follows.sum() + len(last)
+        (known, follows), (last, responses) = self._following(batch), self._responses(batch)
         uniform = config.sampling == "uniform"
-        others, chosen = self._from_catalogue(int(queries)) if uniform else (ids[:0], None)
-        vectors, of_others = self._placed(events.rows[known]), events.states[:0]
-        if len(responses) + len(others):
-            # In one lookup: a table's optimizer takes a step a lookup.
-            more = self.item_vectors(torch.cat([responses, others]))
-            vectors, of_others = torch.cat([vectors, more[: len(responses)]]), more[len(responses) :]
+        others, chosen = self._from_catalogue(int(follows.sum()) + len(last)) if uniform else (responses[:0], None)
+        events, more = self._events(batch, torch.cat([responses, others]))
+        ids = torch.cat([events.ids[known], responses])
+        vectors, of_others = self._placed(torch.cat([events.rows[known], more])).tensor_split([len(ids)])
         after, row = torch.arange(1, len(events.ids), device=ids.device), torch.cumsum(known, 0) - 1
         pairs = Pairs(
             queries=torch.cat([events.states[:-1][follows], events.states[last]]),
@@ -232,12 +228,13 @@ class Retriever(EncoderModel, RetrievalModel):
 
     def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[N, item_dim] after each history event, and [N] int64 the event's item."""
-        events = self._events(batch)
+        events, _ = self._events(batch, batch.item[:0])
         return events.states, events.ids
 
-    def _events(self, batch: Batch) -> Events:
+    def _events(self, batch: Batch, more: Tensor) -> tuple[Events, Tensor]:
+        """The history's events, and [M, table dim] the rows of `more` items, [M] int64."""
         batch = history_only(batch, self.schema)
-        matrices = self.embeddings(batch)
+        matrices, of_more = self.embeddings.with_rows(batch, self.merged, lambda: self.item_rows(more))
         norms = self.tokenizer.norms
         tokens = self.tokenizer.tokens(batch, matrices if norms is None else norms.scaled(matrices))
         events = (tokens.group_ids == visibility.HISTORY).nonzero().squeeze(1)
@@ -246,7 +243,7 @@ class Retriever(EncoderModel, RetrievalModel):
         ids = batch.groups[self.sequence].features[self.feature]
         assert isinstance(ids, Tensor)
         rows = matrices[self.sequence][:, self.embeddings.layout[self.sequence][self.feature]]
-        return Events(encoded if self.config.tied else self.query(encoded), rows, ids)
+        return Events(encoded if self.config.tied else self.query(encoded), rows, ids), of_more
 
     # ------------------------------------------------------------------ what follows what
 

@@ -219,6 +219,8 @@ class Trainer:
         self.flops += flops
         if self.process_steps > SETTLING_STEPS:
             self.position.timed_flops += flops
+        if self.position.flops is not None:
+            self.position.flops += self.ranks.sum_numbers([flops])[0]
 
     def _log(self, row: LogRow) -> None:
         if self.folder:
@@ -324,6 +326,7 @@ class Trainer:
                 max_steps=config.max_steps,
                 samples=at.samples,
                 candidates=at.candidates,
+                flops=at.flops if self.model.counts_flops else None,
                 seconds=round(at.seconds, 3),
                 timed_steps=at.timed_steps,
                 **rates.model_dump(),

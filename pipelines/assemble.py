@@ -55,6 +55,10 @@ class Assembler:
 
     def assemble(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: samples of every day of a bucket, one file a day; reports what was written."""
+        with self.router.reader.several_times(bucket):
+            yield from self._assemble(bucket, tables)
+
+    def _assemble(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         own, reader = self.schema.candidates.source, self.router.reader
         exposures = reader.load(own, self.router.days, bucket, reader.schemas[own].names)
         if not exposures.num_rows:

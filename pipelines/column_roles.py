@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from genrank.schemas.stored import STORED_TYPES
 
-Role = Literal["id", "ids", "number", "time", "amount", "flag", "raw"]
+Role = Literal["id", "ids", "number", "time", "amount", "largest", "smallest", "flag", "raw"]
 
 ROLE_TYPES: dict[Role, pa.DataType] = {
     "id": pa.int64(),
@@ -17,8 +17,14 @@ ROLE_TYPES: dict[Role, pa.DataType] = {
     "number": pa.float32(),
     "time": pa.int64(),
     "amount": pa.float64(),
+    "largest": pa.float32(),
+    "smallest": pa.float32(),
     "flag": pa.bool_(),
 }
+
+
+NUMBERS: frozenset[Role] = frozenset({"number", "amount", "largest", "smallest"})
+"""Roles whose missing value is NaN."""
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +38,7 @@ class Column:
     | number | float32, null as NaN |
     | time | int64 epoch ms, null as MISSING_ID |
     | amount | float64 to be summed, null as NaN: whole numbers up to 2^53 as they are, others to 16 digits |
+    | largest, smallest | as a number; merged events keep the largest, or smallest |
     | flag | bool, null as false |
     | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
     """

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from genrank.pipelines.column_roles import ROLE_TYPES, Column
+from genrank.pipelines.column_roles import NUMBERS, ROLE_TYPES, Column
 from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.schemas import (
     ChangePoints,
@@ -225,7 +225,7 @@ def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Col
 def infinite_numbers(computed: pa.Table, columns: tuple[Column, ...]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """(reason, rows it concerns) of each number that is none as it is stored."""
     for column in columns:
-        if column.role in ("number", "amount"):
+        if column.role in NUMBERS:
             infinite = np.abs(computed.column(column.name).to_numpy()) > np.finfo(np.float32).max
             if infinite.any():
                 yield f"{column.expression} does not fit float32", infinite
@@ -309,10 +309,8 @@ def _fill(array: pa.Array, column: Column) -> pa.Array:
         return (
             pc.fill_null(array.cast(ROLE_TYPES["ids"]), empty[0]) if array.null_count else array.cast(ROLE_TYPES["ids"])
         )
-    if column.role == "number":
-        return pc.fill_null(array, pa.scalar(np.float32("nan"), pa.float32()))
-    if column.role == "amount":
-        return pc.fill_null(array, np.nan)
+    if column.role in NUMBERS:
+        return pc.fill_null(array, pa.scalar(np.nan, ROLE_TYPES[column.role]))
     return pc.fill_null(array, False if column.role == "flag" else MISSING_ID)
 
 
@@ -331,10 +329,8 @@ def store(array: pa.Array, column: Column) -> pa.Array:
         return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
     if role == "flag":
         return pc.fill_null(pc.cast(array, pa.bool_()), False)
-    if role == "number":
-        number = pc.cast(pc.cast(array, pa.float64(), safe=False), pa.float32(), safe=False)
-        return pc.fill_null(number, pa.scalar(np.float32("nan"), pa.float32()))
-    return pc.fill_null(pc.cast(array, pa.float64(), safe=False), np.nan)
+    number = pc.cast(pc.cast(array, pa.float64(), safe=False), ROLE_TYPES[role], safe=False)
+    return pc.fill_null(number, pa.scalar(np.nan, ROLE_TYPES[role]))
 
 
 def _ids(array: pa.Array) -> pa.Array:

@@ -18,7 +18,7 @@ from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.uses import TileUse
 from genrank.pipelines.cross_features import KeySet, key_sets
-from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.engine import Piece
 from genrank.pipelines.hot_keys import HotKeys, frequent_keys
 from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
@@ -29,7 +29,7 @@ from genrank.schemas import Schema
 class CrossFeatureRouter:
     """Everything a task needs to answer cross features at exposures of some days; travels to tasks by pickle.
 
-    Slots below `buckets` are buckets of users; the next `buckets` slots are those of keys.
+    Slots below `buckets` are buckets of users; the next `key_slots` slots are those of keys.
     """
 
     schema: Schema
@@ -39,6 +39,7 @@ class CrossFeatureRouter:
     tiles: Mapping[TileUse, ReadPlan]
     """What is read of past days."""
     hot: HotKeys
+    key_slots: int
 
     @cached_property
     def key_sets(self) -> list[KeySet]:
@@ -54,14 +55,18 @@ class CrossFeatureRouter:
 
     def route(self, bucket: int) -> Iterator[Piece]:
         """Map step: a bucket's exposures and events, to the slots of their keys."""
+        with self.reader.several_times(bucket):
+            yield from self._route(bucket)
+
+    def _route(self, bucket: int) -> Iterator[Piece]:
         yield BucketMessage(bucket).piece()
         for key_set, queries in self._queries(bucket):
             for key, bounds in self._slices(key_set):
                 at = np.flatnonzero(queries.key == key)
                 queries.key[at] = mix(queries.key[at], np.searchsorted(bounds, queries.ts[at], "right") - 1)
-            yield from self._to_keys(queries.table(), KeyQueries.tag(key_set.tag))
+            yield self._to_keys(queries.table(), KeyQueries.tag(key_set.tag))
         for use, events in self.reader.events(self._tiles(with_user=False), bucket).items():
-            yield from self._to_keys(self._sliced(use, events), events_tag(use.source, use.key_set.tag))
+            yield self._to_keys(self._sliced(use, events), events_tag(use.source, use.key_set.tag))
 
     def answer_queries(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: answers travel back to the exposures' bucket; a bucket's own message passes through."""
@@ -80,7 +85,7 @@ class CrossFeatureRouter:
                 events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0)[use]
             answered = cross_features.answer(key_set, self.schema, queries.key, queries.ts, queries.start, events)
             answers = KeyAnswers(pa.array(queries.position), dict(answered))
-            yield from scatter(answers.table(), queries.bucket, answers.tag(key_set.tag))
+            yield Piece(queries.bucket, answers.tag(key_set.tag), answers.table())
 
     def features(
         self, exposures: pa.Table, bucket: int, tables: Mapping[str, pa.Table], users: Int
@@ -157,9 +162,8 @@ class CrossFeatureRouter:
                 parts.append(part.set_column(part.column_names.index("key"), "key", pa.array(name)))
         return pa.concat_tables(parts)
 
-    def _to_keys(self, rows: pa.Table, tag: str) -> Iterator[Piece]:
-        for piece in scatter(rows, slot_of(int64s(rows, "key"), self.buckets), tag):
-            yield piece._replace(slot=self.buckets + piece.slot)
+    def _to_keys(self, rows: pa.Table, tag: str) -> Piece:
+        return Piece(slot_of(int64s(rows, "key"), self.key_slots) + np.int32(self.buckets), tag, rows)
 
     def _starts(self, days: Int) -> Int:
         """Epoch ms of each day's start."""

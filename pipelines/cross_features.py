@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.column_roles import Column
+from genrank.pipelines.column_roles import NUMBERS, Column
 from genrank.pipelines.columns import cross_features, cross_sources, value_column
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
@@ -157,7 +157,8 @@ def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
     """Rows of `events_at_keys`, or of tiles, merged.
 
-    What was available before `settled` becomes a row per key, condition, presence of values, and distinct value; it holds the number of events (`merged`), sums, and the time, id and value of the newest.
+    What was available before `settled` becomes a row per key, condition, presence of values, and distinct value; it holds the number of events
+    (`merged`), sums, extremes, and the time, id and value of the newest.
     What came later stays as it is, so that a tile is exact to the millisecond.
 
     Args:
@@ -178,9 +179,7 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
         elif column.expression == key_set.distinct:
             parts.append(value)
         else:
-            parts.append(
-                (np.isnan(value) if column.role in ("number", "amount") else value == MISSING_ID).astype(np.int64)
-            )
+            parts.append((np.isnan(value) if column.role in NUMBERS else value == MISSING_ID).astype(np.int64))
     group = Keys(mix(*parts) if len(parts) > 1 else parts[0])
     codes, groups = group.codes, group.count
     newest_of = {evaluation_of(f).newest for f in key_set.features if f.source == log.name} - {None}
@@ -210,6 +209,12 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
             missing = np.isnan(out.column(column.name).to_numpy())
             total = rounded(grouped(np.nan_to_num(amounts, nan=0.0), codes, groups))
             values[column.name] = np.where(missing, np.nan, total)
+        elif column.role in ("largest", "smallest"):
+            sign = 1 if column.role == "largest" else -1
+            own = sign * rows.column(column.name).to_numpy()
+            extreme = np.full(groups, -np.inf, np.float32)
+            np.maximum.at(extreme, codes, np.where(np.isnan(own), np.float32("-inf"), own))
+            values[column.name] = np.where(np.isneginf(extreme), np.float32("nan"), sign * extreme)
     for name, value in values.items():
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])

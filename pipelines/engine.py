@@ -1,7 +1,8 @@
 """The few verbs a build needs, which Spark and this machine's threads both have.
 
-A frame is a lazy bag of pieces. A piece is an Arrow table with a tag (what it is) and a slot (which task it goes to next).
-Engines move pieces, whole tables at a time; they never look at rows, so both compute the same to the bit.
+A frame is a lazy bag of pieces. A piece is an Arrow table with a tag (what it is) and the slots (which tasks) that its rows go to next.
+What a task's units send is joined before it is scattered, so that a task sends a slot one table of a tag however many units it has.
+Engines move whole tables; they never look at rows, so both compute the same to the bit.
 """
 
 from __future__ import annotations
@@ -20,8 +21,23 @@ Unit = TypeVar("Unit")
 Frame = TypeVar("Frame")
 
 
+Slots = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+JOINED_BYTES = 32 << 20
+"""Of pieces that a task holds until it scatters them."""
+
+
 class Piece(NamedTuple):
-    """Rows on their way to a slot."""
+    """Rows on their way."""
+
+    slot: int | Slots
+    """Of all of them, or of each."""
+    tag: str
+    rows: pa.Table
+
+
+class SlotPiece(NamedTuple):
+    """Rows on their way to one slot."""
 
     slot: int
     tag: str
@@ -68,19 +84,42 @@ AnyEngine = Engine[Any]
 """An engine, whatever its frames are."""
 
 
-def scatter(rows: pa.Table, slots: np.ndarray[tuple[int], np.dtype[np.int32]], tag: str) -> Iterator[Piece]:
+def joined(pieces: Iterable[Piece], most: int = JOINED_BYTES) -> Iterator[SlotPiece]:
+    """What a task sends: pieces of a tag joined while all that is held is below `most` bytes, then scattered; their order is kept."""
+    held: dict[str, list[Piece]] = {}
+    size = 0
+    for piece in pieces:
+        held.setdefault(piece.tag, []).append(piece)
+        size += piece.rows.nbytes
+        if size >= most:
+            yield from _sent(held)
+            held, size = {}, 0
+    yield from _sent(held)
+
+
+def _sent(held: dict[str, list[Piece]]) -> Iterator[SlotPiece]:
+    for tag, pieces in held.items():
+        if len(pieces) == 1 and isinstance(slot := pieces[0].slot, int):
+            yield SlotPiece(slot, tag, pieces[0].rows)
+            continue
+        slots = [np.full(p.rows.num_rows, p.slot, np.int32) if isinstance(p.slot, int) else p.slot for p in pieces]
+        yield from scatter(pa.concat_tables([piece.rows for piece in pieces]), np.concatenate(slots), tag)
+
+
+def scatter(rows: pa.Table, slots: Slots, tag: str) -> Iterator[SlotPiece]:
     """A piece per slot; rows keep their order within a slot."""
     if not rows.num_rows:
         return
-    order: Int = np.argsort(slots, kind="stable")
+    # Of 16 bits, a stable sort counts instead of comparing.
+    order: Int = np.argsort(slots.astype(np.uint16) if int(slots.max()) < 1 << 16 else slots, kind="stable")
     ordered = slots[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    sorted_rows = rows.take(pa.array(order)) if len(starts) > 1 else rows
+    sorted_rows = rows.take(pa.array(order)).combine_chunks() if len(starts) > 1 else rows
     for start, end in zip(starts, np.append(starts[1:], len(ordered)), strict=True):
-        yield Piece(int(ordered[start]), tag, sorted_rows.slice(int(start), int(end - start)))
+        yield SlotPiece(int(ordered[start]), tag, sorted_rows.slice(int(start), int(end - start)))
 
 
-def gather(pieces: Iterable[Piece]) -> dict[str, pa.Table]:
+def gather(pieces: Iterable[SlotPiece]) -> dict[str, pa.Table]:
     """Tables by tag, pieces in a fixed order (by content-independent arrival is not fixed: steps sort what they need sorted)."""
     by_tag: dict[str, list[pa.Table]] = {}
     for piece in pieces:

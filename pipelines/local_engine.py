@@ -11,33 +11,38 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from genrank.pipelines.engine import Piece, Step, gather
+from genrank.pipelines.engine import Piece, SlotPiece, Step, gather, joined
 from genrank.schemas import EventLog, Snapshot, UserError
 from genrank.schemas.console import with_progress
 
 Unit = TypeVar("Unit")
 
+TASKS = 8
+"""Of a step, for each thread, at most: units beyond share one."""
+
 
 class Stored(NamedTuple):
-    """A piece in a file: its bytes `begin` to `begin + size` are an Arrow IPC stream."""
+    """A piece in a file: its bytes `begin` to `begin + size` are an Arrow IPC message, a record batch."""
 
     slot: int
     tag: str
     file: Path
     begin: int
     size: int
+    schema: pa.Schema
 
-    def read(self) -> Piece:
+    def read(self) -> SlotPiece:
         """The piece itself."""
-        with pa.OSFile(str(self.file)) as file:
-            file.seek(self.begin)
-            return Piece(self.slot, self.tag, pa.ipc.open_stream(file.read_buffer(self.size)).read_all())
+        with open(self.file, "rb", buffering=0) as file:
+            message = os.pread(file.fileno(), self.size, self.begin)
+        batch = pa.ipc.read_record_batch(pa.py_buffer(message), self.schema)
+        return SlotPiece(self.slot, self.tag, pa.Table.from_batches([batch], self.schema))
 
 
 class LocalEngine:
     """Steps run in a thread per core; NumPy, Arrow and polars release the interpreter's lock where the work is.
 
-    Pieces wait for their slot's turn in a file of the unit that made them, so that memory follows the slots at work and not the job.
+    Pieces wait for their slot's turn in a file of the task that made them, so that memory follows the slots at work and not the job.
 
     Args:
         threads: units or slots at work at once; default one for each core.
@@ -58,9 +63,15 @@ class LocalEngine:
                 self._parent.mkdir(parents=True, exist_ok=True)
             self._folder = TemporaryDirectory(prefix="genrank-pieces-", dir=self._parent)
         folder = self._folder.name
+        size = max(1, len(units) // (TASKS * self._threads))
+        tasks = [units[at : at + size] for at in range(0, len(units), size)]
+
+        def run(task: Sequence[Unit]) -> list[Stored]:
+            return _store(joined(piece for unit in task for piece in step(unit)), folder)
+
         with ThreadPoolExecutor(self._threads) as pool:
-            done = pool.map(lambda unit: _store(step(unit), folder), units)
-            return [piece for pieces in with_progress(done, title, len(units), unit="task") for piece in pieces]
+            done = pool.map(run, tasks)
+            return [piece for pieces in with_progress(done, title, len(tasks), unit="task") for piece in pieces]
 
     def exchange(self, title: str, frames: Sequence[list[Stored]], slots: int, step: Step) -> list[Stored]:
         """As `Engine.exchange`; files of what was exchanged are removed."""
@@ -90,17 +101,19 @@ class LocalEngine:
             self._folder = None
 
 
-def _store(pieces: Iterable[Piece], folder: str) -> list[Stored]:
+def _store(pieces: Iterable[SlotPiece], folder: str) -> list[Stored]:
     """Each as it is made."""
     descriptor, name = mkstemp(".arrow", dir=folder)
     os.close(descriptor)
+    path = Path(name)
     stored: list[Stored] = []
     with pa.OSFile(name, "wb") as file:
         for piece in pieces:
-            begin = file.tell()
-            with pa.ipc.new_stream(file, piece.rows.schema) as stream:
-                stream.write_table(piece.rows)
-            stored.append(Stored(piece.slot, piece.tag, Path(name), begin, file.tell() - begin))
+            rows = piece.rows if piece.rows.num_rows else piece.rows.schema.empty_table()
+            for batch in rows.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]:
+                begin = file.tell()
+                file.write(batch.serialize())
+                stored.append(Stored(piece.slot, piece.tag, path, begin, file.tell() - begin, rows.schema))
     return stored
 
 

@@ -15,6 +15,7 @@ nor depend on the order; partial sums of days, rounded each, add up to the sum o
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -99,7 +100,9 @@ class Scan:
     def __init__(self, keys: Int, ts: Int, available: Int, id: Int, merged: Int | None = None) -> None:
         self._keys = Keys(keys)
         self._codes, self._ts, self._available, self._id = self._keys.codes, ts, available, id
-        self._merged = merged
+        self._merged = merged if merged is not None and merged.any() else None
+        self._came: tuple[Queries, Int] | None = None
+        """What was asked last of all events, and how many had become available by then."""
 
     def __len__(self) -> int:
         return len(self._ts)
@@ -107,7 +110,7 @@ class Scan:
     def at(self, keys: Int, times: Int) -> Queries:
         """Queries at `times` (int64 ms) of `keys`."""
         codes = self._keys.find(keys)
-        order: Int = np.argsort(Axis.over(self._keys.count, times).pack(codes, times), kind="stable")
+        order = ascending(Axis.over(self._keys.count, times).pack(codes, times))
         return Queries(codes[order], times[order], order)
 
     def _alive(self, queries: Queries, window: int, chosen: Bool | None) -> Int:
@@ -121,6 +124,8 @@ class Scan:
         self, queries: Queries, window: int, values: Float | None = None, chosen: Bool | None = None
     ) -> tuple[Int, Float]:
         """(int64 number of visible events, float64 sum of their `values`, finite), per query in the caller's order."""
+        if values is None and chosen is None and self._merged is None and self._longest_lag < window:
+            return queries.scatter(self._count(queries, window)), np.zeros(len(queries.keys))
         rows = self._alive(queries, window, chosen)
         base = None
         if self._merged is not None:
@@ -153,6 +158,26 @@ class Scan:
         total = rounded(added(*sums)) if values is not None else np.zeros(len(count))
         return queries.scatter(count), queries.scatter(total)
 
+    @cached_property
+    def _longest_lag(self) -> int:
+        """The most ms from an event to its availability."""
+        return int((self._available - self._ts).max(initial=0))
+
+    @cached_property
+    def _all(self) -> tuple[Axis, Int, Int]:
+        """An axis for all events, and on it, ascending, when they become available and when they happened."""
+        axis = Axis.over(self._keys.count, self._ts, self._available)
+        entered = np.sort(axis.pack(self._codes, self._available))
+        return axis, entered, np.sort(axis.pack(self._codes, self._ts)) if self._longest_lag else entered
+
+    def _count(self, queries: Queries, window: int) -> Int:
+        """Visible events of all, per query; windows longer than every lag share what they search."""
+        axis, available, happened = self._all
+        if self._came is None or self._came[0] is not queries:
+            self._came = queries, np.searchsorted(available, axis.pack(queries.keys, queries.times), "left")
+        went = np.searchsorted(happened, axis.pack(queries.keys, queries.times - window), "right")
+        return np.where(queries.keys >= 0, self._came[1] - went, 0)
+
     def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Float | None) -> tuple[Int, Parts]:
         """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
@@ -184,6 +209,31 @@ class Scan:
         newest = by_time[best[np.maximum(entered - 1, 0)]]
         seen = (entered > 0) & (codes[newest] == queries.keys) & (ts[newest] > queries.times - window)
         return queries.scatter(np.where(seen, rows[newest], -1))
+
+    def largest(self, queries: Queries, window: int, values: Float, chosen: Bool) -> Float:
+        """The largest of the visible events' `values` (finite where chosen), float64 in the caller's order; NaN where there is none.
+
+        Of the sorted queries those that see an event are a run. A run is covered by two runs of one power of two of queries, which may
+        overlap; maxima of such runs are handed down to their halves, and are a query's own at length one. O((n + q) log q).
+        """
+        rows = self._alive(queries, window, chosen)
+        codes, enter, leave = self._codes[rows], self._available[rows], self._ts[rows] + window
+        axis = Axis.over(self._keys.count, enter, leave, queries.times)
+        asked = axis.pack(queries.keys, queries.times)
+        first = np.searchsorted(asked, axis.pack(codes, enter), "right")
+        last = np.searchsorted(asked, axis.pack(codes, leave), "left")
+        some = first < last
+        first, last, own = first[some], last[some], values[rows][some]
+        level = np.floor(np.log2(last - first)).astype(np.int64)
+        best = np.full(len(asked), -np.inf)
+        for power in range(int(level.max(initial=0)), -1, -1):
+            at, length = level == power, 1 << power
+            np.maximum.at(best, first[at], own[at])
+            np.maximum.at(best, last[at] - length, own[at])
+            if half := length >> 1:
+                best[half:] = np.maximum(best[half:], best[:-half].copy())
+        # Plus 0: a zero has one sign, whichever event it came from.
+        return queries.scatter(np.where(np.isneginf(best), np.nan, best + 0.0))
 
     def distinct(self, queries: Queries, window: int, values: Int, chosen: Bool | None = None) -> Int:
         """Number of different `values` among visible events: per (key, value) the union of its events' intervals counts once."""
@@ -265,13 +315,19 @@ def slot_of(hashes: Int, slots: int) -> NDArray[np.int32]:
     return slot
 
 
+def ascending(packed: Int) -> Int:
+    """Order of rows by `packed`; equal ones come in any order. Numpy's sort is vectorised where it need not be stable."""
+    order: Int = np.arange(len(packed)) if (packed[1:] >= packed[:-1]).all() else np.argsort(packed)
+    return order
+
+
 def order_by(packed: Int, *ties: Int) -> Int:
-    """Order of rows by `packed`, then by `ties`; only rows that tie pay for the ties."""
-    order: Int = np.argsort(packed, kind="stable")
+    """Order of rows by `packed`, then by `ties`, then as they are; only rows that tie pay for the ties."""
+    order = ascending(packed)
     ordered = packed[order]
     equal = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(equal) and ties:
+    if len(equal):
         tied = np.unique(np.concatenate([equal, equal + 1]))
         rows = order[tied]
-        order[tied] = rows[np.lexsort((*(key[rows] for key in reversed(ties)), packed[rows]))]
+        order[tied] = rows[np.lexsort((rows, *(key[rows] for key in reversed(ties)), packed[rows]))]
     return order

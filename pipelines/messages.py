@@ -430,5 +430,8 @@ class KeyAnswers:
 
     def in_order(self) -> dict[str, pa.Array]:
         """Feature -> its value, by the exposures' position."""
-        order = pa.array(np.argsort(single_array(self.position).to_numpy(), kind="stable"))
+        position = single_array(self.position).to_numpy()
+        at = np.empty(len(position), np.int64)
+        at[position] = np.arange(len(position))
+        order = pa.array(at)
         return {name: single_array(column).take(order) for name, column in self.features.items()}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from genrank.pipelines.arrays import frame_of
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import compute, infinite_numbers, joined_columns, needed
-from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows
 from genrank.pipelines.partials import PartialRef, partial_schema
@@ -103,7 +103,8 @@ class Normalizer:
         }
         if source.name == self.schema.candidates.source:
             columns["user"] = rows.column(source.user)
-        same = mix(user, home, content_hash(rows, source.dedup or tuple(source.columns)))
+        content = content_hash(rows, source.dedup) if source.dedup else columns["id"].to_numpy()
+        same = mix(user, home, content)
         frame, found = self._joined(source, frame, home)
         columns |= compute(frame, source, self.columns[source.name])
         message = NormalizedRows(home, same, pa.table(columns), found)
@@ -119,7 +120,7 @@ class Normalizer:
         good = reasons.good
         if not good.all():
             message, slots = message.only(good), slots[good]
-        yield from scatter(message.table(), slots, message.tag(source.name))
+        yield Piece(slots, message.tag(source.name), message.table())
 
     def _checks(
         self, source: EventLog, partition: int, rows: pa.RecordBatch, delay: Int, no_time: Bool, home: Int, day: Int

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -102,8 +101,11 @@ def by_user_and_time(user: Int, ts: Int, id: Int) -> Int:
 def first_of_each(same: Int, arrived: Int, id: Int) -> Bool:
     """Marks one row of each set with equal `same`: the first by (arrived, id)."""
     kept = np.ones(len(same), np.bool_)
-    repeated = np.flatnonzero(pl.Series(same).is_duplicated().to_numpy())
-    if len(repeated):
+    ordered = np.sort(same)
+    several = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(several):
+        at = np.minimum(np.searchsorted(several, same), len(several) - 1)
+        repeated = np.flatnonzero(several[at] == same)
         order = repeated[np.lexsort((id[repeated], arrived[repeated], same[repeated]))]
         kept[order[1:][same[order[1:]] == same[order[:-1]]]] = False
     return kept

@@ -122,23 +122,66 @@ def install(final: Path, files: Mapping[str, Path], record: str, text: str) -> N
     move(building, final)
 
 
+class OpenFiles:
+    """Files of partials that a task reads several times: each is read and compared with its digest once, each column decoded once.
+
+    Args:
+        most: bytes of files and columns kept; what is read beyond is read again.
+    """
+
+    def __init__(self, most: int = 64 << 20) -> None:
+        self._left = most
+        self._files: dict[str, pq.ParquetFile] = {}
+        self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}
+
+    def read(self, ref: PartialRef, bucket: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of a bucket's file.
+
+        Raises:
+            UserError: it is missing, damaged, or another.
+        """
+        path = f"{ref.folder}/{ref.files[bucket]}"
+        lacking = [name for name in columns if (path, name) not in self._columns]
+        found = {name: self._columns[path, name] for name in columns if name not in lacking}
+        if lacking:
+            with reading(path, f"remove {ref.folder} and build again"):
+                decoded = self._file(ref, bucket, path).read(lacking, use_threads=False)
+            found |= dict(zip(lacking, decoded.select(lacking).columns, strict=True))
+            if decoded.nbytes <= self._left:
+                self._left -= decoded.nbytes
+                self._columns |= {(path, name): found[name] for name in lacking}
+        return pa.table({name: found[name] for name in columns})
+
+    def _file(self, ref: PartialRef, bucket: int, path: str) -> pq.ParquetFile:
+        if path in self._files:
+            return self._files[path]
+        content = ref.read(bucket)
+        file = pq.ParquetFile(pa.py_buffer(content))
+        if len(content) <= self._left:
+            self._left -= len(content)
+            self._files[path] = file
+        return file
+
+
 def load(
     refs: Sequence[PartialRef],
     bucket: int | None,
     columns: Sequence[str],
     schema: pa.Schema,
     users: pa.Array | None = None,
+    files: OpenFiles | None = None,
 ) -> pa.Table:
     """Rows of several days (with `_day`, int32), of one bucket or of all; with `users`, only rows whose `u` is among them."""
+    files = files or OpenFiles(most=0)
     tables = []
     for ref in refs:
         for at in sorted(ref.files) if bucket is None else [bucket]:
             if at in ref.files:
-                content = pa.py_buffer(ref.read(at))
-                with reading(f"{ref.folder}/{ref.files[at]}", f"remove {ref.folder} and build again"):
-                    table = pq.ParquetFile(content).read(list(columns), use_threads=False)
+                table = files.read(ref, at, columns)
                 if users is not None:
-                    table = table.filter(pc.is_in(table.column("u"), value_set=users))
+                    wanted = pc.is_in(table.column("u"), value_set=users)
+                    if not pc.all(wanted, min_count=0).as_py():
+                        table = table.filter(wanted)
                 tables.append(table.append_column("_day", pa.array([ref.day], pa.int32()).take(_zeros(table.num_rows))))
     if not tables:
         wanted = pa.schema([schema.field(name) for name in columns]).append(pa.field("_day", pa.int32()))

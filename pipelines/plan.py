@@ -22,6 +22,7 @@ from genrank.schemas.digest import digest
 
 BUCKET_ROWS = 200_000
 """Exposures of a day that a bucket is sized for."""
+FEWEST_BUCKETS = 4
 LAYOUT, CENSUS, FOOTERS = "layout.json", "census.json", "footers.json"
 
 
@@ -254,7 +255,7 @@ class BuildPlan:
             return fixed
         days = self.present[self.schema.candidates.source]
         rows = sum(f.rows for f in self.partition(self.schema.exposures, self.first).files) if self.first in days else 0
-        return self._asked_buckets or max(4, 1 << max(0, -(-rows // BUCKET_ROWS) - 1).bit_length())
+        return self._asked_buckets or max(FEWEST_BUCKETS, 1 << max(0, -(-rows // BUCKET_ROWS) - 1).bit_length())
 
     # ------------------------------------------------------------------ keys
 

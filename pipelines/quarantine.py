@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from genrank.pipelines.arrays import frame_of
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import compute
-from genrank.pipelines.engine import Piece, scatter
+from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import QuarantinedRows
 from genrank.schemas import EventLog, Snapshot
@@ -62,4 +62,4 @@ def quarantined(
         table = pa.Table.from_batches([rows]).take(pa.array(bad))
         names = [reasons.names[i] for i in reasons.which[bad].tolist()]
         message = QuarantinedRows.because(table, names, day[bad])
-        yield from scatter(message.table(), slots[bad], message.tag(source.name))
+        yield Piece(slots[bad], message.tag(source.name), message.table())

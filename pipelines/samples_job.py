@@ -25,7 +25,7 @@ from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.messages import KeyCount, LeafSummary, SampleReport
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.partials_job import Partials
-from genrank.pipelines.plan import BuildPlan
+from genrank.pipelines.plan import BUCKET_ROWS, FEWEST_BUCKETS, BuildPlan
 from genrank.pipelines.publish import publish
 from genrank.pipelines.sample_statistics import path_of
 from genrank.pipelines.user_profile import Profiles
@@ -60,7 +60,8 @@ class SamplesJob:
         title = dt_of(days[0]) if len(days) == 1 else f"{dt_of(days[0])} .. {dt_of(days[-1])}"
         buckets, router = self.plan.buckets, assembler.router
         routed = self.engine.map(f"route {title}", range(buckets), router.route)
-        answered = self.engine.exchange(f"cross features {title}", [routed], 2 * buckets, router.answer_queries)
+        slots = buckets + router.key_slots
+        answered = self.engine.exchange(f"cross features {title}", [routed], slots, router.answer_queries)
         samples = self.engine.exchange(f"samples {title}", [answered], buckets, assembler.assemble)
         written = self.engine.collect(samples)
         reports, joins = SampleReport.collected(written), LeafSummary.collected(written)
@@ -95,12 +96,13 @@ class SamplesJob:
 
     def _router(self, days: Sequence[int], reader: PastReader, past: CompactionPlan) -> CrossFeatureRouter:
         buckets = self.plan.buckets
-        router = CrossFeatureRouter(self.schema, buckets, tuple(days), reader, past.tiles, hot={})
-        exposures = self.partials[self.schema.candidates.source]
-        if sum(exposures[day].rows for day in days if day in exposures) <= hot_keys.HOT_ROWS:
+        exposures = sum(self._exposures(day) for day in days)
+        slots = min(buckets, max(FEWEST_BUCKETS, -(-exposures // BUCKET_ROWS)))
+        router = CrossFeatureRouter(self.schema, buckets, tuple(days), reader, past.tiles, hot={}, key_slots=slots)
+        if exposures <= hot_keys.HOT_ROWS:
             return router
         counted = self.engine.collect(self.engine.map("count keys", range(buckets), router.count))
-        return replace(router, hot=hot_keys.hot_keys(KeyCount.collected(counted), buckets))
+        return replace(router, hot=hot_keys.hot_keys(KeyCount.collected(counted), slots))
 
     def _profiles(self, days: Sequence[int]) -> dict[str, dict[int, PartialRef]]:
         """User snapshot -> day built -> its partial."""

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 
 import genrank
-from genrank.pipelines.engine import Piece, Step, gather
+from genrank.pipelines.engine import Piece, SlotPiece, Step, gather, joined
 from genrank.pipelines.spark_ingest import SparkIngest
 from genrank.pipelines.spark_progress import stage_progress
 from genrank.pipelines.spark_session import start_session
@@ -76,9 +76,8 @@ class SparkEngine:
 
         def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             _settle()
-            for batch in batches:
-                for at in batch.column("slot").to_pylist():
-                    yield from _batches(step(units[at]))
+            numbers = (at for batch in batches for at in batch.column("slot").to_pylist())
+            yield from _batches(joined(piece for at in numbers for piece in step(units[at])))
 
         # A few tasks a core: a task costs more to start than a small unit takes.
         tasks = max(1, min(len(units), 4 * self.session.sparkContext.defaultParallelism))
@@ -93,12 +92,12 @@ class SparkEngine:
 
         def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             _settle()
-            by_slot: dict[int, list[Piece]] = {}
+            by_slot: dict[int, list[SlotPiece]] = {}
             for batch in batches:
                 for piece in _pieces(batch):
                     by_slot.setdefault(piece.slot, []).append(piece)
-            for slot in sorted(by_slot):
-                yield from _batches(step(slot, gather(by_slot.pop(slot))))
+            made = (piece for slot in sorted(by_slot) for piece in step(slot, gather(by_slot.pop(slot))))
+            yield from _batches(joined(made))
 
         together = frames[0]
         for frame in frames[1:]:
@@ -118,7 +117,7 @@ class SparkEngine:
             if type(error).__module__.startswith("py4j"):
                 raise _user_error(error) from error
             raise
-        return gather(Piece(row.slot, row.tag, _read(row.rows)) for row in rows)
+        return gather(SlotPiece(row.slot, row.tag, _read(row.rows)) for row in rows)
 
     def ingest(self, source: EventLog | Snapshot, uri: str | None, first: str, last: str, folder: Path) -> None:
         """As `Engine.ingest`; each day that changed is copied whole."""
@@ -162,7 +161,7 @@ def _nothing() -> None:
     return None
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[pa.RecordBatch]:
+def _batches(pieces: Iterable[SlotPiece]) -> Iterator[pa.RecordBatch]:
     for piece in pieces:
         cuts = max(1, -(-piece.rows.nbytes // PIECE_BYTES))
         step = max(1, -(-piece.rows.num_rows // cuts))
@@ -178,11 +177,11 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(row, schema=_ARROW)
 
 
-def _pieces(batch: pa.RecordBatch) -> Iterator[Piece]:
+def _pieces(batch: pa.RecordBatch) -> Iterator[SlotPiece]:
     for slot, tag, rows in zip(
         batch.column("slot").to_pylist(), batch.column("tag").to_pylist(), batch.column("rows"), strict=True
     ):
-        yield Piece(slot, tag, pa.ipc.open_stream(rows.as_buffer()).read_all())
+        yield SlotPiece(slot, tag, pa.ipc.open_stream(rows.as_buffer()).read_all())
 
 
 def _read(rows: bytes | bytearray) -> pa.Table:

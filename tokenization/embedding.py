@@ -136,7 +136,12 @@ class Embeddings(nn.Module):
         """
         self._pending.append(self._begin(batch))
 
-    def _begin(self, batch: Batch, groups: Collection[str] | None = None) -> PendingLookup:
+    def _begin(
+        self,
+        batch: Batch,
+        groups: Collection[str] | None = None,
+        more: tuple[str, Callable[[], Tensor]] | None = None,
+    ) -> PendingLookup:
         encoded = {
             name: encoder.encode(batch, inputs)
             for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
@@ -149,6 +154,9 @@ class Embeddings(nn.Module):
                 if part.last > part.first:
                     wanted[part.merged].append(each.rows[part.first : part.last].t().reshape(-1))
                 wanted[part.merged] += [each.ragged[lookup.feature].values for lookup in part.pooled]
+        if more is not None:
+            merged, rows_of = more
+            wanted[merged].append(rows_of())
         if groups is not None:
             wanted = {merged: pieces for merged, pieces in wanted.items() if pieces}
         rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
@@ -163,8 +171,19 @@ class Embeddings(nn.Module):
         A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
         """
         dispatched = bool(self._pending) and self._pending[0].batch is batch
-        pending = self._pending.popleft() if dispatched else self._begin(batch, groups)
-        encoded = pending.encoded
+        return self._finish(self._pending.popleft() if dispatched else self._begin(batch, groups))[0]
+
+    def with_rows(self, batch: Batch, merged: str, rows: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The same, and beside it [K, dim] rows of a merged table, in one lookup: a table's optimizer takes a step a lookup.
+
+        Args:
+            rows: gives [K] int64 physical rows, once the batch's ids have theirs.
+        """
+        return self._finish(self._begin(batch, more=(merged, rows)), merged)
+
+    def _finish(self, pending: PendingLookup, more: str = "") -> tuple[dict[str, Tensor], Tensor]:
+        """Group -> its matrix, and what was asked for beside them of the merged table `more`."""
+        batch, encoded = pending.batch, pending.encoded
         for merged, rows in pending.given:
             self.tables.reset(merged, rows)
         vectors = pending.finish()
@@ -195,7 +214,7 @@ class Embeddings(nn.Module):
                 if columns
                 else torch.empty((len(batch.groups[group].ts), 0), device=batch.user.device)
             )
-        return out
+        return out, next(found[more]) if more else batch.user.new_empty(0)
 
     def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> list[tuple[str, Tensor]]:
         """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from genrank.kernels.jagged import Permute, interleave
 from genrank.schemas.derive.tables import TYPE
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization import event_actions
-from genrank.tokenization.batch import Batch, Group, pick
+from genrank.tokenization.batch import Batch, Group, pick, ranges
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.feature_norm import FeatureNorms
 from genrank.tokenization.jagged_tokens import Candidates, Tokens
@@ -105,10 +106,12 @@ class Tokenizer(nn.Module):
             known: False makes the rows of realtime events and candidates alone, for a sample of whose others the encoder has all that it
                 needs; what they see still counts the sample's rows with the others.
         """
+        if self.wants.newest:
+            batch, matrices = newest_events(self.schema, batch, matrices, self.wants.newest)
         pieces = []
         for part in self.parts:
             if not known and part.kind <= HISTORY_GROUP:
-                pieces.append(self.time.weight.new_zeros((0, self.time.embedding_dim)))
+                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
             elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
@@ -222,6 +225,28 @@ class Tokenizer(nn.Module):
             place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
         limit = next(s.max_length for s in self.schema.sequences if s.name == part.name) * k
         return place.clamp_(max=limit - 1)
+
+
+def newest_events(
+    schema: Schema, batch: Batch, matrices: Mapping[str, Tensor], most: int
+) -> tuple[Batch, dict[str, Tensor]]:
+    """The batch and its groups' matrices with the newest `most` events of each history, which lie at each sample's end.
+
+    What is left out was looked up as everything else, because lookups may have begun before; it gets no gradient. Of the histories' leaves
+    the batch keeps times and types alone. Never waits for the device.
+    """
+    groups, kept = dict(batch.groups), dict(matrices)
+    for history in schema.histories:
+        group = groups[history.name]
+        on_host = group.host_lengths.clamp(max=most)
+        end = group.offsets[1:]
+        offsets, rows = ranges(torch.maximum(group.offsets[:-1], end - most), end, int(on_host.sum()))
+        host_offsets = nn.functional.pad(on_host.cumsum(0), (1, 0))
+        kind = pick(group.features[TYPE], rows)  # type: ignore[arg-type]
+        groups[history.name] = Group(offsets, group.ts.index_select(0, rows), {TYPE: kind}, host_offsets)
+        if history.name in kept:
+            kept[history.name] = kept[history.name].index_select(0, rows)
+    return dataclasses.replace(batch, groups=groups), kept
 
 
 class Part(NamedTuple):

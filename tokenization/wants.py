@@ -65,6 +65,8 @@ class Wants:
     """A candidate's tokens. `One`: a row of `Tokens.x`; anything else: `Tokens.candidates`, beside the rows."""
     sequence: bool = True
     """Whether events become tokens."""
+    newest: int = 0
+    """Events of each history that become tokens: the newest so many; 0: all."""
     separators: bool = False
     """Whether a learned token stands after every sequence but the last."""
     slots: bool = False

@@ -1,4 +1,4 @@
-"""`genrank train | evaluate | report`: samples, checkpoint, metrics, one HTML page."""
+"""`genrank train | evaluate | report | scale`: samples, checkpoint, metrics, one HTML page; sweeps of size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from genrank.command.options import ConfigCommand, takes
 from genrank.command.output import say
 from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.scaling.config import ScaleConfig
 
 app = typer.Typer()
 
@@ -57,6 +58,17 @@ def evaluate(config: EvaluateConfig) -> None:
     if isinstance(found, RankingEvaluation):
         print_importance(found)
     say(f"wrote {config.out or config.run / 'metrics.json'}")
+
+
+@app.command(rich_help_panel="Models", cls=ConfigCommand)
+@takes(ScaleConfig)
+def scale(config: ScaleConfig) -> None:
+    """Sweep history length, width and depth; NE and GAUC over training FLOPs, fitted, beside the baselines."""
+    from genrank.model.scaling.page import print_scale
+    from genrank.model.scaling.sweep import scale as run_sweep
+
+    print_scale(run_sweep(config))
+    say(f"wrote {config.out / 'scale.html'}, scale.png and scale.json")
 
 
 @app.command(rich_help_panel="Models")

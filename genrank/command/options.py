@@ -121,6 +121,8 @@ def _parameter(name: str, field: FieldInfo, defaults: Mapping[str, object]) -> i
     required = field.is_required()
     if default in ((), {}):
         default = None
+    elif shown.is_text and isinstance(default, tuple):
+        default = ",".join(map(str, default))
     option = typer.Option(
         flag,
         metavar=shown.metavar,

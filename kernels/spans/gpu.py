@@ -1,4 +1,4 @@
-"""Span attention on GPU: the plan of a batch's programs, the configurations, and the launches.
+"""Span attention on GPU: the plan of a batch's programs, and the launches. `configs.py` says what a call may choose.
 
 A query block walks the keys of one span after the other; a key block walks the chunks of queries of its sample and skips
 those whose spans do not reach it. Tiles, units of work and bias tables are those of `kernels.attention`, and so is the fixed-point
@@ -7,7 +7,7 @@ sum of the tables' gradients: every sum has one owner and one order, so that gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from genrank.kernels.attention.interval import planned
 from genrank.kernels.attention.plan import UNIT, units
 from genrank.kernels.launch import INTERPRET, Tuned
 from genrank.kernels.spans.call import SpanBias, SpanCall, Spans
+from genrank.kernels.spans.configs import BACKWARD_KV, BACKWARD_Q, FORWARD, fits
 from genrank.kernels.spans.triton_backward import span_backward_kv_kernel, span_backward_q_kernel
 from genrank.kernels.spans.triton_forward import span_forward_kernel
 
@@ -29,56 +30,7 @@ HEADROOM = 256.0
 """SiLU's weights and slopes, which carry 1/n, are multiplied by this before they are rounded to float16."""
 
 
-# --- configurations ---------------------------------------------------------------------------------------------------
-
-
-def config(rows: int, keys: int, warps: int, stages: int) -> triton.Config:
-    """Blocks of `rows` queries and `keys` keys."""
-    return triton.Config({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps=warps, num_stages=stages)
-
-
-LAST_RESORT = config(16, 16, 4, 1)
-"""Chosen only where nothing else fits: half a tensor core's tile of rows is wasted work wherever larger blocks do."""
-FORWARD = [*(config(*c) for c in ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
-BACKWARD_Q = [*(config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
-BACKWARD_KV = [*(config(*c) for c in ((32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
-"""The order is that of preference where none is timed."""
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", "SOFTMAX"]
-VALUES = {"forward": 128, "backward": 112}
-"""float32 values that a thread may hold in accumulators and score tiles before the compiler spills: measured by
-`benchmarks.kernels_compile`, whose table shows what is left."""
-BIASED = 32
-"""Rows and keys of a block with a bias, whose tables' addresses take registers too; beyond 64 columns 16."""
-AMPERE = 64 * 32
-"""Pairs of a tile in backward before Hopper, whose products hold both factors in registers."""
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 211 * 1024}
-"""Bytes of shared memory that tiles may take."""
-
-
-def fits(chosen: triton.Config, arguments: Mapping[str, Any], arch: int) -> bool:
-    """Whether accumulators and score tiles stay in registers and tiles in shared memory."""
-    rows, keys, threads = chosen.kwargs["BLOCK_M"], chosen.kwargs["BLOCK_N"], 32 * chosen.num_warps
-    width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
-    of_keys = "dk_data" in arguments
-    backward = of_keys or "dq_data" in arguments
-    if chosen is LAST_RESORT:
-        return False  # `Tuned.usable` falls back to the last configuration by itself.
-    biased = arguments["HAS_POSITION"] or arguments["HAS_TIME"]
-    if backward and arch < 90 and rows * keys > AMPERE:
-        return False
-    if max(rows, keys) > (BIASED if biased and width <= 64 else 16 if biased else 128):
-        return False
-    held = (2 * keys if of_keys else rows) * width + (2 if backward else 1) * rows * keys
-    size = 4 if arguments["k_data"].dtype == torch.float32 else 2
-    if size == 4:
-        held += rows * keys + (rows + keys) * width // 2
-    kept, streamed = (keys, rows) if of_keys else (rows, keys)
-    shared = (kept * (2 if backward else 1) + streamed * 2 * chosen.num_stages) * width * size
-    most = VALUES["backward" if backward else "forward"]
-    fits: bool = held / threads <= most and shared <= SHARED[min(arch // 10 * 10, 100)]
-    return fits
-
-
 forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")
 backward_q_tuned = Tuned(span_backward_q_kernel, BACKWARD_Q, TUNED_FOR, fits, ["position_sum", "time_sum"], "bucket")
 backward_kv_tuned = Tuned(span_backward_kv_kernel, BACKWARD_KV, TUNED_FOR, fits, length="bucket")

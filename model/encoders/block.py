@@ -69,6 +69,8 @@ class BlockConfig(EncoderConfig):
     alpha: Scale | None = None
     """Scale of Q K^T; None: 1 / sqrt(qk_dim)."""
     projection_bias: bool = True
+    history: Count = 0
+    """Events of each history that the encoder reads: the newest so many; 0: all. Batches, and so steps, are those of the whole samples."""
     position_reach: Count = 0
     """Relative position bias up to this distance; 0: none."""
     time_buckets: Count = 0
@@ -130,6 +132,7 @@ class BlockConfig(EncoderConfig):
         return Wants(
             rules[self.visibility],
             candidate=One(numbers=self.candidate_numbers),
+            newest=self.history,
             feature_norm=self.feature_norm,
             equal_start=self.equal_start,
             positions=self.positions,

@@ -65,6 +65,16 @@ class EncoderConfig(Checked):
         return 0.0
 
     @property
+    def shallow_loss(self) -> float:
+        """Weight, in training, of a second loss of each shallower layer's vector."""
+        return 0.0
+
+    @property
+    def shallow_outputs(self) -> int:
+        """How many such vectors `forward` puts behind a candidate's in training: [C, (1 + n) * out_dim]."""
+        return 0
+
+    @property
     def event_weight(self) -> float:
         """Weight, in training, of an event's loss beside a candidate's; 0: candidates alone are learned from. Its encoder's `forward` takes
         the rows whose vectors are wanted, and no event's first token sees the event's second."""
@@ -153,7 +163,8 @@ class Encoder(SequenceEncoder, Generic[StateT]):
     def forward(self, tokens: Tokens) -> Tensor:
         """[C, out_dim] in the batch's order of candidates."""
         sequence, candidates = split(tokens)
-        beside = torch.bincount(candidates.owner, minlength=len(sequence.lengths))
+        owner = candidates.owner
+        beside = owner.new_zeros(len(sequence.lengths)).index_add_(0, owner, torch.ones_like(owner))
         return self.score(self.user_state(sequence, beside), candidates)
 
 

@@ -5,6 +5,7 @@ X = [C, T, D]: features' columns side by side, cut into T pieces of equal width,
     mix(X)    each token in T heads of D / T; token h of the mixed ones is head h of all tokens, side by side: a transpose, no weights
     RankMixer S = norm(mix(X) + X);   X' = norm(F(S) + S),  F_t(s) = W2_t gelu(W1_t s + b1_t) + b2_t, the weights token t's own
     revert    Z = norm(X + unmix(F1(mix(X))));   X' = norm(Z + F2(Z)),  F1 and F2 per-token SwiGLU: the residual adds like to like
+    global    with `global_token` (TokenMixer-Large) a token before the others that has read all of them: G = W vec(X)
     output    the mean of the tokens
 
 `norm`: "post" as printed above, "pre" as the paper's text and its reimplementations have it: each sublayer reads norm(x), and the sum isn't
@@ -13,15 +14,15 @@ penalty on the gates whose weight adapts until `active` of the experts are used.
 the output is the mean of both mixtures and the penalty is on the second router alone; in evaluation the second decides alone and only the
 experts it opens are computed.
 
-Readings taken: sequences' pooled vectors make `sequence_tokens` of the T tokens; how the paper joins its two routers in training isn't
-printed (the mean is ours); the penalty's weight follows ReMoE's rule (arXiv:2412.14711, equation 8). Not here: TokenMixer-Large's global
-token and auxiliary losses of shallow layers.
+Readings taken: the global token is what TokenMixer-Large likens to BERT's [CLS], "all groups' collective information": one linear map of all tokens
+side by side; its auxiliary losses read the mean of the tokens between layers, each by heads of its own (`shallow_loss`); sequences' pooled vectors make `sequence_tokens` of the T tokens; how the paper joins its two routers in training isn't
+printed (the mean is ours); the penalty's weight follows ReMoE's rule (arXiv:2412.14711, equation 8).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from genrank.kernels.slotted import Activation, slotted_ffn
 from genrank.model.encoders.fixed_tokens import FixedTokens, FixedTokensConfig, SlottedLinear
-from genrank.model.validation import Count, Positive, Scale
+from genrank.model.validation import Bounds, Count, Positive, Scale
 from genrank.tokenization.wants import TokenShape
 
 PENALTY_START, PENALTY_STEP = 1e-8, 1.2
@@ -51,6 +52,11 @@ class RankMixerConfig(FixedTokensConfig):
     """TokenMixer-Large's layer."""
     residual_every: Count = 0
     """Every so many layers, the last aside, what came out so many layers before is added; 0: never."""
+    global_token: bool = False
+    """One token more, that has read all the others."""
+    shallow_loss: Annotated[float, Bounds(low=0)] = 0.0
+    """Weight of a second loss of each shallower layer (with `residual_every` of each so many layers), by heads of its own: deep models
+    learn in their first layers, too. Training only."""
     experts: Positive = 1
     """Of each token's feed-forward; 1: no mixture."""
     active: Scale = 0.5
@@ -62,6 +68,10 @@ class RankMixerConfig(FixedTokensConfig):
         super().__post_init__()
         if self.active > 1:
             raise self.refuse("active", "give a share above 0 and at most 1")
+        if self.shallow_loss and not self._boundaries:
+            raise self.refuse(
+                "shallow_loss", "no layer lies before the last one; give more layers, a smaller residual_every, or 0"
+            )
         if self.experts > 1 and not self.own_ffn:
             raise self.refuse(
                 "own_ffn", "a mixture of experts has weights of each token's own; give true, or experts=1"
@@ -75,16 +85,33 @@ class RankMixerConfig(FixedTokensConfig):
             raise fitted.refuse(
                 "dim",
                 f"must be divisible by the {t} tokens that this schema makes ({shape.user} of the user, {fitted.pooled_tokens} of sequences,"
-                f" {shape.candidate} of a candidate): take {-(-fitted.dim // t) * t}, or other numbers of tokens",
+                f" {shape.candidate} of a candidate{', one of all' * fitted.global_token}): take {-(-fitted.dim // t) * t}, or other numbers of tokens",
             )
         return fitted
+
+    @property
+    def _boundaries(self) -> range:
+        """How many layers lie before each shallower output."""
+        step = self.residual_every or 1
+        return range(step, self.layers, step)
+
+    @property
+    def shallow_outputs(self) -> int:
+        """One a boundary, where they have a loss."""
+        return len(self._boundaries) if self.shallow_loss else 0
+
+    @property
+    def token_count(self) -> int:
+        """T, the global token included."""
+        return super().token_count + self.global_token
 
     def layer_flops(self) -> int:
         """Operations of all layers for one candidate, all experts computed."""
         t, d, f = self.token_count, self.dim, self.ffn_dim
         feed = 2 * t * d * f * (3 if self.revert else 2)
         routers = 4 * t * d * self.experts if self.experts > 1 else 0
-        return self.layers * (2 if self.revert else 1) * (feed * self.experts + routers)
+        of_all = 2 * (t - 1) * d * d if self.global_token else 0
+        return of_all + self.layers * (2 if self.revert else 1) * (feed * self.experts + routers)
 
 
 class RankMixer(FixedTokens):
@@ -94,19 +121,28 @@ class RankMixer(FixedTokens):
 
     def __init__(self, config: RankMixerConfig) -> None:
         super().__init__(config)
+        t, dim = config.token_count, config.dim
+        self.of_all = nn.Linear((t - 1) * dim, dim) if config.global_token else None
         self.layers = nn.ModuleList(MixerLayer(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
 
     def mix(self, x: Tensor) -> Tensor:
-        """[C, T, dim] -> [C, dim]."""
-        every, before = self.config.residual_every, x
-        if not every:
-            return self._out(self.run(self.layers, x))
-        for at in range(0, len(self.layers), every):
-            x = self.run(self.layers[at : at + every], x)
-            if at + every < len(self.layers):
+        """[C, T, dim] without the global token -> [C, dim]; in training with `shallow_loss` [C, (1 + shallow outputs) * dim]."""
+        config = self.config
+        if self.of_all is not None:
+            x = torch.cat([self.of_all(x.flatten(1)).unsqueeze(1).to(x.dtype), x], 1)
+        wanted = config.shallow_outputs if self.training else 0
+        step = config.residual_every or (1 if wanted else config.layers)
+        before, shallow = x, []
+        for at in range(0, config.layers, step):
+            x = self.run(self.layers[at : at + step], x)
+            if at + step >= config.layers:
+                break
+            if config.residual_every:
                 x = before = x + before
-        return self._out(x)
+            if wanted:
+                shallow.append(self._out(x))
+        return torch.cat([self._out(x), *shallow], 1) if wanted else self._out(x)
 
     def _out(self, x: Tensor) -> Tensor:
         vectors: Tensor = self.final_norm(x.mean(1))
@@ -255,9 +291,9 @@ PRESETS = {
     "rankmixer-tiny": RankMixerConfig(
         dim=64, layers=2, ffn_dim=96, user_tokens=2, sequence_tokens=2, candidate_tokens=4, dropout=0.1
     ),
-    # TokenMixer-Large: pre-norm, SwiGLU, mixing reverted, residuals between layers.
+    # TokenMixer-Large: pre-norm, SwiGLU, mixing reverted, residuals and a loss between layers, a global token.
     "tokenmixer-tiny": RankMixerConfig(
-        dim=64, layers=4, ffn_dim=48, user_tokens=2, sequence_tokens=2, candidate_tokens=4, dropout=0.1,
-        norm="pre", revert=True, residual_every=2,
+        dim=64, layers=4, ffn_dim=48, user_tokens=2, sequence_tokens=2, candidate_tokens=3, dropout=0.1,
+        norm="pre", revert=True, residual_every=2, global_token=True, shallow_loss=0.1,
     ),
 }  # fmt: skip

@@ -83,8 +83,12 @@ class Ranking(Task[Model]):
         """Per label, over the batch's candidates. Auxiliary logits and the model's added loss, which counts with the first label that has
         weight, add their gradient and nothing to the value."""
         sums = loss_sums(output, batch.labels, batch.weights, self.schema.labels)
-        second = {name.removeprefix(AUXILIARY): logit for name, logit in output.items() if name.startswith(AUXILIARY)}
-        if second:
+        others: dict[str, dict[str, Tensor]] = {}
+        for key, logit in output.items():
+            if key.startswith(AUXILIARY):
+                which, _, label = key.removeprefix(AUXILIARY).rpartition("/")
+                others.setdefault(which, {})[label] = logit
+        for second in others.values():
             for name, own in loss_sums(second, batch.labels, batch.weights, self.schema.labels).items():
                 sums[name] = sums[name] + (own - own.detach())
         if (added := output.get(ADDED_LOSS)) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from genrank.model.documents import RetrievalEvaluation
 from genrank.model.interface import Model
 from genrank.model.losses import Weighted
 from genrank.model.metrics import Estimate, RetrievalMetrics, target_ranks
+from genrank.model.predictions import write_predictions
 from genrank.model.ranks import Ranks
 from genrank.model.tasks.base import LoadedRun, Metrics, Objective, Task
 from genrank.schemas.errors import UserError
@@ -26,6 +28,8 @@ from genrank.tokenization.reader import SampleReader
 
 NEXT_ITEM = "next_item"
 """The one objective."""
+QUERY_COLUMNS = pa.schema([("user_id", pa.int64()), ("item", pa.int64()), ("rank", pa.int64())])
+"""Of RUN/predictions: who asked, what was to be found, and where it stood, from 1."""
 
 
 class RetrievalModel(Model):
@@ -71,6 +75,9 @@ class RetrievalModel(Model):
 class Ranked(NamedTuple):
     """Queries of a batch, and where what they look for stands among the items."""
 
+    date: str
+    user: Tensor
+    """[Q] int64: whose each is."""
     ranks: Tensor
     """[Q] int64, from 1, by the model."""
     own: Tensor
@@ -87,6 +94,8 @@ class Found(NamedTuple):
     queries: int
     catalogue: int
     """Items in it."""
+    predictions: dict[str, list[pa.RecordBatch]]
+    """Day -> a row a query: user_id, item, rank (int64 each)."""
 
 
 class Retrieval(Task[RetrievalModel]):
@@ -129,7 +138,7 @@ class Retrieval(Task[RetrievalModel]):
     def evaluate(
         self, model: RetrievalModel, run: LoadedRun, config: EvaluateConfig, samples: Path, ranks: Ranks
     ) -> RetrievalEvaluation:
-        """A query is a user's day, its candidates are the whole catalogue.
+        """A query is a user's day, its candidates are the whole catalogue. Ranks are written to RUN/predictions.
 
         Raises:
             UserError: the days hold no response of a user with a history, or importance is asked for.
@@ -146,6 +155,9 @@ class Retrieval(Task[RetrievalModel]):
             bootstrap=config.bootstrap,
             seed=config.seed,
         )
+        for date in config.dates:
+            columns = found.predictions.get(date, [])
+            write_predictions(run.folder / "predictions" / f"dt={date}.parquet", columns, QUERY_COLUMNS)
         return RetrievalEvaluation(
             model=run.model,
             step=run.step,
@@ -195,7 +207,7 @@ def found_ranks(
             scores, own = query @ vectors.T, torch.searchsorted(items, target)
             seen = _seen(group, user, ids, items) if model.exclude_seen else (own[:0], own[:0])
             scores[seen] = -torch.inf
-            yield Ranked(target_ranks(scores, own), own, seen)
+            yield Ranked(date, batch.user[user], target_ranks(scores, own), own, seen)
 
 
 def _seen(group: Group, user: Tensor, ids: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,18 +244,20 @@ def find(
     popular = torch.from_numpy(responses(samples, schema, trained, model.target, items.cpu().numpy(), model.events))
     order = torch.sort(popular).values
     by_model, by_popularity = RetrievalMetrics(model.cutoffs), RetrievalMetrics(model.cutoffs)
-    queries = 0
+    predictions: dict[str, list[pa.RecordBatch]] = {}
     for found in found_ranks(model.eval(), schema, samples, dates, items, token_budget):
         by_model.update(found.ranks)
         by_popularity.update(_popularity_ranks(popular, order, found))
-        queries += len(found.ranks)
+        columns = [each.cpu().numpy() for each in (found.user, items[found.own], found.ranks)]
+        predictions.setdefault(found.date, []).append(pa.RecordBatch.from_arrays(columns, schema=QUERY_COLUMNS))
     model.train(training)
-    if not queries:
+    if not len(by_model):
         raise UserError(
             f"--dates {', '.join(dates)}: no user with a history has a positive {model.target}; nothing to look for"
         )
     rows = {"model": by_model, "popularity": by_popularity}
-    return Found({n: m.compute(bootstrap=bootstrap, seed=seed) for n, m in rows.items()}, queries, len(items))
+    estimates = {name: metrics.compute(bootstrap=bootstrap, seed=seed) for name, metrics in rows.items()}
+    return Found(estimates, len(by_model), len(items), predictions)
 
 
 def _popularity_ranks(popular: Tensor, order: Tensor, found: Ranked) -> Tensor:

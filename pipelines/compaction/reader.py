@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,7 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
-from genrank.pipelines.partials import PartialRef, load, partial_schema
+from genrank.pipelines.partials import OpenFiles, PartialRef, load, partial_schema
 from genrank.schemas import ChangePoints, EventLog, Schema
 from genrank.schemas.files import reading as reading_file
 
@@ -30,6 +31,17 @@ class PastReader:
     schema: Schema
     partials: Mapping[str, tuple[PartialRef, ...]]
     """Source -> partials of every day that matters, ascending."""
+    _open: dict[int, OpenFiles] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Bucket -> its files, where a task reads several times."""
+
+    @contextmanager
+    def several_times(self, bucket: int) -> Iterator[None]:
+        """Within it, what is read of a bucket's partials is kept for being read again, as far as `OpenFiles` does."""
+        self._open[bucket] = OpenFiles()
+        try:
+            yield
+        finally:
+            self._open.pop(bucket, None)
 
     @cached_property
     def schemas(self) -> dict[str, pa.Schema]:
@@ -48,7 +60,7 @@ class PastReader:
         """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
         names = columns if users is None or "u" in columns else [*columns, "u"]
         refs = [ref for ref in self.partials[source] if ref.day in days]
-        return load(refs, bucket, names, self.schemas[source], users)
+        return load(refs, bucket, names, self.schemas[source], users, self._open.get(bucket))
 
     def events(
         self,

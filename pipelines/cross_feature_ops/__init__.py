@@ -14,7 +14,9 @@ from genrank.pipelines.cross_feature_ops.base import Evaluation, Question
 from genrank.pipelines.cross_feature_ops.count import CountEvaluation
 from genrank.pipelines.cross_feature_ops.distinct import DistinctEvaluation
 from genrank.pipelines.cross_feature_ops.last import LastEvaluation
+from genrank.pipelines.cross_feature_ops.max import MaxEvaluation
 from genrank.pipelines.cross_feature_ops.mean import MeanEvaluation
+from genrank.pipelines.cross_feature_ops.min import MinEvaluation
 from genrank.pipelines.cross_feature_ops.rate import RateEvaluation
 from genrank.pipelines.cross_feature_ops.recency import RecencyEvaluation
 from genrank.pipelines.cross_feature_ops.sum import SumEvaluation
@@ -56,6 +58,8 @@ for _evaluation in (
     RateEvaluation,
     SumEvaluation,
     MeanEvaluation,
+    MaxEvaluation,
+    MinEvaluation,
     LastEvaluation,
     RecencyEvaluation,
     DistinctEvaluation,

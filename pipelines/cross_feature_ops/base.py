@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.column_roles import Column, Role
+from genrank.pipelines.column_roles import NUMBERS, Column, Role
 from genrank.pipelines.merge_scan import Int, Queries, Scan
 from genrank.schemas import CrossFeature
 from genrank.schemas.ids import MISSING_ID
@@ -47,7 +47,7 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = ~np.isnan(values) if self.value.role in ("number", "amount") else values != MISSING_ID
+        present = ~np.isnan(values) if self.value.role in NUMBERS else values != MISSING_ID
         return values, present if self.chosen is None else self.chosen & present
 
 

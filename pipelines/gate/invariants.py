@@ -384,7 +384,13 @@ def _earlier(group: _Group, seen: Int, sample: Int, moments: Int) -> Int:
     """Realtime events of the sample available strictly before each moment: counted by sorting, not as the builder does."""
     rows, moment_rows = len(seen), len(moments)
     which = np.concatenate([np.zeros(moment_rows, np.int64), np.ones(rows, np.int64)])
-    order = np.lexsort((which, np.concatenate([moments, seen]), np.concatenate([sample, group.sample])))
+    at, of = np.concatenate([moments, seen]), np.concatenate([sample, group.sample])
+    first, samples = int(at.min(initial=0)), len(group.lengths)
+    span = int(at.max(initial=0)) - first + 1
+    if samples * span < 1 << 61:
+        order = np.argsort((of * span + (at - first)) * 2 + which)
+    else:
+        order = np.lexsort((which, at, of))
     is_event = order >= moment_rows
     running = np.cumsum(is_event)
     begins = np.concatenate([[0], np.cumsum(group.lengths)])

@@ -53,6 +53,14 @@ def _mean(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float
     return math.fsum(hits.numbers) / len(hits.numbers) if hits.numbers else math.nan
 
 
+def _max(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return max(hits.numbers, default=math.nan)
+
+
+def _min(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    return min(hits.numbers, default=math.nan)
+
+
 def _recency(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
     return (at - max(hits.ts)) / 1000 if hits.ts else math.nan
 
@@ -80,6 +88,8 @@ RECOUNTS: dict[str, Recount] = {
     "rate": _rate,
     "sum": _sum,
     "mean": _mean,
+    "max": _max,
+    "min": _min,
     "recency": _recency,
     "distinct": _distinct,
     "last": _last,

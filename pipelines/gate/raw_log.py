@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import frame_of, single_array
+from genrank.pipelines.column_roles import NUMBERS
 from genrank.pipelines.columns import needed
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.gate.users import draw
@@ -175,7 +176,7 @@ def beyond_float32(schema: Schema, source: EventLog | Snapshot, frame: pl.DataFr
     """Rows of which a number that samples keep doesn't fit float32, as far as the frame has the columns that it is made of."""
     bad = np.zeros(frame.height, np.bool_)
     for column in needed(schema)[source.name]:
-        if column.role not in ("number", "amount"):
+        if column.role not in NUMBERS:
             continue
         read = expression.columns(column.expression) if column.sql else (column.expression,)
         own = [name if name in frame.columns else name.removeprefix(f"{source.name}.") for name in read]

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrank.pipelines.engine import AnyEngine, gather
+from genrank.pipelines.engine import AnyEngine, gather, joined
 from genrank.pipelines.gate.raw_log import (
     HOME,
     ID,
@@ -202,7 +202,8 @@ class RawDay:
         if sum(unit.rows for unit in units) > IN_PROCESS:
             return self.engine.collect(self.engine.map(title, units, reader.read))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return gather(piece for pieces in pool.map(lambda unit: list(reader.read(unit)), units) for piece in pieces)
+            read = pool.map(lambda unit: list(reader.read(unit)), units)
+            return gather(joined(piece for pieces in read for piece in pieces))
 
     def _once(self, reader: RawReader, tables: dict[str, pa.Table]) -> dict[str, pl.DataFrame]:
         frames = {}
@@ -285,12 +286,8 @@ def _with_snapshot(
     snapshot: Snapshot, frame: pl.DataFrame, rows: pl.DataFrame, days: dict[int, int | None], wanted: Sequence[str]
 ) -> pl.DataFrame:
     """Columns of a snapshot beside the rows of a log, looked up row by row."""
-    known = {(row[HOME], row[snapshot.key]): row for row in rows.to_dicts()}
+    known = {key: at for at, key in enumerate(zip(rows[HOME].to_list(), rows[snapshot.key].to_list(), strict=True))}
     asked = zip(frame[HOME].to_list(), frame[snapshot.key].to_list(), strict=True)
-    found = [known.get((days[home], key), {}) for home, key in asked]
-    own = [reference.split(".", 1)[1] for reference in wanted]
-    columns = [
-        pl.Series(reference, [row.get(name) for row in found], dtype=rows.schema[name])
-        for reference, name in zip(wanted, own, strict=True)
-    ]
-    return frame.with_columns(columns)
+    found = pl.Series([known.get((days[home], key)) for home, key in asked], dtype=pl.UInt32)
+    # A missing row is a null index, which gathers null.
+    return frame.with_columns(rows[reference.split(".", 1)[1]].gather(found).alias(reference) for reference in wanted)

@@ -43,6 +43,7 @@ class LogRows:
     conditions: dict[str, Bool] = field(default_factory=dict)
     keys: dict[str, Int] = field(default_factory=dict)
     found: dict[tuple[tuple[str, ...], tuple[int, ...]], Int] = field(default_factory=dict)
+    users: dict[int, Int] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
     stated: dict[Feature, Mapping[int, Value] | None] = field(default_factory=dict)
 
@@ -79,6 +80,12 @@ class LogRows:
                 there &= self.ids(reference) == value
             self.found[references, values] = np.flatnonzero(there)
         return self.found[references, values]
+
+    def of_user(self, user: int) -> Int:
+        """Rows of a user, by its stored id."""
+        if user not in self.users:
+            self.users[user] = np.flatnonzero(self.user == user)
+        return self.users[user]
 
     def where(self, condition: str | None) -> Bool:
         """Rows that meet a condition; all without one."""
@@ -271,21 +278,27 @@ class Recomputation:
     def _matches(self, label: Label, events: LogRows, row: int) -> list[int]:
         """Rows of the label's log that count for an exposure."""
         shown, ts = self.exposures, int(self.exposures.ts[row])
-        near = (events.ts >= ts) & (events.ts <= ts + parse_duration(label.window)) & (events.arrived < self.as_of)
-        near &= events.where(label.where) & (events.user == shown.user[row])
+        own = self._of_user(events, row, label)
+        near = (events.ts[own] >= ts) & (events.ts[own] <= ts + parse_duration(label.window))
+        near &= (events.arrived[own] < self.as_of) & events.where(label.where)[own]
         for name in label.on:
-            own = shown.ids(name)[row]
-            near &= (events.ids(name) == own) & (own != MISSING_ID)
-        matches: list[int] = np.flatnonzero(near).tolist()
+            near &= events.ids(name)[own] != MISSING_ID
+        matches: list[int] = own[near].tolist()
         if label.attribution == "every":
             return matches
         # The last exposure counts: none of the same user and keys lies between this one and the event.
         others = self.logs[shown.log.name]
-        later = (others.ts > ts) | ((others.ts == ts) & (others.id > shown.id[row]))
-        later &= others.user == shown.user[row]
-        for name in label.on:
-            later &= others.ids(name) == shown.ids(name)[row]
+        same = self._of_user(others, row, label)
+        later = same[(others.ts[same] > ts) | ((others.ts[same] == ts) & (others.id[same] > shown.id[row]))]
         return [at for at in matches if not (others.ts[later] <= events.ts[at]).any()]
+
+    def _of_user(self, rows: LogRows, row: int, label: Label) -> Int:
+        """Rows of a log of an exposure's user and the label's keys."""
+        shown = self.exposures
+        own = rows.of_user(int(shown.user[row]))
+        for name in label.on:
+            own = own[rows.ids(name)[own] == shown.ids(name)[row]]
+        return own
 
     # ------------------------------------------------------------------ sequences
 

@@ -61,6 +61,10 @@ def by_request(owner: Ints, request: Ints) -> tuple[Ints, Ints]:
     Returns:
         [C] positions of candidates, and [V] where in them each request begins.
     """
+    run = np.flatnonzero(_changes(owner) | _changes(request))
+    of_runs = np.lexsort((request[run], owner[run]))
+    if (_changes(owner[run][of_runs]) | _changes(request[run][of_runs])).all():
+        return np.arange(len(owner)), run  # Each lies side by side as it is.
     by_key = np.lexsort((request, owner))
     new = _changes(owner[by_key]) | _changes(request[by_key])
     leader = by_key[new][np.cumsum(new) - 1]
@@ -70,7 +74,8 @@ def by_request(owner: Ints, request: Ints) -> tuple[Ints, Ints]:
 
 def by_session(owner: Ints, ts: Ints, gap: int) -> tuple[Ints, Ints]:
     """Candidates by (row, time), and where each session begins: a run of exposures without a gap above `gap` ms; as `by_request`."""
-    order = np.lexsort((ts, owner))
+    in_order = ((ts[1:] >= ts[:-1]) | (owner[1:] != owner[:-1])).all()
+    order = np.arange(len(owner)) if in_order else np.lexsort((ts, owner))
     late = np.concatenate([[False], np.diff(ts[order]) > gap]) if len(order) else np.zeros(0, bool)
     return order, np.flatnonzero(_changes(owner[order]) | late)
 

@@ -32,9 +32,9 @@ class CrossFeature(Feature):
     `keys` are columns of the exposure (`"user_id"`, `"item_id"`, `"items.category"`) that the events carry too (their own column
     of that name, or through the same snapshot). Empty keys: over all events.
 
-    Ops: `count`; `rate` = (count of `where` + prior * strength) / (count of all + strength); `sum`, `mean`, `last` of `value`;
+    Ops: `count`; `rate` = (count of `where` + prior * strength) / (count of all + strength); `sum`, `mean`, `max`, `min`, `last` of `value`;
     `recency` = seconds since the newest event; `distinct` = number of different `value`.
-    Without any event: 0 for count, sum and distinct; the prior for rate; missing for mean, last and recency.
+    Without any event: 0 for count, sum and distinct; the prior for rate; missing for mean, max, min, last and recency.
     """
 
     kind: Literal["cross_feature"] = "cross_feature"
@@ -233,6 +233,6 @@ class CrossFeature(Feature):
 
 
 def _ops(having: Callable[[Operation], bool], *, quoted: bool = False) -> str:
-    """`sum, mean, last or distinct`; quoted, `op='rate'`."""
+    """`sum, mean, max, min, last or distinct`; quoted, `op='rate'`."""
     names = [f"op={name!r}" if quoted else name for name in operation_names() if having(operation_of(name))]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

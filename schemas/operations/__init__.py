@@ -12,7 +12,9 @@ from genrank.schemas.operations.base import Operation, Statistic
 from genrank.schemas.operations.count import Count
 from genrank.schemas.operations.distinct import Distinct
 from genrank.schemas.operations.last import Last
+from genrank.schemas.operations.max import Max
 from genrank.schemas.operations.mean import Mean
+from genrank.schemas.operations.min import Min
 from genrank.schemas.operations.rate import Rate
 from genrank.schemas.operations.recency import Recency
 from genrank.schemas.operations.sum import Sum
@@ -48,14 +50,16 @@ def operation_of(name: str) -> Operation:
 OperationName = Annotated[str, RegisteredName(operation_names)]
 """The name of a registered operation."""
 
-for _operation in (Count, Rate, Sum, Mean, Last, Recency, Distinct):
+for _operation in (Count, Rate, Sum, Mean, Max, Min, Last, Recency, Distinct):
     register_operation(_operation)
 
 __all__ = [
     "Count",
     "Distinct",
     "Last",
+    "Max",
     "Mean",
+    "Min",
     "Operation",
     "OperationName",
     "Rate",

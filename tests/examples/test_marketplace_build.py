@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, BuildRe
     lenient = schema.model_dump()
     lenient["sources"] = [source | {"max_quarantine_rate": 1.0} for source in lenient["sources"]]
     schema = Schema.model_validate(lenient)
-    result = build(BuildConfig(schema, folder / "log", folder / "out", DAYS[0], DAYS[-1]))
+    result = build(BuildConfig(schema, folder / "log", folder / "out", DAYS[0], DAYS[-1], recompute_users=2))
     return folder / "log", folder / "out", result
 
 

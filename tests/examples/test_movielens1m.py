@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.retrieval import PUBLISHED, configuration, curve, prepare, run_model
 from genrank.examples.movielens1m.adapter import DAYS, convert, main
+from genrank.model.registry import choose_model
 from genrank.schemas.errors import UserError
 
 USERS, FILMS, LONGEST = 12, 30, 210
@@ -82,6 +83,8 @@ def test_samples_leave_one_out_and_a_model_is_judged_on_it(tmp_path: Path) -> No
             assert row["candidates"]["item"] == [films[-place]] and row["labels"]["rating"] == [1]
     for model in PUBLISHED:
         config = configuration(model, samples, tmp_path / model, (DAYS[2], DAYS[3]), 0)
+        fields = choose_model(config.model, config.settings).fields()
+        assert (fields["tied"], fields["negatives"], fields["positions"]) == ("true", "128", '"oldest"')
         if model == "sasrec":
             found = run_model(config, 1)
             assert found.queries == USERS

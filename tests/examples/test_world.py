@@ -195,7 +195,8 @@ def without_statistics(log: pd.DataFrame) -> pd.Series:
     prefs = Preferences()
     clicks_before = log.groupby(["user", "item"]).click.cumsum() - log.click
     shown = log.groupby([log.user, log["item"], clicks_before]).cumcount() - (clicks_before > 0)
-    clicked = log.day.where(log.click == 1).groupby([log.user, log["item"]]).transform(lambda day: day.ffill().shift())
+    pairs = [log.user, log["item"]]
+    clicked = log.day.where(log.click == 1).groupby(pairs).ffill().groupby(pairs).shift()
     logit = np.log(log.click_probability / (1 - log.click_probability))
     return logit + prefs.fatigue * np.log2(1 + shown.clip(0)) - prefs.repeat * (log.day - clicked <= prefs.repeat_days)
 

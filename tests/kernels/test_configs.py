@@ -11,8 +11,9 @@ import triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.kernels_compile import attention_cases
+from benchmarks.kernels_compile import SPANS, attention_cases, span_launches
 from genrank.kernels.attention import configs
+from genrank.kernels.spans import configs as span_configs
 
 KERNELS, ARCHS, DTYPES = ("forward", "dq", "dkv"), (80, 90, 100), ("bfloat16", "float16", "float32")
 FEATURES = {"bias", "dropout", "plain", "delta", "square", "narrow", "dk", "dv"}
@@ -93,3 +94,26 @@ def test_a_line_counts_for_the_triton_that_it_names(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(triton, "__version__", version)
         configs.table.cache_clear()
         assert ("64x128x8" in configs.named("spills", situation)) is left_out
+
+
+def test_span_attention_never_takes_what_its_table_leaves_out() -> None:
+    """Of every compiled case; and each line names a configuration that there is, in a case that is compiled."""
+    compiled = {f"spans {dim} {kind} {name}" for dim, kind, name in SPANS}
+    lists = {"forward": span_configs.FORWARD, "dq": span_configs.BACKWARD_Q, "dkv": span_configs.BACKWARD_KV}
+    for line in span_configs.spills():
+        case, which = line.cells["case"].rsplit(maxsplit=1)
+        assert case in compiled and line.cells["config"] in map(configs.name_of, lists[which])
+        assert int(line.cells["spilled_bytes"]) >= 0 and line.cells["measured_with"]
+    left_out = 0
+    for dim, kind, name in SPANS:
+        for launch in span_launches(
+            {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name], dim, kind
+        ):
+            named = {**dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)), **launch.constants}
+            for arch in ARCHS:
+                spilling = {x.cells["config"] for x in span_configs.spills() if span_configs.about(x, named, arch)}
+                runs = [configs.name_of(chosen) for chosen in launch.configs(arch)]
+                assert runs and not spilling & {*runs}
+                assert "16x16x4" not in runs or runs == ["16x16x4"], "the last resort, beside something that fits"
+                left_out += len(spilling)
+    assert left_out >= len(span_configs.spills())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.kernels.spans import SpanBias, SpanCall, Spans, make_spans, reference_span_attention
+from genrank.kernels.spans import configs as spans_configs
 from genrank.kernels.spans import cpu as spans_cpu
 from genrank.kernels.spans import gpu as spans_gpu
 
@@ -20,7 +21,7 @@ from .span_cases import conditions, draw_bias, draw_spans, leaves_of, random_spa
 ROUNDINGS = 1.5
 """Of each element's condition. In a trial of random calls the kernels took at most .68 of one, the CPU's path .52, and the definition in the same
 precision .69: none of the three is the worse for its order of additions, nor for exp2."""
-BLOCKS = [spans_gpu.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
+BLOCKS = [spans_configs.config(*c, 4, 1) for c in ((32, 16), (16, 32), (64, 64))]
 
 
 def check(

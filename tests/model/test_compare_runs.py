@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,14 @@ from random_samples import demo_schema, write_random_samples
 
 from genrank.model import metrics
 from genrank.model.config import EvaluateConfig, TrainConfig
+from genrank.model.documents import RankingEvaluation, RetrievalEvaluation
 from genrank.model.evaluate import evaluate
-from genrank.model.metrics import Predictions
+from genrank.model.metrics import Predictions, RetrievalMetrics
 from genrank.model.paired import paired_differences
 from genrank.model.report import section, write_report
 from genrank.model.report_data import differing, grouped, read_runs
 from genrank.model.trainer import train
+from genrank.schemas import UserError
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 
@@ -132,3 +135,39 @@ def test_a_run_without_config_is_a_setting_of_its_own(runs: list[Path]) -> None:
     for run in runs[:2]:
         (run / "config.json").unlink()
     assert [len(group.runs) for group in grouped(read_runs(runs[:2]))] == [1, 1]
+
+
+def test_runs_of_two_tasks_share_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = {
+        "a": RankingEvaluation(model="m", step=1, dates=DAYS[2:], tasks={}, samples=1, candidates=2, users=1),
+        "b": RetrievalEvaluation(model="n", step=1, dates=DAYS[2:], tasks={}, queries=3, catalogue=4),
+        "c": RetrievalEvaluation(model="n", step=1, dates=DAYS[2:], tasks={}, queries=3, catalogue=5),
+    }
+
+    def read(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(folder=folder, evaluation=judged[folder.name])
+
+    monkeypatch.setattr("genrank.model.report_data.Run.read", read)
+    with pytest.raises(
+        UserError, match="--run b: a retrieval model, and a a ranking model; give those of one task a page"
+    ):
+        read_runs([Path("a"), Path("b")])
+    with pytest.raises(UserError, match=r"--run c: evaluated on other items \(5\) than b \(4\)"):
+        read_runs([Path("b"), Path("c")])
+
+
+def test_queries_are_paired_as_users_are() -> None:
+    generator = np.random.default_rng(0)
+    ranks = [torch.from_numpy(generator.integers(1, 30, 50)) for _ in range(3)]
+    sides = [RetrievalMetrics((5,)), RetrievalMetrics((5,)), RetrievalMetrics((5,))]
+    for side, each in zip(sides, ranks, strict=True):
+        side.update(each[:20])
+        side.update(each[20:])
+    found = paired_differences(sides[:2], sides[2:], bootstrap=40, seed=3)
+    assert set(found) == {"mrr", "hr@5", "ndcg@5"} and len(sides[0]) == 50
+    each = [1 / np.asarray(one, float) for one in ranks]
+    difference = (each[0] + each[1]) / 2 - each[2]
+    assert found["mrr"].value == pytest.approx(difference.mean())
+    generator = np.random.default_rng(3)
+    slow = [difference[generator.integers(0, 50, 50)].mean() for _ in range(40)]
+    assert (found["mrr"].low, found["mrr"].high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))

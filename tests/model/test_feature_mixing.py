@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,10 +188,9 @@ def test_hetero_equals_its_equations(config: HeteroConfig) -> None:
 def reference_mixer(encoder: RankMixer, x: Tensor) -> Tensor:
     config, out = encoder.config, []
     for tokens in x:
-        t, d = tokens.shape
-        width = d // t
 
-        def mixed(y: Tensor, t=t, width=width) -> Tensor:
+        def mixed(y: Tensor) -> Tensor:
+            t, width = len(y), y.shape[1] // len(y)
             if config.mixing == "none":
                 return y
             return torch.stack([torch.cat([y[i, h * width : (h + 1) * width] for i in range(t)]) for h in range(t)])
@@ -211,6 +211,8 @@ def reference_mixer(encoder: RankMixer, x: Tensor) -> Tensor:
 
             return rows_of(y, mixture if config.experts > 1 else lambda i, row: one(feed, i, row))
 
+        if config.global_token:
+            tokens = torch.cat([(encoder.of_all.weight @ tokens.flatten() + encoder.of_all.bias)[None], tokens])
         kept = tokens
         for number, layer in enumerate(encoder.layers, 1):
             first = (lambda y, layer=layer: mixed(fed(mixed(y), layer.feeds[0]))) if config.revert else mixed
@@ -234,6 +236,7 @@ MIXER_VARIANTS = {
     "no mixing, shared": dataclasses.replace(MIXER, mixing="none", own_ffn=False),
     "experts": dataclasses.replace(MIXER, experts=3),
     "revert": dataclasses.replace(MIXER, layers=5, revert=True, norm="pre", residual_every=2),
+    "global token": dataclasses.replace(MIXER, dim=16, global_token=True),
     "revert, post, experts": dataclasses.replace(MIXER, layers=1, revert=True, experts=2),
 }
 
@@ -241,6 +244,27 @@ MIXER_VARIANTS = {
 @pytest.mark.parametrize("config", MIXER_VARIANTS.values(), ids=MIXER_VARIANTS)
 def test_mixers_equal_their_equations(config: RankMixerConfig) -> None:
     equal_with_gradients(fitted(config), reference_mixer)
+
+
+@pytest.mark.parametrize(("every", "layers"), [(2, 5), (0, 3)])
+def test_shallower_layers_have_vectors_of_their_own_in_training(every: int, layers: int) -> None:
+    config = dataclasses.replace(
+        MIXER, dim=16, layers=layers, revert=True, norm="pre", residual_every=every, global_token=True, shallow_loss=0.5
+    )
+    encoder = fitted(config)
+    assert isinstance(encoder, RankMixer)
+    x = torch.randn(3, encoder.config.token_count - 1, 16, dtype=torch.float64)
+    boundaries = range(every or 1, layers, every or 1)
+    assert encoder.config.shallow_outputs == len(boundaries) == 2
+    whole, *shallow = encoder.train().mix(x).split(16, 1)
+    torch.testing.assert_close(encoder.eval().mix(x), whole)
+    for count, vector in zip(boundaries, shallow, strict=True):
+        upto = SimpleNamespace(
+            config=encoder.config, layers=encoder.layers[:count], final_norm=encoder.final_norm, of_all=encoder.of_all
+        )
+        torch.testing.assert_close(vector, reference_mixer(upto, x))
+    with pytest.raises(ConfigError, match="no layer lies before the last one"):
+        dataclasses.replace(config, layers=1)
 
 
 def test_mixing_twice_changes_nothing() -> None:
@@ -328,6 +352,8 @@ def test_flops_are_those_of_the_products(config) -> None:
     """Per candidate: 2 x the weights of its layers (a shared weight once a token), and attention's two products."""
     encoder = build_encoder(config)
     t, weights, attention = config.token_count, 0, 0
+    if getattr(encoder, "of_all", None) is not None:
+        weights += encoder.of_all.weight.numel()
     for layer in encoder.layers:
         for name, p in layer.named_parameters():
             if name.endswith("weight") and "norm" not in name:

@@ -95,9 +95,12 @@ OPTIONS = {
     "mtgr, mmoe": ("mtgr-tiny", {"head.kind": "mmoe"}),
     "hstu": ("hstu-tiny", {}),
     "hstu, public code": ("hstu-tiny", {"concat_ua": "true", "window": "20", "full_tail": "3"}),
+    "hstu, loss on history": ("hstu-tiny", {"visibility": "causal", "history_loss": "1"}),
+    "onetrans": ("onetrans-tiny", {}),
     "hstu, shortened": ("hstu-tiny", {"stochastic_length": "1.5", "max_history": "30"}),
     "dlrm": ("dlrm", {}),
-    # Not din: how many events all candidates see together, its pairs, is counted on the device.
+    # Not din, nor heteroatt, hiformer, hhft, rankmixer and tokenmixer, which pool as it does: how many events all candidates see together, the
+    # pairs, is counted on the device. Nor longer, grab and ultra-hstu: so are the rows that are no candidates (`split`).
     "dcn": ("dcn", {}),
     "sasrec": ("sasrec", {}),
 }

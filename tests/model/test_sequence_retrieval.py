@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from genrank.model.documents import ModelIdentity
 from genrank.model.encoders.self_attention import SelfAttention, SelfAttentionConfig
 from genrank.model.evaluate import evaluate, load_model
 from genrank.model.registry import choose_model, recorded_model
+from genrank.model.report import write_report
 from genrank.model.retriever import Retriever
 from genrank.model.tasks.retrieval import find, found_ranks
 from genrank.model.trainer import train
@@ -275,6 +278,17 @@ def test_sasrec_learns_a_planted_rule_from_sequences(tmp_path: Path) -> None:
     train(config)
     result = evaluate(EvaluateConfig(run=config.out, samples=samples, dates=DAYS[1:], device="cpu", bootstrap=0))
     assert result.tasks["next_item"]["model"]["hr@1"].value > 0.8, result.tasks
+    written = pq.read_table(config.out / "predictions" / f"dt={DAYS[1]}.parquet", partitioning=None).to_pylist()
+    assert {row["user_id"]: row["item"] for row in written} == {
+        row["user_id"]: row["candidates"]["item"][1] for row in rows(samples, DAYS[1])
+    }
+    assert sum(row["rank"] == 1 for row in written) / len(written) == result.tasks["next_item"]["model"]["hr@1"].value
+    shutil.copytree(config.out, tmp_path / "again")
+    own = json.loads((tmp_path / "again" / "config.json").read_text())
+    (tmp_path / "again" / "config.json").write_text(json.dumps({**own, "lr": 0.1}))
+    write_report([config.out, tmp_path / "again"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "queries are drawn for both models at once" in page and "+0.0000" in page
     loaded = load_model(config.out).model
     assert isinstance(loaded, Retriever) and loaded.config.tied
 

@@ -97,6 +97,35 @@ def test_the_encoders_own_loss_adds_its_gradient_and_no_value(schema, batch: Bat
     assert set(model.eval()(batch)) == {"click", "watch"}
 
 
+def test_shallower_layers_losses_add_their_gradient_and_no_value(schema, batch: Batch) -> None:
+    from random_samples import BOUNDARIES
+
+    torch.manual_seed(0)
+    chosen = choose_model(
+        "tokenmixer-tiny", {"layers": "3", "residual_every": "1", "shallow_loss": "0.3", "dropout": "0"}
+    )
+    own = schema.replace(labels=tuple(label for label in schema.labels if label.name in ("click", "watch")))
+    embeddings = Embeddings(make_plan(own), backend="torch", boundaries=BOUNDARIES)
+    model = chosen.build(embeddings, ["click", "watch"]).train()
+    logits = model(batch)
+    assert {name for name in logits if name.startswith(AUXILIARY)} == {
+        f"{AUXILIARY}{depth}/{name}" for depth in (0, 1) for name in ("click", "watch")
+    }
+    sums = chosen.task(own).loss_sums(logits, batch)
+    plain = loss_sums(logits, batch.labels, batch.weights, own.labels)
+    assert all(sums[name].item() == pytest.approx(plain[name].item(), rel=1e-6) for name in plain)
+    parameters = [*model.encoder.parameters(), *model.shallow_heads.parameters()]
+    got = torch.autograd.grad(sum(sums.values()), parameters, retain_graph=True, allow_unused=True)
+    both = sum(plain.values())
+    for heads, vector in zip(
+        model.shallow_heads, model.encoder(model.tokenizer(batch)).split(model.encoder.config.dim, 1)[1:], strict=True
+    ):
+        both = both + 0.3 * sum(loss_sums(heads(vector), batch.labels, batch.weights, own.labels).values())
+    for a, b in zip(got, torch.autograd.grad(both, parameters, allow_unused=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert set(model.eval()(batch)) == {"click", "watch"}
+
+
 def test_a_second_loss_without_a_tower_is_refused() -> None:
     with pytest.raises(UserError, match=r"--set encoder_loss=0.5: .*set tower=\[128,64\] too"):
         choose_model("hstu-tiny", {"encoder_loss": "0.5"})

@@ -156,9 +156,12 @@ def test_two_ranks_of_unequal_batches_equal_one_rank_of_both(runs: Path, kind: s
     same(runs / kind, numbers(runs / "whole"))
     one, two = (rows(runs / name) for name in ("whole", kind))
     assert [row["step"] for row in two] == [row["step"] for row in one]
+    flops = set()
     for name in ("whole", kind):
         position = load_dense(runs / name / "checkpoints" / "step-2")["position"]
         assert position["total_steps"] == position["step"] == 2
+        flops.add(position["flops"])
+    assert len(flops) == 1 and flops != {0}
     for a, b in zip(one, two, strict=True):
         if "loss" in a:
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

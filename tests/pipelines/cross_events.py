@@ -51,6 +51,10 @@ def features_at(*keys: str) -> tuple[CrossFeature, ...]:
         of("rate", "2d", where="amount > 1", prior=0.5),
         of("sum", "4d", value="amount"),
         of("mean", "3d", value="amount"),
+        of("max", "3d", value="amount"),
+        of("max", "7h", value="amount"),
+        of("min", "4d", value="amount", where="amount > 1"),
+        of("min", "2d", value="amount"),
         of("last", "3d", value="amount"),
         of("last", "4d", value="shop", table=SHOP),
         of("recency", "3d", where="amount > 1"),
@@ -189,6 +193,8 @@ def by_definition(
             return sum(values)
         case "mean":
             return sum(values) / len(values) if values else None
+        case "max" | "min":
+            return {"max": max, "min": min}[feature.op](values) if values else None
         case "last":
             return getattr(max(valued, key=lambda event: (event.ts, event.id)), name) if valued else None
         case "recency":

@@ -326,6 +326,8 @@ class Oracle:
             return float(len(set(values)))
         if feature.op == "sum":
             return float32(math.fsum(values))
+        if feature.op in ("max", "min"):
+            return float32({"max": max, "min": min}[feature.op](values)) if values else math.nan
         if feature.op == "mean":
             return float32(math.fsum(values) / len(values)) if values else math.nan
         newest = max((e["ts"] for e in events), default=None)

@@ -18,7 +18,7 @@ from genrank.pipelines.compaction.uses import TileUse, tile_uses
 from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
 from genrank.pipelines.cross_features import KeySet, key_sets
-from genrank.pipelines.engine import Piece, gather
+from genrank.pipelines.engine import SlotPiece, gather, joined
 from genrank.pipelines.merge_scan import mix
 from genrank.schemas import CrossFeature, Schema
 from genrank.schemas.base import DAY_MS
@@ -120,27 +120,29 @@ def test_many_rows_become_few() -> None:
     assert tile.column("merged").to_pylist() == [500]
 
 
-def sent_to(pieces: Sequence[Piece], slot: int) -> dict[str, pa.Table]:
+def sent_to(pieces: Sequence[SlotPiece], slot: int) -> dict[str, pa.Table]:
     return gather(piece for piece in pieces if piece.slot == slot)
 
 
 @settings(max_examples=12)
-@given(events(most=120), st.integers(1, 4), st.dictionaries(st.integers(1, 2), st.integers(1, 4)))
-def test_by_way_of_the_keys_slots(found: list[Event], buckets: int, hot: dict[int, int]) -> None:
-    """However many buckets there are, and into however many slices of time a frequent key is cut."""
+@given(events(most=120), st.integers(1, 4), st.integers(1, 4), st.dictionaries(st.integers(1, 2), st.integers(1, 4)))
+def test_by_way_of_the_keys_slots(found: list[Event], buckets: int, slots: int, hot: dict[int, int]) -> None:
+    """However many buckets and slots of keys there are, and into however many slices of time a frequent key is cut."""
     days = (DAYS - 2, DAYS - 1)
     reader = held(EVERYWHERE, found, buckets)
     cut = {mix(np.array([item], np.int64)).item(): number for item, number in hot.items()}
     tags = [key_set.tag for key_set in key_sets(EVERYWHERE) if key_set.keys == ("item_id",)]
     plans = {use: ReadPlan((), tuple(range(DAYS))) for use in tile_uses(EVERYWHERE)}
-    router = CrossFeatureRouter(EVERYWHERE, buckets, days, reader, plans, dict.fromkeys(tags, cut))
-    routed = [piece for bucket in range(buckets) for piece in router.route(bucket)]
-    answered = [
-        piece
-        for slot in range(2 * buckets)
-        if (tables := sent_to(routed, slot))
-        for piece in router.answer_queries(slot, tables)
-    ]
+    router = CrossFeatureRouter(EVERYWHERE, buckets, days, reader, plans, dict.fromkeys(tags, cut), slots)
+    routed = list(joined(piece for bucket in range(buckets) for piece in router.route(bucket)))
+    answered = list(
+        joined(
+            piece
+            for slot in range(buckets + slots)
+            if (tables := sent_to(routed, slot))
+            for piece in router.answer_queries(slot, tables)
+        )
+    )
     shown = 0
     for bucket in range(buckets):
         columns = needed(EVERYWHERE)["exposures"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,11 @@ def test_sums_counts_and_distinct_values_are_those_of_the_visible_events(
     values = column(events, "value")
     count, total = scan.sum(queries, window, values, chosen)
     distinct = scan.distinct(queries, window, values, chosen)
+    largest = scan.largest(queries, window, values.astype(np.float64), chosen)
     seen = [[event for event in events if event.visible(key, at, window)] for key, at in asked]
+    assert largest.tolist() == pytest.approx(
+        [max((e.value for e in of), default=math.nan) for of in seen], rel=0, abs=0, nan_ok=True
+    )
     assert count.tolist() == [len(of) for of in seen]
     assert total.tolist() == [sum(event.value for event in of) for of in seen]
     assert distinct.tolist() == [len({event.value for event in of}) for of in seen]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrank.pipelines.documents import Census, Footer, Footers, Layout
-from genrank.pipelines.engine import gather, scatter
+from genrank.pipelines.engine import Piece, gather, joined, scatter
 from genrank.pipelines.messages import (
     BucketMessage,
     CompactedReport,
@@ -92,6 +92,26 @@ def test_scattered_rows_are_all_there_in_their_slots_and_order(slots: list[int])
         wanted = [at for at, slot in enumerate(slots) if slot == piece.slot]
         assert piece.rows.column("at").to_pylist() == wanted
     assert sum(piece.rows.num_rows for piece in pieces) == len(slots)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2) | st.lists(st.integers(0, 2), max_size=5)), max_size=9),
+    st.sampled_from([1, 40, 1 << 20]),
+)
+def test_what_a_task_sends_is_joined_and_whole(sent: list[tuple[str, int | list[int]]], most: int) -> None:
+    pieces, wanted = [], {}
+    for number, (tag, slots) in enumerate(sent):
+        of_rows = [slots] * 2 if isinstance(slots, int) else slots
+        rows = pa.table({"at": pa.array([(number, place) for place in range(len(of_rows))], pa.list_(pa.int64()))})
+        pieces.append(Piece(slots if isinstance(slots, int) else np.array(slots, np.int32), tag, rows))
+        for place, slot in enumerate(of_rows):
+            wanted.setdefault((slot, tag), []).append([number, place])
+    found: dict[tuple[int, str], list[list[int]]] = {}
+    for piece in (made := list(joined(pieces, most))):
+        found.setdefault((piece.slot, piece.tag), []).extend(piece.rows.column("at").to_pylist())
+    assert found == wanted
+    if most == 1 << 20:
+        assert len(made) == len(wanted), "a table of each tag and slot"
 
 
 def test_documents_of_before_are_read_and_damaged_ones_are_made_again(tmp_path: Path) -> None:

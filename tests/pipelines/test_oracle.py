@@ -76,6 +76,7 @@ def check(
                 compare(schema, sample, found[user])
 
 
+@pytest.mark.usefixtures("plain_gate")
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), cut=st.floats(0.1, 0.95))
 @example(seed=53971, cut=0.5)  # a cut sample whose first event is alike another in time and type

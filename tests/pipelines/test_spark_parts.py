@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrank.pipelines import spark_engine, spark_progress
-from genrank.pipelines.engine import Piece, gather
+from genrank.pipelines.engine import SlotPiece, gather
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab"), st.integers(0, 40)), max_size=6))
 def test_pieces_become_rows_and_pieces_again(made: list[tuple[int, str, int]]) -> None:
-    sent = [Piece(slot, tag, pa.table({"n": pa.array(range(rows), pa.int64())})) for slot, tag, rows in made]
+    sent = [SlotPiece(slot, tag, pa.table({"n": pa.array(range(rows), pa.int64())})) for slot, tag, rows in made]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spark_engine, "PIECE_BYTES", 100)
         batches = list(spark_engine._batches(sent))

@@ -138,6 +138,8 @@ def full_schema(**candidates: object) -> Schema:
         CrossFeature(name="user_spent", op="sum", source="orders", value="amount", keys=by_user, window="7d"),
         CrossFeature(name="item_dwell", op="mean", source="clicks", value="dwell", keys=("item_id",), window="2d"),
         CrossFeature(name="item_dwell_sum", op="sum", source="clicks", value="dwell", keys=("item_id",), window="1d"),
+        CrossFeature(name="item_dwell_max", op="max", source="clicks", value="dwell", keys=("item_id",), window="30h"),
+        CrossFeature(name="user_spent_min", op="min", source="orders", value="amount", keys=by_user, window="7d"),
         CrossFeature(name="last_position", op="last", source="exposures", value="position", keys=by_user, window="1d"),
         CrossFeature(name="items_seen", op="distinct", source="exposures", value="item_id", keys=by_user, window="12h"),
         CrossFeature(

@@ -229,7 +229,14 @@ class _Drawing:
         }
         op = draw(
             st.sampled_from(
-                ["count", "rate", "recency", "distinct", "last id", *(["sum", "mean", "last"] if numbers else [])]
+                [
+                    "count",
+                    "rate",
+                    "recency",
+                    "distinct",
+                    "last id",
+                    *(["sum", "mean", "max", "min", "last"] if numbers else []),
+                ]
             )
         )
         if op == "last id":
@@ -243,7 +250,7 @@ class _Drawing:
                 prior=draw(st.floats(0, 1)),
                 strength=draw(st.floats(0, 100)),
             )
-        if op in ("sum", "mean", "last"):
+        if op in ("sum", "mean", "max", "min", "last"):
             return CrossFeature(**common, value=draw(st.sampled_from(numbers)))
         return (
             CrossFeature(**common, value=draw(st.sampled_from(scalars))) if op == "distinct" else CrossFeature(**common)

@@ -251,6 +251,24 @@ def test_accumulated_gradients_are_one_step() -> None:
     torch.testing.assert_close(a.tables.shards(name)[0].weight, b.tables.shards(name)[0].weight)
 
 
+def test_rows_beside_a_batch_are_learned_in_the_same_step(batches: list[Batch]) -> None:
+    embeddings = Embeddings(make_plan(SCHEMA), backend="torch", boundaries=BOUNDARIES)
+    merged, start = embeddings.plan.logical["item"][1].name, embeddings.plan.start_of("item")
+    table = embeddings.tables.tables[merged]
+    rows = torch.tensor([5, 2, 5]) + start
+    alone = embeddings(batches[0])
+    matrices, beside = embeddings.with_rows(batches[0], merged, lambda: rows)
+    for group, matrix in alone.items():
+        assert torch.equal(matrix, matrices[group])
+    assert torch.equal(beside, table.weight[rows])
+    before = table.weight.clone()
+    (beside.sum() + sum(matrix.sum() for matrix in matrices.values())).backward()
+    assert embeddings.tables.updates(merged) == 1
+    assert (table.weight[rows] != before[rows]).all()
+    empty = embeddings.with_rows(batches[0], merged, lambda: rows[:0])[1]
+    assert empty.shape == (0, 16)
+
+
 def test_torchrec_refuses_what_it_cannot_do() -> None:
     adam = make_plan(with_items(s.Hashed(size=9), optimizer=s.SparseOptimizer(kind="rowwise_adam")))
     with pytest.raises(UserError, match="tables item learn by rowwise_adam"):

@@ -72,7 +72,7 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a count of something": (
         lambda: cross(value="dwell"),
-        "candidates.x: count takes no value; drop it, or use sum, mean, last or distinct",
+        "candidates.x: count takes no value; drop it, or use sum, mean, max, min, last or distinct",
     ),
     "an unknown value": (
         lambda: cross(op="mean", value="dwel"),

@@ -1,0 +1,1 @@
+"""`genrank scale`: what more history, width and depth bring for the operations that they cost."""
