@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -35,8 +36,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
@@ -114,11 +115,10 @@ def attention_cases() -> Iterator[Case]:
     odd = [(dims, "plain", "bf16", EVERY) for dims in ((32, 128), (48, 48), (16, 16))]
     tma = [((d, d), "tma", "bf16", (90, 100)) for d in (128, 64, 256)]
     for dims, kind, name, archs in (*plain, *features, *odd, *tma):
-
-        def record(d: tuple[int, int] = dims, k: str = kind, n: str = name) -> list[Launch]:
-            return attention_launches(DTYPES[n], 4, *d, k)
-
+        record = functools.partial(attention_launches, DTYPES[name], 4, *dims, kind)
         yield Case(f"attention {dims[0]}x{dims[1]} {kind}", name, archs, record)
+    for dim in (128, 256, 64):
+        yield Case(f"attention {dim}x{dim} gluon", "bf16", (90,), functools.partial(gluon_launches, dim))
 
 
 def norm_launches(
@@ -248,7 +248,7 @@ class Job:
             signature[name] = type_name(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and not varies):
                 attrs[(at,)] = [["tt.divisibility", 16]]
-        return ASTSource(kernel, signature, constexprs, attrs)
+        return source_class(kernel)(kernel, signature, constexprs, attrs)
 
     @property
     def options(self) -> dict[str, int]:
@@ -280,8 +280,8 @@ class Job:
 
 
 def type_name(value: object) -> str:
-    if isinstance(value, TensorDescriptor):
-        return f"tensordesc<{type_name(value.base)[1:]}{value.block_shape}>"
+    if hasattr(value, "block_shape"):
+        return descriptor_type(value, type_name(value.base)[1:])
     if isinstance(value, torch.Tensor):
         name = str(value.dtype).removeprefix("torch.")
         return "*" + {"bool": "i1"}.get(name, triton.runtime.jit.type_canonicalisation_dict.get(name, name))

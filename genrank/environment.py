@@ -36,6 +36,12 @@ KERNELS_CHECK = Variable(
     "Check the values of attention's intervals on the GPU too, which waits for the device.",
 )
 TMA = Variable("GENRANK_TMA", "1", "Load attention's unmasked tiles by TMA on Hopper and later.")
+GLUON = Variable(
+    "GENRANK_GLUON",
+    "1, tune",
+    "Compute attention on Hopper by the kernels for sm_90: 1, wherever they can; tune, where they were timed to be faster. "
+    "Unset: never, until a device has shown that they pay.",
+)
 AUTOTUNE = Variable(
     "GENRANK_AUTOTUNE", "0", "Take the first configuration of each kernel that fits, instead of timing them."
 )
@@ -48,7 +54,7 @@ RETRIES = Variable(
     "GENRANK_RETRIES", "a number", "Retries of the Airflow DAGs' tasks (2); read when Airflow parses the DAGs."
 )
 
-VARIABLES = (KERNELS, KERNELS_CHECK, TMA, AUTOTUNE, TUNING_CACHE, RETRIES)
+VARIABLES = (KERNELS, KERNELS_CHECK, TMA, GLUON, AUTOTUNE, TUNING_CACHE, RETRIES)
 
 
 def in_one_line() -> str:

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,32 @@ def fastest(
             times.append(float("inf"))
     best = min(range(len(times)), key=times.__getitem__)
     return configs[best], times[best]
+
+
+def fastest_way(kernel: str, key: str, device: torch.device, ways: Mapping[str, Callable[[], object]]) -> str:
+    """Which of several ways to one result is the fastest, by name: timed at the first call with a key, and kept as configurations
+    are. Where nothing is timed, the first one."""
+    names = list(ways)
+    if timer is None or fixed():
+        return names[0]
+    known = (kernel, key, device, *names)
+    if known not in _ways:
+        configs = [triton.Config({"WAY": name}) for name in names]
+        where = Where(machine(device), kernel, key)
+        chosen = choices().find(where, configs)
+        if chosen is None:
+            chosen, ms = fastest(configs, lambda config: void(ways[config.kwargs["WAY"]]), timer)
+            choices().keep(where, chosen, ms)
+        _ways[known] = chosen.kwargs["WAY"]
+    return _ways[known]
+
+
+_ways: dict[tuple[Any, ...], str] = {}
+
+
+def void(run: Callable[[], object]) -> None:
+    """Run, and drop the result."""
+    run()
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

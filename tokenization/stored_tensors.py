@@ -201,7 +201,7 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Refused(f"it holds {_kind(value)} where a name belongs")
     if not value.isprintable():
-        raise _Refused(f"it holds {ascii(value)} where a name belongs")
+        raise _Refused(f"it holds {value!a} where a name belongs")
     return value
 
 

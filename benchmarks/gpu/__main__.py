@@ -32,7 +32,8 @@ from benchmarks.gpu.session import Session, environment
 WARMUP = 0.25
 SECTIONS = {
     "correctness": 0.35,
-    "attention": 0.6,
+    "attention": 0.55,
+    "gluon": 0.61,
     "order": 0.64,
     "step": 0.74,
     "busy": 0.88,
@@ -101,6 +102,7 @@ def run_section(session: Session, name: str, *numbers: str) -> None:
             return correctness.check_all(session)
     sections = {
         "attention": speed.attention,
+        "gluon": speed.gluon,
         "order": speed.order,
         "repeat": repeat.repeat,
         "around": speed.around,

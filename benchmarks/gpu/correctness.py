@@ -78,6 +78,27 @@ def check_attention(
     return row
 
 
+def check_gluon(session: Session, mask: str, dim: int) -> dict[str, Any]:
+    """The kernels for sm_90: as `check_attention`, and what is not finite stays in its sample."""
+    if session.rehearse or torch.cuda.get_device_capability()[0] != 9:
+        return {"left_out": "they are for sm_90"}
+    with environment("GENRANK_GLUON", "1"):
+        row = check_attention(session, torch.bfloat16, mask, (dim, dim), False)
+        batch = make_batch([700, 333, 129], mask, seed=5).to(session.device)
+        generator = torch.Generator().manual_seed(1)
+        base = torch.randn(4, batch.tokens, 2, dim, generator=generator).to(session.device, torch.bfloat16)
+        found = []
+        for value in (0.0, torch.nan):
+            base[:, 700:1033] = value
+            leaves = [x.clone().requires_grad_() for x in base[:3]]
+            out = interval_attention(*leaves, batch.offsets, batch.begin, batch.end)
+            found.append([out.detach(), *torch.autograd.grad(out, leaves, base[3])])
+        kept = [(a[:700], a[1033:], b[:700], b[1033:]) for a, b in zip(*found, strict=True)]
+        row["isolated"] = all(torch.equal(a, c) and torch.equal(b, d) for a, b, c, d in kept)
+    row["correct"] = row["correct"] and row["isolated"]
+    return row
+
+
 def check_delta(session: Session, dtype: torch.dtype) -> dict[str, Any]:
     """New queries against cached keys give the rows of the whole."""
     batch = make_batch([20, 1] if session.rehearse else [700, 1, 333], "mtgr", seed=5).to(session.device)
@@ -183,6 +204,9 @@ def check_all(session: Session) -> None:
                 session.attempt(
                     "correctness", f"attention {name} {mask} {dims[0]}x{dims[1]}{' bias' * bias}", attention
                 )
+        for dim in (64, 128, 256) if name == "bf16" else ():
+            for mask in ("causal", "mtgr", "random"):
+                session.attempt("correctness", f"gluon {mask} {dim}", lambda m=mask, d=dim: check_gluon(session, m, d))
         session.attempt("correctness", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
         for order in ("plain", "norm_gate", "gate_norm"):
             session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))

@@ -126,15 +126,17 @@ def attention_line(results: dict[str, Any], row: dict[str, Any], matmul: float) 
 
 
 def order_lines(results: dict[str, Any]) -> list[str]:
-    """The order of units, beside the heaviest of the whole batch first."""
-    lines = ["", "| order of units | forward ms | before | ratio | backward ms | before | ratio |", "|---" * 7 + "|"]
-    for row in of_section(results, "order"):
-        if "forward_ms" not in row:
-            lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | |")
-            continue
-        pairs = [(row[f"{way}_ms"], row["before"][f"{way}_ms"]) for way in ("forward", "backward")]
-        cells = [f"{now:.3f} | {before:.3f} | {before / now:.2f}x" for now, before in pairs]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    """The order of units, beside the heaviest of the whole batch first; and the kernels for sm_90 beside the usual ones."""
+    lines = []
+    for section, title in (("order", "order of units"), ("gluon", "kernels for sm_90")):
+        lines += ["", f"| {title} | forward ms | before | ratio | backward ms | before | ratio |", "|---" * 7 + "|"]
+        for row in of_section(results, section):
+            if "forward_ms" not in row:
+                lines.append(f"| {row['name']} | {row.get('error') or row.get('left_out')} | | | | | |")
+                continue
+            pairs = [(row[f"{way}_ms"], row["before"][f"{way}_ms"]) for way in ("forward", "backward")]
+            cells = [f"{now:.3f} | {before:.3f} | {before / now:.2f}x" for now, before in pairs]
+            lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return lines
 
 

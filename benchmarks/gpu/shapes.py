@@ -63,6 +63,11 @@ def shapes(rehearse: bool) -> Iterator[Shape]:
         yield Shape(f"mtgr K={k} H3 D256", lambda k=k: mtgr(64, 1000, 100, k), 3, 256, 1100 + k)
 
 
+GLUON = (
+    *("causal N=4096", "mtgr K=300 H2 D256", "causal N=1024", "mtgr K=1024 H2 D256", "causal N=16384"),
+    *("targets 20 N=4096", "zipf N=4096", "mtgr K=8"),
+)
+"""Where the kernels for sm_90 are compared with the others."""
 FLEX = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=300 H2 D256", "zipf N=4096")
 """FlexAttention compiles for each shape, half a minute each: these four."""
 TMA = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=8")

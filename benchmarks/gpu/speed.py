@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.correctness import largest_error
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
 from benchmarks.gpu.session import Session, described, environment
-from benchmarks.gpu.shapes import FLEX, ORDER, TMA, Shape, shapes
+from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
 from genrank.kernels.attention import AttentionCall, RelativeBias, interval_attention, reference_attention, row_scale
 from genrank.kernels.attention import plan as attention_plan
@@ -150,6 +150,26 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
     return row
 
 
+def measure_gluon(session: Session, shape: Shape) -> dict[str, Any]:
+    """The kernels for sm_90 beside the usual ones, on one batch: correct on its first sample, repeating to the bit, and their
+    times. A device that they are not for is an error."""
+    setting = Setting(session, shape)
+    row: dict[str, Any] = {"before": setting.time(setting.ours())}
+    if session.rehearse:  # They need the device: what is rehearsed is the comparison.
+        return row | row["before"] | {"tuned": setting.check()}
+    if torch.cuda.get_device_capability()[0] != 9:
+        raise RuntimeError("the Gluon kernels are for sm_90")
+    with environment("GENRANK_GLUON", "1"):
+        run = setting.ours()
+        first, again = ([out := run.attend(), *torch.autograd.grad(out, run.leaves, run.upstream)] for _ in range(2))
+        row["repeats_to_the_bit"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        del first, again
+        row |= setting.time(run)
+        row["tuned"] = setting.check() if shape.longest <= CHECKED else {"correct": True}
+    row["tuned"]["correct"] = row["tuned"]["correct"] and row["repeats_to_the_bit"]
+    return row
+
+
 @contextmanager
 def heaviest_units_first() -> Iterator[None]:
     """The order of units that `kernels.attention.plan` is compared with: by their own work over the whole batch, so that the
@@ -244,6 +264,11 @@ def tma(session: Session) -> None:
 def order(session: Session) -> None:
     for shape in (s for s in shapes(session.rehearse) if s.name in ORDER):
         session.attempt("order", shape.name, lambda s=shape: measure_order(session, s))
+
+
+def gluon(session: Session) -> None:
+    for shape in (s for s in shapes(session.rehearse) if s.name in GLUON):
+        session.attempt("gluon", shape.name, lambda s=shape: measure_gluon(session, s))
 
 
 def flex(session: Session) -> None:

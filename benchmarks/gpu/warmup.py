@@ -18,6 +18,7 @@ from benchmarks.kernels_compile import (
     jagged_launches,
     norm_launches,
 )
+from benchmarks.kernels_gluon import gluon_launches
 from genrank.kernels.launch import Launch
 
 
@@ -30,6 +31,10 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
     for kind in ("plain", "tma"):
         for dim in (128, 256):
             for launch in attention_launches(bf16, 4, dim, dim, kind, device, seed=0):
+                yield launch, True
+    if device == "cuda" and torch.cuda.get_device_capability()[0] == 9:
+        for dim in (128, 256, 64):
+            for launch in gluon_launches(dim, device):
                 yield launch, True
     for dtype, dims, kind in (
         *((bf16, (64, 64), "plain"), (bf16, (48, 128), "bias"), (fp16, (48, 128), "bias"), (fp32, (48, 128), "bias")),

@@ -4,6 +4,7 @@
     triton_backward.py       the same walk for dQ and the bias tables, a pass of its own, so that dQ sums in float32, in
                              order; and a program per key block, which walks the query blocks that see it, for dK and dV
     triton_tiles.py          what their tiles are made of
+    hopper/                  kernels of their own for sm_90, where `GENRANK_GLUON` asks for them
     plan.py                  which program does what: units of work, a sample's together, heaviest samples first
 
 Each walk has two parts. Tiles that every row sees whole run without mask arithmetic; the tiles at the edges of the
@@ -38,6 +39,7 @@ from genrank.kernels.attention.configs import (
     TUNED_FOR,
     fits,
 )
+from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
 from genrank.kernels.attention.plan import CHUNK, UNIT, Plan, make_plan
 from genrank.kernels.attention.triton_backward import backward_kv_kernel, backward_q_kernel
@@ -59,6 +61,16 @@ backward_kv_tuned = Tuned(
 
 def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None) -> Tensor:
     """[Tq, H, Dv]: `reference_attention` with dropout by counter. chosen: overrides what tuning chose."""
+    if chosen is None and choice.wanted():
+        from genrank.kernels.attention.hopper import gpu as hopper
+
+        usual, gluon = (lambda: own_forward(q, k, v, call)), (lambda: hopper.forward(q, k, v, call))
+        return choice.run("forward", [q, k, v], call, bucket_of(call), usual, gluon)
+    return own_forward(q, k, v, call, chosen)
+
+
+def own_forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None) -> Tensor:
+    """`forward` by the kernels of this folder."""
     mask, scale, bias = call[:3]
     q, k, v = (unit_stride(x) for x in (q, k, v))
     check_reach(call.max_length, q, k, v)
@@ -85,6 +97,19 @@ def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
 ) -> list[Tensor]:
     """Gradients of q, k, v and of whichever tables the bias has, in their dtypes."""
+    if chosen is None and choice.wanted():
+        from genrank.kernels.attention.hopper import gpu as hopper
+
+        usual = lambda: own_backward(grad_out, q, k, v, call)  # noqa: E731
+        gluon = lambda: hopper.backward(grad_out, q, k, v, call)  # noqa: E731
+        return choice.run("backward", [q, k, v], call, bucket_of(call), usual, gluon)
+    return own_backward(grad_out, q, k, v, call, chosen)
+
+
+def own_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
+) -> list[Tensor]:
+    """`backward` by the kernels of this folder."""
     mask, scale, bias = call[:3]
     grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     check_reach(call.max_length, grad_out, q, k, v)

@@ -15,6 +15,10 @@ KERNELS = {
     *("move_rows_kernel", "find_kernel", "place_kernel", "rowwise_kernel", "merge_kernel"),
     *("span_forward_kernel", "span_backward_q_kernel", "span_backward_kv_kernel"),
 }
+HOPPER = {
+    *("gluon_forward_kernel", "narrow_query_kernel", "wide_query_kernel", "narrow_key_kernel", "wide_key_kernel"),
+    *("query_walks_kernel", "key_walks_kernel"),
+}
 
 
 @pytest.mark.slow
@@ -27,4 +31,6 @@ def test_kernels_compile_without_spills() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for arch in (80, 90, 100):
-        assert {line.split()[0] for line in lines if f"sm_{arch} " in line} == KERNELS
+        assert {line.split()[0] for line in lines if f"sm_{arch} " in line} == KERNELS | (
+            HOPPER if arch == 90 else set()
+        )

@@ -1,0 +1,37 @@
+"""What of `benchmarks.kernels_compile` is about the Gluon kernels: their launches, and how their sources and descriptors are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, row_scale
+from genrank.kernels.attention.hopper import gpu as hopper_gpu
+from genrank.kernels.launch import Launch, recording
+
+
+def gluon_launches(dim: int, device: str = "cpu") -> list[Launch]:
+    """Forward, dQ and dKV by the kernels for sm_90, and what makes their records."""
+    tokens, heads = 256, 4
+    q, k, v = torch.zeros(tokens, heads, 3 * dim, dtype=torch.bfloat16, device=device).split(dim, 2)
+    offsets, own = torch.tensor([0, tokens], device=device), torch.arange(tokens, dtype=torch.int32, device=device)
+    mask = IntervalMask(offsets, offsets, None, own * 0, own)
+    call = AttentionCall(mask, row_scale("length", mask), RelativeBias(), 0.125, same_scale=True)
+    with recording() as launches:
+        hopper_gpu.forward(q, k, v, call)
+        hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call)
+    return launches
+
+
+def source_class(kernel: Any) -> type[ASTSource]:
+    """Of a kernel of either language."""
+    return GluonASTSource if kernel.is_gluon() else ASTSource  # type: ignore[no-any-return]
+
+
+def descriptor_type(descriptor: Any, element: str) -> str:
+    """As signatures have it; Gluon's say how tiles lie in shared memory."""
+    layout = f",{descriptor.layout!r}" if hasattr(descriptor, "layout") else ""
+    return f"tensordesc<{element}{descriptor.block_shape}{layout}>"

@@ -1,0 +1,51 @@
+"""Whether a call of attention runs in the Gluon kernels or in those that every GPU has.
+
+`GENRANK_GLUON=1`: wherever they can compute it. `tune`: where they were faster, which is timed once for each direction, head dim and length
+bucket, and kept as other choices are (`kernels.tuning`); fixed configurations never take them. Unset: not at all, until a device has
+shown that they are right and pay (`python -m benchmarks.gpu --only gluon`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+from genrank import environment
+from genrank.kernels import tuning
+from genrank.kernels.attention.call import AttentionCall
+
+Result = TypeVar("Result")
+
+
+def wanted() -> bool:
+    """Whether any call may run in the Gluon kernels; they are not imported otherwise.
+
+    Raises: ValueError for a value of `GENRANK_GLUON` that is none.
+    """
+    value = environment.GLUON.get()
+    if value not in ("", "1", "tune"):
+        raise ValueError(f"GENRANK_GLUON={value!r} is unknown; use '1', 'tune' or leave it unset")
+    return bool(value)
+
+
+def run(
+    name: str,
+    tensors: list[Tensor],
+    call: AttentionCall,
+    bucket: int,
+    usual: Callable[[], Result],
+    gluon: Callable[[], Result],
+) -> Result:
+    """`usual()` or `gluon()`. name: of the direction; tensors: q, k and v, of which the choice depends on the head dim."""
+    from genrank.kernels.attention.hopper.gpu import serves
+
+    if not serves(*tensors, call):
+        return usual()
+    if environment.GLUON.is_set_to("1"):
+        return gluon()
+    q = tensors[0]
+    key = f"bucket={bucket} DIM={q.shape[2]}"
+    ways = {"usual": usual, "gluon": gluon}
+    return ways[tuning.fastest_way(f"attention {name}", key, q.device, ways)]()
