@@ -65,7 +65,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton
         from genrank.kernels.attention.hopper import gpu as hopper
 
         usual, gluon = (lambda: own_forward(q, k, v, call)), (lambda: hopper.forward(q, k, v, call))
-        return choice.run("forward", [q, k, v], call, bucket_of(call), usual, gluon)
+        return choice.run("forward", (q, k, v), call, bucket_of(call), usual, gluon)
     return own_forward(q, k, v, call, chosen)
 
 
@@ -102,7 +102,7 @@ def backward(
 
         usual = lambda: own_backward(grad_out, q, k, v, call)  # noqa: E731
         gluon = lambda: hopper.backward(grad_out, q, k, v, call)  # noqa: E731
-        return choice.run("backward", [q, k, v], call, bucket_of(call), usual, gluon)
+        return choice.run("backward", (q, k, v), call, bucket_of(call), usual, gluon)
     return own_backward(grad_out, q, k, v, call, chosen)
 
 

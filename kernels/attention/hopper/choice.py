@@ -32,7 +32,7 @@ def wanted() -> bool:
 
 def run(
     name: str,
-    tensors: list[Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor],
     call: AttentionCall,
     bucket: int,
     usual: Callable[[], Result],
@@ -41,11 +41,11 @@ def run(
     """`usual()` or `gluon()`. name: of the direction; tensors: q, k and v, of which the choice depends on the head dim."""
     from genrank.kernels.attention.hopper.gpu import serves
 
-    if not serves(*tensors, call):
+    q, k, v = tensors
+    if not serves(q, k, v, call):
         return usual()
     if environment.GLUON.is_set_to("1"):
         return gluon()
-    q = tensors[0]
     key = f"bucket={bucket} DIM={q.shape[2]}"
     ways = {"usual": usual, "gluon": gluon}
     return ways[tuning.fastest_way(f"attention {name}", key, q.device, ways)]()
