@@ -90,7 +90,9 @@ class ExportedScorer(ModelScorer):
                 f"{folder} was exported for {manifest.device} and is loaded on {device.type}; export the run with --device {device.type}"
             )
         model = _model(folder, manifest, device)
-        scorer = cls(model, manifest.declared, manifest.checkpoint, device, micro_batch=micro_batch, cache=cache)
+        # A checkpoint and its export keep users' states in forms of their own: a cache that both use tells them apart.
+        kept_as = f"{manifest.checkpoint} exported"
+        scorer = cls(model, manifest.declared, kept_as, device, micro_batch=micro_batch, cache=cache)
         scorer.manifest = manifest
         scorer._try(folder)
         return scorer

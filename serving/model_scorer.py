@@ -43,7 +43,7 @@ class ModelScorer:
         micro_batch: int = 0,
         cache: UserCache | None = None,
     ) -> None:
-        self.model, self.schema, self.device = model, schema, device
+        self.model, self.schema, self.checkpoint, self.device = model, schema, checkpoint, device
         self.engine = Engine(model, checkpoint, micro_batch=micro_batch, cache=cache)
         self.fingerprint = schema.fingerprint
         self.tasks = tuple(label.name for label in schema.labels)

@@ -83,13 +83,13 @@ def replay(
 
     from genrank.model.config import samples_folder
     from genrank.model.ranks import own_device
+    from genrank.serving.model_folder import open_model
     from genrank.serving.replay import InProcess, OverHttp, report
     from genrank.serving.replay import replay as run_replay
-    from genrank.serving.scorer import CheckpointScorer
 
     if (server is None) == (model is None):
         raise UserError("replay: give --server URL, or --model DIR")
-    answer = OverHttp(server) if server else InProcess(CheckpointScorer.load(model or run, own_device(device)))
+    answer = OverHttp(server) if server else InProcess(open_model(model or run, own_device(device))[0])
     found = run_replay(requests, run, samples_folder(samples), answer, device=device)
     report(found, tolerance, lambda line: say(escape(line)))
     if not found.within(tolerance):

@@ -5,7 +5,6 @@ A request is read, scored and answered by one and the same model; the old one is
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from genrank.model.checkpoint import find_checkpoint
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES, USER
 from genrank.serving.id_counts import IdCounter
+from genrank.serving.model_folder import MODEL_FILES, open_model
+from genrank.serving.model_scorer import ModelScorer, Scores
 from genrank.serving.request_contract import RequestContract
 from genrank.serving.request_json import rows_of
 from genrank.serving.row_scores import score_rows
-from genrank.serving.scorer import CheckpointScorer, Scorer, Scores
+from genrank.serving.scorer import Scorer
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.user_cache import UserCache
 from genrank.tokenization.sample_columns import list_lengths
@@ -42,9 +42,8 @@ class Served:
 
     @cached_property
     def ids(self) -> IdCounter | None:
-        """Counts the ids of requests; None where the scorer's tables can't be asked."""
-        loaded = getattr(self.scorer, "loaded", None)
-        return IdCounter(loaded.model.embeddings) if loaded else None
+        """Counts the ids of requests; None where the scorer has no tables."""
+        return IdCounter(self.scorer.model.embeddings) if isinstance(self.scorer, ModelScorer) else None
 
     def sizes(self, rows: pa.RecordBatch) -> tuple[int, int]:
         """(tokens, candidates) of rows."""
@@ -89,21 +88,19 @@ def _blank(contract: RequestContract) -> dict[str, object]:
 def load_served(
     model: Path, device: str, max_candidates: int, *, micro_batch: int = 0, cache: UserCache | None = None
 ) -> Served:
-    """The model of a run's or a checkpoint's folder: the best checkpoint, or else the newest whole one.
+    """The model of a folder, tried.
 
     Args:
-        model: the folder.
+        model: the folder, as of `open_model`.
         device: cpu or cuda.
         max_candidates: of a request.
-        micro_batch, cache: as of `CheckpointScorer`.
+        micro_batch, cache: as of `ModelScorer`.
 
     Raises:
-        UserError: there is none, it is damaged, or it ranks no candidates.
+        UserError: there is none, it is damaged, it ranks no candidates, or it gives no number.
     """
-    folder = find_checkpoint(model)
-    manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    scorer = CheckpointScorer.load(folder, device, micro_batch=micro_batch, cache=cache)
-    served = Served(scorer, RequestContract(scorer.schema, max_candidates), f"{folder.name}-{manifest[:12]}")
+    scorer, name = open_model(model, device, micro_batch=micro_batch, cache=cache)
+    served = Served(scorer, RequestContract(scorer.schema, max_candidates), name)
     served.warm_up()
     return served
 
@@ -112,7 +109,7 @@ def stamp(model: Path) -> Stamp:
     """What says, without reading much, that another model lies there."""
     root = model.resolve()
     found = []
-    for pattern in ("manifest.json", "checkpoints/best.json", "checkpoints/step-*/manifest.json"):
+    for pattern in MODEL_FILES:
         for path in sorted(root.glob(pattern)):
             try:
                 status = path.stat()
@@ -126,11 +123,11 @@ class ModelSlot:
     """The model being served.
 
     Args:
-        model: folder of a run or of a checkpoint; a link to one may be pointed elsewhere.
+        model: folder of a run, a checkpoint or an export; a link to one may be pointed elsewhere.
         device: cpu or cuda.
         max_candidates: of a request.
         metrics: counts loads.
-        micro_batch, cache: as of `CheckpointScorer`; what a checkpoint cached is dropped when the next one takes over.
+        micro_batch, cache: as of `ModelScorer`; what a checkpoint cached is dropped when the next one takes over.
 
     Raises:
         UserError: as `load_served`.
@@ -168,8 +165,8 @@ class ModelSlot:
         if following.name == self.current.name:
             return False
         old, self.current = self.current, following
-        if self.cache is not None and isinstance(old.scorer, CheckpointScorer):
-            self.cache.drop(old.scorer.loaded.checkpoint)
+        if self.cache is not None and isinstance(old.scorer, ModelScorer):
+            self.cache.drop(old.scorer.checkpoint)
         self._announce()
         return True
 
