@@ -319,7 +319,8 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
         offsets [K+1] int64 of the ranges' lengths, and [sum(end - begin)] int64: begin[0], ..., end[0]-1, begin[1], ...
     """
     if begin.device.type == "cpu":
-        return _ranges_in_numpy(begin.numpy(), end.numpy())
+        found: tuple[Tensor, Tensor] = _ranges_in_numpy(begin.numpy(), end.numpy())
+        return found
     lengths = end - begin
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=begin.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
@@ -328,6 +329,8 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
     return offsets, shift.add_(torch.arange(total, device=begin.device))
 
 
+# An encoder that `--compile` traces calls it, and memory that is used again is nothing to trace.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _ranges_in_numpy(begin: Ints, end: Ints) -> tuple[Tensor, Tensor]:
     """The running sum of ones, with a jump where a range begins.
 
