@@ -318,9 +318,9 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
     Returns:
         offsets [K+1] int64 of the ranges' lengths, and [sum(end - begin)] int64: begin[0], ..., end[0]-1, begin[1], ...
     """
-    if begin.device.type == "cpu":
-        found: tuple[Tensor, Tensor] = _ranges_in_numpy(begin.numpy(), end.numpy())
-        return found
+    # Memory that is used again can't be traced, where an encoder that `--compile` traces asks for ranges.
+    if begin.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _ranges_in_numpy(begin.numpy(), end.numpy())
     lengths = end - begin
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=begin.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
@@ -329,8 +329,6 @@ def ranges(begin: Tensor, end: Tensor, total: int | None = None) -> tuple[Tensor
     return offsets, shift.add_(torch.arange(total, device=begin.device))
 
 
-# An encoder that `--compile` traces calls it, and memory that is used again is nothing to trace.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _ranges_in_numpy(begin: Ints, end: Ints) -> tuple[Tensor, Tensor]:
     """The running sum of ones, with a jump where a range begins.
 

@@ -65,7 +65,8 @@ def test_the_marketplace_and_its_variant_use_every_kind_there_is() -> None:
     assert transforms == own(Transform)
     assert {table.vocabulary.kind for table in logical_tables(schema)} >= own(Vocabulary)
     cross = [feature for feature in features if isinstance(feature, CrossFeature)]
-    assert {feature.op for feature in cross} == set(operation_names())
+    # What is dearest or cheapest in a window says nothing there; pipelines/worlds.py counts both.
+    assert {feature.op for feature in cross} == set(operation_names()) - {"max", "min"}
     assert {feature.as_of for feature in cross} == {"exposure", "window_start"}
     assert any(feature.where for feature in cross) and any(not feature.keys for feature in cross)
     keys = {feature.keys for feature in cross}

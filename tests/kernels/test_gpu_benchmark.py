@@ -37,8 +37,8 @@ def test_rehearsal() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--budget", "280", "--only", "mtgr K=8"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 checks; all right" in done.stdout, done.stdout
-    assert all(f'"section": "{name}"' in done.stdout for name in ("order", "first step", "flex"))
+    assert "5 checks; all right" in done.stdout, done.stdout
+    assert all(f'"section": "{name}"' in done.stdout for name in ("order", "first step", "flex", "gluon"))
     assert '"error":' not in done.stdout, done.stdout
     assert PAGE.read_text() == before, "a rehearsal writes nothing"
 
