@@ -18,7 +18,6 @@ What is written, and what is decided on the way:
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from genrank.examples.adapter_command import adapter_parser, run_adapter
 from genrank.schemas.errors import UserError
 
 DAY_MS = 86_400_000
@@ -270,19 +270,8 @@ def _lines(counts: dict[str, int], out: Path) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.kuairand.adapter", description="KuaiRand-Pure to daily Parquet."
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with KuaiRand-Pure's files")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the converted sources")
-    options = parser.parse_args(arguments)
-    try:
-        counts = convert(options.data, options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(_lines(counts, options.out)))
-    return 0
+    parser = adapter_parser("kuairand", "KuaiRand-Pure to daily Parquet.", "folder with KuaiRand-Pure's files")
+    return run_adapter(parser, arguments, lambda given: _lines(convert(given.data, given.out), given.out))
 
 
 if __name__ == "__main__":

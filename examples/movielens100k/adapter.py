@@ -12,10 +12,10 @@ seconds), `users.parquet` (user_id, age, gender, occupation) and `items.parquet`
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from genrank.examples.adapter_command import adapter_parser, run_adapter
 from genrank.schemas.errors import UserError
 
 LIKED_FROM = 4
@@ -120,22 +121,17 @@ def _write(table: pa.Table, folder: Path) -> None:
     (folder / "_SUCCESS").touch()
 
 
+def _lines(counts: dict[str, int], out: Path) -> Iterator[str]:
+    yield f"exposures {counts['exposures']:>8,} rows in {counts['days']} days"
+    yield f"users     {counts['users']:>8,} rows"
+    yield f"items     {counts['items']:>8,} rows"
+    yield f"wrote {out}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.movielens100k.adapter", description="MovieLens-100K to daily Parquet."
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with MovieLens-100K's files")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the converted sources")
-    options = parser.parse_args(arguments)
-    try:
-        counts = convert(options.data, options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"exposures {counts['exposures']:>8,} rows in {counts['days']} days")
-    print(f"users     {counts['users']:>8,} rows\nitems     {counts['items']:>8,} rows\nwrote {options.out}")
-    return 0
+    parser = adapter_parser("movielens100k", "MovieLens-100K to daily Parquet.", "folder with MovieLens-100K's files")
+    return run_adapter(parser, arguments, lambda given: _lines(convert(given.data, given.out), given.out))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ Times are seconds from the day's start, in order; they are no data.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from genrank.examples.adapter_command import adapter_parser, run_adapter
 from genrank.schemas.errors import UserError
 
 DAYS = ("2000-01-01", "2000-01-02", "2000-01-03", "2000-01-04")
@@ -108,21 +109,17 @@ def _published(path: Path) -> tuple[Ints, Ints]:
     return users[order], films[order]
 
 
+def _lines(counts: dict[str, int], out: Path) -> Iterator[str]:
+    yield from (f"{name:<8} {count:>9,}" for name, count in counts.items())
+    yield f"wrote {out}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.movielens1m.adapter", description="MovieLens-1M to daily Parquet."
+    parser = adapter_parser(
+        "movielens1m", "MovieLens-1M to daily Parquet.", "folder with ratings.dat or sequences.parquet"
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with ratings.dat or sequences.parquet")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the converted sources")
-    options = parser.parse_args(arguments)
-    try:
-        counts = convert(options.data, options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(f"{name:<8} {count:>9,}" for name, count in counts.items()) + f"\nwrote {options.out}")
-    return 0
+    return run_adapter(parser, arguments, lambda given: _lines(convert(given.data, given.out), given.out))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ What is written, and what is decided on the way:
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from genrank.examples.adapter_command import adapter_parser, run_adapter
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 
@@ -285,20 +285,13 @@ def _lines(counts: Counts, out: Path) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m examples.yambda.adapter", description="Yambda to daily Parquet.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with one variant's files")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the converted sources")
+    parser = adapter_parser("yambda", "Yambda to daily Parquet.", "folder with one variant's files")
     parser.add_argument(
         "--arrival", choices=get_args(Arrival), default="played", help="when what was played of a listen is known: once it was played, or at once (MLPerf)"
     )  # fmt: skip
-    options = parser.parse_args(arguments)
-    try:
-        counts = convert(options.data, options.out, options.arrival)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(_lines(counts, options.out)))
-    return 0
+    return run_adapter(
+        parser, arguments, lambda given: _lines(convert(given.data, given.out, given.arrival), given.out)
+    )
 
 
 if __name__ == "__main__":
