@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import numpy as np
@@ -105,7 +106,7 @@ def cuts_of(days: list[list[int]], stops: list[list[int]], timeline: Timeline) -
         bounds = sorted({0, *(stop % len(shown) for stop in stops[user]), len(shown)})
         own = [i for i in range(len(timeline.ts)) if owner_of(timeline, i) == user and timeline.available[i] >= START]
         first = own[0] if own else int(timeline.before(*pair(user, START))[0])
-        for chunk, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for chunk, (begin, end) in enumerate(itertools.pairwise(bounds)):
             later = min(chunk, len(own))  # a later sample begins later
             rows.append((user, chunk, at + begin, at + end, first + later, first + len(own)))
         at += len(shown)
