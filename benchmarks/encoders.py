@@ -40,6 +40,17 @@ MODELS = (
     *("tokenmixer-tiny", "longer-tiny", "onetrans-tiny", "grab-tiny", "ultra-hstu-tiny"),
 )  # fmt: skip
 
+SWEEP = {
+    "no warm-up": "train.warmup_steps=0",
+    "200 steps of warm-up": "train.warmup_steps=200",
+    "half the initial weights": "initial_scale=0.5",
+    "twice the initial weights": "initial_scale=2",
+}
+"""What HHFT's ablation found to matter most (arXiv:2511.20235), beside the norm's place."""
+
+STAGES = "two stages"
+"""In settings' place: `--phase sparse --view exposure` over the days, then `--phase dense` from its checkpoint over them again."""
+
 ABLATIONS: dict[str, dict[str, str]] = {
     "rankmixer-tiny": {
         "no mixing": "mixing=none",
@@ -47,16 +58,26 @@ ABLATIONS: dict[str, dict[str, str]] = {
         "pre-norm": "norm=pre",
         "four experts, half of them used": "experts=4",
         "groups of features as tokens, one a sequence": "tokens=groups,sequence_tokens=0,mixing=none",
+        **SWEEP,
     },
     "tokenmixer-tiny": {"not reverted": "revert=false", "no residual between layers": "residual_every=0"},
     "heteroatt-tiny": {"one set of weights for all tokens": "own_weights=false", "pre-norm": "norm=pre"},
-    "hiformer-tiny": {"full rank": "rank=0"},
+    "hiformer-tiny": {"full rank": "rank=0", **SWEEP},
     "onetrans-tiny": {
         "one set of weights for all tokens": "mixed=false",
         "no pyramid": "length=0",
         "no separators": "separators=false",
+        **SWEEP,
     },
-    "longer-tiny": {"merge 2": "merge=2", "merge 8": "merge=8", "InnerTrans": "inner=1", "all ask": "recent=0"},
+    "longer-tiny": {
+        "merge 2": "merge=2",
+        "merge 8": "merge=8",
+        "InnerTrans": "inner=1",
+        "all ask": "recent=0",
+        "4 ask, the newest": "recent=4",
+        "4 ask, evenly spread": "recent=4,asking=evenly",
+    },
+    "grab-tiny": {"two stages: rows by exposures, then the network": STAGES},
     "ultra-hstu-tiny": {"one stack for all sequences": "channels=false", "not truncated": "truncate_after=0"},
     "hstu-tiny": {
         "divided by the sample's length": "divisor=length",
@@ -65,7 +86,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
         "a norm a head": "output_norm=head",
     },
 }
-"""Model -> what is changed, in words -> `--set` fields, joined by commas."""
+"""Model -> what is changed, in words -> `--set` fields, and `train.` fields of the training run, joined by commas."""
 
 SAMPLED_BATCHES = 8
 """Of the evaluation days, over which a candidate's operations are counted."""
@@ -86,12 +107,21 @@ class Case:
     @property
     def folder(self) -> str:
         """Its name under --out."""
-        return "_".join(filter(None, (self.model, self.settings.replace("=", "-").replace(",", "_"))))
+        changed = self.settings.replace("=", "-").replace(",", "_").replace(" ", "-")
+        return "_".join(filter(None, (self.model, changed)))
 
     @property
     def fields(self) -> dict[str, str]:
         """As `--set` takes them."""
-        return dict(part.split("=") for part in self.settings.split(",") if part)
+        return {name: value for name, value in self._changed().items() if not name.startswith("train.")}
+
+    @property
+    def training(self) -> dict[str, int]:
+        """Fields of `TrainConfig`."""
+        return {name.removeprefix("train."): int(v) for name, v in self._changed().items() if name.startswith("train.")}
+
+    def _changed(self) -> dict[str, str]:
+        return dict(part.split("=") for part in self.settings.split(",") if "=" in part)
 
 
 @dataclass(frozen=True)
@@ -154,6 +184,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     out: Path = arguments.out / case.folder / f"seed-{seed}"
     by_steps = case.model in BY_STEPS
     config = TrainConfig(
+        **case.training,
         schema=schema,
         samples=arguments.samples,
         dates=tuple(parse_dates(arguments.dates)),
@@ -170,6 +201,11 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     if by_steps and arguments.flops and not (out / "summary.json").is_file():
         config = dataclasses.replace(config, max_steps=steps_within(config, arguments.flops))
     if not (out / "summary.json").is_file():
+        if case.settings == STAGES:
+            first = dataclasses.replace(config, out=out / "stage-1", phase="sparse", view="exposure")
+            if not (first.out / "summary.json").is_file():
+                train(first)
+            config = dataclasses.replace(config, phase="dense", from_checkpoint=first.out)
         train(config)
     days = tuple(parse_dates(arguments.eval_dates, "--eval-dates"))
     if not (out / "metrics.json").is_file():

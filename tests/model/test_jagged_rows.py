@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrank.model.encoders.jagged_rows import Joined, Rows, in_order, newest, places, rows_of
+from genrank.model.encoders.jagged_rows import Joined, Rows, evenly, in_order, newest, places, rows_of
 from genrank.tokenization.jagged_tokens import Candidates, Tokens
 from genrank.tokenization.visibility import HISTORY, REALTIME, USER
 
@@ -100,6 +101,25 @@ def test_the_newest_history_stays_and_everything_moves_up(batch: list[Sample], m
     assert left.seconds.tolist() == rows.seconds[kept].tolist()
     assert left.offsets.tolist() == shorter.offsets.tolist()
     assert left.known.tolist() == shorter.known.tolist()
+
+
+@given(batches, st.integers(1, 7))
+def test_history_that_is_thinned_evenly_keeps_its_newest_row_and_equal_gaps(batch: list[Sample], most: int) -> None:
+    tokens = tokens_of(batch)
+    rows = rows_of(tokens)
+    kept, dropped = evenly(rows, most, tokens.history_lengths)
+    assert dropped.tolist() == [max(0, sample.history - most) for sample in batch]
+    chosen = set(kept.tolist())
+    assert kept.tolist() == sorted(chosen)
+    for at, sample in enumerate(batch):
+        own = [row for row in plain(rows) if row[0] == at]
+        first = int(rows.offsets[at])
+        assert all(first + place in chosen for _, place, group, *_ in own if group != HISTORY)
+        stays = [place - sample.users for _, place, group, *_ in own if group == HISTORY and first + place in chosen]
+        assert len(stays) == min(most, sample.history)
+        assert not stays or stays[-1] == sample.history - 1
+        gaps = {later - earlier for earlier, later in itertools.pairwise(stays)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 @given(st.lists(st.booleans(), max_size=30))
