@@ -468,9 +468,11 @@ def test_the_group_norm_can_go_by_sequence() -> None:
 
 
 def test_weight_matrices_begin_at_their_scale_and_vectors_as_they_are(schema) -> None:
+    from random_samples import BOUNDARIES
+
     def begun(scale: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        embeddings = Embeddings(make_plan(schema), backend="torch")
+        embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
         return dict(
             choose_model("onetrans-tiny", {"initial_scale": scale}).build(embeddings).encoder.named_parameters()
         )
