@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.train import cycle, timed
 from genrank.model.config import EvaluateConfig, TrainConfig, samples_folder
 from genrank.model.documents import RankingEvaluation, Summary, read_document
 from genrank.model.evaluate import evaluate, load_model
@@ -135,7 +136,8 @@ class Line:
     parameters: int
     candidates: int
     """Trained on."""
-    tokens_per_s: float
+    candidates_per_s: float
+    """Of training; NaN where it hasn't been timed."""
 
 
 def main() -> None:
@@ -155,6 +157,7 @@ def main() -> None:
         "--flops", type=float, default=0, help="most operations that a run may train with; 0: any number"
     )
     parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--speed", action="store_true", help="time training, too, on batches put aside")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
@@ -213,6 +216,9 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     if not (out / "operations.json").is_file():
         counted = operations(out, config, days) if by_steps else None
         (out / "operations.json").write_text(json.dumps({"flops_per_candidate": counted}) + "\n")
+    speed_of = arguments.out / case.folder / "speed.json"
+    if arguments.speed and by_steps and not speed_of.is_file():
+        speed_of.write_text(json.dumps({"candidates_per_s": speed(config)}) + "\n")
     summary = read_document(out / "summary.json", Summary)
     metrics = read_document(out / "metrics.json", RankingEvaluation).tasks[schema.labels[0].name]["model"]
     return Line(
@@ -221,8 +227,23 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
         flops=value_of(json.loads((out / "operations.json").read_text())["flops_per_candidate"]),
         parameters=summary.dense_parameters,
         candidates=summary.candidates,
-        tokens_per_s=summary.tokens_per_s,
+        candidates_per_s=json.loads(speed_of.read_text())["candidates_per_s"] if speed_of.is_file() else math.nan,
     )
+
+
+def speed(config: TrainConfig) -> float:
+    """Candidates a second of training: forward, backward and both optimizers, the best of three passes over some batches. On a CPU of the
+    process's own time, so that a busy machine doesn't change it."""
+    ranks = join_ranks(config.device)
+    trainer = Trainer(dataclasses.replace(config, spike_factor=0, from_checkpoint=None), ranks, None)
+    batches = list(itertools.islice(cycle(trainer), SAMPLED_BATCHES))
+
+    def once() -> None:
+        for batch in batches:
+            trainer.train_step.run([batch], trainer.position)
+
+    once()
+    return sum(len(batch.item) for batch in batches) / min(timed(once, ranks) for _ in range(3))
 
 
 def steps_within(config: TrainConfig, flops: float) -> int:
@@ -266,7 +287,7 @@ def write(out: Path, found: dict[Case, list[Line]]) -> None:
 
 def table(found: dict[Case, list[Line]]) -> str:
     """Markdown: a line a case; GAUC's difference from the preset where something is changed."""
-    heads = ("model", "GAUC", "NE", "MFLOP/candidate", "parameters", "candidates", "training TFLOP", "tokens/s")
+    heads = ("model", "GAUC", "NE", "MFLOP/candidate", "parameters", "candidates", "training TFLOP", "candidates/s")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     base: dict[str, float] = {}
     for case, seeds in found.items():
@@ -283,7 +304,7 @@ def table(found: dict[Case, list[Line]]) -> str:
             f"{one.parameters:,}" if one.parameters else "-",
             f"{one.candidates:,}",
             number(3 * one.flops * one.candidates / 1e12, 4),
-            f"{statistics.median(line.tokens_per_s for line in seeds):,.0f}" if one.tokens_per_s else "-",
+            "-" if math.isnan(one.candidates_per_s) else f"{one.candidates_per_s:,.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
