@@ -5,7 +5,7 @@
 Each run is an ordinary one of `genrank train` under --out, so that the command goes on where it was interrupted; what is complete is
 kept. After every run the table is written again: GAUC and NE of the first label on the evaluation days (mean over seeds and, from two
 seeds on, half the range), operations of a forward pass a candidate, dense parameters, candidates and operations trained on (a step is
-three forward passes), and tokens a second. The budget is the same samples for all, or at most --flops operations each. benchmarks/encoders.md
+three forward passes), and with --speed candidates a second of training. The budget is the same samples for all, or at most --flops operations each. benchmarks/encoders.md
 says what the rows mean.
 """
 
