@@ -139,6 +139,11 @@ class Encoder(SequenceEncoder, Generic[StateT]):
         """Whether there is `extend`, so that a user's state can be kept and go on as events become available."""
         return False
 
+    @property
+    def appends(self) -> bool:
+        """Whether `extend` takes rows of histories, too, where the configuration's `append_obstacles` are none."""
+        return self.extends
+
     def extend(self, state: StateT, later: Tokens, rounded: Callable[[Tensor], Tensor] | None = None) -> StateT:
         """The state of sequences that go on with further rows, none of which an earlier row sees.
 
