@@ -85,6 +85,11 @@ class ExportedEncoder(Encoder[StackState]):
         """Yes."""
         return True
 
+    @property
+    def appends(self) -> bool:
+        """Where the schema has realtime events, which `extend` is made for."""
+        return "extend" in self._programs
+
     def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StackState:
         """Keys and values of user and history rows by `known`, of realtime rows by `extend`."""
         before, later = split_known(sequence)
