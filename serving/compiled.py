@@ -31,8 +31,8 @@ class MachineKind(BaseModel):
 
     device: str
     """cpu or cuda."""
-    torch: str
-    """PyTorch's version, its build included."""
+    pytorch: str
+    """Its version and build."""
     machine: str
     """x86_64, aarch64, ..."""
     instructions: tuple[str, ...]
@@ -45,13 +45,13 @@ class MachineKind(BaseModel):
         if device.type == "cuda":
             has.add("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
         return cls(
-            device=device.type, torch=torch.__version__, machine=platform.machine(), instructions=tuple(sorted(has))
+            device=device.type, pytorch=torch.__version__, machine=platform.machine(), instructions=tuple(sorted(has))
         )
 
     def unlike(self, here: MachineKind) -> str:
         """Why what was compiled for this kind can't run on another; empty: it can."""
         for wanted, has, what in (
-            (self.torch, here.torch, "PyTorch"),
+            (self.pytorch, here.pytorch, "PyTorch"),
             (self.device, here.device, "device"),
             (self.machine, here.machine, "processor"),
         ):

@@ -38,8 +38,8 @@ def test_a_machine_must_have_what_was_recorded_and_may_have_more() -> None:
     fewer = HERE.model_copy(update={"instructions": HERE.instructions[1:]})
     assert fewer.unlike(HERE) == ""
     assert HERE.unlike(fewer) == f"they need {HERE.instructions[0]}, which this machine lacks"
-    other = {"torch": "2.0.0", "machine": "m68k", "device": "cuda"}
-    names = {"torch": "PyTorch", "machine": "processor", "device": "device"}
+    other = {"pytorch": "2.0.0", "machine": "m68k", "device": "cuda"}
+    names = {"pytorch": "PyTorch", "machine": "processor", "device": "device"}
     for field, value in other.items():
         assert HERE.model_copy(update={field: value}).unlike(HERE) == (
             f"they are for {names[field]} {value}, this is {getattr(HERE, field)}"
@@ -49,7 +49,7 @@ def test_a_machine_must_have_what_was_recorded_and_may_have_more() -> None:
 
 
 def test_on_another_machine_the_exported_programs_are_run(exported: Path, tmp_path: Path, schema, caplog) -> None:
-    older = HERE.model_copy(update={"torch": "2.0.0"})
+    older = HERE.model_copy(update={"pytorch": "2.0.0"})
     folder = copy_with(exported, tmp_path / "older", older)
     with caplog.at_level(logging.WARNING, logger="genrank"):
         scorer = ExportedScorer.load(folder)
