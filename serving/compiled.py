@@ -93,13 +93,15 @@ def load_compiled(path: Path, device: torch.device) -> Program:
     Raises:
         UserError: its library can't be loaded.
     """
+    index = -1 if device.index is None else device.index
     try:
-        index = -1 if device.index is None else device.index
-        found: Program = torch._inductor.aoti_load_package(str(path), device_index=index)
-        return found
+        # What `torch._inductor.aoti_load_package` wraps: that one also runs a C++ compiler, to find out what the processor has, which
+        # `MachineKind` knows.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
     except (RuntimeError, OSError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(f"{path} can't be loaded ({why}); export the run here again, or without --compiled") from None
+    return lambda *given: tuple(loader.boxed_run(list(given)))
 
 
 def _level() -> str | None:
