@@ -110,7 +110,7 @@ def test_without_a_compiler_the_flag_is_refused(
 def test_a_compiled_program_takes_any_number_of_samples_events_and_candidates(
     small_run: Path, exported: Path, tmp_path: Path, schema
 ) -> None:
-    """The one that calls genrank's own op: a C++ compiler takes half a minute for each."""
+    """The one that calls genrank's own op; half a minute of one core."""
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(exported / "encoder" / "score.pt2", only)
