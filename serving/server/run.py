@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import socket
 
 import uvicorn
@@ -40,8 +39,6 @@ def serve(config: ServeConfig) -> None:
         if not ipaddress.ip_address(host).is_loopback:
             logger.warning(f"listening on {host}: whoever reaches this address may ask for scores")
         logger.info(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
-        # uvicorn raises the signal again once it has closed: the process would end by it, and not with status 0.
-        signal.signal(signal.SIGTERM, lambda *_: None)
         uvicorn.Server(
             uvicorn.Config(
                 app,
