@@ -69,9 +69,9 @@ def schema_of(length: int) -> s.Schema:
     )
 
 
-def request(schema: s.Schema, length: int, candidates: int, rows: int = 1) -> pa.RecordBatch:
+def request(schema: s.Schema, length: int, candidates: int, rows: int = 1, *, user: int = 1) -> pa.RecordBatch:
     """A user's rows, the same but for their candidates."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(user)
 
     def events(start: int, stop: int, count: int, numbers: tuple[str, ...]) -> dict[str, object]:
         ts = np.sort(random.integers(start, stop, count))
@@ -89,8 +89,8 @@ def request(schema: s.Schema, length: int, candidates: int, rows: int = 1) -> pa
         ranked |= {"request": np.full(candidates, 1), "item": ranked["item_id"]}
         made.append(
             {
-                "sample_id": f"1:2026-01-01:{row}",
-                "user_id": 1,
+                "sample_id": f"{user}:2026-01-01:{row}",
+                "user_id": user,
                 "window_start": DAY,
                 "window_end": DAY + 86_400_000,
                 "history": history,
