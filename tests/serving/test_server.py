@@ -83,6 +83,7 @@ def test_requests_that_arrive_together_get_each_their_own() -> None:
     text = server.metrics.text().decode()
     assert f"genrank_candidates_total {float(sum(len(np.concatenate(wanted(r))) for r in requests))}" in text
     assert 'genrank_answers_total{status="200"} 20.0' in text
+    assert re.search(r"^process_resident_memory_bytes [1-9]", text, re.MULTILINE)
     for stage in ("read", "parse", "queue", "score", "write", "total"):
         assert re.search(rf'genrank_stage_seconds_count{{stage="{stage}"}} [1-9]', text)
 
