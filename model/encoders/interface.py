@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from genrank.model.validation import Checked, Positive
+from genrank.model.validation import Checked, Positive, Scale
 from genrank.tokenization.jagged_tokens import Candidates as Candidates
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME
@@ -48,6 +48,8 @@ class EncoderConfig(Checked):
 
     dim: Positive
     """Width of a token."""
+    initial_scale: Scale = field(default=1.0, kw_only=True)
+    """The encoder's weight matrices begin as they are drawn, times this; vectors (biases, norms) as they are."""
 
     @property
     def out_dim(self) -> int:
