@@ -53,7 +53,9 @@ def model(folder: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def rows(schema: Schema) -> pa.RecordBatch:
     """Requests of four users."""
-    return requests_of(random_table(schema, "2026-01-01", users=4, seed=3), RequestContract(schema), "user_day").slice(0, 4)
+    return requests_of(random_table(schema, "2026-01-01", users=4, seed=3), RequestContract(schema), "user_day").slice(
+        0, 4
+    )
 
 
 def scores_of(response, task: str = "click") -> np.ndarray:
