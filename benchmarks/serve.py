@@ -4,6 +4,7 @@ python -m benchmarks.serve                      every length and number of candi
 python -m benchmarks.serve --model mtgr-small --device cuda --repeats 50
 python -m benchmarks.serve --append 64 --lengths 4000 --candidates 256      a kept user's history goes on
 python -m benchmarks.serve --storage --run RUN --samples DIR --dates D        what storing keys in fewer bits costs
+python -m benchmarks.serve --run RUN --export DIR      a checkpoint, its exported programs and the compiled ones (`genrank export --compiled`)
 
 Rows are of one user: a history of N events, 32 realtime events, K candidates. `row` has the whole of it once for each candidate; it is timed on
 `--rows` candidates, and its candidates a second are theirs.
@@ -37,6 +38,9 @@ from genrank.schemas.configuration import parse_dates
 from genrank.schemas.console import print_whole
 from genrank.schemas.errors import UserError
 from genrank.serving.engine import Engine
+from genrank.serving.example_rows import example_rows
+from genrank.serving.exported import ExportedScorer
+from genrank.serving.model_scorer import ModelScorer
 from genrank.serving.sample_rows import request_schema
 from genrank.serving.scorer import CheckpointScorer
 from genrank.serving.stored_keys import Storage
@@ -337,6 +341,47 @@ def storage(given: argparse.Namespace) -> None:
     print_whole(shown)
 
 
+# ---------------------------------------------------------------------- exports
+
+
+def exports(given: argparse.Namespace) -> None:
+    """What a run's checkpoint, its export and the export's compiled programs take for the same made-up requests, in turn."""
+    device = torch.device(given.device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    shown = Shown(
+        "N", "K", "way", "scored by", "ms", "largest difference", title=f"medians of {given.repeats} calls each"
+    )
+    for way, settings in (("whole", {}), ("cached", {"micro_batch": given.micro_batch})):
+
+        def cache(way: str = way) -> UserCache | None:
+            return UserCache(4 << 30, storage="float32") if way == "cached" else None
+
+        scorers: dict[str, ModelScorer] = {
+            "checkpoint": CheckpointScorer.load(given.run, device, cache=cache(), **settings),
+            "exported": ExportedScorer.load(given.export, device, cache=cache(), compiled=False, **settings),
+            "compiled": (compiled := ExportedScorer.load(given.export, device, cache=cache(), **settings)),
+        }
+        if not compiled.compiled:
+            raise UserError(
+                f"--export {given.export} holds no compiled programs for this machine; export it here with --compiled"
+            )
+        for length in given.lengths:
+            for count in given.candidates:
+                rows = example_rows(compiled.schema, 1, events=length, ranked=count)
+                scores = {name: scorer.score(rows) for name, scorer in scorers.items()}
+                taken: dict[str, list[float]] = {name: [] for name in scorers}
+                for _ in range(given.repeats):
+                    for name, scorer in scorers.items():
+                        began = clock()
+                        scorer.score(rows)
+                        taken[name].append(clock() - began)
+                for name, times in taken.items():
+                    difference = float(np.abs(scores[name] - scores["checkpoint"]).max())
+                    ms = 1e3 * statistics.median(times)
+                    shown.add_row(str(length), str(count), way, name, f"{ms:.1f}", f"{difference:.1e}")
+    print_whole(shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = {"type": lambda text: [int(n) for n in text.split(",")]}
@@ -352,6 +397,7 @@ def main() -> None:
     parser.add_argument("--append", type=int, default=0, help="further events of a kept history, at --candidates each")
     parser.add_argument("--storage", action="store_true")
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--export", type=Path)
     parser.add_argument("--samples", type=Path)
     parser.add_argument("--dates")
     given = parser.parse_args()
@@ -359,6 +405,8 @@ def main() -> None:
         storage(given)
     elif given.append:
         appended(given)
+    elif given.export:
+        exports(given)
     else:
         requests(given)
 
