@@ -128,9 +128,8 @@ class Engine:
             return _Held(entry.known, entry.later.first(events * self._per_event), entry)
         if not (self.appends and same):
             return None
-        return _Held(
-            entry.known.first(same), entry.later.first(0), entry
-        )  # realtime events read the history that has changed
+        # Realtime events read the history, which has changed.
+        return _Held(entry.known.first(same), entry.later.first(0), entry)
 
     def _encoded(
         self, model: Ranker, before: Tokens, kept: Sequence[_Held | None], cache: UserCache

@@ -185,7 +185,9 @@ class ExposureReader:
 
     def _every_key(self, column: Column, snapshot: str, rows: pa.Table) -> pa.Array:
         """SQL over a snapshot alone, of each of its rows."""
-        names = {name: found[1] for name in self._of(column, snapshot) if (found := owner(self._schema, self._log, name))}
+        names = {
+            name: found[1] for name in self._of(column, snapshot) if (found := owner(self._schema, self._log, name))
+        }
         frame = pl.DataFrame([to_polars(rows.column(Column("raw", own).name), name) for name, own in names.items()])
         return compute(frame, self._log, (column,))[column.name]
 

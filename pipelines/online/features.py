@@ -197,7 +197,9 @@ class OnlineFeatures:
         """
         names = [str(at) for at in range(len(exposures))] if sample_ids is None else list(sample_ids)
         if len(names) != len(exposures) or not names:
-            raise UserError(f"{len(exposures)} requests with {len(names)} sample_ids; give at least one, and each its name")
+            raise UserError(
+                f"{len(exposures)} requests with {len(names)} sample_ids; give at least one, and each its name"
+            )
         try:
             tables = [exposures_of(self.schema.exposures, own) for own in exposures]
             return self._requests(tables, names)

@@ -73,5 +73,5 @@ def _is_column(values: object, declared: str) -> bool:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         return hasattr(values, "__len__") and not isinstance(values, str | bytes)
     if declared.startswith("list<"):
-        return any(value is None or not isinstance(value, str) and hasattr(value, "__len__") for value in values)
+        return any(value is None or (not isinstance(value, str) and hasattr(value, "__len__")) for value in values)
     return True

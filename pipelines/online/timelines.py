@@ -49,9 +49,7 @@ class SequenceCuts:
         users = np.unique(np.concatenate([table.column("u").to_numpy() for table in tables]))
         return sequences.merge(self._schema, self.sequence, users, tables) if len(users) else None
 
-    def cut(
-        self, timelines: Sequence[Timeline], users: Int, start: Int, last: Int
-    ) -> tuple[Int, dict[str, pa.Array]]:
+    def cut(self, timelines: Sequence[Timeline], users: Int, start: Int, last: Int) -> tuple[Int, dict[str, pa.Array]]:
         """The history before each request's window, or the realtime events that its last exposure sees: the newest `max_length`, oldest
         first.
 
