@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from genrank.schemas.configuration import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, Configuration, Flag, from_values
@@ -40,6 +41,8 @@ class BackendConfig(Configuration):
     """Tokens that are scored together at most; a larger request is scored by itself."""
     max_candidates: Annotated[int, AT_LEAST_1, Flag(name="max_candidates")] = MAX_CANDIDATES
     """Of one request's row."""
+    max_body_mb: Annotated[float, Field(gt=0), Flag(name="max_body_mb")] = 16.0
+    """Of one request, and of an Arrow stream in it once its buffers are decompressed."""
     micro_batch: Annotated[int, AT_LEAST_0, Flag(name="micro_batch")] = 0
     """Candidates that pass through the model at once, against their users' keys and values; 0: all in one pass."""
     user_cache_mb: Annotated[float, NOT_NEGATIVE, Flag(name="user_cache_mb")] = 0
@@ -64,6 +67,7 @@ class Backend:
         self.utils = utils
         declared = json.loads(args["model_config"])
         self.config = _settings(declared)
+        self.max_bytes = int(self.config.max_body_mb * 1_000_000)
         cache = None
         if self.config.user_cache_mb:
             cache = UserCache(int(self.config.user_cache_mb * 1_000_000), storage=self.config.cache_storage)
@@ -111,13 +115,17 @@ class Backend:
         sent = [each if isinstance(each, bytes) else str(each).encode() for each in tensor.as_numpy().ravel()]
         if not sent:
             raise RequestError(f"{REQUEST} is empty; send a row in each element")
+        if (size := sum(map(len, sent))) > self.max_bytes:
+            raise RequestError(
+                f"{REQUEST} has {size / 1e6:,.1f} MB; at most {self.config.max_body_mb:g} MB are read: send fewer rows at once"
+            )
         if not any(each.startswith(_ARROW) for each in sent):
             return rows_of(self.contract, [parse_json(each) for each in sent])
         batches = [self._arrow(each, at) for at, each in enumerate(sent)]
         return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
     def _arrow(self, sent: bytes, at: int) -> pa.RecordBatch:
-        rows = read_arrow(self.contract, sent, lambda _: in_body(at))
+        rows = read_arrow(self.contract, sent, lambda _: in_body(at), max_bytes=self.max_bytes)
         if len(rows) != 1:
             raise RequestError(
                 f"{in_body(at)} is a stream of {len(rows)} rows; send one row in each element of {REQUEST}"

@@ -66,6 +66,7 @@ version_policy: {{ latest {{ num_versions: 1 }} }}
 # As the flags of `genrank serve`.
 parameters {{ key: "batch_tokens" value: {{ string_value: "16384" }} }}
 parameters {{ key: "max_candidates" value: {{ string_value: "10000" }} }}
+parameters {{ key: "max_body_mb" value: {{ string_value: "16" }} }}
 parameters {{ key: "micro_batch" value: {{ string_value: "0" }} }}
 parameters {{ key: "user_cache_mb" value: {{ string_value: "0" }} }}
 parameters {{ key: "cache_storage" value: {{ string_value: "float32" }} }}

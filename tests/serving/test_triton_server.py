@@ -48,7 +48,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LoadedModel:
-    return LoadedModel(folder, 1, max_candidates="50", batch_tokens="60")
+    return LoadedModel(folder, 1, max_candidates="50", batch_tokens="60", max_body_mb="0.1")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,16 @@ def rows(schema: Schema) -> pa.RecordBatch:
 def scores_of(response, task: str = "click") -> np.ndarray:
     assert not response.has_error(), response.error().message()
     return next(tensor.as_numpy() for tensor in response.output_tensors() if tensor.name() == task)
+
+
+def compressed(row: pa.RecordBatch, size: int) -> bytes:
+    """A row as a small stream that takes so many bytes to read."""
+    at = row.schema.get_field_index("sample_id")
+    long = row.set_column(at, "sample_id", pa.array(["0" * size]))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, long.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_batch(long)
+    return bytes(sink.getvalue())
 
 
 def test_every_request_gets_its_scores_or_its_error(model: LoadedModel, run: Path, schema: Schema, rows) -> None:
@@ -84,6 +94,8 @@ def test_every_request_gets_its_scores_or_its_error(model: LoadedModel, run: Pat
         asked(texts[3], texts[0]),
         asked(texts[3], "[]"),
         asked(write_arrow([rows.slice(0, 2)], rows.schema)),
+        asked(" " * 100_001),
+        asked(compressed(rows.slice(0, 1), 200_000)),
     ]
     wanted = [scorer.score(contract.checked(rows.slice(at, 1))) for at in range(4)]
     responses = model.execute(requests)
@@ -105,6 +117,8 @@ def test_every_request_gets_its_scores_or_its_error(model: LoadedModel, run: Pat
         6: "the request has no input REQUEST",
         10: "requests[1] is a list",
         11: "requests[0] is a stream of 2 rows; send one row in each element of REQUEST",
+        12: "REQUEST has 0.1 MB; at most 0.1 MB are read: send fewer rows at once",
+        13: "MB once it is decompressed; at most 0.1 MB are read",
     }
     for at, message in said.items():
         error = responses[at].error()
