@@ -84,6 +84,8 @@ def between(sums: Parts, begin: Int, end: Int) -> Parts:
 
 def rounded(sums: Parts) -> Float:
     """float64 [n] of what the parts add up to."""
+    if sums.keys() == {0} and np.abs(sums[0]).max(initial=0) < 1 << 53:
+        return sums[0].astype(np.float64)
     exponents = range(min(sums), max(sums) + 2 * _BITS + 1, _BITS)
     zero = np.zeros(len(next(iter(sums.values()))), np.int64)
     columns = _carried([sums.get(exponent, zero) for exponent in exponents])
