@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from genrank.pipelines import sequences
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import cross_features, feature_column, value_column
 from genrank.pipelines.cross_features import available, key_columns, key_sets
@@ -31,7 +32,7 @@ from genrank.pipelines.days import day_number
 from genrank.pipelines.merge_scan import mix
 from genrank.pipelines.online.features import OnlineFeatures
 from genrank.pipelines.sources import read_rows
-from genrank.schemas import ChangePoints, CrossFeature, Schema, load_schema
+from genrank.schemas import CrossFeature, Schema, load_schema
 from genrank.schemas.base import parse_duration
 from genrank.schemas.console import print_whole
 from genrank.schemas.ids import MISSING_ID
@@ -182,18 +183,16 @@ def _rows(features: Kept, snapshot: str, day: int) -> Any:
         yield row["u"], row
 
 
-def differences(row: dict[str, Any], peer: dict[str, Arrays]) -> list[str]:
-    """Leaves whose values differ, bit by bit."""
-    out = []
+def compared(row: dict[str, Any], peer: dict[str, Arrays]) -> tuple[int, list[str]]:
+    """(values that both have, leaves whose values differ)."""
+    values, wrong = 0, []
     for group, leaves in peer.items():
-        for name, values in leaves.items():
-            if group in row and name in row[group]:
-                own = np.array(row[group][name], values.dtype)
-                if own.tobytes() != values.tobytes() and not np.array_equal(
-                    own, values, equal_nan=values.dtype.kind == "f"
-                ):
-                    out.append(f"{group}.{name}")
-    return out
+        for name in leaves.keys() & row[group].keys():
+            own = np.array(row[group][name], leaves[name].dtype)
+            values += len(own)
+            if not np.array_equal(own, leaves[name], equal_nan=own.dtype.kind == "f"):
+                wrong.append(f"{group}.{name}")
+    return values, wrong
 
 
 def timed(
@@ -229,7 +228,7 @@ def main() -> None:
     day = day_number(args.day)
     peer = Peer(features, day)
     print_whole(
-        f"{platform.machine()}, load {__import__('os').getloadavg()[0]:.0f}; {rows:,} events, {features.nbytes / 1e6:.0f} MB, loaded in {loading:.1f} s of CPU"
+        f"{platform.machine()}, load {os.getloadavg()[0]:.0f}; {rows:,} events, {features.nbytes / 1e6:.0f} MB, loaded in {loading:.1f} s of CPU"
     )
     random = np.random.default_rng(0)
     items = np.array(list(peer.items))
@@ -253,13 +252,14 @@ def main() -> None:
         return peer.request(own["user_id"], own["ts"], own["item_id"].to_numpy())
 
     print_whole(
-        "| history | candidates | way | CPU p50 ms | p99 | wall p50 ms | p99 | differences |\n|---|---|---|---|---|---|---|---|"
+        "| history | candidates | way | CPU p50 ms | p99 | wall p50 ms | p99 | compared |\n|---|---|---|---|---|---|---|---|"
     )
     for group, users in groups.items():
         median = int(np.median([history[user] for user in users]))
         for number in CANDIDATES:
             asked = [request(users, number) for _ in range(args.requests)]
-            wrong = [d for own in asked[:10] for d in differences(features.request(own).to_pylist()[0], by_hand(own))]
+            both = [compared(features.request(own).to_pylist()[0], by_hand(own)) for own in asked[:10]]
+            values, wrong = sum(n for n, _ in both), sorted({name for _, names in both for name in names})
             for way, call, of, share in (
                 ("one request", features.request, asked, 1),
                 (
@@ -272,9 +272,8 @@ def main() -> None:
             ):
                 cpu, wall = (own / share for own in timed(call, of, 10))
                 figures = [f"{np.percentile(own, at):.2f}" for own in (cpu, wall) for at in (50, 99)]
-                print_whole(
-                    f"| {group} ({median} events) | {number:,} | {way} | {' | '.join(figures)} | {len(wrong)} {' '.join(sorted(set(wrong))[:3])} |"
-                )
+                same = f"{values:,} values, {len(wrong)} leaves differ {' '.join(wrong[:3])}".rstrip()
+                print_whole(f"| {group} ({median} events) | {number:,} | {way} | {' | '.join(figures)} | {same} |")
     live(schema, args, request(groups["long"], 256))
 
 
@@ -288,7 +287,7 @@ def live(schema: Schema, args: argparse.Namespace, asked: dict[str, Any]) -> Non
         source = schema.event_log(log)
         files = sorted((args.logs / log / f"dt={args.day}").glob("*.parquet"))
         table = pa.concat_tables(
-            [read_rows(source, str(file), range(pa.parquet.read_metadata(file).num_row_groups)) for file in files]
+            [read_rows(source, str(file), range(pq.read_metadata(file).num_row_groups)) for file in files]
         )
         table = table.take(pa.array(np.argsort(table.column("arrival_ts").fill_null(0).to_numpy(), kind="stable")))
         size = 100 if len(table) < 20_000 else 500
