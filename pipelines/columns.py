@@ -87,10 +87,8 @@ def cross_features(schema: Schema) -> list[CrossFeature]:
 
 
 def value_column(feature: CrossFeature) -> Column | None:
-    """How a cross feature's `value` is kept."""
-    if feature.value is None:
-        return None
-    return Column(evaluation_of(feature).value_role(feature), feature.value)
+    """What events at keys hold for a cross feature, besides whether they meet `where`."""
+    return evaluation_of(feature).value_column(feature)
 
 
 def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
@@ -135,8 +133,8 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
         for log in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
                 add(log, Column("id", key))
-        if column := value_column(cross):
-            add(schema.event_log(cross.source), column)
+        if (column := value_column(cross)) and column.kept:
+            add(schema.event_log(cross.source), column.kept)
         if cross.where:
             add(schema.event_log(cross.source), Column("flag", cross.where, sql=True))
     for label in schema.labels:

@@ -102,6 +102,10 @@ class Evaluation(ABC):
         """How the feature's `value` is kept."""
         return "number"
 
+    def value_column(self, feature: CrossFeature) -> Column | None:
+        """What its events hold; None for nothing."""
+        return None if feature.value is None else Column(self.value_role(feature), feature.value)
+
     @abstractmethod
     def answer(self, question: Question) -> NDArray[Any]:
         """[queries] the statistic at each query; float64 or int64, stored as the feature says."""

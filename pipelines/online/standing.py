@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s
-from genrank.pipelines.exact_sums import Parts, running
+from genrank.pipelines.exact_sums import Parts, running, split
 from genrank.pipelines.merge_scan import Axis, Bool, Int, ranges, united
 from genrank.schemas.ids import MISSING_ID
 
@@ -118,7 +118,7 @@ class Block:
             order = np.argsort(enter, kind="stable")
             if choice.value is not None:
                 values = self.column(choice.value)[rows]
-                entered, left = running(values[order]), running(values)
+                entered, left = running(split(values[order])), running(split(values))
             index = Counts(
                 enter[order] if self._longest_lag else leave, leave, entered, left if self._longest_lag else entered
             )

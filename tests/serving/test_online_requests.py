@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+import uvicorn
 from known_scorer import server_of
 
 from genrank.model.config import TrainConfig
