@@ -22,8 +22,9 @@ from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.cross_features import answer, events_at_keys, hashed_keys, key_sets
 from genrank.pipelines.days import day_number
 from genrank.pipelines.online.features import OnlineFeatures
+from genrank.pipelines.partials import partial_schema
 from genrank.pipelines.sources import read_rows
-from genrank.schemas import Schema, UserError
+from genrank.schemas import Candidates, EventLog, Label, Schema, Snapshot, Sql, UserError
 from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.ids import hash_string
 from genrank.schemas.manifest import sample_files
@@ -311,6 +312,32 @@ def test_a_request_sees_all_events_of_an_add_or_none(world: Any) -> None:
         assert not over or seen[-1][0] == adds * size
     adding.join()
     assert all(count % size == 0 and length == min(count, 40) for count, length in seen), seen
+
+
+def test_sql_over_a_snapshot_fails_for_the_keys_that_ask() -> None:
+    """SQL over a snapshot alone is evaluated for all keys before a request asks; one whose value fits nowhere harms no other's."""
+    log = EventLog(name="exposures", path="e/dt={dt}", columns={"user_id": "int64", "item_id": "int64", "ts": "int64"})
+    items = Snapshot(name="items", path="i/dt={dt}", key="item_id", columns={"item_id": "int64", "stock": "int64"})
+    worth = Sql(name="worth", expression="items.stock * 4611686018427387904", type="float32")
+    schema = Schema(
+        name="worth",
+        sources=(log, items),
+        candidates=Candidates(features=(worth,)),
+        labels=(Label(name="y", column="ts"),),
+    )
+    partials = {s.name: partial_schema(schema, s, columns_needed(schema)[s.name]) for s in schema.sources}
+    own = {"u": [1, 2], "ts": [0, 0], "arrived": [0, 0], "id": [0, 0], "raw(stock)": [1, 4]}
+    table = pa.table({field.name: pa.array(own[field.name], field.type) for field in partials["items"]})
+    features = OnlineFeatures(schema, {"exposures": partials["exposures"].empty_table()}, {"items": {20_000: table}})
+
+    def request(items: list[int]) -> Any:
+        return features.request({"user_id": 7, "ts": 20_000 * 24 * HOUR, "item_id": items}).to_pylist()[0][
+            "candidates"
+        ]["worth"]
+
+    assert repr(request([1, 3])) == repr([2.0**62, float("nan")])
+    with pytest.raises(UserError, match="beyond int64 in 1 rows"):
+        request([1, 2])
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
