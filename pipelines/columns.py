@@ -250,13 +250,17 @@ def _joined_name(column: Column) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(text: str) -> tuple[expression.Expression, pl.Expr]:
-    parsed = expression.parse(text)
-    return parsed, pl.sql_expr(parsed.polars)
+def _parsed(text: str) -> expression.Expression:
+    return expression.parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> pl.Expr:
+    return pl.sql_expr(_parsed(text).polars)
 
 
 def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) -> pa.Array:
-    parsed, compiled = _compiled(column.expression)
+    parsed = _parsed(column.expression)
     values = []
     for name in parsed.columns:
         own = name if name in frame.columns else name.removeprefix(f"{source.name}.")
@@ -269,7 +273,7 @@ def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) 
         values.append(pl.Series(exact_arithmetic.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
-        series = _narrowed(known.select(compiled.alias("value"))["value"], source, column)
+        series = _narrowed(known.select(_compiled(column.expression).alias("value"))["value"], source, column)
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error

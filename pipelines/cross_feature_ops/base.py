@@ -29,8 +29,8 @@ class Trials(Protocol):
 class Question:
     """One feature's queries and the events at their keys, [n] rows.
 
-    An operation takes its answer from `count`, `total`, `newest_time` and `newest_value` where they suffice, which a server of features
-    answers without reading the events; others ask `scan`.
+    An operation takes its answer from `count`, `total`, `distinct`, `newest_time` and `newest_value` where they suffice, which online
+    features answer without reading the events; others ask `scan`.
     """
 
     feature: CrossFeature
@@ -52,7 +52,7 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = has_value(values, self.value)
+        present = ~np.isnan(values) if self.value.role in NUMBERS else values != MISSING_ID
         return values, present if self.chosen is None else self.chosen & present
 
     def count(self) -> Int:
@@ -63,6 +63,11 @@ class Question:
         """([queries] events that meet `where` and have a value, [queries] float64 sum of their values)."""
         values, chosen = self.values()
         return self.scan.sum(self.queries, self.window, values, chosen)
+
+    def distinct(self) -> Int:
+        """[queries] different values of the events that meet `where` and have one."""
+        values, chosen = self.values()
+        return self.scan.distinct(self.queries, self.window, values, chosen)
 
     def newest_time(self) -> tuple[Int, Bool]:
         """([queries] epoch ms of the newest event that meets `where`, [queries] whether there is one)."""
@@ -77,12 +82,6 @@ class Question:
         values, chosen = self.values()
         row = self.scan.newest(self.queries, self.window, chosen)
         return np.append(values, missing_value(values, self.value))[row]
-
-
-def has_value(values: NDArray[Any], column: Column) -> Bool:
-    """[n] which values of a column are not its missing value."""
-    present: Bool = ~np.isnan(values) if column.role in NUMBERS else values != MISSING_ID
-    return present
 
 
 def missing_value(values: NDArray[Any], column: Column) -> NDArray[Any]:
