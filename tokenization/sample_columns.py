@@ -21,6 +21,7 @@ from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Group, Ints, Ragged, ranges
 from genrank.tokenization.feature_kinds import number_function
 from genrank.tokenization.read_time import StoredNumbers, user_days
+from genrank.tokenization.value_labels import learned
 
 
 class Shape(NamedTuple):
@@ -190,7 +191,9 @@ class SampleColumns:
             window_start=start,
             request=request,
             item=_values(candidates.field("item")),
-            labels={field.name: _values(labels.field(field.name)).float() for field in labels.type},
+            labels=learned(
+                {field.name: _values(labels.field(field.name)).float() for field in labels.type}, self.schema.labels
+            ),
             candidate_sees=_values(structs["mask"].field("candidate_sees"))
             if realtime
             else torch.zeros(rows, dtype=torch.int32),
