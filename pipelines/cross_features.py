@@ -332,10 +332,15 @@ def answer(
             yield feature.name, pa.array(result.astype(np.int64))
             continue
         if (np.abs(result) > np.finfo(np.float32).max).any():
-            raise UserError(
-                f"cross feature {feature.name!r}: a {feature.op} of {feature.value} is beyond float32 (3.4e38); give the column a larger unit"
-            )
+            raise beyond_float32(feature)
         yield feature.name, pa.array(result.astype(np.float32))
+
+
+def beyond_float32(feature: CrossFeature) -> UserError:
+    """A statistic that can't be stored."""
+    return UserError(
+        f"cross feature {feature.name!r}: a {feature.op} of {feature.value} is beyond float32 (3.4e38); give the column a larger unit"
+    )
 
 
 def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:

@@ -156,7 +156,6 @@ class Held(PastReader):
     """A reader whose partials lie in memory."""
 
     rows_of: Mapping[str, pa.Table]
-    buckets: int
 
     def load(
         self, source: str, days: Collection[int], bucket: int, columns: Sequence[str], users: pa.Array | None = None

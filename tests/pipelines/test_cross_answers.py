@@ -45,7 +45,7 @@ def held(schema: Schema, found: Sequence[Event], buckets: int = 1) -> Held:
     """Rows of both logs, all days present."""
     columns = needed(schema)
     rows = {source.name: partial_of(schema, source.name, found, columns[source.name]) for source in schema.sources}
-    return Held(schema, {}, rows, buckets)
+    return Held(schema, {}, buckets, rows)
 
 
 def is_value(feature: CrossFeature, value: float | int, expected: float | int | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.errors import UserError
 from genrank.serving.engine import Engine
+from genrank.serving.history_append import UserRows
 from genrank.serving.programs import has_programs
 from genrank.serving.user_cache import Entry, Key, Layers, UserCache
 from genrank.tokenization.batch import Batch
@@ -53,8 +55,6 @@ def view(name: str, seed: int = 0):
 
 
 def batch_of(name: str, samples: list[int], seed: int = 0) -> Batch:
-    import numpy as np
-
     return view(name, seed).batch(np.array(samples))
 
 
@@ -213,7 +213,8 @@ def test_listwise_needs_whole_requests() -> None:
 
 
 def entry_of(size: int) -> Entry:
-    return Entry(b"", Layers([], [], torch.zeros(size // 8, dtype=torch.int64)), (), Layers([], [], torch.zeros(0)))
+    none = UserRows({}, np.zeros((0, 0), np.uint8))
+    return Entry(none, Layers([], [], torch.zeros(size // 8, dtype=torch.int64)), Layers([], [], torch.zeros(0)))
 
 
 @given(
