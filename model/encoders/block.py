@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from genrank.kernels.attention import RelativeBias, interval_attention
 from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels.spans import Spans
 from genrank.model.encoders.interface import Counts, EncoderConfig
+from genrank.model.encoders.listwise import attend
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
@@ -51,6 +53,9 @@ class BlockConfig(EncoderConfig):
     visibility: Literal["dynamic", "targets", "causal"] = "dynamic"
     """Who sees whom: MTGR's dynamic mask; HSTU's causal history with candidates as targets; the same with causal user tokens. No
     candidate sees another under any."""
+    listwise: bool = False
+    """Whether a candidate also sees the rivals of its request that were exposed no later than it (`model.encoders.listwise`): its score then
+    depends on which these are, never on another request's or a later one. Needs `Candidates(request=...)`, all of a request in one row."""
     input_norm: NormKind = "gln"
     output_norm: OutputNormKind = "gln"
     """`head`: each head's values by themselves, with a weight and a bias a head (the group norm of Meta's public code)."""
@@ -115,6 +120,15 @@ class BlockConfig(EncoderConfig):
                 f"under visibility={self.visibility} an event's prediction would read its own action"
                 f"{', by way of the user tokens' if self.visibility == 'targets' else ''}; set visibility=causal too, or 0",
             )
+        if self.listwise and self.divisor == "length":
+            raise self.refuse(
+                "listwise",
+                "divisor=length would count the candidates of other requests, too; set divisor=visible, or a number",
+            )
+        if self.listwise and self.attention_dropout:
+            raise self.refuse(
+                "listwise", "attention over several spans has no dropout; set attention_dropout=0, or listwise=false"
+            )
         if not self.candidate_numbers and not self.tower:
             raise self.refuse(
                 "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
@@ -138,6 +152,7 @@ class BlockConfig(EncoderConfig):
             positions=self.positions,
             ages=self.ages,
             sequence_ids=self.norm_groups == "sequence",
+            requests=self.listwise,
             event_actions=self.history_loss > 0,
         )
 
@@ -155,6 +170,11 @@ class BlockConfig(EncoderConfig):
         if self.history:
             found.append(f"the newest {self.history} events move (train with --set history=0)")
         return found
+
+    @property
+    def span_divisor(self) -> int | None:
+        """`divisor`, as span attention takes it."""
+        return self.divisor if isinstance(self.divisor, int) else None
 
     @property
     def event_weight(self) -> float:
@@ -237,10 +257,26 @@ class Block(nn.Module):
         if config.time_buckets:
             self.time_table = nn.Parameter(0.02 * torch.randn(config.time_buckets, config.heads))
 
-    def forward(self, x: Tensor, tokens: Tokens, positions: Tensor | None, seconds: Tensor | None) -> Tensor:
-        """[T, dim] -> [T, dim]: every token reads those that it sees."""
+    def forward(
+        self, x: Tensor, tokens: Tokens, positions: Tensor | None, seconds: Tensor | None, spans: Spans | None = None
+    ) -> Tensor:
+        """[T, dim] -> [T, dim]: every token reads those that it sees; `spans` of them, where an interval doesn't name them."""
         config = self.config
         rows = self.project(x, tokens.group_ids)
+        bias = self.bias(positions, seconds)
+        if spans is not None:
+            attended = attend(
+                rows.q,
+                rows.k,
+                rows.v,
+                spans,
+                None,
+                alpha=config.alpha,
+                divisor=config.span_divisor,
+                bias=bias,
+                max_length=tokens.max_length,
+            )
+            return self.merge(x, attended.flatten(1), rows.u, tokens.group_ids)
         attended = interval_attention(
             rows.q,
             rows.k,
@@ -250,7 +286,7 @@ class Block(nn.Module):
             tokens.end,
             alpha=config.alpha,
             divisor=config.divisor,
-            bias=self.bias(positions, seconds),
+            bias=bias,
             dropout=config.attention_dropout if self.training else 0.0,
             max_length=tokens.max_length,
         )

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines import cross_features
-from genrank.pipelines.column_roles import NUMBERS, Column
+from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import value_column
 from genrank.pipelines.cross_feature_ops import Evaluation, Question, evaluation_of
 from genrank.pipelines.cross_feature_ops.base import missing_value
@@ -155,7 +155,7 @@ class FeaturePlan:
         self.choice = Choice(self.where)
         self.with_value = self.choice
         if self.value is not None:
-            self.with_value = Choice(self.where, self.value.name, self.value.role in NUMBERS)
+            self.with_value = Choice(self.where, self.value)
         self.is_id = feature.stored == "id"
 
 

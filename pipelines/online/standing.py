@@ -13,9 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s
+from genrank.pipelines.column_roles import Column
+from genrank.pipelines.cross_feature_ops.base import has_value
 from genrank.pipelines.exact_sums import Parts, running, split
 from genrank.pipelines.merge_scan import Axis, Bool, Int, ranges, united
-from genrank.schemas.ids import MISSING_ID
 
 
 class Choice(NamedTuple):
@@ -23,10 +24,8 @@ class Choice(NamedTuple):
 
     where: str | None = None
     """A flag that they meet."""
-    value: str | None = None
+    value: Column | None = None
     """A value that they have."""
-    is_number: bool = False
-    """Whether the value that stands for none is NaN, not MISSING_ID."""
 
 
 class Counts(NamedTuple):
@@ -117,7 +116,7 @@ class Block:
             left: Parts = {}
             order = np.argsort(enter, kind="stable")
             if choice.value is not None:
-                values = self.column(choice.value)[rows]
+                values = self.column(choice.value.name)[rows]
                 entered, left = running(split(values[order])), running(split(values))
             index = Counts(
                 enter[order] if self._longest_lag else leave, leave, entered, left if self._longest_lag else entered
@@ -133,7 +132,7 @@ class Block:
             rows = self._rows(choice, window)
             codes, begin, end = united(
                 self._codes()[rows],
-                self.column(choice.value)[rows],
+                self.column(choice.value.name)[rows],
                 self.column("available")[rows],
                 self.ts[rows] + window,
             )
@@ -165,8 +164,7 @@ class Block:
         if choice.where is not None:
             chosen &= self.column(choice.where)
         if choice.value is not None:
-            values = self.column(choice.value)
-            chosen &= ~np.isnan(values) if choice.is_number else values != MISSING_ID
+            chosen &= has_value(self.column(choice.value.name), choice.value)
         if window:
             chosen &= self.column("available") - self.ts < window
         return np.flatnonzero(chosen)
