@@ -28,7 +28,7 @@ FEWEST_ROWS = 50_000
 FEWEST_BUCKETS = 4
 EVENTS_AN_EXPOSURE = 5
 """Events of histories that take as much of a task's memory as one exposure."""
-MANY_BUCKETS = 1024
+MANY_BUCKETS = 512
 """Beyond, buckets grow as well as their number: files, tasks and messages between them then grow by the square root of a day."""
 LAYOUT, CENSUS, FOOTERS = "layout.json", "census.json", "footers.json"
 

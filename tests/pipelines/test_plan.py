@@ -34,14 +34,8 @@ def test_buckets_follow_the_day_and_not_what_is_asked(rows: int, asked: int) -> 
 
 
 def test_the_largest_days_have_larger_buckets() -> None:
-    assert [bucket_count(rows) for rows in (10**5, 10**6, 5 * 10**6, 10**8, 10**9, 24 * 10**9)] == [
-        4,
-        8,
-        32,
-        512,
-        4096,
-        16384,
-    ]
+    found = [bucket_count(rows) for rows in (10**5, 10**6, 5 * 10**6, 10**8, 10**9, 24 * 10**9)]
+    assert found == [4, 8, 32, 512, 2048, 8192]
 
 
 def test_late_rows_are_counted_without_reading_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
