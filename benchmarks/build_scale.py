@@ -144,7 +144,7 @@ def limits(runs: Sequence[Run], paper: Paper, factor: float) -> list[Limit]:
         Limit(
             f"the statistics that the gate gathers, {statistics / 1024:,.0f} KiB a file as Python's objects, fill a driver of 4 GiB",
             first(lambda rows: statistics * bucket_count(rows) > HEAP),
-            "a larger driver (`--driver-memory`, `spark.driver.maxResultSize`); merging summaries in tasks is not written",
+            "a larger driver (`spark.driver.memory`, `spark.driver.maxResultSize`); merging summaries in tasks is not written",
         ),
         Limit(
             f"a bucket's task, {task:,.0f} bytes an exposure, takes more than 4 GiB",

@@ -38,7 +38,7 @@ def bucket_count(rows: int, asked: int | None = None) -> int:
     if asked is None:
         buckets = -(-rows // BUCKET_ROWS)
         if buckets > MANY_BUCKETS:
-            buckets = math.isqrt(buckets * MANY_BUCKETS)
+            return 1 << round(math.log2(buckets * MANY_BUCKETS) / 2)
         return max(FEWEST_BUCKETS, 1 << max(0, buckets - 1).bit_length())
     while asked > FEWEST_BUCKETS and rows < asked * FEWEST_ROWS:
         asked = max(FEWEST_BUCKETS, -(-asked // 2))
