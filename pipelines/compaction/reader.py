@@ -132,7 +132,7 @@ class PastReader:
             if asked is not None:
                 table = table.filter(pc.is_in(table.column("key"), value_set=asked))
             if reading.runs or reading.compacted:
-                table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
+                table = cross_features.mergeable(key_set, log, table)
             if number:
                 moment = self.schema.local_days.start(reading.runs[number - 1][-1])
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
