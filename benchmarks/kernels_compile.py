@@ -44,6 +44,7 @@ from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import gpu as rowwise_gpu
@@ -151,6 +152,25 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     return launches
 
 
+def lookup_launches(device: str = "cpu") -> list[Launch]:
+    """All of a batch's lookups, features at one scale or not, and the places of its tokens."""
+    with torch.device(device):
+        ints, floats, wide = (torch.zeros(64, dtype=t) for t in (torch.int64, torch.float32, torch.float64))
+        instructions, vectors = (torch.zeros(2, width, dtype=torch.int64) for width in (8, 6))
+        seen = torch.zeros(64, dtype=torch.int32)
+    program = lookups_gpu.RowProgram(instructions, floats, ints, ints, wide, ints, ints, ints[:1], 0, 24)
+    group = lookups_gpu.GroupPlace(0, 0)
+    parts = [jagged_gpu.Part(0, 0, 64, 1, kind, 0, 0, 0, 9, 0, 0) for kind in range(4)]
+    with recording() as launches:
+        lookups_gpu.find_rows(program, [lookups_gpu.RowPlace(0, 64, 0)] * 2, [group], [(0, 1)], seen, 48, ints, floats)
+        for norm in (True, False):
+            given = {"most": 64, "dim": 32, "norm": norm}
+            lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
+            lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
+        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3))
+    return launches
+
+
 def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         # More than a chunk: sums that cross its end take another pass of the row-wise kernel.
@@ -206,6 +226,7 @@ def other_cases() -> Iterator[Case]:
             return span_launches(dtype, dim, kind)
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
+    yield Case("lookups", "fp32", EVERY, lookup_launches)
     for name, dtype in DTYPES.items():
         yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):

@@ -145,6 +145,7 @@ def test_nothing_waits_for_the_device(triton_backend: None) -> None:
         norm = (weight, weight, groups, norm_gpu.GATE_NORM, 1e-6, 0.1, 3)
         norm_gpu.norm_gate_op._init_fn(x, u, *norm)
         norm_gpu.norm_gate_backward_op._init_fn(x, x, u, *norm)
+        jagged_gpu.arrange_tokens([jagged_gpu.Part(0, 0, 4, 1, 0, 0, 0, -1, 0, 0, -1)], offsets[1:], (0, 1, 2, 3))
         whole = jagged_gpu.concat_op._init_fn([x, u], [offsets, offsets])
         jagged_gpu.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
         rowwise_adagrad_(table, state, rows, x, lr=0.1)
