@@ -48,6 +48,7 @@ from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import gpu as rowwise_gpu
+from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
 from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
@@ -138,8 +139,20 @@ def norm_launches(
         group_ids = torch.zeros(tokens, dtype=torch.int32) if groups > 1 else None
     rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, seed)
     with recording() as launches:
-        norm_gpu.norm_gate_op(*rest)
-        norm_gpu.norm_gate_backward_op(attn, *rest)
+        _, statistics = norm_gpu.norm_gate_op(*rest)
+        norm_gpu.norm_gate_backward_op(attn, *rest[:5], statistics, gate, dropout, seed)
+        if not gate:
+            stream = attn.float()
+            norm_gpu.add_norm_op(stream, attn, weight, bias, group_ids, 1.0, 1e-6, dtype)
+            norm_gpu.add_norm_backward_op(stream, attn, stream, weight, bias, group_ids, statistics, 1.0, dtype)
+    return launches
+
+
+def split_launches(dtype: torch.dtype, inner: int, device: str = "cpu", tokens: int = 64) -> list[Launch]:
+    """Backward of the block's projection, with SiLU on all of its columns."""
+    z = torch.zeros(tokens, 4 * inner, dtype=dtype, device=device)
+    with recording() as launches:
+        split_gpu.pack_gradients([torch.zeros(tokens, inner, dtype=dtype, device=device)] * 4, z, 4 * inner)
     return launches
 
 
@@ -237,6 +250,7 @@ def other_cases() -> Iterator[Case]:
                 return norm_launches(dtype, *rest)
 
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
+        yield Case("silu_split 512", name, EVERY, lambda dtype=dtype: split_launches(dtype, 512))
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
         yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
 

@@ -170,18 +170,20 @@ class MergedLookups:
 
         views = {name: encoder.view(batch) for name, encoder in self.encoders.items()}
         kept: list[Tensor] = []
-        places, at, sizes, lists, ends = [], [], [], [], [0, 0]
+        places: list[RowPlace] = []
+        at: list[int] = []
+        sizes: list[int] = []
+        lists: list[Tensor | None] = []
+        ends = [0, 0]
         for number, read in enumerate(self.reads):
             view, offsets = views[read.group], None
             count, address = len(view.group.ts), 0
             if read.column is not None:
-                values = read.column(view)
-                if isinstance(values, Ragged):
-                    values, offsets = values.values, values.offsets.contiguous()
-                    kept.append(offsets)
+                leaf = read.column(view)
+                offsets = leaf.offsets.contiguous() if isinstance(leaf, Ragged) else None
                 assert read.ragged == (offsets is not None), f"{read.group}.{read.name}: one value, or a list"
-                values = values.contiguous()
-                kept.append(values)
+                values = (leaf.values if isinstance(leaf, Ragged) else leaf).contiguous()
+                kept += [values] if offsets is None else [values, offsets]
                 count, address = len(values), values.data_ptr()
             of_number = int(number >= self.lookups)
             places.append(RowPlace(address, count, ends[of_number]))
@@ -195,13 +197,16 @@ class MergedLookups:
             kept += [group.ts, group.offsets]
             groups.append(GroupPlace(group.ts.data_ptr(), group.offsets.data_ptr()))
         operands = []
-        for group, name, of_user in self.operands:
-            values = views[group].stored(name)
-            operands.append((values.data_ptr(), int(of_user)))
+        for owner, operand, of_user in self.operands:
+            operand_ids = views[owner].stored(operand).contiguous()
+            kept.append(operand_ids)
+            operands.append((operand_ids.data_ptr(), int(of_user)))
         flat = torch.empty(ends[0], dtype=torch.int64, device=self.device)
         numbers = torch.empty(ends[1], dtype=torch.float32, device=self.device)
         find_rows(self.program, places, groups, operands, batch.candidate_sees, len(batch), flat, numbers)
-        rows, ids, first = {}, {}, 0
+        rows: dict[str, Tensor] = {}
+        ids: dict[str, Tensor] = {}
+        first = 0
         for table in self.plan.tables:
             begin = first
             for member in table.members:
@@ -261,8 +266,8 @@ class MergedLookups:
             size += -(-matrix.rows * matrix.width // ALIGNED) * ALIGNED
         grads: dict[tuple[str, int], int] = {}
         block_grads = 0
-        for key, block in blocks.items():
-            grads[key], block_grads = block_grads, block_grads + block.numel()
+        for key, values in blocks.items():
+            grads[key], block_grads = block_grads, block_grads + values.numel()
         table_first: dict[str, tuple[int, int]] = {}
         elements = entries = 0
         for table in self.plan.tables:
