@@ -1,7 +1,8 @@
-"""The sample builder beside the best scripts by hand (numpy, polars, Spark SQL), on the same logs, for the same output.
+"""The sample builder beside the best scripts by hand (numpy, polars, DuckDB, Spark SQL), on the same logs, for the same output.
 
     python -m benchmarks.build --rows 1_000_000 5_000_000 --repeats 3            # local, spark, numpy, polars take turns
     python -m benchmarks.build --rows 1_000_000 --peers spark spark_sql
+    python -m benchmarks.build --rows 1_000_000 --peers local duckdb               # after: pip install duckdb
     python -m benchmarks.build --rows 1_000_000 --hot 0 100 10_000 --peers local spark
     python -m benchmarks.build --rows 5_000_000 --limit 500 --resume              # in pieces of 500 s, each going on with the last
 
@@ -32,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +96,13 @@ def schema() -> Any:
     )
 
 
-def write_logs(folder: Path, rows: int, hot: int) -> None:
-    """`DAYS` days of clicks; exposures on the last one only, so that what is measured is a day's build. With `hot`, one user has
-    so many times the median's rows (half of all at most)."""
+def write_logs(folder: Path, rows: int, hot: int, per_user: int = 100) -> None:
+    """`DAYS` days of clicks; exposures on the last one only, `per_user` of each user, so that what is measured is a day's build. With `hot`,
+    one user has so many times the median's rows (half of all at most)."""
     from genrank.pipelines.days import dt_of
 
     rng = np.random.default_rng(0)
-    users, items = max(50, rows // 100), max(50, rows // 100)
+    users, items = max(50, rows // per_user), max(50, rows // 100)
 
     def table(n: int, day: int) -> pa.Table:
         user = rng.integers(1, users + 1, n)
@@ -212,6 +214,11 @@ def run_polars(peer: str, data: Path, out: Path) -> Report:
     return dict(build_peers.polars_day(the_day(data), out))
 
 
+def run_duckdb(peer: str, data: Path, out: Path) -> Report:
+    """The same day in DuckDB's SQL."""
+    return dict(build_peers.duckdb_day(the_day(data), out))
+
+
 def check_lists(out: Path) -> list[float]:
     """Sums of every cross feature, of labels, of visible realtime events, and of history lengths."""
     import polars as pl
@@ -253,6 +260,7 @@ PEERS: dict[str, tuple[Run, Check]] = {
     "spark": (run_builder, check_samples),
     "numpy": (run_numpy, check_lists),
     "polars": (run_polars, check_lists),
+    "duckdb": (run_duckdb, check_lists),
     "spark_sql": (run_spark_sql, check_lists),
 }
 
@@ -332,6 +340,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=work, help="folder for logs and outputs")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if "duckdb" in asked.peers and find_spec("duckdb") is None:
+        sys.exit("--peers duckdb: DuckDB is not installed, and no dependency of this project: pip install duckdb")
     if asked.child:
         child(asked.child[0], Path(asked.child[1]), Path(asked.child[2]))
         return

@@ -2,9 +2,10 @@
 
 - `numpy`: keys and time packed into one 64-bit number, sorted once a key set, every window two binary searches; threads.
 - `polars`: the same packing, as-of joins on one sorted column.
+- `duckdb`: running counts, as-of joins on the keys and the time.
 - `spark_sql`: running counts in window frames, exposures and clicks on one axis; one shuffle and sort a key set.
 
-None of them deduplicates, quarantines, gathers statistics, judges the day, keeps partials for the next or publishes whole; numpy and polars hold all days in memory.
+None of them deduplicates, quarantines, gathers statistics, judges the day, keeps partials for the next or publishes whole; numpy, polars and DuckDB hold all days in memory.
 """
 
 from __future__ import annotations
@@ -229,6 +230,66 @@ def polars_day(day: Day, out: Path) -> dict[str, float]:
     out.mkdir(parents=True)
     written.write_parquet(out / "samples.parquet", compression="zstd", compression_level=1, row_group_size=4096)
     return {"samples": written.height, "candidates": shown.height}
+
+
+# ---------------------------------------------------------------------- DuckDB
+
+
+def duckdb_day(day: Day, out: Path) -> dict[str, float]:
+    """Write the day's samples; returns how many samples and candidates. DuckDB is no dependency of this project: `pip install duckdb`."""
+    import duckdb
+
+    columns = ", ".join(COLUMNS)
+    sql = duckdb.connect(config={"threads": len(os.sched_getaffinity(0)), "preserve_insertion_order": False}).execute
+    sql(f"create table clicks as select {columns} from read_parquet('{day.clicks}/*/*.parquet')")
+    sql(
+        f"create table shown as select row_number() over () as row, {columns}"
+        f" from read_parquet('{day.exposures}/*.parquet') where ts >= {day.start}"
+    )
+    joined = "shown"
+    for number, keys in enumerate(day.keys):
+        of = ", ".join(keys)
+        # Clicks of one moment have one count, whichever of them the join takes.
+        sql(
+            f"create table n{number} as select {of}, ts, count(*) over (partition by {of} order by ts) as n from clicks"
+        )
+
+        def asof(table: str, alias: str, when: str, keys: Keys = keys) -> str:
+            same = " and ".join(f"shown.{key} = {alias}.{key}" for key in keys)
+            return f" asof left join {table} {alias} on {same} and {when} {alias}.ts"
+
+        made, joins = [], asof(f"n{number}", "past", "shown.ts >")
+        for name, ms in zip(day.counts(keys), day.windows.values(), strict=True):
+            joins += asof(f"n{number}", name, f"shown.ts - {ms} >=")
+            made.append(f"(coalesce(past.n, 0) - coalesce({name}.n, 0))::float as {name}")
+        if keys == ("user_id", "item_id"):
+            joins += asof("clicks", "following", "shown.ts <=")
+            made.append(f"coalesce(following.ts - shown.ts <= {CLICK_WITHIN_MS}, false)::int as click")
+        if keys == ("user_id",):
+            counted = f"select user_id, ts, count(*) over (partition by user_id order by ts) as n from clicks where ts >= {day.start}"
+            joins += asof(f"({counted})", "today", "shown.ts >")
+            made.append("coalesce(today.n, 0)::int as sees")
+        sql(f"create table c{number} as select shown.row, {', '.join(made)} from shown{joins}")
+        joined += f" join c{number} using (row)"
+    names = [*COLUMNS[1:], *(name for keys in day.keys for name in day.counts(keys)), "click", "sees"]
+
+    def lists(rows: str, fields: Iterable[str], prefix: str, order: str) -> str:
+        made = ", ".join(f"list({name} order by {order}) as {prefix}{name}" for name in fields)
+        return f"(select user_id, {made} from {rows} group by user_id)"
+
+    newest = f"""(select * from (
+        select *, row_number() over (partition by user_id order by ts desc) as age from clicks where ts < {day.start}
+    ) where age <= {HISTORY})"""
+    today = f"(select * from clicks where ts >= {day.start})"
+    out.mkdir(parents=True)
+    sql(
+        f"copy (select * from {lists(joined, names, '', 'ts, row')}"
+        f" left join {lists(newest, COLUMNS[1:], 'h_', 'ts')} using (user_id)"
+        f" left join {lists(today, COLUMNS[1:], 'r_', 'ts')} using (user_id))"
+        f" to '{out}/samples.parquet' (format parquet, compression zstd, compression_level 1, row_group_size 4096)"
+    )
+    samples, candidates = sql("select count(distinct user_id), count(*) from shown").fetchone() or (0, 0)
+    return {"samples": samples, "candidates": candidates}
 
 
 # ---------------------------------------------------------------------- Spark SQL

@@ -5,7 +5,7 @@
 Each run is an ordinary one of `genrank train` under --out, so that the command goes on where it was interrupted; what is complete is
 kept. After every run the table is written again: GAUC and NE of the first label on the evaluation days (mean over seeds and, from two
 seeds on, half the range), operations of a forward pass a candidate, dense parameters, candidates and operations trained on (a step is
-three forward passes), and tokens a second. The budget is the same samples for all, or at most --flops operations each. benchmarks/encoders.md
+three forward passes), and with --speed candidates a second of training. The budget is the same samples for all, or at most --flops operations each. benchmarks/encoders.md
 says what the rows mean.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.train import cycle, timed
 from genrank.model.config import EvaluateConfig, TrainConfig, samples_folder
 from genrank.model.documents import RankingEvaluation, Summary, read_document
 from genrank.model.evaluate import evaluate, load_model
@@ -40,6 +41,17 @@ MODELS = (
     *("tokenmixer-tiny", "longer-tiny", "onetrans-tiny", "grab-tiny", "ultra-hstu-tiny"),
 )  # fmt: skip
 
+SWEEP = {
+    "no warm-up": "train.warmup_steps=0",
+    "200 steps of warm-up": "train.warmup_steps=200",
+    "half the initial weights": "initial_scale=0.5",
+    "twice the initial weights": "initial_scale=2",
+}
+"""What HHFT's ablation found to matter most (arXiv:2511.20235), beside the norm's place."""
+
+STAGES = "two stages"
+"""In settings' place: `--phase sparse --view exposure` over the days, then `--phase dense` from its checkpoint over them again."""
+
 ABLATIONS: dict[str, dict[str, str]] = {
     "rankmixer-tiny": {
         "no mixing": "mixing=none",
@@ -47,16 +59,26 @@ ABLATIONS: dict[str, dict[str, str]] = {
         "pre-norm": "norm=pre",
         "four experts, half of them used": "experts=4",
         "groups of features as tokens, one a sequence": "tokens=groups,sequence_tokens=0,mixing=none",
+        **SWEEP,
     },
     "tokenmixer-tiny": {"not reverted": "revert=false", "no residual between layers": "residual_every=0"},
     "heteroatt-tiny": {"one set of weights for all tokens": "own_weights=false", "pre-norm": "norm=pre"},
-    "hiformer-tiny": {"full rank": "rank=0"},
+    "hiformer-tiny": {"full rank": "rank=0", **SWEEP},
     "onetrans-tiny": {
         "one set of weights for all tokens": "mixed=false",
         "no pyramid": "length=0",
         "no separators": "separators=false",
+        **SWEEP,
     },
-    "longer-tiny": {"merge 2": "merge=2", "merge 8": "merge=8", "InnerTrans": "inner=1", "all ask": "recent=0"},
+    "longer-tiny": {
+        "merge 2": "merge=2",
+        "merge 8": "merge=8",
+        "InnerTrans": "inner=1",
+        "all ask": "recent=0",
+        "4 ask, the newest": "recent=4",
+        "4 ask, evenly spread": "recent=4,asking=evenly",
+    },
+    "grab-tiny": {"two stages: rows by exposures, then the network": STAGES},
     "ultra-hstu-tiny": {"one stack for all sequences": "channels=false", "not truncated": "truncate_after=0"},
     "hstu-tiny": {
         "divided by the sample's length": "divisor=length",
@@ -65,7 +87,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
         "a norm a head": "output_norm=head",
     },
 }
-"""Model -> what is changed, in words -> `--set` fields, joined by commas."""
+"""Model -> what is changed, in words -> `--set` fields, and `train.` fields of the training run, joined by commas."""
 
 SAMPLED_BATCHES = 8
 """Of the evaluation days, over which a candidate's operations are counted."""
@@ -86,12 +108,21 @@ class Case:
     @property
     def folder(self) -> str:
         """Its name under --out."""
-        return "_".join(filter(None, (self.model, self.settings.replace("=", "-").replace(",", "_"))))
+        changed = self.settings.replace("=", "-").replace(",", "_").replace(" ", "-")
+        return "_".join(filter(None, (self.model, changed)))
 
     @property
     def fields(self) -> dict[str, str]:
         """As `--set` takes them."""
-        return dict(part.split("=") for part in self.settings.split(",") if part)
+        return {name: value for name, value in self._changed().items() if not name.startswith("train.")}
+
+    @property
+    def training(self) -> dict[str, int]:
+        """Fields of `TrainConfig`."""
+        return {name.removeprefix("train."): int(v) for name, v in self._changed().items() if name.startswith("train.")}
+
+    def _changed(self) -> dict[str, str]:
+        return dict(part.split("=") for part in self.settings.split(",") if "=" in part)
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,8 @@ class Line:
     parameters: int
     candidates: int
     """Trained on."""
-    tokens_per_s: float
+    candidates_per_s: float
+    """Of training; NaN where it hasn't been timed."""
 
 
 def main() -> None:
@@ -125,6 +157,7 @@ def main() -> None:
         "--flops", type=float, default=0, help="most operations that a run may train with; 0: any number"
     )
     parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--speed", action="store_true", help="time training, too, on batches put aside")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
@@ -154,6 +187,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     out: Path = arguments.out / case.folder / f"seed-{seed}"
     by_steps = case.model in BY_STEPS
     config = TrainConfig(
+        **case.training,
         schema=schema,
         samples=arguments.samples,
         dates=tuple(parse_dates(arguments.dates)),
@@ -170,6 +204,11 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     if by_steps and arguments.flops and not (out / "summary.json").is_file():
         config = dataclasses.replace(config, max_steps=steps_within(config, arguments.flops))
     if not (out / "summary.json").is_file():
+        if case.settings == STAGES:
+            first = dataclasses.replace(config, out=out / "stage-1", phase="sparse", view="exposure")
+            if not (first.out / "summary.json").is_file():
+                train(first)
+            config = dataclasses.replace(config, phase="dense", from_checkpoint=first.out)
         train(config)
     days = tuple(parse_dates(arguments.eval_dates, "--eval-dates"))
     if not (out / "metrics.json").is_file():
@@ -177,6 +216,9 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
     if not (out / "operations.json").is_file():
         counted = operations(out, config, days) if by_steps else None
         (out / "operations.json").write_text(json.dumps({"flops_per_candidate": counted}) + "\n")
+    speed_of = arguments.out / case.folder / "speed.json"
+    if arguments.speed and by_steps and not speed_of.is_file():
+        speed_of.write_text(json.dumps({"candidates_per_s": speed(config)}) + "\n")
     summary = read_document(out / "summary.json", Summary)
     metrics = read_document(out / "metrics.json", RankingEvaluation).tasks[schema.labels[0].name]["model"]
     return Line(
@@ -185,8 +227,23 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
         flops=value_of(json.loads((out / "operations.json").read_text())["flops_per_candidate"]),
         parameters=summary.dense_parameters,
         candidates=summary.candidates,
-        tokens_per_s=summary.tokens_per_s,
+        candidates_per_s=json.loads(speed_of.read_text())["candidates_per_s"] if speed_of.is_file() else math.nan,
     )
+
+
+def speed(config: TrainConfig) -> float:
+    """Candidates a second of training: forward, backward and both optimizers, the best of three passes over some batches. On a CPU of the
+    process's own time, so that a busy machine doesn't change it."""
+    ranks = join_ranks(config.device)
+    trainer = Trainer(dataclasses.replace(config, spike_factor=0, from_checkpoint=None), ranks, None)
+    batches = list(itertools.islice(cycle(trainer), SAMPLED_BATCHES))
+
+    def once() -> None:
+        for batch in batches:
+            trainer.train_step.run([batch], trainer.position)
+
+    once()
+    return sum(len(batch.item) for batch in batches) / min(timed(once, ranks) for _ in range(3))
 
 
 def steps_within(config: TrainConfig, flops: float) -> int:
@@ -230,7 +287,7 @@ def write(out: Path, found: dict[Case, list[Line]]) -> None:
 
 def table(found: dict[Case, list[Line]]) -> str:
     """Markdown: a line a case; GAUC's difference from the preset where something is changed."""
-    heads = ("model", "GAUC", "NE", "MFLOP/candidate", "parameters", "candidates", "training TFLOP", "tokens/s")
+    heads = ("model", "GAUC", "NE", "MFLOP/candidate", "parameters", "candidates", "training TFLOP", "candidates/s")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     base: dict[str, float] = {}
     for case, seeds in found.items():
@@ -247,7 +304,7 @@ def table(found: dict[Case, list[Line]]) -> str:
             f"{one.parameters:,}" if one.parameters else "-",
             f"{one.candidates:,}",
             number(3 * one.flops * one.candidates / 1e12, 4),
-            f"{statistics.median(line.tokens_per_s for line in seeds):,.0f}" if one.tokens_per_s else "-",
+            "-" if math.isnan(one.candidates_per_s) else f"{one.candidates_per_s:,.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -75,6 +75,7 @@ class EncoderModel(Model):
         super().__init__()
         self.tokenizer = Tokenizer(embeddings, config.dim, config.wants())
         self.encoder = encoder(_fitted(config, self.tokenizer.shape))
+        _scale_matrices(self.encoder, config.initial_scale)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -229,6 +230,13 @@ class FeatureTower(nn.Module):
 def _learned_by(weight: float, logit: Tensor) -> Tensor:
     """Its value, and `weight` times its gradient."""
     return weight * logit + (1 - weight) * logit.detach()
+
+
+def _scale_matrices(encoder: nn.Module, scale: float) -> None:
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if scale != 1 and parameter.ndim > 1:
+                parameter.mul_(scale)
 
 
 def _fitted(config: EncoderConfig, shape: TokenShape) -> EncoderConfig:

@@ -116,11 +116,11 @@ def _published(result: BuildResult) -> str:
 
 
 def _out_of_memory(config: BuildConfig, plan: BuildPlan, result: BuildResult) -> str:
-    more = f"another --out with more --buckets than its {plan.buckets}"
-    fewer = f"fewer --days-per-job than {config.days_per_job}" if config.days_per_job > 1 else "more memory"
+    remedies = [f"more --buckets than {plan.buckets}"] if plan.divisible else []
+    remedies += [f"fewer --days-per-job than {config.days_per_job}"] if config.days_per_job > 1 else []
     return (
-        f"--out {config.out}: out of memory; a task's memory follows the rows of a bucket of users: use {more}, or {fewer}"
-        f" ({_published(result)})"
+        f"--out {config.out}: out of memory; a task's memory follows the rows of a bucket of users: use"
+        f" {' or '.join(remedies) or 'more memory'} ({_published(result)})"
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from genrank.schemas.stored import STORED_TYPES
 
-Role = Literal["id", "ids", "number", "time", "amount", "largest", "smallest", "flag", "raw"]
+Role = Literal["id", "ids", "number", "time", "amount", "largest", "smallest", "spread", "decayed", "flag", "raw"]
 
 ROLE_TYPES: dict[Role, pa.DataType] = {
     "id": pa.int64(),
@@ -19,11 +19,13 @@ ROLE_TYPES: dict[Role, pa.DataType] = {
     "amount": pa.float64(),
     "largest": pa.float32(),
     "smallest": pa.float32(),
+    "spread": pa.float64(),
+    "decayed": pa.float64(),
     "flag": pa.bool_(),
 }
 
 
-NUMBERS: frozenset[Role] = frozenset({"number", "amount", "largest", "smallest"})
+NUMBERS: frozenset[Role] = frozenset({"number", "amount", "largest", "smallest", "spread", "decayed"})
 """Roles whose missing value is NaN."""
 
 
@@ -39,6 +41,8 @@ class Column:
     | time | int64 epoch ms, null as MISSING_ID |
     | amount | float64 to be summed, null as NaN: whole numbers up to 2^53 as they are, others to 16 digits |
     | largest, smallest | as a number; merged events keep the largest, or smallest |
+    | spread | an amount; merged events keep their mean here, and their squared differences from it, summed, in the column `squares` |
+    | decayed | an amount, 1 without `expression`; merged events keep the sum as of the newest's time, halved every `half_life` ms until then |
     | flag | bool, null as false |
     | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
     """
@@ -47,8 +51,21 @@ class Column:
     expression: str
     sql: bool = False
     limit: int = 0
+    half_life: int = 0
 
     @property
     def name(self) -> str:
-        """The name in the partial."""
-        return f"{self.role}{self.limit or ''}({self.expression})"
+        """The name in the partial, or among events at keys."""
+        return f"{self.role}{self.limit or self.half_life or ''}({self.expression})"
+
+    @property
+    def kept(self) -> Column | None:
+        """The partial's column that events take it from; None where it is 1 for each."""
+        if self.role not in ("spread", "decayed"):
+            return self
+        return Column("amount", self.expression) if self.expression else None
+
+    @property
+    def squares(self) -> str:
+        """Beside a `spread` of merged events: float64, the sum of squared differences from their mean; 0 for an event as it is."""
+        return f"squares({self.expression})"

@@ -7,6 +7,7 @@ and snapshots joined exactly once per row, and no job knows a feature.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -86,10 +87,8 @@ def cross_features(schema: Schema) -> list[CrossFeature]:
 
 
 def value_column(feature: CrossFeature) -> Column | None:
-    """How a cross feature's `value` is kept."""
-    if feature.value is None:
-        return None
-    return Column(evaluation_of(feature).value_role(feature), feature.value)
+    """What events at keys hold for a cross feature, besides whether they meet `where`."""
+    return evaluation_of(feature).value_column(feature)
 
 
 def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
@@ -134,8 +133,8 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
         for log in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
                 add(log, Column("id", key))
-        if column := value_column(cross):
-            add(schema.event_log(cross.source), column)
+        if (column := value_column(cross)) and column.kept:
+            add(schema.event_log(cross.source), column.kept)
         if cross.where:
             add(schema.event_log(cross.source), Column("flag", cross.where, sql=True))
     for label in schema.labels:
@@ -214,7 +213,7 @@ def compute(frame: pl.DataFrame, source: EventLog | Snapshot, columns: tuple[Col
         if column.sql:
             out[column.name] = store(_evaluate(frame, source, column), column)
         elif joined and joined in frame.columns:
-            out[column.name] = _fill(_arrow(frame[joined]), column)
+            out[column.name] = fill(_arrow(frame[joined]), column)
         else:
             own = column.expression.removeprefix(f"{source.name}.")
             series = frame[own] if own in frame.columns else pl.Series(own, [None] * frame.height, pl.Null)
@@ -250,8 +249,14 @@ def _joined_name(column: Column) -> str:
     return f"snapshot/{column.name}"
 
 
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> tuple[expression.Expression, pl.Expr]:
+    parsed = expression.parse(text)
+    return parsed, pl.sql_expr(parsed.polars)
+
+
 def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) -> pa.Array:
-    parsed = expression.parse(column.expression)
+    parsed, compiled = _compiled(column.expression)
     values = []
     for name in parsed.columns:
         own = name if name in frame.columns else name.removeprefix(f"{source.name}.")
@@ -264,7 +269,7 @@ def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) 
         values.append(pl.Series(exact_arithmetic.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
-        series = _narrowed(known.select(pl.sql_expr(parsed.polars).alias("value"))["value"], source, column)
+        series = _narrowed(known.select(compiled.alias("value"))["value"], source, column)
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error
@@ -302,7 +307,7 @@ def _arrow(series: pl.Series) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _fill(array: pa.Array, column: Column) -> pa.Array:
+def fill(array: pa.Array, column: Column) -> pa.Array:
     """A joined column: rows without a partner hold null, which becomes the role's missing value."""
     if column.role == "ids":
         empty = pa.array([[]], ROLE_TYPES["ids"])

@@ -33,7 +33,8 @@ class BuildConfig(Configuration):
     as_of: Annotated[str | None, Flag(metavar="TIME")] = None
     """Labels as known at this moment (ISO 8601). Default: the end of the newest day any source has."""
     buckets: Annotated[int | None, AT_LEAST_1] = None
-    """Buckets of users that a day is built and written by, fixed by the first build of an output folder. Default: by its exposures."""
+    """Buckets of users that a day is built and written by, at most: each has 50,000 exposures or more, if there are more than 4. Default: one for
+    200,000 exposures, or a million events of histories; larger ones for days beyond 200 million."""
     force: bool = False
     """Build again even what is up to date."""
     wait: bool = True

@@ -149,8 +149,7 @@ class CrossFeatureRouter:
         if use.key_set.tag not in self.hot:
             return events
         log = self.schema.event_log(use.source)
-        if "merged" not in events.column_names:
-            events = events.append_column("merged", pa.array(np.zeros(events.num_rows, np.int64)))
+        events = cross_features.mergeable(use.key_set, log, events)
         keys = int64s(events, "key")
         hot = np.isin(keys, list(self.hot[use.key_set.tag]))
         parts = [events.filter(pa.array(~hot))]

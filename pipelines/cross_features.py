@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from genrank.pipelines import decay, spread
 from genrank.pipelines.column_roles import NUMBERS, Column
 from genrank.pipelines.columns import cross_features, cross_sources, value_column
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
-from genrank.pipelines.exact_sums import grouped, rounded
+from genrank.pipelines.exact_sums import grouped, rounded, split
 from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema, UserError
 from genrank.schemas.base import parse_duration
@@ -101,7 +102,7 @@ def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_
 
 def partial_columns(key_set: KeySet, log: EventLog) -> list[str]:
     """Columns of the log's partial that `events_at_keys` reads."""
-    own = [column.name for column in event_columns(key_set, log)]
+    own = [column.kept.name for column in event_columns(key_set, log) if column.kept]
     return list(dict.fromkeys(["ts", "arrived", "id", *key_columns(key_set), *own]))
 
 
@@ -114,7 +115,10 @@ def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
             "ts": table.column("ts"),
             "available": pa.array(available(log, table)),
             "id": table.column("id"),
-            **{column.name: table.column(column.name) for column in event_columns(key_set, log)},
+            **{
+                column.name: table.column(column.kept.name) if column.kept else pa.array(np.ones(table.num_rows))
+                for column in event_columns(key_set, log)
+            },
         }
     )
     return out if present.all() else out.filter(pa.array(present))
@@ -154,18 +158,27 @@ def newest_ops(key_set: KeySet, log: EventLog) -> set[str]:
     return {f.op for f in key_set.features if f.source == log.name and evaluation_of(f).newest}
 
 
+def mergeable(key_set: KeySet, log: EventLog, rows: pa.Table) -> pa.Table:
+    """Rows of `events_at_keys` with the columns that only merged rows need: 0 for events as they are."""
+    if "merged" not in rows.column_names:
+        rows = rows.append_column("merged", pa.array(np.zeros(rows.num_rows, np.int64)))
+        for column in event_columns(key_set, log):
+            if column.role == "spread":
+                rows = rows.append_column(column.squares, pa.array(np.zeros(rows.num_rows)))
+    return rows
+
+
 def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: int) -> pa.Table:
     """Rows of `events_at_keys`, or of tiles, merged.
 
     What was available before `settled` becomes a row per key, condition, presence of values, and distinct value; it holds the number of events
-    (`merged`), sums, extremes, and the time, id and value of the newest.
+    (`merged`), sums, extremes, means and squared differences, and the time, id and value of the newest.
     What came later stays as it is, so that a tile is exact to the millisecond.
 
     Args:
         moment: any within the tile's last day: the time of merged rows where no feature asks for it.
     """
-    if "merged" not in rows.column_names:
-        rows = rows.append_column("merged", pa.array(np.zeros(rows.num_rows, np.int64)))
+    rows = mergeable(key_set, log, rows)
     early = int64_column(rows, "available") < settled
     late, rows = rows.filter(pa.array(~early)), rows.filter(pa.array(early)).combine_chunks()
     if not rows.num_rows:
@@ -196,18 +209,26 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     else:
         newest[codes] = np.arange(rows.num_rows)
     out = rows.take(pa.array(newest))
+    events = np.maximum(int64_column(rows, "merged"), 1)
     values = {
         "ts": ts,
         "available": np.full(groups, settled - 1),
         "id": id_,
-        "merged": _total(np.maximum(int64_column(rows, "merged"), 1), codes, groups),
+        "merged": _total(events, codes, groups),
     }
     for column in columns:
-        if column.role == "amount":
+        if column.role in ("amount", "spread", "decayed"):
             # A group's values are all there or all missing.
-            amounts = rows.column(column.name).to_numpy()
+            amounts = np.nan_to_num(rows.column(column.name).to_numpy(), nan=0.0)
             missing = np.isnan(out.column(column.name).to_numpy())
-            total = rounded(grouped(np.nan_to_num(amounts, nan=0.0), codes, groups))
+            if column.role == "amount":
+                total = rounded(grouped(split(amounts), codes, groups))
+            elif column.role == "decayed":
+                total = decay.merged(amounts, int64_column(rows, "ts"), codes, ts, column.half_life)
+            else:
+                total, values[column.squares] = spread.merged(
+                    events, amounts, rows.column(column.squares).to_numpy(), codes, values["merged"]
+                )
             values[column.name] = np.where(missing, np.nan, total)
         elif column.role in ("largest", "smallest"):
             sign = 1 if column.role == "largest" else -1
@@ -311,10 +332,15 @@ def answer(
             yield feature.name, pa.array(result.astype(np.int64))
             continue
         if (np.abs(result) > np.finfo(np.float32).max).any():
-            raise UserError(
-                f"cross feature {feature.name!r}: a {feature.op} of {feature.value} is beyond float32 (3.4e38); give the column a larger unit"
-            )
+            raise beyond_float32(feature)
         yield feature.name, pa.array(result.astype(np.float32))
+
+
+def beyond_float32(feature: CrossFeature) -> UserError:
+    """A statistic that can't be stored."""
+    return UserError(
+        f"cross feature {feature.name!r}: a {feature.op} of {feature.value} is beyond float32 (3.4e38); give the column a larger unit"
+    )
 
 
 def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:

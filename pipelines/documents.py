@@ -2,7 +2,7 @@
 
 | file | model | holds |
 |---|---|---|
-| `partials/layout.json` | `Layout` | the number of buckets, fixed by the first build of an output folder |
+| `partials/layout.json` | `Layout` | the number of buckets that an earlier release began an output folder with |
 | `partials/census.json` | `Census` | which days each partition holds rows of |
 | `partials/footers.json` | `Footers` | what the footers of input files say |
 | `partials/<source>/dt=<day>/<key>/partial.json` | `partials.Partial` | a daily partial |
@@ -46,7 +46,7 @@ def _is_wrapped(content: object) -> bool:
 
 
 class Layout(Document[int]):
-    """The number of buckets."""
+    """The number of buckets; only earlier releases wrote it."""
 
 
 class Census(Document[dict[str, dict[int, int]]]):

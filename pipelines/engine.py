@@ -23,6 +23,8 @@ Frame = TypeVar("Frame")
 
 Slots = np.ndarray[tuple[int], np.dtype[np.int32]]
 
+TASKS = 16
+"""Of a step at least, where it has as many units."""
 JOINED_BYTES = 32 << 20
 """Of pieces that a task holds until it scatters them."""
 
@@ -55,7 +57,7 @@ class Engine(Protocol, Generic[Frame]):
     """As `--engine` and the manifest have it."""
 
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> Frame:
-        """Run `step` on every unit, in parallel."""
+        """Run `step` on every unit, in parallel; a unit is about as much as a task should do (`together`)."""
         ...
 
     def exchange(self, title: str, frames: Sequence[Frame], slots: int, step: Step) -> Frame:
@@ -82,6 +84,20 @@ class Engine(Protocol, Generic[Frame]):
 
 AnyEngine = Engine[Any]
 """An engine, whatever its frames are."""
+
+
+def together(units: Sequence[Unit], rows: Callable[[Unit], int], most: int) -> list[tuple[Unit, ...]]:
+    """Neighbouring units joined to `most` rows, or to a `TASKS`th of all rows where that is less: many small files are few tasks."""
+    most = min(most, -(-sum(map(rows, units)) // TASKS))
+    tasks: list[list[Unit]] = []
+    held = 0
+    for unit in units:
+        if not tasks or held + rows(unit) > most:
+            tasks.append([])
+            held = 0
+        tasks[-1].append(unit)
+        held += rows(unit)
+    return [tuple(task) for task in tasks]
 
 
 def joined(pieces: Iterable[Piece], most: int = JOINED_BYTES) -> Iterator[SlotPiece]:

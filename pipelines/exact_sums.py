@@ -60,21 +60,33 @@ def added(*sums: Parts) -> Parts:
     return total
 
 
-def grouped(values: Float, codes: Int, groups: int) -> Parts:
+def multiplied(some: Parts, others: Parts) -> Parts:
+    """Products, row by row."""
+    (sign, ours), (other_sign, theirs) = _magnitudes(some), _magnitudes(others)
+    sign = sign * other_sign
+    products: Parts = {0: np.zeros(len(sign), np.int64)}
+    for exponent, column in ours.items():
+        for other_exponent, other in theirs.items():
+            product = column.astype(np.uint64) * other.astype(np.uint64)
+            place = exponent + other_exponent
+            for at, half in ((place, product & np.uint64(_LOW)), (place + _BITS, product >> np.uint64(_BITS))):
+                products[at] = products.get(at, 0) + half.astype(np.int64) * sign
+    sign, columns = _magnitudes(products)
+    return {exponent: column * sign for exponent, column in columns.items()}
+
+
+def grouped(values: Parts, codes: Int, groups: int) -> Parts:
     """Sum of the values of each code, 0 .. groups - 1."""
     sums: Parts = {}
-    for exponent, column in split(values).items():
+    for exponent, column in values.items():
         sums[exponent] = np.zeros(groups, np.int64)
         np.add.at(sums[exponent], codes, column)
     return sums
 
 
-def running(values: Float) -> Parts:
+def running(values: Parts) -> Parts:
     """Sums of the first 0, 1, ... n values."""
-    return {
-        exponent: np.concatenate([np.zeros(1, np.int64), np.cumsum(column)])
-        for exponent, column in split(values).items()
-    }
+    return {exponent: np.concatenate([np.zeros(1, np.int64), np.cumsum(column)]) for exponent, column in values.items()}
 
 
 def between(sums: Parts, begin: Int, end: Int) -> Parts:
@@ -84,14 +96,21 @@ def between(sums: Parts, begin: Int, end: Int) -> Parts:
 
 def rounded(sums: Parts) -> Float:
     """float64 [n] of what the parts add up to."""
+    sign, columns = _magnitudes(sums)
+    total = np.zeros(len(sign))
+    for exponent, column in columns.items():
+        total += np.ldexp(column.astype(np.float64), exponent)
+    return total * sign
+
+
+def _magnitudes(sums: Parts) -> tuple[Int, Parts]:
+    """(1 or -1, the absolute value in parts from 0 to 2^32 - 1, by ascending exponent) of each row; parts that are all 0 are left out."""
     exponents = range(min(sums), max(sums) + 2 * _BITS + 1, _BITS)
     zero = np.zeros(len(next(iter(sums.values()))), np.int64)
     columns = _carried([sums.get(exponent, zero) for exponent in exponents])
     sign = np.where(columns[-1] < 0, -1, 1)
-    total = np.zeros(len(zero))
-    for exponent, column in zip(exponents, _carried([column * sign for column in columns]), strict=True):
-        total += np.ldexp(column.astype(np.float64), exponent)
-    return total * sign
+    carried = zip(exponents, _carried([column * sign for column in columns]), strict=True)
+    return sign, {exponent: column for exponent, column in carried if column.any()} or {0: zero}
 
 
 def _carried(columns: list[Int]) -> list[Int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.exact_sums import grouped, rounded
+from genrank.pipelines.exact_sums import grouped, rounded, split
 from genrank.pipelines.merge_scan import Int, following, last_before, mix
 from genrank.schemas import Label, Schema, UserError
 from genrank.schemas.base import parse_duration
@@ -136,7 +136,7 @@ def _to_the_last(
     row = order[at[inside]]
     count = np.zeros(len(own), np.int64)
     np.add.at(count, row, 1)
-    return count, rounded(grouped(values[hit][inside], row, len(own)))
+    return count, rounded(grouped(split(values[hit][inside]), row, len(own)))
 
 
 def _keys(table: pa.Table, on: list[str]) -> tuple[Int, NDArray[np.bool_]]:

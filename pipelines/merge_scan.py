@@ -15,6 +15,7 @@ nor depend on the order; partial sums of days, rounded each, add up to the sum o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -23,11 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from genrank.pipelines.exact_sums import Float, Parts, added, between, grouped, rounded, running
+from genrank.pipelines.exact_sums import Float, Parts, added, between, grouped, rounded, running, split
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
+Terms = Callable[[Int], tuple[Parts, ...]]
+"""Rows of a scan -> numbers of each, to be summed."""
 
 
 class Axis(NamedTuple):
@@ -126,16 +129,26 @@ class Scan:
         """(int64 number of visible events, float64 sum of their `values`, finite), per query in the caller's order."""
         if values is None and chosen is None and self._merged is None and self._longest_lag < window:
             return queries.scatter(self._count(queries, window)), np.zeros(len(queries.keys))
+        if values is None:
+            return queries.scatter(self.totals(queries, window, chosen=chosen)[0]), np.zeros(len(queries.keys))
+        own = values
+        count, (total,) = self.totals(queries, window, lambda rows: (split(own[rows]),), chosen)
+        return queries.scatter(count), queries.scatter(rounded(total))
+
+    def totals(
+        self, queries: Queries, window: int, terms: Terms | None = None, chosen: Bool | None = None
+    ) -> tuple[Int, tuple[Parts, ...]]:
+        """(int64 number of visible events, exact sums of each of their `terms`), per query in the queries' own order."""
         rows = self._alive(queries, window, chosen)
         base = None
         if self._merged is not None:
             whole = self._merged[rows] > 0
-            base = self._sum_merged(queries, window, rows[whole], values)
+            base = self._totals_merged(queries, window, rows[whole], terms)
             rows = rows[~whole]
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
         axis = Axis.over(self._keys.count, ts, available)
         enter, leave = axis.pack(codes, available), axis.pack(codes, ts)
-        by_enter, by_leave = (None, None) if values is None else (np.argsort(enter), np.argsort(leave))
+        by_enter, by_leave = (None, None) if terms is None else (np.argsort(enter), np.argsort(leave))
         entered = np.searchsorted(
             np.sort(enter) if by_enter is None else enter[by_enter], axis.pack(queries.keys, queries.times), "left"
         )
@@ -147,16 +160,19 @@ class Scan:
         known = queries.keys >= 0
         count = np.where(known, entered - left, 0)
         sums: list[Parts] = []
-        if values is not None:
+        if terms is not None:
             begin = np.zeros_like(entered)
-            came = between(running(values[rows][by_enter]), begin, entered)
-            went = between(running(values[rows][by_leave]), left, begin)
-            sums = [{exponent: np.where(known, part, 0) for exponent, part in added(came, went).items()}]
+            for came, went in zip(terms(rows[by_enter]), terms(rows[by_leave]), strict=True):
+                seen = added(between(running(came), begin, entered), between(running(went), left, begin))
+                sums.append({exponent: np.where(known, part, 0) for exponent, part in seen.items()})
         if base is not None:
             count = count + base[0]
-            sums += base[1:]
-        total = rounded(added(*sums)) if values is not None else np.zeros(len(count))
-        return queries.scatter(count), queries.scatter(total)
+            sums = [added(*both) for both in zip(sums, base[1], strict=True)]
+        return count, tuple(sums)
+
+    def merged_from(self, rows: Int) -> Int | None:
+        """How many events each row stands for; None where every row of the scan is an event."""
+        return None if self._merged is None else np.maximum(self._merged[rows], 1)
 
     @cached_property
     def _longest_lag(self) -> int:
@@ -178,7 +194,9 @@ class Scan:
         went = np.searchsorted(happened, axis.pack(queries.keys, queries.times - window), "right")
         return np.where(queries.keys >= 0, self._came[1] - went, 0)
 
-    def _sum_merged(self, queries: Queries, window: int, rows: Int, values: Float | None) -> tuple[Int, Parts]:
+    def _totals_merged(
+        self, queries: Queries, window: int, rows: Int, terms: Terms | None
+    ) -> tuple[Int, tuple[Parts, ...]]:
         """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
         first = np.full(self._keys.count + 1, np.iinfo(np.int64).max)
@@ -188,8 +206,10 @@ class Scan:
         # The last one is for keys without events.
         count = np.zeros(self._keys.count + 1, np.int64)
         np.add.at(count, self._codes[rows], self._merged[rows])
-        sums = {} if values is None else grouped(values[rows], self._codes[rows], self._keys.count + 1)
-        return count[queries.keys], {exponent: of_key[queries.keys] for exponent, of_key in sums.items()}
+        sums = [grouped(own, self._codes[rows], self._keys.count + 1) for own in (terms(rows) if terms else ())]
+        return count[queries.keys], tuple(
+            {exponent: of_key[queries.keys] for exponent, of_key in own.items()} for own in sums
+        )
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""
@@ -265,7 +285,7 @@ def following(keys: Int, ts: Int, values: Float, at_keys: Int, at: Int, window: 
     axis = Axis.over(known.count, ts)
     packed = axis.pack(known.codes, ts)
     order = np.argsort(packed, kind="stable")
-    packed, sums = packed[order], running(values[order])
+    packed, sums = packed[order], running(split(values[order]))
     codes = known.find(at_keys)
     begin = np.searchsorted(packed, axis.pack(codes, at), "left")
     end = np.searchsorted(packed, axis.pack(codes, at + window), "right")

@@ -6,7 +6,7 @@ writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,13 +33,14 @@ from genrank.schemas.conversion import epoch_ms
 
 @dataclass(frozen=True)
 class ReadUnit:
-    """One task's share of a partition."""
+    """Row groups of one file of a partition."""
 
     source: str
     partition: int
     """The partition's day."""
     path: str
     row_groups: tuple[int, ...]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Normalizer:
         """Source -> what its partials keep."""
         return needed(self.schema)
 
-    def read(self, unit: ReadUnit) -> Iterator[Piece]:
-        """Map step: raw rows of a unit, normalized, to their buckets."""
-        source = self.schema.source(unit.source)
-        yield from self.normalize(source, unit.partition, read_rows(source, unit.path, unit.row_groups))
+    def read(self, units: Iterable[ReadUnit]) -> Iterator[Piece]:
+        """Map step: raw rows of some units, normalized, to their buckets."""
+        for unit in units:
+            source = self.schema.source(unit.source)
+            yield from self.normalize(source, unit.partition, read_rows(source, unit.path, unit.row_groups))
 
     def normalize(self, source: EventLog | Snapshot, partition: int, raw: pa.Table) -> Iterator[Piece]:
         """Rows of one partition to their buckets: good ones, and the others with the reason."""

@@ -1,5 +1,8 @@
 """Daily partials: one day of one source, normalised and deduplicated, a file per bucket of users (or of snapshot keys).
 
+A user's bucket is a hash modulo the number of buckets, which each build chooses by its own day's size (`plan.BuildPlan.buckets`). A build
+reads partials of any number: a bucket of 8 is every other file of 16, half the rows of a file of 4, and some rows of each file of 3.
+
 `OUT/partials/<source>/dt=<day>/<key>/bucket-NNNNN.parquet` and its `partial.json`. The key is a hash of everything the content
 depends on (input files, declaration, computed columns, the snapshots joined), so a partial is never stale: another content has
 another key. A partial depends on no other day's partial of its own source, so any day can be rebuilt alone.
@@ -13,14 +16,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
+from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.checked_json import checked, with_checksum
@@ -56,6 +62,30 @@ class Partial(BaseModel):
         return self.rows + self.duplicates + sum(self.quarantined.values())
 
 
+class Bucket(NamedTuple):
+    """A share of the users (or of the keys of a snapshot): those whose hash is `number` modulo `of`."""
+
+    number: int
+    of: int
+
+    def holds(self, users: Int) -> Bool:
+        """Which of the users are in it."""
+        held: Bool = slot_of(mix(users), self.of) == self.number
+        return held
+
+    def files(self, among: int) -> range:
+        """Numbers of the files, of `among`, that its rows lie in."""
+        if self.whole(among):
+            return range(self.number, among, self.of)
+        if self.of % among == 0:
+            return range(self.number % among, self.number % among + 1)
+        return range(among)
+
+    def whole(self, among: int) -> bool:
+        """Whether all rows of these files are its own."""
+        return among % self.of == 0
+
+
 @dataclass(frozen=True)
 class PartialRef:
     """Where a task finds a partial."""
@@ -63,6 +93,9 @@ class PartialRef:
     day: int
     folder: str
     files: Mapping[int, str]
+    """Bucket -> file name; buckets without rows have none."""
+    buckets: int
+    """It was written with so many."""
     sha256: Mapping[int, str] = field(default_factory=dict)
     """Bucket -> digest of its file."""
 
@@ -102,7 +135,9 @@ class PartialStore:
 
     def ref(self, partial: Partial, day: int) -> PartialRef:
         """What tasks need of it."""
-        return PartialRef(day, str(self.folder(partial.source, day, partial.key)), partial.files, partial.sha256)
+        return PartialRef(
+            day, str(self.folder(partial.source, day, partial.key)), partial.files, partial.buckets, partial.sha256
+        )
 
     def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
         """Move the winners' files (which are on the disk) in and make the partial visible, by one rename."""
@@ -165,19 +200,22 @@ class OpenFiles:
 
 def load(
     refs: Sequence[PartialRef],
-    bucket: int | None,
+    bucket: Bucket | None,
     columns: Sequence[str],
     schema: pa.Schema,
     users: pa.Array | None = None,
     files: OpenFiles | None = None,
 ) -> pa.Table:
-    """Rows of several days (with `_day`, int32), of one bucket or of all; with `users`, only rows whose `u` is among them."""
+    """Rows of several days (with `_day`, int32), of one bucket or of all; with `users` (of the bucket), only rows whose `u` is among them."""
     files = files or OpenFiles(most=0)
     tables = []
     for ref in refs:
-        for at in sorted(ref.files) if bucket is None else [bucket]:
+        for at in sorted(ref.files) if bucket is None else bucket.files(ref.buckets):
             if at in ref.files:
-                table = files.read(ref, at, columns)
+                foreign = bucket is not None and users is None and not bucket.whole(ref.buckets)
+                table = files.read(ref, at, [*columns, "u"] if foreign and "u" not in columns else columns)
+                if bucket is not None and foreign:
+                    table = table.filter(pa.array(bucket.holds(int64s(table, "u")))).select(list(columns))
                 if users is not None:
                     wanted = pc.is_in(table.column("u"), value_set=users)
                     if not pc.all(wanted, min_count=0).as_py():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from genrank.pipelines.days import dt_of
-from genrank.pipelines.engine import AnyEngine
+from genrank.pipelines.engine import AnyEngine, together
 from genrank.pipelines.messages import PartialReport
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partial_writer import PartialWriter
@@ -33,7 +34,6 @@ class PartialsJob:
 
     def run(self) -> Partials:
         """Every partial that the plan names."""
-        self.plan.fix_buckets()
         for kind in (Snapshot, EventLog):
             missing: dict[str, dict[int, str]] = {}
             for source in self.plan.schema.sources:
@@ -62,7 +62,7 @@ class PartialsJob:
             partitions = {p.day: p for day in days for p in plan.contents[name][day]}
             units += [unit for partition in partitions.values() for unit in read_units(partition)]
         what = ", ".join(missing)
-        read = self.engine.map(f"read {what}", units, normalizer.read)
+        read = self.engine.map(f"read {what}", together(units, attrgetter("rows"), READ_ROWS), normalizer.read)
         written = self.engine.exchange(f"partials of {what}", [read], plan.buckets, writer.write)
         self._commit(PartialReport.collected(self.engine.collect(written)), missing)
 
@@ -121,17 +121,17 @@ def _total(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def read_units(partition: Partition) -> list[ReadUnit]:
-    """Tasks' shares of a partition: whole row groups, about `READ_ROWS` rows each."""
+    """A partition in pieces: whole row groups of one file, about `READ_ROWS` rows each."""
     units = []
     for file in partition.files:
         groups: list[int] = []
         rows = 0
         for group, size in enumerate(file.row_groups):
             if groups and rows + size > READ_ROWS:
-                units.append(ReadUnit(partition.source, partition.day, file.path, tuple(groups)))
+                units.append(ReadUnit(partition.source, partition.day, file.path, tuple(groups), rows))
                 groups, rows = [], 0
             groups.append(group)
             rows += size
         if groups:
-            units.append(ReadUnit(partition.source, partition.day, file.path, tuple(groups)))
+            units.append(ReadUnit(partition.source, partition.day, file.path, tuple(groups), rows))
     return units

@@ -6,6 +6,7 @@ key differs from the manifest's. `status` and `build` share this one plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,26 @@ from genrank.schemas.digest import digest
 
 BUCKET_ROWS = 200_000
 """Exposures of a day that a bucket is sized for."""
+FEWEST_ROWS = 50_000
+"""Exposures of a day that a bucket has at least, however many were asked for: what a bucket costs by itself would count below."""
 FEWEST_BUCKETS = 4
+EVENTS_AN_EXPOSURE = 5
+"""Events of histories that take as much of a task's memory as one exposure."""
+MANY_BUCKETS = 1024
+"""Beyond, buckets grow as well as their number: files, tasks and messages between them then grow by the square root of a day."""
 LAYOUT, CENSUS, FOOTERS = "layout.json", "census.json", "footers.json"
+
+
+def bucket_count(rows: int, asked: int | None = None) -> int:
+    """Buckets of a day of so many exposures: a power of 2, or at most as many as are asked for."""
+    if asked is None:
+        buckets = -(-rows // BUCKET_ROWS)
+        if buckets > MANY_BUCKETS:
+            buckets = math.isqrt(buckets * MANY_BUCKETS)
+        return max(FEWEST_BUCKETS, 1 << max(0, buckets - 1).bit_length())
+    while asked > FEWEST_BUCKETS and rows < asked * FEWEST_ROWS:
+        asked = max(FEWEST_BUCKETS, -(-asked // 2))
+    return asked
 
 
 class BuildPlan:
@@ -241,27 +260,45 @@ class BuildPlan:
 
     @cached_property
     def buckets(self) -> int:
-        """Files of a partial: fixed by the first build of an output folder."""
-        path = self._notes / LAYOUT
-        if path.is_file():
-            layout = Layout.read(path)
-            if layout is None:
-                raise UserError(f"{path} is damaged: it should hold the number of buckets; remove {path.parent}")
-            fixed = layout.root
-            if self._asked_buckets not in (None, fixed):
-                raise UserError(
-                    f"--buckets {self._asked_buckets}: {self.out} was begun with {fixed}; leave it out, or use another --out"
-                )
-            return fixed
-        days = self.present[self.schema.candidates.source]
-        rows = sum(f.rows for f in self.partition(self.schema.exposures, self.first).files) if self.first in days else 0
-        return self._asked_buckets or max(FEWEST_BUCKETS, 1 << max(0, -(-rows // BUCKET_ROWS) - 1).bit_length())
+        """Shares of the users that the days are built by, a task and a file each: by the largest day's exposures, or its histories' events."""
+        return bucket_count(self._rows, self._asked_buckets)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a build that is asked for more buckets has more."""
+        return bucket_count(self._rows, 2 * self.buckets) > self.buckets
+
+    @cached_property
+    def _rows(self) -> int:
+        return max(map(self._rows_of_day, range(self.first, self.last + 1)))
+
+    def _rows_of_day(self, day: int) -> int:
+        """Exposures of a day; where its histories' events take more than these do, so many exposures as they take."""
+        own = self.schema.candidates.source
+        exposures = self.rows_of(own, day) if day in self.contents[own] else 0
+        events = 0
+        for log in {entry.source for sequence in self.schema.sequences for entry in sequence.events} & set(
+            self._windows
+        ):
+            events += sum(self.rows_of(log, d) for d in self.window(log, day, day) if d in self.contents[log])
+        return max(exposures, events // EVENTS_AN_EXPOSURE)
 
     # ------------------------------------------------------------------ keys
 
-    def fix_buckets(self) -> None:
-        """Later builds of the output folder have as many buckets."""
-        Layout(self.buckets).write(self._notes / LAYOUT)
+    @cached_property
+    def begun(self) -> int | None:
+        """The number of buckets that an earlier release begun the output folder with, by which its partials' keys are made; None in others.
+
+        Raises:
+            UserError: the note of it is damaged.
+        """
+        path = self._notes / LAYOUT
+        if not path.is_file():
+            return None
+        layout = Layout.read(path)
+        if layout is None:
+            raise UserError(f"{path} is damaged: it should hold the number of buckets; remove {path.parent}")
+        return layout.root
 
     @cached_property
     def keys(self) -> dict[str, dict[int, str]]:
@@ -288,7 +325,7 @@ class BuildPlan:
         asked = [column.name for column in self.columns[source.name]]
         candidates = self.schema.candidates.item if source.name == self.schema.candidates.source else None
         inputs = [partition.input.hash for partition in partitions]
-        return digest([inputs, declared, asked, attributes, self.buckets, self.schema.utc_offset, candidates])
+        return digest([inputs, declared, asked, attributes, self.begun, self.schema.utc_offset, candidates])
 
     def joined_to(self, day: int) -> dict[str, int]:
         """Snapshot -> its day that is joined to rows of a day."""

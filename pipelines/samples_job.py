@@ -78,7 +78,7 @@ class SamplesJob:
             name: tuple(self.store.ref(partial, day) for day, partial in sorted(partials.items()))
             for name, partials in self.partials.items()
         }
-        reader = PastReader(self.schema, refs)
+        reader = PastReader(self.schema, refs, self.plan.buckets)
         past = self._compacted(days, refs, reader)
         router = self._router(days, reader, past)
         profiles = Profiles(self.schema, self.plan.buckets, self._profiles(days), reader.schemas)
@@ -90,8 +90,11 @@ class SamplesJob:
     ) -> CompactionPlan:
         # What this day compacts is for the next one, so it isn't worth making unless days follow each other.
         follows = (self.plan.out / "samples" / f"dt={dt_of(days[0] - 1)}" / MANIFEST).is_file()
-        past = CompactionPlan(self.schema, self.plan.out, days[0], days[-1], refs, self.plan.keys, make=follows)
-        compact(past, self.engine, reader, self.plan.buckets, self.staging)
+        plan = self.plan
+        past = CompactionPlan(
+            self.schema, plan.out, days[0], days[-1], refs, plan.keys, plan.buckets, plan.begun, make=follows
+        )
+        compact(past, self.engine, reader, self.staging)
         return past
 
     def _router(self, days: Sequence[int], reader: PastReader, past: CompactionPlan) -> CrossFeatureRouter:

@@ -35,6 +35,8 @@ class Timeline(NamedTuple):
     leaves: dict[str, pa.Array]
     users: Int
     """Users' ids by code, ascending."""
+    id: Int
+    """Breaks ties."""
 
     def codes(self, users: Int) -> Int:
         """Codes of users that are among the timeline's."""
@@ -135,7 +137,7 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
         feature.name: single_array(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
         for feature, stored in sequence_features(sequence)
     }
-    return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users)
+    return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users, id_[rows])
 
 
 def _changes(

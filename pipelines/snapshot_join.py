@@ -61,4 +61,4 @@ def _lookup(ref: PartialRef | None, columns: tuple[str, ...], schema: pa.Schema,
 def _snapshot_table(
     folder: str, files: tuple[tuple[int, str], ...], sha256: tuple[tuple[int, str], ...], columns: tuple[str, ...]
 ) -> pa.Table:
-    return load([PartialRef(0, folder, dict(files), dict(sha256))], None, ("u", *columns), pa.schema([]))
+    return load([PartialRef(0, folder, dict(files), len(files), dict(sha256))], None, ("u", *columns), pa.schema([]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -193,7 +193,9 @@ def _twice(source: EventLog | Snapshot, path: Path | str, physical: str) -> str:
     )
 
 
-def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | None, int | None]:
+def _time_bounds(
+    source: EventLog, metadata: pq.FileMetaData, row_groups: Iterable[int] | None = None
+) -> tuple[int | None, int | None]:
     names = metadata.schema.to_arrow_schema().names
     at = next(
         (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == source.physical(source.time)), None
@@ -205,7 +207,7 @@ def _time_bounds(source: EventLog, metadata: pq.FileMetaData) -> tuple[int | Non
         return None, None
     first: list[int] = []
     last: list[int] = []
-    for i in range(metadata.num_row_groups):
+    for i in range(metadata.num_row_groups) if row_groups is None else row_groups:
         statistics = metadata.row_group(i).column(at).statistics
         if statistics is None or not statistics.has_min_max:
             if statistics is not None and statistics.null_count == metadata.row_group(i).num_rows:
@@ -233,25 +235,41 @@ def home_days(ms: pa.Array, partition: int, local_days: LocalDays, lateness: int
 
 
 def census(source: EventLog, partition: Partition, local_days: LocalDays) -> dict[int, int]:
-    """Home day -> rows. From the footers alone where all of a file lies in its partition's day."""
+    """Home day -> rows. Of row groups that lie in their partition's day, as most do beside those of late rows, by the footers alone."""
     counts: dict[int, int] = {}
     begin, end = local_days.start(partition.day), local_days.start(partition.day + 1)
     for file in partition.files:
         if file.first is not None and file.last is not None and begin <= file.first and file.last < end:
             counts[partition.day] = counts.get(partition.day, 0) + file.rows
             continue
-        physical = source.physical(source.time)
-        with reading(file.path, "replace the file", at=f"source {source.name!r}: "):
-            times = open_rows(file.path).read([physical]).column(0)
-        ms = times_of(source, times).values
-        home, _ = home_days(ms, partition.day, local_days, parse_duration(source.lateness))
-        if len(home) != file.rows:
+        counted = 0
+        for ms, rows in _times(source, file, begin, end):
+            found = {partition.day: rows}
+            if ms is not None:
+                home, _ = home_days(ms, partition.day, local_days, parse_duration(source.lateness))
+                found = dict(zip(*(column.tolist() for column in np.unique(home, return_counts=True)), strict=True))
+            counted += rows
+            for day, number in found.items():
+                counts[day] = counts.get(day, 0) + number
+        if counted != file.rows:
             raise UserError(
-                f"source {source.name!r}: {file.path} counts {file.rows} rows in its footer and holds {len(home)}; replace the file"
+                f"source {source.name!r}: {file.path} counts {file.rows} rows in its footer and holds {counted}; replace the file"
             )
-        for day, rows in zip(*np.unique(home, return_counts=True), strict=True):
-            counts[int(day)] = counts.get(int(day), 0) + int(rows)
     return counts
+
+
+def _times(source: EventLog, file: SourceFile, begin: int, end: int) -> Iterator[tuple[pa.Array | None, int]]:
+    """(epoch ms, how many) of a file's rows, a batch at a time; None for row groups that lie in [begin, end)."""
+    with reading(file.path, "replace the file", at=f"source {source.name!r}: "):
+        opened = open_rows(file.path)
+        for group in range(opened.num_row_groups):
+            first, last = _time_bounds(source, opened.metadata, [group])
+            if first is not None and last is not None and begin <= first and last < end:
+                yield None, opened.metadata.row_group(group).num_rows
+                continue
+            columns = [source.physical(source.time)]
+            for batch in opened.iter_batches(row_groups=[group], columns=columns, use_threads=False):
+                yield times_of(source, batch.column(0)).values, batch.num_rows
 
 
 def open_rows(path: Path | str) -> pq.ParquetFile:

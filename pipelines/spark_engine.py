@@ -73,18 +73,15 @@ class SparkEngine:
     def map(self, title: str, units: Sequence[Unit], step: Callable[[Unit], Iterable[Piece]]) -> DataFrame:
         """As `Engine.map`; a frame is a lazy Spark DataFrame of pieces."""
         units = list(units)
+        tasks = max(1, len(units))
 
         def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             _settle()
             numbers = (at for batch in batches for at in batch.column("slot").to_pylist())
             yield from _batches(joined(piece for at in numbers for piece in step(units[at])))
 
-        # A few tasks a core: a task costs more to start than a small unit takes.
-        tasks = max(1, min(len(units), 4 * self.session.sparkContext.defaultParallelism))
-        numbers = self.session.range(len(units)).selectExpr(
-            "cast(id as int) as slot", f"cast(id % {tasks} as int) as task"
-        )
-        numbers = numbers.repartitionById(tasks, "task").select("slot")
+        # A task a unit, however many cores there are now: more may come, and a unit is no smaller than a task is worth starting for.
+        numbers = self.session.range(0, len(units), 1, tasks).selectExpr("cast(id as int) as slot")
         return numbers.mapInArrow(run, COLUMNS)
 
     def exchange(self, title: str, frames: Sequence[DataFrame], slots: int, step: Step) -> DataFrame:

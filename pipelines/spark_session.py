@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def start_session(master: str | None = None, **settings: str) -> SparkSession:
-    """A quiet session. Under `spark-submit` its master and settings hold; else this machine's cores.
+    """A quiet session. Under `spark-submit` its master and all that is set there hold (`--conf`, `--properties-file`, `spark-defaults.conf`);
+    else this machine's cores.
+
+    Args:
+        settings: before all others.
 
     Raises:
         UserError: Java is missing or older than 17.
@@ -60,8 +64,7 @@ def start_session(master: str | None = None, **settings: str) -> SparkSession:
         "spark.executorEnv.POLARS_MAX_THREADS": "1",
     }
     if _submitted():
-        for local in ("spark.driver.memory", "spark.driver.host", "spark.driver.bindAddress"):
-            del defaults[local]
+        defaults = without_set(defaults, _submitted_settings())
     for key, value in (defaults | settings).items():
         builder = builder.config(key, value)
     with _jvm_quiet():
@@ -103,6 +106,23 @@ def _quiet_logging() -> str:
         "logger.sets.name = org.apache.spark.scheduler.TaskSetManager\nlogger.sets.level = off\n"
     )
     return str(path)
+
+
+DEPLOYMENT = ("spark.driver.memory", "spark.driver.host", "spark.driver.bindAddress")
+"""What `spark-submit` decides even where nobody sets it."""
+
+
+def without_set(defaults: Mapping[str, str], submitted: Mapping[str, str]) -> dict[str, str]:
+    """Those of our defaults that were left to us; what is set for the driver's JVM came too late in any case."""
+    return {key: value for key, value in defaults.items() if key not in submitted and key not in DEPLOYMENT}
+
+
+def _submitted_settings() -> dict[str, str]:
+    """What `spark-submit` handed to the JVM that is already running."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()
+    return dict(SparkConf().getAll())
 
 
 def _submitted() -> bool:

@@ -13,7 +13,7 @@ from genrank.pipelines import sequences
 from genrank.pipelines.arrays import single_array
 from genrank.pipelines.columns import feature_column, on_snapshot, user_sources
 from genrank.pipelines.merge_scan import Int, mix, slot_of
-from genrank.pipelines.partials import PartialRef, load
+from genrank.pipelines.partials import Bucket, PartialRef, load
 from genrank.schemas import Schema
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.schema import USER
@@ -45,11 +45,11 @@ class Profiles:
                 continue
             snapshots = user_sources(self.schema, column)
             ref = self.partials.get(snapshots[0].name, {}).get(day) if snapshots else None
-            bucket = int(slot_of(mix(users[:1]), self.buckets)[0])
-            if ref is None or bucket not in ref.files:
+            if ref is None:
                 values[feature.name] = sequences.missing(stored, len(users))
                 continue
             name = on_snapshot(snapshots[0], column).name
+            bucket = Bucket(int(slot_of(mix(users[:1]), self.buckets)[0]), self.buckets)
             table = load([ref], bucket, ["u", name], self.schemas[snapshots[0].name])
             at = pc.index_in(pa.array(users), value_set=single_array(table.column("u"))).to_numpy(zero_copy_only=False)
             at = np.where(np.isnan(at), table.num_rows, at).astype(np.int64)
@@ -63,6 +63,6 @@ class Profiles:
         known = {}
         for name in sorted({snapshot.name for column in columns for snapshot in user_sources(self.schema, column)}):
             ref = self.partials.get(name, {}).get(day)
-            have = load([ref] if ref else [], bucket, ["u"], self.schemas[name], users)
+            have = load([ref] if ref else [], Bucket(bucket, self.buckets), ["u"], self.schemas[name], users)
             known[f"user → {name}"] = (have.num_rows, len(users))
         return known

@@ -2,15 +2,16 @@
 
     whole      model(batch)                                     user, events and candidates in one pass
     in parts   user_state of the sequence, score of the candidates so many at a time (M-FALCON: HSTU, arXiv:2402.17152, section 3.4)
-    cached     the same, of a sequence whose keys and values are kept (`serving.user_cache`); realtime events are appended
+    cached     the same, of a sequence whose keys and values are kept (`serving.user_cache`); realtime events are appended, and further events
+               of a history where the model can promise that nothing before them changes (`serving.history_append`)
 
 A cached user's histories are neither looked up nor projected nor attended from: what a request costs is its new events and its candidates.
+Where a history goes on, all of it is looked up and projected, and its new events alone pass through the encoder.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,20 @@ from genrank.model.encoders.stack import StackState
 from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
 from genrank.schemas.errors import UserError
-from genrank.schemas.schema import USER
+from genrank.serving.history_append import (
+    UserRows,
+    known_sizes,
+    known_tokens,
+    obstacles,
+    rows_in_common,
+    rows_of,
+    tokens_in_common,
+)
 from genrank.serving.stored_keys import rounded, store
 from genrank.serving.user_cache import Entry, Key, Layers, UserCache
-from genrank.tokenization.batch import Batch, Group, Ragged
+from genrank.tokenization.batch import Batch
 from genrank.tokenization.jagged_tokens import Tokens
-from genrank.tokenization.plan import tokens_per_row
+from genrank.tokenization.visibility import REALTIME
 
 
 class Engine:
@@ -48,6 +57,19 @@ class Engine:
             raise UserError(f"micro_batch is {micro_batch}; give a number of candidates, or 0 for all of them at once")
         if micro_batch or cache is not None:
             _require_parts(model, cache is not None)
+        self.append_obstacles: list[str] = []
+        """Why kept users' histories aren't appended to; none where they are, or no users are kept."""
+        self.appends = False
+        """Whether a kept user's histories may go on with further events."""
+        self._realtime: str | None = None
+        self._per_event = 1
+        if cache is not None:
+            assert isinstance(model, Ranker)
+            self.append_obstacles = obstacles(model)
+            self.appends = not self.append_obstacles
+            events = next((part for part in model.tokenizer.parts if part.kind == REALTIME), None)
+            if events is not None:
+                self._realtime, self._per_event = events.name, events.per_row
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """{label: logit [C]} of a batch on the model's device, in inference mode."""
@@ -71,83 +93,109 @@ class Engine:
         self, model: Ranker, batch: Batch, cache: UserCache
     ) -> tuple[StackState, Candidates, dict[str, Tensor]]:
         """The state of the batch's sequences, the candidates and the features that are read beside the encoder."""
-        device = batch.user.device
-        users, starts = batch.user.tolist(), batch.window_start.tolist()
-        keys = [Key(self.checkpoint, user, start) for user, start in zip(users, starts, strict=True)]
-        digests, events = _digests(model, batch)
-        entries = [cache.get(key, device) for key in keys]
-        kept = [
-            entry if entry is not None and entry.digest == digest else None
-            for entry, digest in zip(entries, digests, strict=True)
-        ]
-        hits = sum(entry is not None for entry in kept)
-        cache.add(hits=hits, misses=len(kept) - hits)
-        known = hits == len(kept)
-        features = model.tokenizer.features(batch, known=not known)
-        sequence, candidates = split(model.tokenizer.tokens(batch, features, known=not known))
-        later = sequence
-        if not known:
-            before, later = split_known(sequence)
-            kept = self._encoded(model, before, digests, kept, cache)
-        found = [entry for entry in kept if entry is not None]
-        state = self._extended(model, keys, found, later, events, cache)
+        sizes = known_sizes(model.tokenizer.parts)
+        asked = rows_of(batch, sizes, self._realtime)
+        starts = [None] * len(batch) if self.appends else batch.window_start.tolist()
+        keys = [Key(self.checkpoint, *of) for of in zip(batch.user.tolist(), starts, strict=True)]
+        entries = [cache.get(key, batch.user.device) for key in keys]
+        kept = [self._kept(entry, own, sizes) for entry, own in zip(entries, asked, strict=True)]
+        known = [known_tokens(own, sizes) for own in asked]
+        _count(cache, entries, kept, known)
+        lacking = any(held is None or len(held.known.seconds) < n for held, n in zip(kept, known, strict=True))
+        features = model.tokenizer.features(batch, known=lacking)
+        sequence, candidates = split(model.tokenizer.tokens(batch, features, known=lacking))
+        if any(held is None for held in kept):
+            kept = self._encoded(model, split_known(sequence)[0], kept, cache)
+        held = [each for each in kept if each is not None]
+        # The rows at hand begin with the user's where anything of user and histories is lacking, or else with the realtime ones.
+        first = [len(each) if lacking else len(each.later.seconds) for each in held]
+        state = _state_of(held, sequence.x.dtype)
+        left = _without_first(sequence, first)
+        if len(left.x):
+            state = model.encoder.extend(state, left, lambda x: rounded(x, cache.storage))
+        cache.add(appended=len(left.x))
+        self._keep(keys, held, asked, known, state, cache)
         return state, candidates, features
 
+    def _kept(self, entry: Entry | None, asked: UserRows, sizes: Mapping[str, int]) -> _Held | None:
+        """What of an entry holds for a request; None: nothing."""
+        if entry is None:
+            return None
+        same = tokens_in_common(entry.rows, asked, sizes)
+        whole = same == len(entry.known.seconds) == known_tokens(asked, sizes)
+        if whole:
+            events = rows_in_common(entry.rows.realtime, asked.realtime)
+            return _Held(entry.known, entry.later.first(events * self._per_event), entry)
+        if not (self.appends and same):
+            return None
+        return _Held(
+            entry.known.first(same), entry.later.first(0), entry
+        )  # realtime events read the history that has changed
+
     def _encoded(
-        self,
-        model: Ranker,
-        before: Tokens,
-        digests: Sequence[bytes],
-        kept: Sequence[Entry | None],
-        cache: UserCache,
-    ) -> list[Entry | None]:
-        """An entry for every sample, without realtime events where there was none."""
-        missing = torch.tensor([entry is None for entry in kept], device=before.x.device)
+        self, model: Ranker, before: Tokens, kept: Sequence[_Held | None], cache: UserCache
+    ) -> list[_Held | None]:
+        """What is held of every sample: where it was nothing, user and histories."""
+        missing = torch.tensor([held is None for held in kept], device=before.x.device)
         lacking = missing.repeat_interleave(before.offsets.diff(), output_size=len(before.x))
         made: StackState = model.encoder.user_state(chosen_rows(before, lacking))
         bounds = made.offsets.tolist()
-        entries: list[Entry | None] = []
-        for at, (digest, entry) in enumerate(zip(digests, kept, strict=True)):
-            if entry is None:
+        found: list[_Held | None] = []
+        for at, held in enumerate(kept):
+            if held is None:
                 layers = _stored(made, bounds[at], bounds[at + 1], cache)
-                entry = Entry(digest, layers, (), layers.first(0))
-            entries.append(entry)
-        return entries
+                held = _Held(layers, layers.first(0))
+            found.append(held)
+        return found
 
-    def _extended(
+    def _keep(
         self,
-        model: Ranker,
         keys: Sequence[Key],
-        entries: Sequence[Entry],
-        later: Tokens,
-        events: Sequence[Sequence[bytes]],
+        held: Sequence[_Held],
+        asked: Sequence[UserRows],
+        known: Sequence[int],
+        state: StackState,
         cache: UserCache,
-    ) -> StackState:
-        """The state of whole sequences: what entries hold of them, and the realtime events that they lack, which they then hold too."""
-        realtime = model.tokenizer.schema.realtime
-        per_event = tokens_per_row(model.tokenizer.schema, realtime.name) if realtime else 1
-        same = [_common(entry.events, own) for entry, own in zip(entries, events, strict=True)]
-        held = [_Held(entry, entry.later.first(n * per_event)) for entry, n in zip(entries, same, strict=True)]
-        state = _state_of(held, later.x.dtype)
-        left = _without_first(later, [n * per_event for n in same])
-        if len(left.x):
-            state = model.encoder.extend(state, left, lambda x: rounded(x, cache.storage))
+    ) -> None:
+        """Entries of the whole sequences; one that has more events than its request stays."""
         bounds = state.offsets.tolist()
-        for at, (key, own) in enumerate(zip(keys, events, strict=True)):
-            known = len(held[at].entry.known.seconds)
-            entry = held[at].entry
-            if entry.events[: len(own)] != tuple(own):
-                added = _stored(state, bounds[at] + known, bounds[at + 1], cache)
-                entry = Entry(entry.digest, entry.known, tuple(own), added)
-            cache.put(key, entry)
-        cache.add(appended=len(left.x))
-        return state
+        for at, (key, own) in enumerate(zip(keys, asked, strict=True)):
+            begin, end, first = bounds[at], bounds[at + 1], held[at]
+            middle = begin + known[at]
+            if first.entry is not None and _holds(first.entry, first, known[at], end - begin):
+                cache.put(key, first.entry)
+                continue
+            history = first.known.then(_stored(state, begin + len(first.known.seconds), middle, cache))
+            events = first.later.then(_stored(state, middle + len(first.later.seconds), end, cache))
+            cache.put(key, Entry(own.copied(), history, events))
 
 
 class _Held(NamedTuple):
-    entry: Entry
+    """The first rows of a sequence, as they are stored."""
+
+    known: Layers
+    """Of user and histories."""
     later: Layers
-    """Rows of the realtime events that a request shares with it."""
+    """Of realtime events; none where the histories aren't an entry's."""
+    entry: Entry | None = None
+    """Whose rows they are."""
+
+    def __len__(self) -> int:
+        return len(self.known.seconds) + len(self.later.seconds)
+
+
+def _holds(entry: Entry, held: _Held, known: int, rows: int) -> bool:
+    """Whether an entry has all of a request, whose sequence has so many rows, `known` of them of user and histories; or has a longer history."""
+    return len(held.known.seconds) == known and (len(held) == rows or known < len(entry.known.seconds))
+
+
+def _count(
+    cache: UserCache, entries: Sequence[Entry | None], kept: Sequence[_Held | None], known: Sequence[int]
+) -> None:
+    misses = sum(held is None for held in kept)
+    hits = sum(held is not None and len(held.known.seconds) == n for held, n in zip(kept, known, strict=True))
+    rebuilt = sum(held is None and entry is not None for held, entry in zip(kept, entries, strict=True))
+    cache.add(hits=hits, extended=len(kept) - hits - misses, misses=misses, rebuilt=rebuilt)
 
 
 def _parts(candidates: Candidates, size: int) -> Sequence[Candidates]:
@@ -168,8 +216,8 @@ def _parts(candidates: Candidates, size: int) -> Sequence[Candidates]:
 
 def _state_of(held: Sequence[_Held], dtype: torch.dtype) -> StackState:
     """One state of several users'."""
-    parts = [layers for each in held for layers in (each.entry.known, each.later)]
-    lengths = [len(each.entry.known.seconds) + len(each.later.seconds) for each in held]
+    parts = [layers for each in held for layers in (each.known, each.later)]
+    lengths = [len(each) for each in held]
     seconds = torch.cat([layers.seconds for layers in parts])
     offsets = torch.tensor([0, *lengths], device=seconds.device).cumsum(0)
     depth = range(len(parts[0].keys))
@@ -190,69 +238,6 @@ def _without_first(later: Tokens, counts: Sequence[int]) -> Tokens:
     first = offsets[:-1] + torch.tensor(counts, device=offsets.device)
     place = torch.arange(len(later.x), device=offsets.device)
     return chosen_rows(later, place >= first.repeat_interleave(offsets.diff(), output_size=len(place)))
-
-
-def _common(before: Sequence[bytes], now: Sequence[bytes]) -> int:
-    """How many of the first events are the same."""
-    count = 0
-    for one, other in zip(before, now, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
-
-
-# ---------------------------------------------------------------------- what entries were made of
-
-
-def _digests(model: Ranker, batch: Batch) -> tuple[list[bytes], list[tuple[bytes, ...]]]:
-    """Of each sample, a digest of its user's features and histories, and one of each of its realtime events."""
-    schema = model.tokenizer.schema
-    realtime = schema.realtime.name if schema.realtime else None
-    known = [batch.groups[name] for name in (USER, *(s.name for s in schema.histories)) if name in batch.groups]
-    leaves = [_Leaves(group) for group in known]
-    of_users = []
-    for at in range(len(batch)):
-        found = hashlib.blake2b(digest_size=16)
-        for group in leaves:
-            group.add(found, at)
-        of_users.append(found.digest())
-    if realtime is None:
-        return of_users, [()] * len(batch)
-    events = _Leaves(batch.groups[realtime], [batch.realtime_sees, batch.realtime_available])
-    return of_users, [events.rows(at) for at in range(len(batch))]
-
-
-class _Leaves:
-    """The stored values of a group's rows, as bytes; whatever device they are on, its host reads them."""
-
-    def __init__(self, group: Group, beside: Sequence[Tensor] = ()) -> None:
-        self.offsets = group.offsets.tolist()
-        leaves = [leaf for _, leaf in sorted(group.features.items())]
-        self.plain = [t.cpu().numpy() for t in (group.ts, *beside, *(x for x in leaves if isinstance(x, Tensor)))]
-        self.ragged = [(x.values.cpu().numpy(), x.offsets.tolist()) for x in leaves if isinstance(x, Ragged)]
-
-    def add(self, found: hashlib.blake2b, sample: int) -> None:
-        """All rows of a sample."""
-        self._add(found, self.offsets[sample], self.offsets[sample + 1])
-
-    def rows(self, sample: int) -> tuple[bytes, ...]:
-        """A digest of each row of a sample."""
-        digests = []
-        for row in range(self.offsets[sample], self.offsets[sample + 1]):
-            found = hashlib.blake2b(digest_size=16)
-            self._add(found, row, row + 1)
-            digests.append(found.digest())
-        return tuple(digests)
-
-    def _add(self, found: hashlib.blake2b, first: int, last: int) -> None:
-        found.update((last - first).to_bytes(8, "little"))
-        for plain in self.plain:
-            found.update(plain[first:last].tobytes())
-        for values, offsets in self.ragged:
-            for row in range(first, last):
-                found.update((offsets[row + 1] - offsets[row]).to_bytes(8, "little"))
-            found.update(values[offsets[first] : offsets[last]].tobytes())
 
 
 def _require_parts(model: Model, cached: bool) -> None:

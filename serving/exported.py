@@ -17,9 +17,11 @@ from genrank.model.interface import Model
 from genrank.model.ranker import Ranker
 from genrank.model.registry import recorded_model
 from genrank.schemas.checked_json import checked
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.files import file_sha256
 from genrank.schemas.schema import Schema
+from genrank.serving.compiled import MachineKind
 from genrank.serving.model_scorer import ModelScorer
 from genrank.serving.programs import ExportedEncoder
 from genrank.serving.tensor_file import read_tensors
@@ -53,6 +55,8 @@ class ExportManifest(BaseModel):
     """cpu or cuda: what the programs were made for."""
     programs: bool
     """Whether the encoder is in programs."""
+    compiled: MachineKind | None = None
+    """What they were compiled for, too."""
     torch: str
     """The version that wrote it."""
     files: dict[str, FileDigest]
@@ -66,6 +70,8 @@ class ExportedScorer(ModelScorer):
     """An export's model."""
 
     manifest: ExportManifest
+    compiled: bool
+    """Whether its encoder runs as compiled programs."""
 
     @classmethod
     def load(
@@ -75,11 +81,13 @@ class ExportedScorer(ModelScorer):
         *,
         micro_batch: int = 0,
         cache: UserCache | None = None,
+        compiled: bool = True,
     ) -> Self:
         """The model of an export, once every file is as it was written and the example's scores are what they were.
 
         Args:
             micro_batch, cache: as of `ModelScorer`.
+            compiled: run compiled programs, where the export has some that fit this machine; else the exported ones.
 
         Raises:
             UserError: it is no export, damaged, made for another device, or scores the example otherwise.
@@ -89,11 +97,12 @@ class ExportedScorer(ModelScorer):
             raise UserError(
                 f"{folder} was exported for {manifest.device} and is loaded on {device.type}; export the run with --device {device.type}"
             )
-        model = _model(folder, manifest, device)
+        compiled = compiled and _fits(folder, manifest, device)
+        model = _model(folder, manifest, device, compiled)
         # A checkpoint and its export keep users' states in forms of their own: a cache that both use tells them apart.
         kept_as = f"{manifest.checkpoint} exported"
         scorer = cls(model, manifest.declared, kept_as, device, micro_batch=micro_batch, cache=cache)
-        scorer.manifest = manifest
+        scorer.manifest, scorer.compiled = manifest, compiled
         scorer._try(folder)
         return scorer
 
@@ -105,9 +114,12 @@ class ExportedScorer(ModelScorer):
         rows = whole.drop_columns([SCORES])
         got = ModelScorer(self.model, self.schema, "", self.device).score(rows)
         if not np.allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            which, remedy = (
+                ("'s compiled programs score", "again, or without --compiled") if self.compiled else (" scores", "")
+            )
             raise UserError(
-                f"{folder} scores its example otherwise than the run did (by up to {np.abs(got - wanted).max():.1e}): it doesn't work with"
-                f" PyTorch {torch.__version__} on this machine (it was written by {self.manifest.torch}); export the run here"
+                f"{folder}{which} its example otherwise than the run did (by up to {np.abs(got - wanted).max():.1e}): it doesn't work with"
+                f" PyTorch {torch.__version__} on this machine (it was written by {self.manifest.torch}); export the run here {remedy}".rstrip()
             )
 
 
@@ -135,7 +147,17 @@ def _read(folder: Path) -> ExportManifest:
     return manifest
 
 
-def _model(folder: Path, manifest: ExportManifest, device: torch.device) -> Model:
+def _fits(folder: Path, manifest: ExportManifest, device: torch.device) -> bool:
+    """Whether there are compiled programs that run here."""
+    if manifest.compiled is None:
+        return False
+    why = manifest.compiled.unlike(MachineKind.here(device))
+    if why:
+        logger.warning(f"{folder}: its compiled programs don't fit this machine ({why}); the exported ones are run")
+    return not why
+
+
+def _model(folder: Path, manifest: ExportManifest, device: torch.device, compiled: bool) -> Model:
     chosen, schema = recorded_model(manifest.model), manifest.declared
     names = [table.name for table in make_plan(schema).tables] if chosen.spec.by_steps else []
     weights = {name: read_tensors(folder / "tables" / f"{name}.safetensors")["weight"].to(device) for name in names}
@@ -149,7 +171,8 @@ def _model(folder: Path, manifest: ExportManifest, device: torch.device) -> Mode
     state = read_tensors(folder / "dense.safetensors")
     if manifest.programs:
         assert isinstance(model, Ranker)
-        model.encoder = ExportedEncoder(model.encoder.config, folder / "encoder")
+        programs, compiled_for = (folder / "compiled", device) if compiled else (folder / "encoder", None)
+        model.encoder = ExportedEncoder(model.encoder.config, programs, compiled_for)
     model.make_room(state)
     model.load_state_dict(state)
     return model.to(device).eval()

@@ -5,7 +5,7 @@
     score    those, and candidates                      -> [C, dim]                           score
 
 Tokens, samples and candidates are dynamic. Attention is genrank's own op (`kernels.attention`), opaque to the programs. They are exact: the
-encoder's own operations in the encoder's own order.
+encoder's own operations in the encoder's own order. `serving.compiled` compiles them for one kind of machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import genrank.kernels.attention  # noqa: F401  registers the op that the programs call
 from genrank.model.encoders import Candidates, Encoder, EncoderConfig, split, split_known
 from genrank.model.encoders.stack import Stack, StackState
+from genrank.serving.compiled import Program, load_compiled
 from genrank.tokenization.jagged_tokens import Tokens
 
 NAMES = ("known", "extend", "score")
@@ -68,20 +69,26 @@ class ExportedEncoder(Encoder[StackState]):
     Args:
         config: the encoder's.
         folder: with the programs.
+        compiled_for: the device that they were compiled for, if the folder holds compiled ones.
     """
 
-    def __init__(self, config: EncoderConfig, folder: Path) -> None:
+    def __init__(self, config: EncoderConfig, folder: Path, compiled_for: torch.device | None = None) -> None:
         super().__init__(config)
-        self._programs: dict[str, Callable[..., object]] = {
-            name: torch.export.load(folder / f"{name}.pt2").module()
-            for name in NAMES
-            if (folder / f"{name}.pt2").is_file()
+        paths = {name: path for name in NAMES if (path := folder / f"{name}.pt2").is_file()}
+        self._programs: dict[str, Program] = {
+            name: torch.export.load(path).module() if compiled_for is None else load_compiled(path, compiled_for)
+            for name, path in paths.items()
         }
 
     @property
     def extends(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def appends(self) -> bool:
+        """Where the schema has realtime events, which `extend` is made for."""
+        return "extend" in self._programs
 
     def user_state(self, sequence: Tokens, beside: Tensor | None = None) -> StackState:
         """Keys and values of user and history rows by `known`, of realtime rows by `extend`."""

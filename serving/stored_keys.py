@@ -30,6 +30,11 @@ class StoredKeys(NamedTuple):
         """The first rows."""
         return StoredKeys(self.values[:rows], None if self.scale is None else self.scale[:rows])
 
+    def then(self, later: StoredKeys) -> StoredKeys:
+        """These rows, then the later ones."""
+        scale = None if self.scale is None or later.scale is None else torch.cat([self.scale, later.scale])
+        return StoredKeys(torch.cat([self.values, later.values]), scale)
+
     def to(self, device: torch.device | str) -> StoredKeys:
         """The same on another device."""
         return StoredKeys(self.values.to(device), None if self.scale is None else self.scale.to(device))

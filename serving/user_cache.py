@@ -1,8 +1,8 @@
 """Users whose keys and values are kept between requests: least recently used first out, in bounded memory, on the device and on its host.
 
 An entry is of one user, window and checkpoint: every layer's keys and values of the user's and history's tokens, which nothing later
-reaches, and of the realtime events so far, in the order in which they became available. `serving.engine` fills and reads it, and checks that
-what an entry was made of is what a request holds.
+reaches, and of the realtime events so far, in the order in which they became available. Where histories append (`serving.history_append`)
+one entry serves a user in every window. `serving.engine` fills and reads it, and uses what an entry was made of as far as a request holds it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from genrank.schemas.errors import UserError
+from genrank.serving.history_append import UserRows
 from genrank.serving.stored_keys import Storage, StoredKeys
 
 
@@ -26,7 +27,8 @@ class Key(NamedTuple):
     checkpoint: str
     """Of `LoadedModel.checkpoint`: weights, and the schema they were trained with."""
     user: int
-    window_start: int
+    window_start: int | None
+    """None where histories append: the next window goes on with the entry."""
 
 
 class Layers(NamedTuple):
@@ -46,6 +48,14 @@ class Layers(NamedTuple):
         """The first rows."""
         return Layers([k.first(rows) for k in self.keys], [v.first(rows) for v in self.values], self.seconds[:rows])
 
+    def then(self, later: Layers) -> Layers:
+        """These rows, then the later ones."""
+        if not len(later.seconds):
+            return self
+        keys = [one.then(other) for one, other in zip(self.keys, later.keys, strict=True)]
+        values = [one.then(other) for one, other in zip(self.values, later.values, strict=True)]
+        return Layers(keys, values, torch.cat([self.seconds, later.seconds]))
+
     def to(self, device: torch.device | str) -> Layers:
         """The same on another device."""
         keys, values = [k.to(device) for k in self.keys], [v.to(device) for v in self.values]
@@ -54,25 +64,23 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A user's state in a window; replaced as a whole, never changed."""
+    """A user's state; replaced as a whole, never changed."""
 
-    digest: bytes
-    """Of the user's features and histories."""
+    rows: UserRows
+    """What it was made of; on the host."""
     known: Layers
     """Of the user's and history's tokens."""
-    events: Sequence[bytes]
-    """A digest of each realtime event."""
     later: Layers
     """Of the realtime events' tokens."""
 
     @property
     def bytes(self) -> int:
         """Memory that it takes."""
-        return self.known.bytes + self.later.bytes + sum(map(len, self.events))
+        return self.rows.bytes + self.known.bytes + self.later.bytes
 
     def to(self, device: torch.device | str) -> Entry:
         """The same on another device."""
-        return Entry(self.digest, self.known.to(device), self.events, self.later.to(device))
+        return Entry(self.rows, self.known.to(device), self.later.to(device))
 
 
 @dataclass
@@ -80,10 +88,15 @@ class Counts:
     """What became of look-ups so far."""
 
     hits: int = 0
+    """Nothing of user and histories was computed."""
+    extended: int = 0
+    """Of a history, the events behind those that an entry had were computed."""
     misses: int = 0
-    """No entry, or one of another history."""
+    """All of it was: no entry, or one of another history."""
+    rebuilt: int = 0
+    """Of the misses, those with an entry of another history: its oldest event has dropped out, or it or the user's features were changed."""
     appended: int = 0
-    """Realtime tokens that were added to an entry."""
+    """Tokens that were added to entries: realtime ones, and those of extended histories."""
     spilled: int = 0
     """Entries that went from the device to the host."""
     evicted: int = 0

@@ -27,7 +27,7 @@ from genrank.model.trainer import train
 from genrank.pipelines.build import build
 from genrank.pipelines.columns import needed
 from genrank.pipelines.compaction import sizes
-from genrank.pipelines.compaction.reader import _stored
+from genrank.pipelines.compaction.reader import read_files
 from genrank.pipelines.compaction.records import RECORD, Compacted
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number
@@ -259,8 +259,8 @@ def test_blocks(world: World, data: st.DataObject) -> None:
         block = Compacted.read(folder)
         if block is None:
             return None
-        ref = PartialRef(0, str(folder), block.files, block.sha256)
-        return block, repr([t.to_pylist() for b in block.files for t in _stored([ref], b, "u", None)])
+        ref = PartialRef(0, str(folder), block.files, block.buckets or 0, block.sha256)
+        return block, repr([t.to_pylist() for t in read_files(ref, block.files)])
 
     hold(data.draw(st.sampled_from(sorted(folder.iterdir())), "file"), read, data, world.whole(folder, read))
 
@@ -291,8 +291,8 @@ def test_logs(world: World, data: st.DataObject) -> None:
         partition = read_partition(source, day, folder, {})
         rows = 0
         for file in partition.files:
-            unit = ReadUnit(source.name, day, file.path, tuple(range(len(file.row_groups))))
-            rows += sum(piece.rows.num_rows for piece in normalizer.read(unit))
+            unit = ReadUnit(source.name, day, file.path, tuple(range(len(file.row_groups))), file.rows)
+            rows += sum(piece.rows.num_rows for piece in normalizer.read([unit]))
         return rows
 
     path = data.draw(st.sampled_from(sorted(folder.glob("*.parquet"))), "file")

@@ -143,6 +143,21 @@ class BlockConfig(EncoderConfig):
             event_actions=self.history_loss > 0,
         )
 
+    def append_obstacles(self) -> list[str]:
+        """Settings under which a user or history token depends on what follows it, or on the window; none: a state goes on with further events."""
+        found = []
+        if self.visibility != "causal":
+            found.append(
+                f"under visibility={self.visibility} tokens read later ones (train with --set visibility=causal)"
+            )
+        if self.positions != "oldest":
+            found.append("positions count from the newest event (train with --set positions=oldest)")
+        if self.ages:
+            found.append("tokens say how old they are in the window (train with --set ages=false)")
+        if self.history:
+            found.append(f"the newest {self.history} events move (train with --set history=0)")
+        return found
+
     @property
     def event_weight(self) -> float:
         """That of `history_loss`."""

@@ -69,6 +69,13 @@ class HstuConfig(BlockConfig):
             )
         return dataclasses.replace(fitted, event_tokens=shape.event_tokens)
 
+    def append_obstacles(self) -> list[str]:
+        """As a block's; and a tail that is counted from the history's end."""
+        found = super().append_obstacles()
+        if self.window and self.full_tail:
+            found.append("full_tail counts from the newest event (train with --set full_tail=0)")
+        return found
+
     def wants(self) -> Wants:
         """The mask that `visibility` names, within the window."""
         if self.visibility == "dynamic":

@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from genrank.model.validation import Checked, Positive
+from genrank.model.validation import Checked, Positive, Scale
 from genrank.tokenization.jagged_tokens import Candidates as Candidates
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME
@@ -48,6 +48,8 @@ class EncoderConfig(Checked):
 
     dim: Positive
     """Width of a token."""
+    initial_scale: Scale = field(default=1.0, kw_only=True)
+    """The encoder's weight matrices begin as they are drawn, times this; vectors (biases, norms) as they are."""
 
     @property
     def out_dim(self) -> int:
@@ -136,6 +138,11 @@ class Encoder(SequenceEncoder, Generic[StateT]):
     def extends(self) -> bool:
         """Whether there is `extend`, so that a user's state can be kept and go on as events become available."""
         return False
+
+    @property
+    def appends(self) -> bool:
+        """Whether `extend` takes rows of histories, too, where the configuration's `append_obstacles` are none."""
+        return self.extends
 
     def extend(self, state: StateT, later: Tokens, rounded: Callable[[Tensor], Tensor] | None = None) -> StateT:
         """The state of sequences that go on with further rows, none of which an earlier row sees.

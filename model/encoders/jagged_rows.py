@@ -3,6 +3,7 @@ keys that candidates read beside the sequences'.
 
     rows_of(sequence) -> Rows             which rows are user, history and realtime, and where
     newest(rows, n, lengths)              all rows but the history older than its newest n
+    evenly(rows, n, lengths)              all rows but of the history n, evenly spread over it, the newest among them
     Joined(offsets, owner, tokens)        the rows of sequences and of their candidates, laid out sample by sample
 
 Every row of the history is known before the window that the candidates are of, and candidates see all of it: history can be merged and
@@ -94,6 +95,15 @@ def newest(rows: Rows, history: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
     dropped = (rows.history - history).clamp(min=0)
     first = rows.users[rows.sample]
     kept = (rows.place < first) | (rows.place >= first + dropped[rows.sample])
+    return places(kept, len(rows.sample) - int((lengths - history).clamp(min=0).sum())), dropped
+
+
+def evenly(rows: Rows, history: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """As `newest`, of a history of h rows those whose distance b from the newest one is the first at which floor(b * history / h) has its value."""
+    dropped = (rows.history - history).clamp(min=0)
+    h = rows.history[rows.sample]
+    back = (rows.users[rows.sample] + h - 1 - rows.place).clamp(min=0)
+    kept = (rows.group != HISTORY) | (h <= history) | (back * history % h.clamp(min=1) < history)
     return places(kept, len(rows.sample) - int((lengths - history).clamp(min=0).sum())), dropped
 
 

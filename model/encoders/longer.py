@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from genrank.kernels.jagged import Permute
 from genrank.kernels.merge import group_offsets, merge_rows
 from genrank.kernels.spans import make_spans
 from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig
-from genrank.model.encoders.jagged_rows import Joined, Rows, in_order, newest, places, rows_of
+from genrank.model.encoders.jagged_rows import Joined, Rows, evenly, in_order, newest, places, rows_of
 from genrank.model.encoders.transformer import TransformerLayer, layer_operations
 from genrank.model.validation import Count, Positive, Share
 from genrank.tokenization import visibility
@@ -56,7 +57,10 @@ class LongerConfig(EncoderConfig):
     """Layers inside a group before its members are put side by side (InnerTrans); 0: side by side alone (concat)."""
     inner_heads: Positive = 1
     recent: Count = 100
-    """The newest so many merged tokens ask in the first layer and stay; 0: all."""
+    """So many merged tokens ask in the first layer and stay; 0: all."""
+    asking: Literal["newest", "evenly"] = "newest"
+    """Which: the newest, or as many spread evenly over the history (of 100, the paper has +1.57 and +1.45 % of
+    AUC over its base)."""
     ffn: Positive = 4
     """Inner width of the feed-forward part, in widths of a token."""
     dropout: Share = 0.0
@@ -143,11 +147,12 @@ class Longer(Encoder[list[LayerKeys]]):
             state.append(LayerKeys(rows.offsets, k, v, fewer))
             if at == len(self.layers) - 1:
                 break  # nothing reads what the last layer makes of the sequence
-            asked, dropped, known = rows, torch.zeros_like(fewer), rows.known
+            asked, dropped, known, place = rows, torch.zeros_like(fewer), rows.known, rows.place
             if not at and self.config.recent:
-                kept, dropped = newest(rows, self.config.recent, lengths)
-                x, asked = x[kept], rows.take(kept, dropped)
-            history_end = asked.place + dropped[asked.sample] + 1  # its own place among the keys, and one
+                choose = newest if self.config.asking == "newest" else evenly
+                kept, dropped = choose(rows, self.config.recent, lengths)
+                x, asked, place = x[kept], rows.take(kept, dropped), place[kept]
+            history_end = place + 1
             end = torch.where(asked.group == HISTORY, history_end, known[asked.sample])
             end = torch.where(asked.group == REALTIME, asked.end + dropped[asked.sample], end)
             own = torch.where(asked.group == REALTIME, history_end - 1, end)

@@ -11,7 +11,7 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.records import FOLDER, Compacted
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse, Use, sequence_uses, tile_uses
 from genrank.pipelines.days import day_number, dt_of
-from genrank.pipelines.partials import PartialRef
+from genrank.pipelines.partials import Bucket, PartialRef
 from genrank.schemas import EventLog, Schema
 
 
@@ -60,6 +60,8 @@ class CompactionPlan:
     Args:
         partials: source -> the partials of every day that matters to the build.
         keys: source -> day -> key of its partial.
+        buckets: of the build.
+        begun: buckets that the output folder was begun with, of what an earlier release compacted.
         make: whether what is missing is worth making.
     """
 
@@ -71,11 +73,13 @@ class CompactionPlan:
         last: int,
         partials: Mapping[str, tuple[PartialRef, ...]],
         keys: Mapping[str, Mapping[int, str]],
+        buckets: int,
+        begun: int | None,
         make: bool,
     ) -> None:
         self.schema, self.root, self.first, self.last = schema, out / FOLDER, first, last
         self.partials = {name: {ref.day: ref for ref in refs} for name, refs in partials.items()}
-        self.keys, self.make = keys, make
+        self.keys, self.buckets, self.begun, self.make = keys, buckets, begun, make
         self._start = schema.local_days.start(first)
         self.missing: dict[Use, list[TileRecipe]] = {}
         self.tiles = {use: self._tiles(use) for use in tile_uses(schema)}
@@ -120,7 +124,9 @@ class CompactionPlan:
         """From the largest tiles that are stored."""
         if not any(day in self.partials[use.source] for day in days):
             return None
-        if ref := self._find(use, days, days):
+        ref = self._find(use, days, days)
+        # Which of the users a merged row is of can't be learned from it any more.
+        if ref and (not use.key_set.with_user(self.schema) or Bucket(0, self.buckets).whole(ref.buckets)):
             return TileRecipe(days[0], days[-1], stored=ref)
         if len(days) == 1:
             return TileRecipe(days[0], days[0], days=(days[0],))
@@ -159,11 +165,11 @@ class CompactionPlan:
         wanted = {dt_of(day): keys[day] for day in matters if day in present}
         for folder in self.root.joinpath(use.name(self.schema), f"dt={dt_of(days[-1])}").glob("[!.]*"):
             found = Compacted.read(folder)
-            if found is None:
+            if found is None or (buckets := found.buckets or self.begun) is None:
                 continue
             known = {dt: key for dt, key in found.covers.items() if dt >= dt_of(matters[0])}
             if known == wanted and (isinstance(use, SequenceUse) or found.first == dt_of(days[0])):
-                return PartialRef(days[-1], str(folder), found.files, found.sha256)
+                return PartialRef(days[-1], str(folder), found.files, buckets, found.sha256)
         return None
 
     def _newest(self, use: SequenceUse, since: int, due: int) -> PartialRef | None:

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrank.pipelines import cross_features, sequences
+from genrank.pipelines.arrays import int64s
 from genrank.pipelines.columns import needed
 from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
-from genrank.pipelines.partials import OpenFiles, PartialRef, load, partial_schema
+from genrank.pipelines.partials import Bucket, OpenFiles, PartialRef, load, partial_schema
 from genrank.schemas import ChangePoints, EventLog, Schema
 from genrank.schemas.files import reading as reading_file
 
@@ -31,6 +32,8 @@ class PastReader:
     schema: Schema
     partials: Mapping[str, tuple[PartialRef, ...]]
     """Source -> partials of every day that matters, ascending."""
+    buckets: int
+    """What is asked for are buckets of so many."""
     _open: dict[int, OpenFiles] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Bucket -> its files, where a task reads several times."""
 
@@ -60,7 +63,7 @@ class PastReader:
         """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
         names = columns if users is None or "u" in columns else [*columns, "u"]
         refs = [ref for ref in self.partials[source] if ref.day in days]
-        return load(refs, bucket, names, self.schemas[source], users, self._open.get(bucket))
+        return load(refs, Bucket(bucket, self.buckets), names, self.schemas[source], users, self._open.get(bucket))
 
     def events(
         self,
@@ -75,7 +78,7 @@ class PastReader:
         task holds a few days in full, however many it reads.
         """
         found: dict[TileUse, list[pa.Table]] = {
-            use: _stored(reading.compacted, bucket, "key", asked and asked[use.key_set])
+            use: self._tiles(use, reading.compacted, bucket, asked and asked[use.key_set])
             for use, reading in wanted.items()
         }
         for source in dict.fromkeys(use.source for use in wanted):
@@ -129,7 +132,7 @@ class PastReader:
             if asked is not None:
                 table = table.filter(pc.is_in(table.column("key"), value_set=asked))
             if reading.runs or reading.compacted:
-                table = table.append_column("merged", pa.array(np.zeros(table.num_rows, np.int64)))
+                table = cross_features.mergeable(key_set, log, table)
             if number:
                 moment = self.schema.local_days.start(reading.runs[number - 1][-1])
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
@@ -155,15 +158,43 @@ class PastReader:
             tables = [fresh((), 0)]
             for day in days:
                 tables.append(sequences.newest(fresh((day,), 0), sequence.max_length, reading.settled))
-        return pa.concat_tables([*_stored(reading.compacted, bucket, "u", users), *tables])
+        return pa.concat_tables([*self._histories(reading.compacted, bucket, users), *tables])
+
+    # ------------------------------------------------------------------ what is compacted
+
+    def _tiles(self, use: TileUse, refs: Iterable[PartialRef], bucket: int, asked: pa.Array | None) -> list[pa.Table]:
+        """A bucket's share of tiles: of its users' keys those in its users' files, all `asked` among them; of other keys, which any bucket
+        may deal with, every so many-th file."""
+        own = Bucket(bucket, self.buckets)
+        tables = []
+        for ref in refs:
+            if use.key_set.with_user(self.schema):
+                assert asked is not None or own.whole(ref.buckets), "a tile says no more whose its rows are"
+                numbers = own.files(ref.buckets)
+            else:
+                numbers = range(bucket, ref.buckets, self.buckets)
+            for table in read_files(ref, numbers):
+                tables.append(table if asked is None else table.filter(pc.is_in(table.column("key"), value_set=asked)))
+        return tables
+
+    def _histories(self, refs: Iterable[PartialRef], bucket: int, users: pa.Array | None) -> list[pa.Table]:
+        """A bucket's rows of histories; with `users`, only theirs."""
+        own = Bucket(bucket, self.buckets)
+        tables = []
+        for ref in refs:
+            for table in read_files(ref, own.files(ref.buckets)):
+                if users is not None:
+                    table = table.filter(pc.is_in(table.column("u"), value_set=users))
+                elif not own.whole(ref.buckets):
+                    table = table.filter(pa.array(own.holds(int64s(table, "u"))))
+                tables.append(table)
+        return tables
 
 
-def _stored(refs: Iterable[PartialRef], bucket: int, column: str, among: pa.Array | None) -> list[pa.Table]:
-    """The bucket's rows of what is compacted; with `among`, those whose `column` is among its values."""
-    tables = []
-    for ref in [ref for ref in refs if bucket in ref.files]:
-        # At once and in this thread: the files are small and many.
-        with reading_file(f"{ref.folder}/{ref.files[bucket]}", f"remove {ref.folder} and build again"):
-            table = pa.ipc.open_file(pa.py_buffer(ref.read(bucket)), options=_UNTHREADED).read_all()
-        tables.append(table if among is None else table.filter(pc.is_in(table.column(column), value_set=among)))
-    return tables
+def read_files(ref: PartialRef, numbers: Iterable[int]) -> Iterator[pa.Table]:
+    """Those of the files that are there."""
+    for number in numbers:
+        if number in ref.files:
+            # At once and in this thread: the files are small and many.
+            with reading_file(f"{ref.folder}/{ref.files[number]}", f"remove {ref.folder} and build again"):
+                yield pa.ipc.open_file(pa.py_buffer(ref.read(number)), options=_UNTHREADED).read_all()

@@ -15,7 +15,7 @@ USES = "uses.json"
 
 
 class Compacted(BaseModel):
-    """A tile, or a history, of all buckets."""
+    """A tile, or a history: a file for each bucket of users, as those of `partials`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +29,8 @@ class Compacted(BaseModel):
     """Bucket -> file name."""
     sha256: dict[int, str] = {}
     """Bucket -> digest of its file; none in those of earlier releases."""
+    buckets: int | None = None
+    """It was written with so many; None in those of earlier releases, which have as many as their output folder was begun with."""
     rows: int
 
     @classmethod

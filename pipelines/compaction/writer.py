@@ -25,7 +25,7 @@ from genrank.schemas.digest import digest
 from genrank.schemas.files import file_sha256, sync
 
 
-def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets: int, staging: Path) -> None:
+def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, staging: Path) -> None:
     """Make what the plan misses, in the engine's tasks, and have the plan read it."""
     if not plan.missing:
         return
@@ -35,7 +35,7 @@ def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, buckets
     writer = TileWriter(reader, plan.missing, str(staging / "blocks"))
     newest = max(recipe.last for recipes in plan.missing.values() for recipe in recipes)
     title = f"compact days up to {dt_of(newest)}"
-    reports = CompactedReport.collected(engine.collect(engine.map(title, range(buckets), writer.write)))
+    reports = CompactedReport.collected(engine.collect(engine.map(title, range(reader.buckets), writer.write)))
     for number, (use, recipes) in enumerate(plan.missing.items()):
         made = []
         for recipe in recipes:
@@ -63,12 +63,13 @@ def _commit(plan: CompactionPlan, use: Use, recipe: TileRecipe, reports: Sequenc
         covers=covers,
         files=dict(sorted(files.items())),
         sha256={report.bucket: report.sha256 for report in written},
+        buckets=plan.buckets,
         rows=sum(report.rows for report in written),
     )
     folder = plan.root / record.use / f"dt={record.last}" / digest([record.first, covers])
     staged = {files[report.bucket]: Path(report.path) for report in written}
     install(folder, staged, RECORD, with_checksum(record.model_dump_json()))
-    return PartialRef(recipe.last, str(folder), record.files, record.sha256)
+    return PartialRef(recipe.last, str(folder), record.files, plan.buckets, record.sha256)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from genrank.pipelines.cross_feature_ops.base import Evaluation, Question
 from genrank.pipelines.cross_feature_ops.count import CountEvaluation
+from genrank.pipelines.cross_feature_ops.decayed_count import DecayedCountEvaluation
+from genrank.pipelines.cross_feature_ops.decayed_sum import DecayedSumEvaluation
 from genrank.pipelines.cross_feature_ops.distinct import DistinctEvaluation
 from genrank.pipelines.cross_feature_ops.last import LastEvaluation
 from genrank.pipelines.cross_feature_ops.max import MaxEvaluation
@@ -19,6 +21,7 @@ from genrank.pipelines.cross_feature_ops.mean import MeanEvaluation
 from genrank.pipelines.cross_feature_ops.min import MinEvaluation
 from genrank.pipelines.cross_feature_ops.rate import RateEvaluation
 from genrank.pipelines.cross_feature_ops.recency import RecencyEvaluation
+from genrank.pipelines.cross_feature_ops.std import StdEvaluation
 from genrank.pipelines.cross_feature_ops.sum import SumEvaluation
 from genrank.schemas import CrossFeature, UserError
 
@@ -60,6 +63,9 @@ for _evaluation in (
     MeanEvaluation,
     MaxEvaluation,
     MinEvaluation,
+    StdEvaluation,
+    DecayedCountEvaluation,
+    DecayedSumEvaluation,
     LastEvaluation,
     RecencyEvaluation,
     DistinctEvaluation,

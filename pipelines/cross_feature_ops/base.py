@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines.column_roles import NUMBERS, Column, Role
-from genrank.pipelines.merge_scan import Int, Queries, Scan
+from genrank.pipelines.exact_sums import Float
+from genrank.pipelines.merge_scan import Bool, Int, Queries, Scan
 from genrank.schemas import CrossFeature
 from genrank.schemas.ids import MISSING_ID
 
@@ -26,7 +27,11 @@ class Trials(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """One feature's queries and the events at their keys, [n] rows."""
+    """One feature's queries and the events at their keys, [n] rows.
+
+    An operation takes its answer from `count`, `total`, `newest_time` and `newest_value` where they suffice, which a server of features
+    answers without reading the events; others ask `scan`.
+    """
 
     feature: CrossFeature
     scan: Scan
@@ -47,8 +52,42 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = ~np.isnan(values) if self.value.role in NUMBERS else values != MISSING_ID
+        present = has_value(values, self.value)
         return values, present if self.chosen is None else self.chosen & present
+
+    def count(self) -> Int:
+        """[queries] events that meet `where`."""
+        return self.scan.sum(self.queries, self.window, chosen=self.chosen)[0]
+
+    def total(self) -> tuple[Int, Float]:
+        """([queries] events that meet `where` and have a value, [queries] float64 sum of their values)."""
+        values, chosen = self.values()
+        return self.scan.sum(self.queries, self.window, values, chosen)
+
+    def newest_time(self) -> tuple[Int, Bool]:
+        """([queries] epoch ms of the newest event that meets `where`, [queries] whether there is one)."""
+        row = self.scan.newest(self.queries, self.window, self.chosen)
+        return np.append(self.events.column("ts").to_numpy(), 0)[row], row >= 0
+
+    def newest_value(self) -> NDArray[Any]:
+        """[queries] value of the newest event that meets `where` and has one: of several at the same time, of that with the greatest
+        id; MISSING_ID or NaN where there is none.
+        """
+        assert self.value is not None
+        values, chosen = self.values()
+        row = self.scan.newest(self.queries, self.window, chosen)
+        return np.append(values, missing_value(values, self.value))[row]
+
+
+def has_value(values: NDArray[Any], column: Column) -> Bool:
+    """[n] which values of a column are not its missing value."""
+    present: Bool = ~np.isnan(values) if column.role in NUMBERS else values != MISSING_ID
+    return present
+
+
+def missing_value(values: NDArray[Any], column: Column) -> NDArray[Any]:
+    """[1] a column's missing value."""
+    return np.array([np.nan if column.role in NUMBERS else MISSING_ID], values.dtype)
 
 
 class Evaluation(ABC):
@@ -63,6 +102,10 @@ class Evaluation(ABC):
     def value_role(self, feature: CrossFeature) -> Role:
         """How the feature's `value` is kept."""
         return "number"
+
+    def value_column(self, feature: CrossFeature) -> Column | None:
+        """What its events hold; None for nothing."""
+        return None if feature.value is None else Column(self.value_role(feature), feature.value)
 
     @abstractmethod
     def answer(self, question: Question) -> NDArray[Any]:

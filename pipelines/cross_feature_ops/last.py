@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from genrank.pipelines.column_roles import Role
 from genrank.pipelines.cross_feature_ops.base import Evaluation, Question
 from genrank.schemas import CrossFeature
-from genrank.schemas.ids import MISSING_ID
 
 
 class LastEvaluation(Evaluation):
@@ -25,8 +23,4 @@ class LastEvaluation(Evaluation):
 
     def answer(self, question: Question) -> NDArray[Any]:
         """MISSING_ID or NaN without any."""
-        assert question.value is not None
-        values, chosen = question.values()
-        row = question.scan.newest(question.queries, question.window, chosen)
-        missing = MISSING_ID if question.value.role == "id" else np.float32("nan")
-        return np.append(values, np.array([missing], values.dtype))[row]
+        return question.newest_value()

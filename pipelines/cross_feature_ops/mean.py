@@ -23,6 +23,5 @@ class MeanEvaluation(Evaluation):
 
     def answer(self, question: Question) -> NDArray[Any]:
         """NaN without any."""
-        values, chosen = question.values()
-        count, total = question.scan.sum(question.queries, question.window, values, chosen)
+        count, total = question.total()
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -19,7 +19,7 @@ class RateEvaluation(Evaluation):
     def answer(self, question: Question) -> NDArray[Any]:
         """The prior without any trial."""
         feature = question.feature
-        hits = question.scan.sum(question.queries, question.window, chosen=question.chosen)[0].astype(np.float64)
+        hits = question.count().astype(np.float64)
         weight = question.trials(feature.per or feature.source).astype(np.float64) + feature.strength
         smoothed = hits + feature.prior * feature.strength
         return np.where(weight > 0, smoothed / np.where(weight > 0, weight, 1), feature.prior)

@@ -18,6 +18,5 @@ class RecencyEvaluation(Evaluation):
 
     def answer(self, question: Question) -> NDArray[Any]:
         """NaN without any."""
-        row = question.scan.newest(question.queries, question.window, question.chosen)
-        then = np.append(question.events.column("ts").to_numpy(), 0)[row]
-        return np.where(row >= 0, (question.at - then) / 1000.0, np.nan)
+        then, seen = question.newest_time()
+        return np.where(seen, (question.at - then) / 1000.0, np.nan)

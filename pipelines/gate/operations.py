@@ -7,10 +7,12 @@ of operations without one aren't recomputed; the gate says how many.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from genrank.schemas import CrossFeature
+from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID, hash_string
 
 
@@ -61,6 +63,18 @@ def _min(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
     return min(hits.numbers, default=math.nan)
 
 
+def _std(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    # Of fractions, exact until the root.
+    return statistics.pstdev(hits.numbers) if hits.numbers else math.nan
+
+
+def _decayed(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
+    half_life = parse_duration(feature.half_life or "")
+    values = hits.values if feature.value else [1.0] * len(hits.ts)
+    there = [(ts, float(value)) for ts, value in zip(hits.ts, values, strict=True) if value is not None]
+    return math.fsum(value * 2 ** (-(at - ts) / half_life) for ts, value in there if not _is_nan(value))
+
+
 def _recency(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float:
     return (at - max(hits.ts)) / 1000 if hits.ts else math.nan
 
@@ -90,6 +104,9 @@ RECOUNTS: dict[str, Recount] = {
     "mean": _mean,
     "max": _max,
     "min": _min,
+    "std": _std,
+    "decayed_count": _decayed,
+    "decayed_sum": _decayed,
     "recency": _recency,
     "distinct": _distinct,
     "last": _last,

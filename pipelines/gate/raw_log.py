@@ -8,7 +8,7 @@ conditions; of rows that are one event, the first to arrive counts. The hash tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ TOO_MANY = "too many"
 
 @dataclass(frozen=True)
 class RawUnit:
-    """One task's share of a partition."""
+    """Row groups of one file of a partition."""
 
     source: str
     partition: int
@@ -55,7 +55,7 @@ class RawUnit:
 
 
 def units_of(partition: Partition) -> Iterator[RawUnit]:
-    """Whole row groups, about `TASK_ROWS` rows each."""
+    """Whole row groups of one file, about `TASK_ROWS` rows each."""
     for file in partition.files:
         groups: list[int] = []
         rows = 0
@@ -102,7 +102,7 @@ class RawReader:
     """Rows of a unit at most; where the filters let more through, only the first one counts, and the driver hears of it."""
 
     def read(self, unit: RawUnit) -> Iterator[Piece]:
-        """Map step: usable rows, tagged with their source."""
+        """Usable rows of a unit, tagged with their source."""
         source = self.schema.source(unit.source)
         filters = self.wanted[unit.source]
         names = sorted({name for one in filters for name in _columns_of(one)})
@@ -120,6 +120,11 @@ class RawReader:
         usable = self._usable(source, unit.partition, pa.table({name: columns[name] for name in source.columns}))
         if usable.num_rows:
             yield Piece(DRIVER, unit.source, usable)
+
+    def read_all(self, units: Iterable[RawUnit]) -> Iterator[Piece]:
+        """Map step: `read` of some units."""
+        for unit in units:
+            yield from self.read(unit)
 
     def nothing(self, source: EventLog | Snapshot) -> pa.Table:
         """No row of a source."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrank.pipelines.engine import AnyEngine, gather, joined
+from genrank.pipelines.engine import AnyEngine, gather, joined, together
 from genrank.pipelines.gate.raw_log import (
     HOME,
     ID,
     MOST_ROWS,
+    TASK_ROWS,
     TOO_MANY,
     TS,
     USER,
@@ -200,7 +202,8 @@ class RawDay:
 
     def _tables(self, title: str, reader: RawReader, units: Sequence[RawUnit]) -> dict[str, pa.Table]:
         if sum(unit.rows for unit in units) > IN_PROCESS:
-            return self.engine.collect(self.engine.map(title, units, reader.read))
+            tasks = together(units, attrgetter("rows"), TASK_ROWS)
+            return self.engine.collect(self.engine.map(title, tasks, reader.read_all))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             read = pool.map(lambda unit: list(reader.read(unit)), units)
             return gather(joined(piece for pieces in read for piece in pieces))

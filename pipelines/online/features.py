@@ -1,29 +1,29 @@
-"""Features of one user's candidates as of now, from the partials that a build wrote and the events that came since."""
+"""Features of candidates as of now, from the partials that a build wrote and the events that came since."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from genrank.pipelines import cross_features, sequences
 from genrank.pipelines.arrays import int64s, single_array
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import feature_column, needed, on_snapshot, user_sources
-from genrank.pipelines.cross_features import KeySet, key_sets
+from genrank.pipelines.columns import feature_column, needed
 from genrank.pipelines.days import day_number
 from genrank.pipelines.merge_scan import Bool, Int, mix
-from genrank.pipelines.online.indexes import GrowingIndex, RowsByKey, SnapshotRows
-from genrank.pipelines.online.rows import OnlineNormalizer, SnapshotDays, require_usable
+from genrank.pipelines.online.crossed import stored
+from genrank.pipelines.online.exposures import ExposureReader, Shown
+from genrank.pipelines.online.profiles import UserProfiles
+from genrank.pipelines.online.rows import OnlineNormalizer
+from genrank.pipelines.online.shown import Exposures, day_of, exposures_of
+from genrank.pipelines.online.snapshots import SnapshotDays, SnapshotRows
+from genrank.pipelines.online.state import State, StateBuilder
 from genrank.pipelines.partials import PartialStore, load, partial_schema
-from genrank.pipelines.sources import times_of
-from genrank.schemas import ChangePoints, EventLog, EventSequence, Schema, Snapshot, UserError
-from genrank.schemas.base import parse_duration
+from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest
 from genrank.schemas.schema import CANDIDATES, USER
@@ -35,8 +35,9 @@ _NEAR = 400
 class OnlineFeatures:
     """Makes requests (`schemas.derive.sample_schema`, without labels and mask) of exposures as they are about to happen.
 
-    In memory lie the partials that the last build read, once for each set of keys that cross features have and once for each sequence. One
-    thread may add events while others make requests.
+    In memory lie the partials that the last build read, once for each set of keys that cross features have and once for each sequence, with
+    what finds a key's and a user's rows. Any number of threads may make requests while others add events: a request sees all events of an
+    `add` or none.
 
     Args:
         schema: what the samples are declared by.
@@ -49,32 +50,28 @@ class OnlineFeatures:
     ) -> None:
         self.schema = schema
         columns = needed(schema)
-        self._partials = {s.name: partial_schema(schema, s, columns[s.name]) for s in schema.sources}
-        held = {}
+        partials = {s.name: partial_schema(schema, s, columns[s.name]) for s in schema.sources}
+        self.snapshots: dict[str, SnapshotDays] = {}
         for source in schema.sources:
             if isinstance(source, Snapshot):
                 days = {day: SnapshotRows(table) for day, table in snapshots.get(source.name, {}).items()}
-                held[source.name] = SnapshotDays(source, self._partials[source.name].empty_table(), days)
-        self.snapshots = held
+                self.snapshots[source.name] = SnapshotDays(source, partials[source.name].empty_table(), days)
+        self._partials = partials
+        self._reader = ExposureReader(schema, columns[schema.exposures.name], self.snapshots)
+        self._profiles = UserProfiles(schema, self.snapshots)
         self._target = pa.schema([f for f in arrow_schema(schema) if f.name not in ("labels", "mask")])
-        self._adding = threading.Lock()
+        self._fields = {f.name: list(f.type) for f in self._target if pa.types.is_struct(f.type)}
+        self._candidate_columns = {
+            feature.name: column.name for feature in schema.candidates.features if (column := feature_column(feature))
+        }
         self._normalizers: dict[int, OnlineNormalizer] = {}
-        self._key_sets = key_sets(schema)
-        self._added: dict[str, tuple[pa.Table, set[int]]] = {}
-        self._loaded = {name: np.sort(int64s(table, "id")) for name, table in rows.items()}
+        self._known = {name: np.sort(int64s(table, "id")) for name, table in rows.items()}
         """Log -> hashes of its loaded rows, by which one that is read again is known."""
-        self._changes: dict[tuple[str, int, int], RowsByKey] = {}
-        self._events: dict[tuple[KeySet, str], GrowingIndex] = {}
-        for key_set in self._key_sets:
-            for log in key_set.windows(schema):
-                make = partial(cross_features.events_at_keys, key_set, schema.event_log(log))
-                self._events[key_set, log] = GrowingIndex(make, "key", rows[log])
-        self._sequences: dict[tuple[str, int], GrowingIndex] = {}
-        for sequence in schema.sequences:
-            for kind, entry in enumerate(sequence.events):
-                if not isinstance(entry, ChangePoints):
-                    make = partial(self._of_sequence, sequence, kind)
-                    self._sequences[sequence.name, kind] = GrowingIndex(make, "u", rows[entry.source])
+        self._same = {name: np.zeros(0, np.int64) for name in rows}
+        """Log -> hashes of the events that were added, ascending."""
+        self._adding = threading.Lock()
+        self._builder = StateBuilder(schema, partials, self.snapshots, rows)
+        self._state = self._builder.state()
 
     @classmethod
     def load(cls, schema: Schema, out: Path | str, built: str, *, live_from: str | None = None) -> Self:
@@ -87,7 +84,7 @@ class OnlineFeatures:
             live_from: a day from which on events come by `add`; default: the one after `built`.
 
         Raises:
-            UserError: the day isn't published, was built from another schema, or a partial is gone or damaged.
+            UserError: the day isn't published, was built from another schema, or a partial is gone, damaged or of another release.
         """
         out = Path(out)
         folder = out / "samples" / f"dt={built}"
@@ -110,18 +107,34 @@ class OnlineFeatures:
                         f"{store.folder(source.name, day, key)} is gone or can't be read; build {built} again with --force"
                     )
                 refs.append(store.ref(found, day))
-            if isinstance(source, EventLog):
-                rows[source.name] = load(refs, None, types.names, types).drop_columns(["_day"])
-            else:
-                snapshots[source.name] = {
-                    ref.day: load([ref], None, types.names, types).drop_columns(["_day"]) for ref in refs
-                }
+            try:
+                if isinstance(source, EventLog):
+                    rows[source.name] = load(refs, None, types.names, types).drop_columns(["_day"])
+                else:
+                    snapshots[source.name] = {
+                        ref.day: load([ref], None, types.names, types).drop_columns(["_day"]) for ref in refs
+                    }
+            except KeyError as error:
+                raise UserError(
+                    f"partials of {source.name!r} that {built} was built from are of another release ({error.args[0]});"
+                    f" build {built} again with --force"
+                ) from error
         return cls(schema, rows, snapshots)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory: indexed events, those added, and snapshots."""
+        held = sum(int(rows.rows.nbytes) for days in self.snapshots.values() for rows in days.days.values())
+        hashes = sum(array.nbytes for own in (self._known, self._same) for array in own.values())
+        return self._state.nbytes + self._builder.added_bytes + held + hashes
 
     # ------------------------------------------------------------------ events as they happen
 
     def add(self, source: str, raw: pa.Table, day: str) -> list[str]:
         """Events that can now be read, in the order in which they came: of those that are one event (`dedup`) the first counts.
+
+        Requests made after it returns see those of them that are available before their own moment, as the build would: an event is
+        available at max(its time, its arrival) + the log's `delay`.
 
         Args:
             source: an event log of the schema.
@@ -141,31 +154,24 @@ class OnlineFeatures:
         if found is None:
             return reasons
         with self._adding:
-            table, seen = self._added.get(source, (self._partials[source].empty_table(), set()))
-            new = []
-            again = _among(int64s(found.rows, "id"), self._loaded[source]).tolist()
-            for at, same in enumerate(found.same.tolist()):
-                if same not in seen and not again[at]:
-                    seen.add(same)
-                    new.append(at)
-            table = pa.concat_tables([table, found.rows.take(pa.array(new, pa.int64())).select(table.column_names)])
-            self._added[source] = (table, seen)
-            for (_, name), index in self._events.items():
-                if name == source:
-                    index.extend(table)
-            for (sequence, kind), index in self._sequences.items():
-                if self._sequence(sequence).events[kind].source == source:
-                    index.extend(table)
+            same, first = np.unique(found.same, return_index=True)
+            new = ~_among(same, self._same[source]) & ~_among(int64s(found.rows, "id")[first], self._known[source])
+            if new.any():
+                added = found.rows.take(pa.array(np.sort(first[new]))).select(self._partials[source].names)
+                self._builder.add(source, added)
+                self._same[source] = np.sort(np.concatenate([self._same[source], same[new]]), kind="stable")
+                self._state = self._builder.state()
         return reasons
 
-    # ------------------------------------------------------------------ a request
+    # ------------------------------------------------------------------ requests
 
-    def request(self, exposures: pa.Table, sample_id: str = "") -> pa.RecordBatch:
+    def request(self, exposures: Exposures, sample_id: str = "") -> pa.RecordBatch:
         """The request of candidates that one user is about to see.
 
         Args:
             exposures: a row a candidate, in the order in which scores shall come: the declared columns of the exposures' log that are
-                known by then. Their times lie in one day.
+                known by then. A mapping may give one value for all candidates: `{"user_id": 17, "ts": now, "item_id": [12, 31]}`. Their
+                times lie in one day.
             sample_id: the request's name.
 
         Returns:
@@ -174,116 +180,120 @@ class OnlineFeatures:
         Raises:
             UserError: several users or days, no exposure, or one that the build would quarantine.
         """
-        schema, log = self.schema, self.schema.exposures
-        if not exposures.num_rows:
-            raise UserError("a request has no exposure; give at least one candidate")
-        times = _moments(log, exposures)
-        day = schema.local_days.day(int(times[0]))
-        found, reasons = self._normalizer(day).rows(log, exposures, day)
-        require_usable(log, reasons)
-        assert found is not None
-        shown = found.rows
-        user, ts = int64s(shown, "u"), int64s(shown, "ts")
-        if len(np.unique(user)) > 1 or (found.day != day).any():
+        return self._requests([exposures_of(self.schema.exposures, exposures)], [sample_id])
+
+    def requests(self, exposures: Sequence[Exposures], sample_ids: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Several requests at once, which costs less than each by itself.
+
+        Args:
+            exposures: of each request, as in `request`.
+            sample_ids: the requests' names; default: their positions.
+
+        Returns:
+            A row a request, in their order, each as `request` gives it.
+
+        Raises:
+            UserError: no request, names that are not as many, or one of them is wrong: its position leads the message.
+        """
+        names = [str(at) for at in range(len(exposures))] if sample_ids is None else list(sample_ids)
+        if len(names) != len(exposures) or not names:
+            raise UserError(f"{len(exposures)} requests with {len(names)} sample_ids; give at least one, and each its name")
+        try:
+            tables = [exposures_of(self.schema.exposures, own) for own in exposures]
+            return self._requests(tables, names)
+        except UserError:
+            for at, own in enumerate(exposures):
+                try:
+                    self.request(own)
+                except UserError as error:
+                    raise UserError(f"requests[{at}]: {error}") from error
+            raise
+
+    def _requests(self, tables: Sequence[pa.Table], sample_ids: Sequence[str]) -> pa.RecordBatch:
+        days = [day_of(self.schema, table) for table in tables]
+        if len(set(days)) > 1:
+            of_day = {day: [at for at, own in enumerate(days) if own == day] for day in set(days)}
+            batches = [
+                self._of_day(day, [tables[at] for at in own], [sample_ids[at] for at in own])
+                for day, own in of_day.items()
+            ]
+            order = np.argsort(np.concatenate(list(of_day.values())), kind="stable")
+            return pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks().to_batches()[0]
+        return self._of_day(days[0], tables, sample_ids)
+
+    def _of_day(self, day: int, tables: Sequence[pa.Table], sample_ids: Sequence[str]) -> pa.RecordBatch:
+        state = self._state
+        sizes = np.array([table.num_rows for table in tables], np.int64)
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        shown = self._shown(tables, day)
+        first = bounds[:-1]
+        user = shown.u[first]
+        if (shown.u != np.repeat(user, sizes)).any():
             raise UserError("a request's exposures are of several users or days; make a request of each")
-        start = schema.local_days.start(day)
+        start, end = self.schema.local_days.starts(np.array([day, day + 1])).tolist()
+        starts = np.full(len(sizes), start)
+        last = np.maximum.reduceat(shown.ts, first)
+        at_users = pa.array(first)
         columns: dict[str, pa.Array] = {
-            "sample_id": pa.array([sample_id], pa.string()),
-            "user_id": single_array(shown.column("user")).slice(0, 1),
-            "window_start": pa.array([start], pa.int64()),
-            "window_end": pa.array([schema.local_days.start(day + 1)], pa.int64()),
+            "sample_id": pa.array(sample_ids, pa.string()),
+            "user_id": shown.user.take(at_users),
+            "window_start": pa.array(starts),
+            "window_end": pa.array(np.full(len(sizes), end)),
         }
-        if USER in self._target.names:
-            columns[USER] = self._profile(day, user[:1])
-        for sequence in schema.sequences:
-            columns[sequence.name] = self._events_of(sequence, day, user[:1], start, int(ts.max()))
-        columns[CANDIDATES] = self._candidates(shown, self._crossed(shown, ts, start), user, start)
+        if USER in self._fields:
+            values = self._profiles.of(user, day)
+            columns[USER] = pa.StructArray.from_arrays(
+                [values[child.name] for child in self._fields[USER]], fields=self._fields[USER]
+            )
+        for name, cuts in self._builder.cuts.items():
+            own, leaves = cuts.cut(state.timelines[name], user, starts, last)
+            columns[name] = self._lists(name, own, leaves)
+        columns[CANDIDATES] = self._lists(CANDIDATES, bounds, self._candidates(shown, state, start))
         return pa.RecordBatch.from_arrays([columns[name] for name in self._target.names], schema=self._target)
 
-    def _crossed(self, shown: pa.Table, ts: Int, start: int) -> dict[str, pa.Array]:
-        """Cross feature -> its value of each exposure."""
-        values: dict[str, pa.Array] = {}
-        for key_set in self._key_sets:
-            keys, _ = cross_features.hashed_keys(key_set, shown)
-            distinct, events = np.unique(keys), {}
-            for log, window in key_set.windows(self.schema).items():
-                events[log] = self._events[key_set, log].at(distinct, min(start, int(ts.min())) - window)
-            values |= cross_features.answer(key_set, self.schema, keys, ts, np.full(len(ts), start), events)
-        return values
+    def _shown(self, tables: Sequence[pa.Table], day: int) -> Shown:
+        """Exposures of one day, normalized.
 
-    def _candidates(self, shown: pa.Table, crossed: Mapping[str, pa.Array], user: Int, start: int) -> pa.Array:
-        candidates = self.schema.candidates
-        leaves: dict[str, pa.Array] = {"ts": single_array(shown.column("ts"))}
-        for feature in candidates.features:
-            if feature.stored:
-                column = feature_column(feature)
-                leaves[feature.name] = single_array(shown.column(column.name)) if column else crossed[feature.name]
-        leaves["item"] = single_array(shown.column(Column("id", candidates.item).name))
-        if candidates.request:
-            leaves["request"] = single_array(shown.column(Column("id", candidates.request).name))
-        else:
-            leaves["request"] = pa.array(mix(user, np.full(len(user), start, np.int64)))
-        return _one_list(self._target.field(CANDIDATES), leaves)
-
-    def _profile(self, day: int, user: Int) -> pa.Array:
-        field = self._target.field(USER)
-        values: dict[str, pa.Array] = {}
-        for feature in self.schema.user.features:
-            column = feature_column(feature)
-            if column is None or feature.stored is None:
-                continue
-            if column.expression == self.schema.exposures.user:
-                values[feature.name] = pa.array(user)
-                continue
-            values[feature.name] = sequences.missing(feature.stored, 1)
-            if of := user_sources(self.schema, column):
-                snapshot = self.snapshots[of[0].name].as_of(day)
-                at, known = snapshot.find(user)
-                if known[0]:
-                    values[feature.name] = single_array(snapshot.rows.column(on_snapshot(of[0], column).name)).take(at)
-        return pa.StructArray.from_arrays([values[child.name] for child in field.type], fields=list(field.type))
-
-    # ------------------------------------------------------------------ sequences
-
-    def _events_of(self, sequence: EventSequence, day: int, user: Int, start: int, last: int) -> pa.Array:
-        """A history before the window, or the realtime events that the last exposure sees, newest `max_length`, oldest first."""
-        parts = []
-        for kind, entry in enumerate(sequence.events):
-            if isinstance(entry, ChangePoints):
-                parts.append(self._change_points(sequence, kind, day).at(user))
-            else:
-                parts.append(self._sequences[sequence.name, kind].at(user))
-        timeline = sequences.merge(self.schema, sequence, user, parts)
-        code = np.zeros(1, np.int64)
-        realtime = sequence.scope == "realtime"
-        moment = np.array([last if realtime else start], np.int64)
-        oldest = np.array([start if realtime else start - parse_duration(sequence.lookback)], np.int64)
-        until, since = (int(timeline.before(code, at)[0]) for at in (moment, oldest))
-        rows = np.arange(max(since, until - sequence.max_length), until)
-        leaves = timeline.gather(rows)
-        if realtime:
-            leaves["available"] = pa.array(timeline.available[rows])
-        return _one_list(self._target.field(sequence.name), leaves)
-
-    def _of_sequence(self, sequence: EventSequence, kind: int, table: pa.Table) -> pa.Table:
-        return sequences.rows_of(self.schema, sequence, kind, table, np.zeros(0, np.int64), 0)
-
-    def _change_points(self, sequence: EventSequence, kind: int, day: int) -> RowsByKey:
-        """By user, as of a day; worked out at its first request."""
-        if (sequence.name, kind, day) not in self._changes:
-            entry = sequence.events[kind]
-            days = sorted(at for at in self.snapshots[entry.source].days if at <= day)
-            names = sequences.columns_of(sequence, entry)
-            tables = [_with_day(self.snapshots[entry.source].days[at].rows.select(names), at) for at in days]
-            table = pa.concat_tables(tables or [_with_day(self._partials[entry.source].empty_table().select(names), 0)])
-            own = sequences.rows_of(
-                self.schema, sequence, kind, table, np.array(days, np.int64), days[0] if days else 0
+        Raises:
+            UserError: the build would quarantine one.
+        """
+        log = self.schema.exposures
+        try:
+            raw = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowInvalid as error:
+            raise UserError(f"requests' columns are of different types: {error}; give all of them the same") from error
+        shown = self._reader.read(raw, day)
+        if shown is None:
+            _, reasons = self._normalizer(day).rows(log, raw, day)
+            raise UserError(
+                f"exposure of {log.name!r}: {reasons[0]}; the build would quarantine it, so it has no features"
             )
-            self._changes[sequence.name, kind, day] = RowsByKey(own, "u")
-        return self._changes[sequence.name, kind, day]
+        return shown
 
-    def _sequence(self, name: str) -> EventSequence:
-        return next(sequence for sequence in self.schema.sequences if sequence.name == name)
+    def _candidates(self, shown: Shown, state: State, start: int) -> dict[str, pa.Array]:
+        """Leaf -> its value of each exposure."""
+        candidates, starts, found = self.schema.candidates, np.full(len(shown.ts), start), []
+        for at, crossed in enumerate(self._builder.crossed):
+            blocks = {log: state.blocks[at, log] for log in crossed.logs}
+            found += crossed.answers(blocks, crossed.keys(shown.columns, len(starts)), shown.ts, starts)
+        leaves = {name: shown.columns[column] for name, column in self._candidate_columns.items()} | stored(found)
+        leaves["ts"] = pa.array(shown.ts)
+        leaves["item"] = shown.columns[Column("id", candidates.item).name]
+        if candidates.request:
+            leaves["request"] = shown.columns[Column("id", candidates.request).name]
+        else:
+            leaves["request"] = pa.array(mix(shown.u, starts))
+        return leaves
+
+    def _lists(self, group: str, bounds: Int, leaves: Mapping[str, pa.Array]) -> pa.StructArray:
+        """A struct of lists, one a leaf, all cut at the same bounds."""
+        ends = pa.array(bounds.astype(np.int32))
+        fields = self._fields[group]
+        children = [
+            pa.ListArray.from_arrays(ends, _typed(leaves[field.name], field.type.value_type), type=field.type)
+            for field in fields
+        ]
+        return pa.StructArray.from_arrays(children, fields=fields)
 
     def _normalizer(self, day: int) -> OnlineNormalizer:
         if day not in self._normalizers:
@@ -293,19 +303,8 @@ class OnlineFeatures:
         return self._normalizers[day]
 
 
-def _moments(log: EventLog, exposures: pa.Table) -> Int:
-    """[n] epoch ms of exposures.
-
-    Raises:
-        UserError: one has no time.
-    """
-    if log.time not in exposures.column_names:
-        raise UserError(f"a request's exposures have no column {log.time}, their time")
-    ms = times_of(log, exposures.column(log.time)).values
-    if ms.null_count:
-        raise UserError(f"a request's exposure has no time in column {log.time}")
-    found: Int = ms.to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+def _typed(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    return array if array.type == type_ else single_array(array, type_)
 
 
 def _among(values: Int, ascending: Int) -> Bool:
@@ -313,17 +312,3 @@ def _among(values: Int, ascending: Int) -> Bool:
     found: Bool = at < len(ascending)
     found[found] = ascending[at[found]] == values[found]
     return found
-
-
-def _with_day(rows: pa.Table, day: int) -> pa.Table:
-    return rows.append_column("_day", pa.array(np.full(rows.num_rows, day, np.int32)))
-
-
-def _one_list(field: pa.Field, leaves: Mapping[str, pa.Array]) -> pa.StructArray:
-    """A struct of one list a leaf."""
-    children = []
-    for child in field.type:
-        values = single_array(leaves[child.name], child.type.value_type)
-        ends = pa.array([0, len(values)], pa.int32())
-        children.append(pa.ListArray.from_arrays(ends, values, type=child.type))
-    return pa.StructArray.from_arrays(children, fields=list(field.type))

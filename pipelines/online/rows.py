@@ -15,25 +15,9 @@ from genrank.pipelines.columns import joined_columns, store
 from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import NormalizedRows, QuarantinedRows, tag_parts
 from genrank.pipelines.normalize import Normalizer
-from genrank.pipelines.online.indexes import SnapshotRows
-from genrank.schemas import EventLog, Snapshot, UserError
-from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
-
-
-@dataclass(frozen=True)
-class SnapshotDays:
-    """The days of a snapshot that are in memory."""
-
-    snapshot: Snapshot
-    empty: pa.Table
-    """No row of its partials."""
-    days: dict[int, SnapshotRows] = field(default_factory=dict)
-
-    def as_of(self, day: int) -> SnapshotRows:
-        """The newest day at or before one that is not too old; no rows where there is none."""
-        oldest = day - parse_duration(self.snapshot.max_age) // DAY_MS
-        newest = max((at for at in self.days if oldest <= at <= day), default=None)
-        return SnapshotRows(self.empty) if newest is None else self.days[newest]
+from genrank.pipelines.online.snapshots import SnapshotDays
+from genrank.schemas import EventLog, UserError
+from genrank.schemas.base import ARROW_TYPES
 
 
 @dataclass(frozen=True)
@@ -79,15 +63,3 @@ class OnlineNormalizer(Normalizer):
             joined = pa.concat_tables(parts).take(order)
             frame = frame.hstack([to_polars(joined.column(column), own) for column, own in columns.items()])
         return frame, {}
-
-
-def require_usable(source: EventLog, reasons: list[str]) -> None:
-    """Whether every exposure can be used.
-
-    Raises:
-        UserError: one would be quarantined by the build.
-    """
-    if reasons:
-        raise UserError(
-            f"exposure of {source.name!r}: {reasons[0]}; the build would quarantine it, so it has no features"
-        )

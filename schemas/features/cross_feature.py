@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from genrank.schemas.base import CANDIDATES, DAY_MS, USER, Duration, Name, parse_duration
+from genrank.schemas.base import CANDIDATES, DAY_MS, USER, Duration, Name, format_duration, parse_duration
 from genrank.schemas.expression import columns, nearest
 from genrank.schemas.features.base import Feature, Scope
 from genrank.schemas.messages import condition_mistakes, twice
@@ -21,6 +21,8 @@ from genrank.schemas.type_rules import IDS, families, id_space, split
 
 LONGEST_WINDOW_MS = 90 * DAY_MS
 """How far back the events of cross features are kept."""
+MOST_HALF_LIVES = 64
+"""How many half-lives a window may have: what is older weighs less than 2^-64."""
 
 
 class CrossFeature(Feature):
@@ -33,8 +35,9 @@ class CrossFeature(Feature):
     of that name, or through the same snapshot). Empty keys: over all events.
 
     Ops: `count`; `rate` = (count of `where` + prior * strength) / (count of all + strength); `sum`, `mean`, `max`, `min`, `last` of `value`;
-    `recency` = seconds since the newest event; `distinct` = number of different `value`.
-    Without any event: 0 for count, sum and distinct; the prior for rate; missing for mean, max, min, last and recency.
+    `std` = population standard deviation of `value`; `decayed_count` and `decayed_sum` = sum of 2^(-(t - ts) / half_life), or of `value` times
+    that; `recency` = seconds since the newest event; `distinct` = number of different `value`.
+    Without any event: 0 for count, sum, distinct and the decayed ones; the prior for rate; missing for mean, max, min, std, last and recency.
     """
 
     kind: Literal["cross_feature"] = "cross_feature"
@@ -53,6 +56,9 @@ class CrossFeature(Feature):
     prior: float = Field(default=0.0, ge=0)
     strength: float = Field(default=0.0, ge=0)
     """Pseudo-count of the prior in `rate`."""
+    half_life: Duration | None = None
+    """`decayed_count` and `decayed_sum`: after how long an event counts half. The window still bounds what is read, and may be 64 half-lives
+    long: one of 30 leaves out less than a billionth of a steady stream."""
     as_of: Literal["exposure", "window_start"] = "exposure"
     """`window_start` is the cheaper snapshot: the statistic as of the day's start, one value for the whole day."""
     transform: Transform | None = None
@@ -130,6 +136,7 @@ class CrossFeature(Feature):
             "prior": self.prior,
             "strength": self.strength,
             "as_of": self.as_of if group == CANDIDATES else "window_start",
+            **({"half_life": self.half_life} if self.half_life else {}),
         }
 
     # ------------------------------------------------------------------ its mistakes
@@ -160,11 +167,24 @@ class CrossFeature(Feature):
                 yield from condition_mistakes(f"{at}: where", self.where, scope.joined(logs[self.source].columns))
         if not operation.takes_prior and (self.prior or self.strength):
             yield f"{at}: prior and strength smooth a rate; {self.op} takes none"
+        yield from self._half_life_mistakes(at, window)
         yield from operation.mistakes(at, self)
         if self.table and not operation.id_types:
             yield f"{at}: {self.op} is a number and takes no table; bucket it with transform=QuantileBuckets(...)"
         if self.table and self.transform:
             yield f"{at}: both table and transform are given; a table for an id, a transform for a number"
+
+    def _half_life_mistakes(self, at: str, window: int) -> Iterator[str]:
+        if not self.operation.takes_half_life:
+            if self.half_life is not None:
+                yield f"{at}: {self.op} takes no half_life; drop it, or use {_ops(lambda o: o.takes_half_life, quoted=True)}"
+            return
+        half_life = parse_duration(self.half_life) if self.half_life else 0
+        if not half_life:
+            yield f'{at}: {self.op} needs half_life=, after how long an event counts half; write for example half_life="1d"'
+        elif window > MOST_HALF_LIVES * half_life:
+            longest = format_duration(MOST_HALF_LIVES * half_life)
+            yield f"{at}: window {self.window} is more than {MOST_HALF_LIVES} half-lives of {self.half_life}, and what is older counts nothing; shorten it to {longest}"
 
     def _key_mistakes(self, at: str, group: str, scope: Scope, log: EventLog) -> Iterator[str]:
         exposures = scope.event_logs.get(scope.exposures_name)
@@ -228,8 +248,11 @@ class CrossFeature(Feature):
         by = f" by {' and '.join(self.keys)}" if self.keys else " over all users"
         smoothed = self.operation.takes_prior and self.strength
         prior = f", towards {self.prior:g} with strength {self.strength:g}" if smoothed else ""
+        halved = f", halved every {self.half_life}" if self.half_life else ""
         when = ", as of the day's start" if self.as_of == "window_start" else ""
-        return f"{self.op}{of} {'in' if of else 'of'} {self.source}{over}{where}{by} in {self.window}{prior}{when}"
+        return (
+            f"{self.op}{of} {'in' if of else 'of'} {self.source}{over}{where}{by} in {self.window}{halved}{prior}{when}"
+        )
 
 
 def _ops(having: Callable[[Operation], bool], *, quoted: bool = False) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated
 from genrank.schemas.kind import RegisteredName
 from genrank.schemas.operations.base import Operation, Statistic
 from genrank.schemas.operations.count import Count
+from genrank.schemas.operations.decayed_count import DecayedCount
+from genrank.schemas.operations.decayed_sum import DecayedSum
 from genrank.schemas.operations.distinct import Distinct
 from genrank.schemas.operations.last import Last
 from genrank.schemas.operations.max import Max
@@ -17,6 +19,7 @@ from genrank.schemas.operations.mean import Mean
 from genrank.schemas.operations.min import Min
 from genrank.schemas.operations.rate import Rate
 from genrank.schemas.operations.recency import Recency
+from genrank.schemas.operations.std import Std
 from genrank.schemas.operations.sum import Sum
 
 _OPERATIONS: dict[str, Operation] = {}
@@ -50,11 +53,13 @@ def operation_of(name: str) -> Operation:
 OperationName = Annotated[str, RegisteredName(operation_names)]
 """The name of a registered operation."""
 
-for _operation in (Count, Rate, Sum, Mean, Max, Min, Last, Recency, Distinct):
+for _operation in (Count, Rate, Sum, Mean, Max, Min, Std, DecayedCount, DecayedSum, Last, Recency, Distinct):
     register_operation(_operation)
 
 __all__ = [
     "Count",
+    "DecayedCount",
+    "DecayedSum",
     "Distinct",
     "Last",
     "Max",
@@ -65,6 +70,7 @@ __all__ = [
     "Rate",
     "Recency",
     "Statistic",
+    "Std",
     "Sum",
     "operation_names",
     "operation_of",

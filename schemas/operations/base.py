@@ -57,6 +57,8 @@ class Operation(ABC):
     """Whether it may count trials in another log."""
     takes_prior: ClassVar[bool] = False
     """Whether `prior` and `strength` smooth it."""
+    takes_half_life: ClassVar[bool] = False
+    """Whether its events count less with time, by half every `half_life`."""
     id_types: ClassVar[tuple[ColumnType, ...]] = ()
     """Column types of a `value` that it can keep as an id of a table; empty: it gives a number, which takes no table."""
     long_tail: ClassVar[bool] = False

@@ -34,8 +34,9 @@ from genrank.serving import request_arrow
 from genrank.serving.request_arrow import read_arrow, write_arrow
 from genrank.serving.request_json import read_json
 from genrank.serving.request_schema import request_json_schema
+from genrank.serving.row_scores import ScoringError
 from genrank.serving.scorer import Scores
-from genrank.serving.server.batching import Batcher, ScoringError
+from genrank.serving.server.batching import Batcher
 from genrank.serving.server.config import ServeConfig
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.server.models import ModelSlot, Served

@@ -12,18 +12,14 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
+from genrank.serving.row_scores import ScoringError, score_senders
 from genrank.serving.scorer import Scores
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.server.models import Served
-
-
-class ScoringError(Exception):
-    """The model gave no usable score; the sender is not to blame."""
 
 
 @dataclass(eq=False)
@@ -137,44 +133,25 @@ class Batcher:
 
     # ------------------------------------------------------------------ in the thread
 
-    def _score(self, batch: list[_Job]) -> list[Scores | Exception]:
+    def _score(self, batch: list[_Job]) -> list[Scores | UserError | ScoringError]:
         started = time.perf_counter()
         for job in batch:
             self.metrics.stage.labels("queue").observe(started - job.since)
         self.metrics.batch_requests.observe(len(batch))
         self.metrics.batch_tokens.observe(sum(job.tokens for job in batch))
-        try:
-            found: list[Scores | Exception] = list(self._together(batch))
-        except Exception as error:
-            found = [self._alone(job) for job in batch] if len(batch) > 1 else [_reported(error)]
+        served = batch[0].served
+        found = score_senders(served.scorer, [job.rows for job in batch])
+        for job, answer in zip(batch, found, strict=True):
+            if not isinstance(answer, Exception):
+                try:
+                    self._count(job)
+                except Exception:  # its scores are right
+                    logger.exception("counting a request's ids failed")
         self.metrics.stage.labels("score").observe(time.perf_counter() - started)
         return found
 
-    def _alone(self, job: _Job) -> Scores | Exception:
-        try:
-            return self._together([job])[0]
-        except Exception as error:
-            return _reported(error)
-
-    def _together(self, batch: list[_Job]) -> list[Scores]:
-        served = batch[0].served
-        rows = pa.Table.from_batches([job.rows for job in batch]).combine_chunks().to_batches()[0]
-        scores = served.score(rows)
-        counts = [job.candidates for job in batch]
-        if scores.shape != (sum(counts), len(served.scorer.tasks)):
-            raise ScoringError(f"the model gave {scores.shape} scores for {sum(counts)} candidates")
-        if not np.isfinite(scores).all():
-            raise ScoringError("the model gave a score that is no number")
-        self.metrics.candidates.inc(sum(counts))
-        for counted in served.ids.count(rows) if served.ids else ():
+    def _count(self, job: _Job) -> None:
+        self.metrics.candidates.inc(job.candidates)
+        for counted in job.served.ids.count(job.rows) if job.served.ids else ():
             self.metrics.ids.labels(counted.table, "own").inc(counted.known)
             self.metrics.ids.labels(counted.table, "none").inc(counted.unknown)
-        return np.split(scores, np.cumsum(counts)[:-1])
-
-
-def _reported(error: Exception) -> Exception:
-    """What the sender is given: its own mistake in words, anything else in the log."""
-    if isinstance(error, UserError):
-        return error
-    logger.error("scoring failed", exc_info=error)
-    return error if isinstance(error, ScoringError) else ScoringError("scoring failed; the server's log says why")

@@ -20,12 +20,10 @@ from genrank.serving.model_folder import MODEL_FILES, open_model
 from genrank.serving.model_scorer import ModelScorer, Scores
 from genrank.serving.request_contract import RequestContract
 from genrank.serving.request_json import rows_of
-from genrank.serving.row_scores import score_rows
+from genrank.serving.row_scores import score_rows, sizes
 from genrank.serving.scorer import Scorer
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.user_cache import UserCache
-from genrank.tokenization.sample_columns import list_lengths
-from genrank.tokenization.views import token_counts
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Path, size and modification time of the files whose replacement makes another model."""
@@ -47,11 +45,7 @@ class Served:
 
     def sizes(self, rows: pa.RecordBatch) -> tuple[int, int]:
         """(tokens, candidates) of rows."""
-        schema, table = self.scorer.schema, pa.table(rows)
-        lengths = {name: list_lengths(table, f"{name}.ts") for name, _ in schema.groups() if name != USER}
-        realtime = lengths[schema.realtime.name] if schema.realtime else np.zeros(len(rows), np.int64)
-        tokens = token_counts(schema, lengths[CANDIDATES], realtime, np.arange(len(rows)), lengths)
-        return int(tokens.sum()), int(lengths[CANDIDATES].sum())
+        return sizes(self.scorer.schema, rows)
 
     def score(self, rows: pa.RecordBatch) -> Scores:
         """[candidates, tasks] float32, each row by itself."""

@@ -210,11 +210,6 @@ def _(p: Place) -> None:
     p.build(first=DAYS[1], last=DAYS[0])
 
 
-@fault("another number of buckets")
-def _(p: Place) -> None:
-    p.build(buckets=7)
-
-
 @fault("a damaged layout")
 def _(p: Place) -> None:
     (p.out / "partials" / "layout.json").write_text("{")

@@ -30,8 +30,11 @@ from genrank.model.encoders import (
     split,
 )
 from genrank.model.encoders.stochastic_length import stochastic_length
+from genrank.model.registry import choose_model
 from genrank.model.validation import ConfigError
+from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
+from genrank.tokenization.plan import make_plan
 from genrank.tokenization.wants import TokenShape
 
 
@@ -462,3 +465,19 @@ def test_the_group_norm_can_go_by_sequence() -> None:
     torch.testing.assert_close(encoder.score(encoder.user_state(sequence), candidates), wanted)
     with pytest.raises(ConfigError, match="stacks of their own"):
         UltraHstuConfig(dim=8, layers=1, heads=1, norm_groups="sequence")
+
+
+def test_weight_matrices_begin_at_their_scale_and_vectors_as_they_are(schema) -> None:
+    from random_samples import BOUNDARIES
+
+    def begun(scale: str) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+        return dict(
+            choose_model("onetrans-tiny", {"initial_scale": scale}).build(embeddings).encoder.named_parameters()
+        )
+
+    one, half = begun("1"), begun("0.5")
+    for name, parameter in one.items():
+        assert torch.equal(half[name], parameter * (0.5 if parameter.ndim > 1 else 1)), name
+    assert any(parameter.ndim > 1 for parameter in one.values())

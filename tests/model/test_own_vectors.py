@@ -27,7 +27,7 @@ FIXED = ["", "tokens=feature", "tokens=split,sequence_tokens=1", "feature_norm=t
 CASES: dict[str, list[str]] = {
     "mtgr-tiny": ["", "feature_norm=true,equal_start=true", "norm_groups=sequence,final_norm=gln", "output_norm=head"],
     "hstu-tiny": ["", "visibility=causal", "window=4,full_tail=2", "concat_ua=true,input_norm=rms"],
-    "longer-tiny": ["merge=3,inner=2,recent=2", "recent=0,merge=1"],
+    "longer-tiny": ["merge=3,inner=2,recent=2", "recent=0,merge=1", "merge=1,recent=3,asking=evenly"],
     "onetrans-tiny": ["candidate_tokens=0,user_tokens=0,length=8,tail=3", "mixed=false,separators=false,length=0"],
     "grab-tiny": ["position_reach=0,time_buckets=0"],
     "ultra-hstu-tiny": ["channels=false,local=3,prefix=2,tail=4", "divisor=40,truncate_after=0"],

@@ -122,12 +122,24 @@ def longer(encoder: Longer, s: Sample, c: int) -> Tensor:
     kept = torch.arange(len(x))
     for at, layer in enumerate(encoder.layers):
         if at == 0 and config.recent:
-            kept = torch.cat([torch.arange(u), torch.arange(u + max(0, g - config.recent), len(x))])
+            kept = torch.cat(
+                [torch.arange(u), u + torch.tensor(asking(g, config), dtype=torch.int64), torch.arange(u + g, len(x))]
+            )
         else:
             kept = torch.arange(len(x))
         x = transformer(layer, x, kept, visible[kept], config.heads, layer_norm)
         visible = visible[kept][:, kept]
     return linear(layer_norm(x[-t:], encoder.norm, 1e-5), encoder.out).mean(0)
+
+
+def asking(groups: int, config: LongerConfig) -> list[int]:
+    """Places of the groups that ask, oldest first."""
+    n = config.recent
+    if groups <= n:
+        return list(range(groups))
+    if config.asking == "newest":
+        return list(range(groups - n, groups))
+    return sorted(groups - 1 - math.ceil(i * groups / n) for i in range(n))
 
 
 def x0(width: int) -> Tensor:
@@ -252,6 +264,7 @@ def ultra_hstu(encoder: UltraHstu, s: Sample, c: int) -> Tensor:
 
 CASES: dict[str, tuple[EncoderConfig, Callable]] = {
     "longer": (LongerConfig(dim=4, layers=3, heads=2, merge=3, recent=3, ffn=2), longer),
+    "longer, some ask, evenly": (LongerConfig(dim=4, layers=3, heads=2, merge=2, recent=2, asking="evenly", ffn=2), longer),
     "longer, inner, all ask": (LongerConfig(dim=4, layers=2, heads=2, merge=4, inner=2, inner_heads=2, recent=0), longer),
     "longer, unmerged": (LongerConfig(dim=4, layers=2, heads=1, merge=1, recent=5, ffn=1), longer),
     "onetrans": (

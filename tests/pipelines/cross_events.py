@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,12 @@ def features_at(*keys: str) -> tuple[CrossFeature, ...]:
         of("max", "7h", value="amount"),
         of("min", "4d", value="amount", where="amount > 1"),
         of("min", "2d", value="amount"),
+        of("std", "3d", value="amount"),
+        of("std", "4d", value="amount", where="amount > 1"),
+        of("decayed_count", "3d", half_life="7h"),
+        of("decayed_count", "4d", half_life="36h", where="amount > 1"),
+        of("decayed_sum", "2d", half_life="1d", value="amount"),
+        of("decayed_sum", "4d", half_life="2h", value="amount"),
         of("last", "3d", value="amount"),
         of("last", "4d", value="shop", table=SHOP),
         of("recency", "3d", where="amount > 1"),
@@ -149,7 +156,6 @@ class Held(PastReader):
     """A reader whose partials lie in memory."""
 
     rows_of: Mapping[str, pa.Table]
-    buckets: int
 
     def load(
         self, source: str, days: Collection[int], bucket: int, columns: Sequence[str], users: pa.Array | None = None
@@ -195,6 +201,12 @@ def by_definition(
             return sum(values) / len(values) if values else None
         case "max" | "min":
             return {"max": max, "min": min}[feature.op](values) if values else None
+        case "std":
+            return statistics.pstdev(values) if values else None
+        case "decayed_count" | "decayed_sum":
+            half_life = parse_duration(feature.half_life or "")
+            weighed = [(e.ts, getattr(e, name)) for e in valued] if name else [(e.ts, 1.0) for e in chosen]
+            return math.fsum(value * 2 ** (-(at - ts) / half_life) for ts, value in weighed)
         case "last":
             return getattr(max(valued, key=lambda event: (event.ts, event.id)), name) if valued else None
         case "recency":

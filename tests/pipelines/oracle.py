@@ -8,6 +8,7 @@ lookback of it. Realtime: available inside the window. Both are ordered by (avai
 from __future__ import annotations
 
 import math
+import statistics
 import struct
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
@@ -319,6 +320,11 @@ class Oracle:
             return float32((len(events) + feature.prior * feature.strength) / shown if shown else feature.prior)
         if feature.op == "recency":
             return float32((at - max(e["ts"] for e in events)) / 1000) if events else math.nan
+        if feature.half_life:
+            events = [e for e in events if feature.value is None or e["row"][feature.value] is not None]
+            values = [1.0 if feature.value is None else e["row"][feature.value] for e in events]
+            ages = [(at - e["ts"]) / parse_duration(feature.half_life) for e in events]
+            return float32(math.fsum(value * 2**-age for value, age in zip(values, ages, strict=True)))
         assert feature.value is not None
         events = [e for e in events if e["row"][feature.value] is not None]
         values = [e["row"][feature.value] for e in events]
@@ -328,6 +334,8 @@ class Oracle:
             return float32(math.fsum(values))
         if feature.op in ("max", "min"):
             return float32({"max": max, "min": min}[feature.op](values)) if values else math.nan
+        if feature.op == "std":
+            return float32(statistics.pstdev(values)) if values else math.nan
         if feature.op == "mean":
             return float32(math.fsum(values) / len(values)) if values else math.nan
         newest = max((e["ts"] for e in events), default=None)

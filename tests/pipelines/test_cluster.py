@@ -25,10 +25,16 @@ JOB = """
 import json, sys
 from pathlib import Path
 from genrank.pipelines import build
+from genrank.pipelines.spark_engine import SparkEngine
+from genrank.pipelines.spark_session import start_session
 from tests.pipelines.worlds import full_schema
 root, first, last = sys.argv[1:]
-result = build.build(build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2))
-print("RESULT", json.dumps({"days": result.days, "samples": result.samples}))
+session = start_session()
+conf = {key: session.conf.get(key) for key in ("spark.sql.adaptive.enabled", "spark.shuffle.compress", "spark.ui.enabled")}
+config = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
+result = build.build(config, SparkEngine(session))
+session.stop()
+print("RESULT", json.dumps({"days": result.days, "samples": result.samples, "conf": list(conf.values())}))
 """
 
 FAULTS = """
@@ -105,6 +111,10 @@ def test_separate_executors_by_spark_submit(tmp_path: Path) -> None:
             "spark.speculation=true",
             "--conf",
             "spark.task.maxFailures=4",
+            "--conf",
+            "spark.sql.adaptive.enabled=true",
+            "--conf",
+            "spark.shuffle.compress=true",
         ),
         *("--conf", "spark.driver.host=127.0.0.1", "--conf", "spark.driver.bindAddress=127.0.0.1"),
         *("--conf", "spark.executorEnv.PYTHONPATH="),
@@ -117,6 +127,7 @@ def test_separate_executors_by_spark_submit(tmp_path: Path) -> None:
     )
     assert result["days"] == sample_days(tmp_path / "out" / "samples") == days
     assert all(sample_files(tmp_path / "out" / "samples", dt) for dt in days)
+    assert result["conf"] == ["true", "true", "false"]  # What was submitted, and a default of ours.
 
 
 def test_a_lost_task_and_stragglers_change_nothing(tmp_path: Path, plain_gate: None) -> None:

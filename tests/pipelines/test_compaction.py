@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,11 +20,14 @@ from genrank.pipelines import hot_keys
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.clean import clean
 from genrank.pipelines.compaction.plan import aligned_runs
+from genrank.pipelines.compaction.records import Compacted
 from genrank.pipelines.compaction.uses import tile_uses
+from genrank.pipelines.documents import Layout
 from genrank.pipelines.engine import Piece, Step
 from genrank.pipelines.local_engine import LocalEngine, Stored
 from genrank.pipelines.status import status
 from genrank.schemas import CrossFeature, Schema
+from genrank.schemas.checked_json import with_checksum
 from tests.pipelines.oracle import DAY, Oracle, zone_of
 from tests.pipelines.test_oracle import compare
 from tests.pipelines.worlds import full_schema, read_samples, write_late_click, write_world
@@ -54,9 +59,11 @@ def long_schema() -> Schema:
     return base.replace(candidates=base.candidates.replace(features=tuple(features)), sequences=tuple(sequences))
 
 
-def one_by_one(schema: Schema, root: Path, days: list[str], out: str = "out") -> None:
-    for dt in days:
-        build(BuildConfig(schema, root / "data", root / out, dt, dt, buckets=2))
+def one_by_one(
+    schema: Schema, root: Path, days: list[str], out: str = "out", buckets: Sequence[int | None] = (2,)
+) -> None:
+    for dt, number in zip(days, itertools.cycle(buckets)):
+        build(BuildConfig(schema, root / "data", root / out, dt, dt, buckets=number))
 
 
 def made(out: Path) -> list[dict[str, object]]:
@@ -65,7 +72,8 @@ def made(out: Path) -> list[dict[str, object]]:
 
 def same_days(root: Path, days: list[str], out: str, other: str) -> None:
     for dt in days:
-        assert repr(read_samples(root / out, dt)) == repr(read_samples(root / other, dt)), dt
+        one, two = (repr(sorted(read_samples(root / o, dt), key=itemgetter("sample_id"))) for o in (out, other))
+        assert one == two, dt
 
 
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
@@ -85,7 +93,8 @@ def test_days_that_follow_each_other_equal_the_oracle(
         root = Path(folder)
         zone = zone_of(schema.utc_offset)
         dts = write_world(root / "data", seed, users, items, days, per_day=20, first_day=first, zone=zone)
-        one_by_one(schema, root, dts)
+        # Days of other sizes read each other's partials, tiles and histories.
+        one_by_one(schema, root, dts, buckets=(2, 4, 3, None, 1))
         oracle = Oracle(schema, root / "data", dts[-1], Oracle(schema, root / "none", dts[-1], 0).start(dts[-1]) + DAY)
         for dt in dts[-3:]:
             expected, found = oracle.samples(dt), {s["user_id"]: s for s in read_samples(root / "out", dt)}
@@ -119,6 +128,27 @@ def test_one_by_one_equals_at_once_and_any_day_again(tmp_path: Path) -> None:
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "out", days[-1], days[-1], force=True))
     same_days(tmp_path, days[-1:], "out", "once")
     assert made(tmp_path / "out")
+
+
+def test_a_folder_that_an_earlier_release_began_with_other_buckets_grows(
+    small_compaction: None, tmp_path: Path
+) -> None:
+    """Its partials' keys hold the number in `layout.json`, and its tiles and histories say no number."""
+    schema = long_schema()
+    days = write_world(tmp_path / "data", seed=55, users=5, items=4, days=10, per_day=25)
+    notes = tmp_path / "out" / "partials"
+    notes.mkdir(parents=True)
+    Layout(3).write(notes / "layout.json")
+    one_by_one(schema, tmp_path, days[:-2], buckets=(3,))
+    for record in (tmp_path / "out" / "blocks").glob("*/dt=*/*/block.json"):
+        block = Compacted.read(record.parent)
+        assert block and block.buckets == 3
+        record.write_text(with_checksum(block.model_dump_json(exclude={"buckets"})))
+    before = {path: path.stat().st_mtime_ns for path in notes.rglob("*.parquet")}
+    one_by_one(schema, tmp_path, days[-2:], buckets=(None,))
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in notes.rglob("*.parquet")}.items()
+    build(BuildConfig(schema, tmp_path / "data", tmp_path / "once", days[-2], days[-1], buckets=1))
+    same_days(tmp_path, days[-2:], "out", "once")
 
 
 def test_a_day_opens_no_partial_behind_a_block(tmp_path: Path) -> None:

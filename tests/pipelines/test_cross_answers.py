@@ -45,12 +45,15 @@ def held(schema: Schema, found: Sequence[Event], buckets: int = 1) -> Held:
     """Rows of both logs, all days present."""
     columns = needed(schema)
     rows = {source.name: partial_of(schema, source.name, found, columns[source.name]) for source in schema.sources}
-    return Held(schema, {}, rows, buckets)
+    return Held(schema, {}, buckets, rows)
 
 
 def is_value(feature: CrossFeature, value: float | int, expected: float | int | None) -> bool:
     if expected is None:
         return value == MISSING_ID if feature.stored == "id" else np.isnan(value)
+    if feature.half_life:
+        # Terms of both signs cancel: the error is relative to the largest there may be, 300 of an amount of 4.
+        return bool(abs(value - expected) <= np.spacing(np.float32(abs(expected))) + 1200 * 4 * np.finfo(float).eps)
     return value == (expected if feature.stored == "id" else np.float32(expected))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.clean import clean
+from genrank.pipelines.documents import Layout
 from genrank.pipelines.sample_statistics import statistics
 from genrank.pipelines.status import status
 from genrank.schemas import UserError
@@ -71,8 +72,11 @@ def test_a_partial_whose_note_is_damaged_is_made_again_and_one_without_its_rows_
 
 
 def test_the_file_and_the_remedy_are_named(built: BuildConfig, tmp_path: Path) -> None:
-    with damaged(built.out / "partials" / "layout.json"), pytest.raises(UserError, match=r"layout\.json is damaged"):
+    layout = built.out / "partials" / "layout.json"  # As an earlier release wrote it.
+    Layout(2).write(layout)
+    with damaged(layout), pytest.raises(UserError, match=r"layout\.json is damaged"):
         rebuilt(built)
+    layout.unlink()
     with damaged(built.out / "stats" / f"dt={built.last}.parquet"), pytest.raises(UserError, match="--force"):
         statistics(built.out)
     sample = next((built.out / "samples").rglob("*.parquet"))

@@ -98,13 +98,6 @@ def test_bad_flags(tmp_path: Path, flags: dict[str, str], message: str) -> None:
         build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", **given))  # type: ignore[arg-type]
 
 
-def test_buckets_are_fixed_by_the_first_build(tmp_path: Path) -> None:
-    days = write_world(tmp_path / "data", seed=63, days=1)
-    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], buckets=2))
-    with pytest.raises(UserError, match=r"--buckets 3: .* was begun with 2"):
-        build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[0], buckets=3))
-
-
 def test_without_java_spark_is_refused_and_local_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrank.pipelines.engine import gather
-from genrank.pipelines.merge_scan import Int
+from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows
 from genrank.pipelines.partial_writer import PartialWriter, by_user_and_time, first_of_each
-from genrank.pipelines.partials import Partial, PartialRef, PartialStore, load
+from genrank.pipelines.partials import Bucket, Partial, PartialRef, PartialStore, load
 from genrank.pipelines.quarantine import Reasons
 from genrank.pipelines.raw_rows import content_hash
 
@@ -111,7 +111,23 @@ def test_a_committed_partial_is_found_and_read(tmp_path: Path) -> None:
     store.commit(partial, day, {1: tmp_path / "staged.parquet"})
     assert store.find("clicks", day, "abc") == partial and partial.rows_in == 6
     ref = store.ref(partial, day)
-    read = load([ref], 1, ["u", "ts"], table.schema, pa.array([2]))
+    read = load([ref], Bucket(1, 2), ["u", "ts"], table.schema, pa.array([2]))
     assert read.to_pylist() == [{"u": 2, "ts": 6, "_day": day}]
-    assert load([ref], 0, ["u"], table.schema).num_rows == 0
-    assert load([PartialRef(day, ref.folder, {})], None, ["u"], table.schema).column_names == ["u", "_day"]
+    assert load([ref], Bucket(0, 2), ["u"], table.schema).num_rows == 0
+    assert load([PartialRef(day, ref.folder, {}, 2)], None, ["u"], table.schema).column_names == ["u", "_day"]
+
+
+@given(users=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), of=st.integers(1, 12), among=st.integers(1, 12))
+def test_buckets_of_any_number_share_out_files_of_any_other(users: list[int], of: int, among: int) -> None:
+    """Each row of each file is read by one bucket, and that of its user."""
+    ids = np.array(users, np.int64)
+    file = slot_of(mix(ids), among)
+    read = np.zeros(len(ids), np.int64)
+    for bucket in (Bucket(number, of) for number in range(of)):
+        found = np.isin(file, bucket.files(among))
+        if bucket.whole(among):
+            assert bucket.holds(ids)[found].all()
+        found &= bucket.holds(ids)
+        assert (found == bucket.holds(ids)).all()
+        read += found
+    assert (read == 1).all()

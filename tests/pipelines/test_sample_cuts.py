@@ -38,7 +38,7 @@ def test_samples_cover_the_day_and_each_candidate_sees_the_newest_events(
     owner = np.concatenate([np.full(len(seen), code, np.int64) for code, (_, seen) in enumerate(users)])
     seen = np.concatenate([np.array(seen, np.int64) for _, seen in users])
     axis = Axis.over(len(users), seen, ts)
-    timeline = Timeline(axis, axis.pack(owner, seen), seen, seen, np.zeros_like(seen), {}, np.arange(len(users)))
+    timeline = Timeline(axis, axis.pack(owner, seen), seen, seen, owner * 0, {}, np.arange(len(users)), owner * 0)
     begins = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1]]))
     cuts = cut(schema, user, begins, ts, START, END, {schema.realtime.name: timeline})
 

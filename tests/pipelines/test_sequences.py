@@ -77,6 +77,6 @@ def test_what_spark_copies_covers_what_a_build_reads() -> None:
 def test_an_empty_past_has_nothing_to_compact(tmp_path: Path) -> None:
     schema = full_schema()
     nothing = {source.name: () for source in schema.sources}
-    plan = CompactionPlan(schema, tmp_path, 20_000, 20_000, nothing, {name: {} for name in nothing}, make=True)
+    plan = CompactionPlan(schema, tmp_path, 20_000, 20_000, nothing, {name: {} for name in nothing}, 1, None, make=True)
     assert not plan.missing
     assert all(not read.days and not read.compacted for read in (*plan.tiles.values(), *plan.sequences.values()))

@@ -90,7 +90,7 @@ def publish(folder: Path, day: int, rows: Rows) -> PartialRef:
                 pa.table([pa.array(c, f.type) for c, f in zip(columns, PARTIALS, strict=True)], PARTIALS),
                 folder / files[bucket],
             )
-    return PartialRef(day, str(folder), files)
+    return PartialRef(day, str(folder), files, BUCKETS)
 
 
 @given(seed=st.integers(0, 10**6))

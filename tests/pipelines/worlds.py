@@ -140,6 +140,20 @@ def full_schema(**candidates: object) -> Schema:
         CrossFeature(name="item_dwell_sum", op="sum", source="clicks", value="dwell", keys=("item_id",), window="1d"),
         CrossFeature(name="item_dwell_max", op="max", source="clicks", value="dwell", keys=("item_id",), window="30h"),
         CrossFeature(name="user_spent_min", op="min", source="orders", value="amount", keys=by_user, window="7d"),
+        CrossFeature(name="item_dwell_std", op="std", source="clicks", value="dwell", keys=("item_id",), window="2d"),
+        CrossFeature(
+            name="user_heat", op="decayed_count", source="exposures", keys=by_user, window="2d", half_life="5h"
+        ),
+        CrossFeature(
+            name="item_heat",
+            op="decayed_sum",
+            source="clicks",
+            value="dwell",
+            where="dwell > 2",
+            keys=("item_id",),
+            window="3d",
+            half_life="1d",
+        ),
         CrossFeature(name="last_position", op="last", source="exposures", value="position", keys=by_user, window="1d"),
         CrossFeature(name="items_seen", op="distinct", source="exposures", value="item_id", keys=by_user, window="12h"),
         CrossFeature(

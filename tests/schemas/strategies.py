@@ -46,7 +46,7 @@ from genrank.schemas import (
     UserGroup,
     Zeros,
 )
-from genrank.schemas.base import ColumnType
+from genrank.schemas.base import ColumnType, parse_duration
 
 Draw = Callable[[st.SearchStrategy], object]
 Types = dict[str, ColumnType]
@@ -234,8 +234,9 @@ class _Drawing:
                     "rate",
                     "recency",
                     "distinct",
+                    "decayed_count",
                     "last id",
-                    *(["sum", "mean", "max", "min", "last"] if numbers else []),
+                    *(["sum", "mean", "max", "min", "std", "last", "decayed_sum"] if numbers else []),
                 ]
             )
         )
@@ -244,13 +245,18 @@ class _Drawing:
             space = "strings" if log.columns[value] == "string" else "integers"
             return CrossFeature(**common, op="last", value=value, table=draw(st.sampled_from(self.shared[space])))
         common |= {"op": op, "transform": draw(st.none() | transforms())}
+        if op.startswith("decayed"):
+            long_enough = [
+                h for h in ("6h", "1d", "7d", "90d") if parse_duration(h) * 64 >= parse_duration(common["window"])
+            ]
+            common["half_life"] = draw(st.sampled_from(long_enough))
         if op == "rate":
             return CrossFeature(
                 **common | {"where": common["where"] or "user_id IS NOT NULL"},
                 prior=draw(st.floats(0, 1)),
                 strength=draw(st.floats(0, 100)),
             )
-        if op in ("sum", "mean", "max", "min", "last"):
+        if op in ("sum", "mean", "max", "min", "std", "last", "decayed_sum"):
             return CrossFeature(**common, value=draw(st.sampled_from(numbers)))
         return (
             CrossFeature(**common, value=draw(st.sampled_from(scalars))) if op == "distinct" else CrossFeature(**common)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.errors import UserError
 from genrank.serving.engine import Engine
+from genrank.serving.history_append import UserRows
 from genrank.serving.user_cache import Entry, Key, Layers, UserCache
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -53,8 +55,6 @@ def view(name: str, seed: int = 0):
 
 
 def batch_of(name: str, samples: list[int], seed: int = 0) -> Batch:
-    import numpy as np
-
     return view(name, seed).batch(np.array(samples))
 
 
@@ -178,7 +178,8 @@ def test_what_cannot_be_scored_in_parts_is_refused_with_the_remedy() -> None:
 
 
 def entry_of(size: int) -> Entry:
-    return Entry(b"", Layers([], [], torch.zeros(size // 8, dtype=torch.int64)), (), Layers([], [], torch.zeros(0)))
+    none = UserRows({}, np.zeros((0, 0), np.uint8))
+    return Entry(none, Layers([], [], torch.zeros(size // 8, dtype=torch.int64)), Layers([], [], torch.zeros(0)))
 
 
 @given(

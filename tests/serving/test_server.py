@@ -31,8 +31,9 @@ from random_samples import demo_schema, random_table
 from genrank.schemas import RequestSize
 from genrank.serving.request_arrow import MEDIA_TYPE, write_arrow
 from genrank.serving.request_contract import RequestContract
+from genrank.serving.row_scores import ScoringError
 from genrank.serving.sample_rows import SampleRows
-from genrank.serving.server.batching import Batcher, ScoringError
+from genrank.serving.server.batching import Batcher
 from genrank.serving.server.metrics import Metrics
 from genrank.serving.server.models import Served
 from genrank.serving.stored_requests import requests_of

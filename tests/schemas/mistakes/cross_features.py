@@ -72,7 +72,19 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     ),
     "a count of something": (
         lambda: cross(value="dwell"),
-        "candidates.x: count takes no value; drop it, or use sum, mean, max, min, last or distinct",
+        "candidates.x: count takes no value; drop it, or use sum, mean, max, min, std, decayed_sum, last or distinct",
+    ),
+    "a half-life of a count": (
+        lambda: cross(half_life="1d"),
+        "candidates.x: count takes no half_life; drop it, or use op='decayed_count' or op='decayed_sum'",
+    ),
+    "no half-life": (
+        lambda: cross(op="decayed_count"),
+        'candidates.x: decayed_count needs half_life=, after how long an event counts half; write for example half_life="1d"',
+    ),
+    "a window of too many half-lives": (
+        lambda: cross(op="decayed_count", half_life="1h"),
+        "candidates.x: window 7d is more than 64 half-lives of 1h, and what is older counts nothing; shorten it to 64h",
     ),
     "an unknown value": (
         lambda: cross(op="mean", value="dwel"),

@@ -1,0 +1,198 @@
+"""A request's exposures as the build would normalize them, in a few calls a column.
+
+What depends on the schema alone is sorted out once: which columns are the exposure's own, which are looked up in a snapshot, and which SQL
+reads nothing but one snapshot, so that its value of every key is there before a request asks. A row that any check stops is left to the
+build's own `Normalizer`, which gives the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from genrank.pipelines.arrays import single_array, to_polars
+from genrank.pipelines.column_roles import NUMBERS, Column
+from genrank.pipelines.columns import compute, cross_features, feature_column, fill, owner, references, store
+from genrank.pipelines.merge_scan import Int
+from genrank.pipelines.online.snapshots import SnapshotDays
+from genrank.schemas import Schema, Snapshot, UserError
+from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
+from genrank.schemas.conversion import FIRST_MS, convert, epoch_ms
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Exposures of one day, [n] rows."""
+
+    user: pa.Array
+    """As declared."""
+    u: Int
+    """Hashed."""
+    ts: Int
+    """Epoch ms."""
+    columns: Mapping[str, pa.Array]
+    """Columns of the exposures' partial that requests need, by name."""
+
+
+class ExposureReader:
+    """Reads raw exposures.
+
+    Args:
+        schema: whose candidates they are.
+        columns: of the exposures' partials.
+        snapshots: by name.
+    """
+
+    def __init__(self, schema: Schema, columns: tuple[Column, ...], snapshots: Mapping[str, SnapshotDays]) -> None:
+        self._schema, self._log, self._snapshots = schema, schema.exposures, snapshots
+        self._days = schema.local_days
+        log = self._log
+        self._user, self._item = Column("id", log.user), Column("id", schema.candidates.item)
+        asked = {column for feature in schema.candidates.features if (column := feature_column(feature))}
+        asked |= {Column("id", key) for feature in cross_features(schema) for key in feature.keys}
+        asked |= {self._item} | ({Column("id", schema.candidates.request)} if schema.candidates.request else set())
+        self._asked = asked
+        self._own: list[tuple[Column, str]] = []
+        self._joined: list[tuple[Column, str, str]] = []
+        self._looked_up: list[tuple[Column, str]] = []
+        self._evaluated: list[Column] = []
+        for column in columns:
+            if column not in asked and column.role not in NUMBERS:
+                continue
+            of = {found[0].name for name in references(column) if (found := owner(schema, log, name))}
+            snapshot = next(iter(of)) if len(of) == 1 and of != {log.name} else None
+            if column.sql and snapshot and len(references(column)) == sum(1 for _ in self._of(column, snapshot)):
+                self._looked_up.append((column, snapshot))
+            elif column.sql:
+                self._evaluated.append(column)
+            elif snapshot:
+                found = owner(schema, log, column.expression)
+                assert found
+                self._joined.append((column, snapshot, Column(column.role, found[1], limit=column.limit).name))
+            else:
+                self._own.append((column, column.expression.removeprefix(f"{log.name}.")))
+        self._valid = [Column("flag", condition, sql=True) for condition in log.valid]
+        self._lateness = parse_duration(log.lateness) + DAY_MS + schema.local_days.spread
+
+    def _of(self, column: Column, snapshot: str) -> Iterator[str]:
+        """References of a column to a snapshot."""
+        for name in references(column):
+            found = owner(self._schema, self._log, name)
+            if found and found[0].name == snapshot:
+                yield name
+
+    def read(self, raw: pa.Table, day: int) -> Shown | None:
+        """Exposures of a day; None where the build would quarantine one.
+
+        Args:
+            raw: declared columns; those that are missing are null.
+            day: the schema's.
+        """
+        log = self._log
+        declared: dict[str, pa.Array] = {}
+        for name in log.columns:
+            if name in raw.column_names:
+                converted = convert(single_array(raw.column(name)), log.columns[name])
+                if converted.misfits:
+                    return None
+                declared[name] = converted.values
+        if not {log.user, log.time, self._item.expression} <= declared.keys():
+            return None
+        times = epoch_ms(declared[log.time], log.time_unit)
+        if times.misfits or times.values.null_count or declared[log.user].null_count:
+            return None
+        if declared[self._item.expression].null_count:
+            return None
+        ts = times.values.to_numpy()
+        if log.arrival in declared:
+            arrived = epoch_ms(declared[log.arrival], log.time_unit)
+            late = arrived.values.fill_null(FIRST_MS).to_numpy() - ts > self._lateness
+            if arrived.misfits or late.any():
+                return None
+        columns = self._columns(declared, raw.num_rows, day)
+        if columns is None:
+            return None
+        u = columns.get(self._user.name)
+        if u is None:
+            u = store(declared[log.user], self._user)
+        return Shown(declared[log.user], u.to_numpy(), ts, columns)
+
+    def _columns(self, declared: Mapping[str, pa.Array], rows: int, day: int) -> dict[str, pa.Array] | None:
+        columns: dict[str, pa.Array] = {}
+        for column, name in self._own:
+            if name in declared:
+                columns[column.name] = store(declared[name], column)
+            elif column in self._asked:
+                missing = pa.nulls(rows, ARROW_TYPES[self._log.columns[name]])
+                columns[column.name] = store(missing, column)
+        places: dict[str, pa.Array] = {}
+        for column, snapshot, stored in self._joined:
+            at = self._at(snapshot, declared, rows, day, places)
+            padded = self._snapshots[snapshot].as_of(day).padded(column.name, partial(_filled, column, stored))
+            columns[column.name] = padded.take(at)
+        evaluated = list(self._evaluated)
+        for column, snapshot in self._looked_up:
+            at = self._at(snapshot, declared, rows, day, places)
+            try:
+                make = partial(self._every_key, column, snapshot)
+                columns[column.name] = self._snapshots[snapshot].as_of(day).padded(column.name, make).take(at)
+            except UserError:  # Of a key that perhaps nobody asks about.
+                evaluated.append(column)
+        if self._valid or evaluated:
+            frame = self._frame([*self._valid, *evaluated], declared, rows, day, places)
+            found = compute(frame, self._log, (*self._valid, *evaluated))
+            if not all(found.pop(check.name).true_count == rows for check in self._valid):
+                return None
+            columns |= found
+        numbers = [own.to_numpy() for own in columns.values() if pa.types.is_floating(own.type)]
+        if numbers and (np.abs(np.concatenate(numbers)) > np.finfo(np.float32).max).any():
+            return None
+        return columns
+
+    def _at(
+        self, snapshot: str, declared: Mapping[str, pa.Array], rows: int, day: int, places: dict[str, pa.Array]
+    ) -> pa.Array:
+        """Where the rows' keys lie in a snapshot."""
+        if snapshot not in places:
+            held = self._snapshots[snapshot]
+            key = held.snapshot.key
+            array = declared.get(key, pa.nulls(rows, ARROW_TYPES[self._log.columns[key]]))
+            ids = store(array, Column("id", key)).to_numpy()
+            places[snapshot] = pa.array(held.as_of(day).places(ids))
+        return places[snapshot]
+
+    def _frame(
+        self, read: list[Column], declared: Mapping[str, pa.Array], rows: int, day: int, places: dict[str, pa.Array]
+    ) -> pl.DataFrame:
+        """What SQL reads, as `columns.compute` expects it."""
+        series: dict[str, pl.Series] = {}
+        for name in {name for column in read for name in references(column)}:
+            found = owner(self._schema, self._log, name)
+            if found and isinstance(found[0], Snapshot):
+                at = self._at(found[0].name, declared, rows, day, places)
+                raw = Column("raw", found[1]).name
+                padded = self._snapshots[found[0].name].as_of(day).padded(raw, partial(_column, raw))
+                series[name] = to_polars(padded.take(at), name)
+            elif found:
+                own = declared.get(found[1], pa.nulls(rows, ARROW_TYPES[self._log.columns[found[1]]]))
+                series[found[1]] = to_polars(own, found[1])
+        return pl.DataFrame(series) if series else pl.DataFrame({"": np.zeros(rows)})
+
+    def _every_key(self, column: Column, snapshot: str, rows: pa.Table) -> pa.Array:
+        """SQL over a snapshot alone, of each of its rows."""
+        names = {name: found[1] for name in self._of(column, snapshot) if (found := owner(self._schema, self._log, name))}
+        frame = pl.DataFrame([to_polars(rows.column(Column("raw", own).name), name) for name, own in names.items()])
+        return compute(frame, self._log, (column,))[column.name]
+
+
+def _filled(column: Column, stored: str, rows: pa.Table) -> pa.Array:
+    return fill(single_array(rows.column(stored)), column)
+
+
+def _column(name: str, rows: pa.Table) -> pa.Array:
+    return single_array(rows.column(name))
