@@ -31,8 +31,8 @@ def silu_split(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[i
             f"sizes {list(sizes)} with {active} active don't split a weight of {weight.shape[0]} rows: give at most 4, and SiLU to none, the"
             " first, or all"
         )
-    # A compiler fuses backward's passes by itself.
-    if backend_for(x) != "triton" or torch.compiler.is_compiling():
+    # A compiler fuses backward's passes by itself; inference has none.
+    if backend_for(x) != "triton" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return reference_split(x, weight, bias, sizes, active)
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
