@@ -20,10 +20,10 @@ from genrank.schemas.files import reading
 from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.tokenization.arrangement import arrange, group_kinds
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.sample_columns import SampleColumns
-from genrank.tokenization.tokens import arrange, group_kinds
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
 from genrank.tokenization.visibility import USER as USER_GROUP

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
 from genrank.kernels.spans import Spans, make_spans
-from genrank.model.encoders.block import Block, BlockConfig, Norm
+from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype
 from genrank.model.encoders.interface import Candidates, Encoder
 from genrank.model.encoders.jagged_rows import Joined
 from genrank.model.encoders.listwise import attend, by_request, rivals_of
@@ -82,29 +82,32 @@ class Stack(Encoder[StackState]):
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
         rows = tokens.candidate_rows if rows is None else rows
-        spans = None
-        if self.config.listwise:
-            tokens, place, spans = by_request(tokens)
-            rows = place[rows]
-        vectors: Tensor = self.final_norm(self._layers(tokens, spans)[rows], self._groups(tokens)[rows])
-        return vectors
+        if not self.config.listwise:
+            return self._vectors(tokens, rows)
+        tokens, place, spans = by_request(tokens)
+        return self._vectors(tokens, place[rows], spans)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """[T, dim]: every token's vector."""
-        vectors: Tensor = self.final_norm(self._layers(tokens), self._groups(tokens))
-        return vectors
+        return self._vectors(tokens, None)
 
-    def _layers(self, tokens: Tokens, spans: Spans | None = None) -> Tensor:
+    def _vectors(self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None) -> Tensor:
+        """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all."""
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
         x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
-        tokens = dataclasses.replace(tokens, group_ids=self._groups(tokens))
-        for block in self.blocks:
+        groups = self._groups(tokens)
+        tokens, change = dataclasses.replace(tokens, group_ids=groups), None
+        for number, block in enumerate(self.blocks, 1):
+            given = (x, tokens, positions, seconds, change, rows if number == self.config.layers else None, spans)
             if self.recompute and self.training:
-                x = checkpoint(block, x, tokens, positions, seconds, spans, use_reentrant=False)
+                x, change = checkpoint(block, *given, use_reentrant=False)
             else:
-                x = block(x, tokens, positions, seconds, spans)
-        return x
+                x, change = block(*given)
+        groups = groups if rows is None else groups.index_select(0, rows)
+        # As PyTorch's layer norm under autocast.
+        dtype = None if autocast_dtype(x) is None else torch.float32
+        return self.final_norm.after(x, change, groups, self.config.residual_scale, dtype)[1]
 
     # ------------------------------------------------------------------ in two parts
 

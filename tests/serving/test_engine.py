@@ -115,8 +115,8 @@ def test_a_hit_reads_no_history_and_appends_what_is_new() -> None:
     own = model.tokenizer.embeddings
     plain = own.forward
 
-    def noted(batch, groups=None):
-        found = plain(batch, groups)
+    def noted(batch, groups=None, norms=None):
+        found = plain(batch, groups, norms)
         histories.append("history" in found)
         return found
 
