@@ -52,7 +52,7 @@ class Question:
         """([n] the feature's value of each event, [n] whether it meets `where` and is there)."""
         assert self.value is not None
         values: NDArray[Any] = self.events.column(self.value.name).to_numpy()
-        present = ~np.isnan(values) if self.value.role in NUMBERS else values != MISSING_ID
+        present = has_value(values, self.value)
         return values, present if self.chosen is None else self.chosen & present
 
     def count(self) -> Int:
@@ -82,6 +82,12 @@ class Question:
         values, chosen = self.values()
         row = self.scan.newest(self.queries, self.window, chosen)
         return np.append(values, missing_value(values, self.value))[row]
+
+
+def has_value(values: NDArray[Any], column: Column) -> Bool:
+    """[n] which of a column's values are there."""
+    present: Bool = ~np.isnan(values) if column.role in NUMBERS else values != MISSING_ID
+    return present
 
 
 def missing_value(values: NDArray[Any], column: Column) -> NDArray[Any]:
