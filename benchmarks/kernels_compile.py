@@ -44,9 +44,11 @@ from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import gpu as rowwise_gpu
+from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
 from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
@@ -137,8 +139,20 @@ def norm_launches(
         group_ids = torch.zeros(tokens, dtype=torch.int32) if groups > 1 else None
     rest = (attn, u if gate else None, weight, bias, group_ids, gate, 1e-6, dropout, seed)
     with recording() as launches:
-        norm_gpu.norm_gate_op(*rest)
-        norm_gpu.norm_gate_backward_op(attn, *rest)
+        _, statistics = norm_gpu.norm_gate_op(*rest)
+        norm_gpu.norm_gate_backward_op(attn, *rest[:5], statistics, gate, dropout, seed)
+        if not gate:
+            stream = attn.float()
+            norm_gpu.add_norm_op(stream, attn, weight, bias, group_ids, 1.0, 1e-6, dtype)
+            norm_gpu.add_norm_backward_op(stream, attn, stream, weight, bias, group_ids, statistics, 1.0, dtype)
+    return launches
+
+
+def split_launches(dtype: torch.dtype, inner: int, device: str = "cpu", tokens: int = 64) -> list[Launch]:
+    """Backward of the block's projection, with SiLU on all of its columns."""
+    z = torch.zeros(tokens, 4 * inner, dtype=dtype, device=device)
+    with recording() as launches:
+        split_gpu.pack_gradients([torch.zeros(tokens, inner, dtype=dtype, device=device)] * 4, z, 4 * inner)
     return launches
 
 
@@ -148,6 +162,25 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with recording() as launches:
         jagged_gpu.concat_op([x], [offsets])
         jagged_gpu.split_op(x, [offsets], [64])
+    return launches
+
+
+def lookup_launches(device: str = "cpu") -> list[Launch]:
+    """All of a batch's lookups, features at one scale or not, and the places of its tokens."""
+    with torch.device(device):
+        ints, floats, wide = (torch.zeros(64, dtype=t) for t in (torch.int64, torch.float32, torch.float64))
+        instructions, vectors = (torch.zeros(2, width, dtype=torch.int64) for width in (8, 6))
+        seen = torch.zeros(64, dtype=torch.int32)
+    program = lookups_gpu.RowProgram(instructions, floats, ints, ints, wide, ints, ints, ints[:1], 0, 24)
+    group = lookups_gpu.GroupPlace(0, 0)
+    parts = [jagged_gpu.Part(0, 0, 64, 1, kind, 0, 0, 0, 9, 0, 0) for kind in range(4)]
+    with recording() as launches:
+        lookups_gpu.find_rows(program, [lookups_gpu.RowPlace(0, 64, 0)] * 2, [group], [(0, 1)], seen, 48, ints, floats)
+        for norm in (True, False):
+            given = {"most": 64, "dim": 32, "norm": norm}
+            lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
+            lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
+        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3))
     return launches
 
 
@@ -206,6 +239,7 @@ def other_cases() -> Iterator[Case]:
             return span_launches(dtype, dim, kind)
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
+    yield Case("lookups", "fp32", EVERY, lookup_launches)
     for name, dtype in DTYPES.items():
         yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
@@ -216,6 +250,7 @@ def other_cases() -> Iterator[Case]:
                 return norm_launches(dtype, *rest)
 
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
+        yield Case("silu_split 512", name, EVERY, lambda dtype=dtype: split_launches(dtype, 512))
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
         yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
 

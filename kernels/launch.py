@@ -172,6 +172,14 @@ class Tuned:
         return chosen
 
 
+def to_device(table: list[int], device: torch.device) -> torch.Tensor:
+    """[n] int64 on the device by one copy that doesn't wait: addresses and sizes of a batch, for a kernel that reads many tensors."""
+    host = torch.tensor(table, dtype=torch.int64)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 def generation(device: torch.device) -> int:
     """Of a GPU: 80, 90, 100; in the interpreter the oldest, whose configurations every other can run."""
     if device.type != "cuda":

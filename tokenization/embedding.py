@@ -10,7 +10,7 @@ import importlib.util
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,18 @@ from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.dynamic import DynamicVocabulary
 from genrank.tokenization.features import Encoded, GroupEncoder, GroupInputs, fitted_features
+from genrank.tokenization.merged_lookups import Found, MergedLookups, serves
+from genrank.tokenization.merged_vectors import Scales
 from genrank.tokenization.plan import Lookup, Plan
 from genrank.tokenization.table_backend import Backend, Sharding, StatePlace, Tables
 from genrank.tokenization.torch_tables import TorchTables
+
+
+class FeatureScales(Scales, Protocol):
+    """The same, and on matrices that are at hand."""
+
+    def scaled(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Group -> [N, width(group)] float32, every feature at one scale."""
 
 
 class _TableColumns(NamedTuple):
@@ -45,6 +54,8 @@ class PendingLookup(NamedTuple):
     """Merged tables' rows that have a new owner: initial weights when the lookup is finished, not before."""
     pieces: dict[str, list[Tensor]]
     finish: Callable[[], dict[str, Tensor]]
+    found: Found | None = None
+    """What a GPU's kernels found of all features at once; the rest is empty then."""
 
 
 class Embeddings(nn.Module):
@@ -110,6 +121,13 @@ class Embeddings(nn.Module):
             if tables is None
             else tables
         )
+        self.merged: MergedLookups | None = None
+        """All lookups in three launches, where the tables are this process's own and lie on a GPU."""
+        if isinstance(self.tables, TorchTables) and serves(self.tables.anchor):
+            encoders = dict(zip(self.groups, self._encoders(), strict=True))
+            inputs = dict(zip(self.groups, self._inputs(), strict=True))
+            place = self.tables.anchor.device
+            self.merged = MergedLookups(plan, encoders, self.layout, inputs, self.boundaries, place)
 
     @property
     def lr(self) -> float:
@@ -148,12 +166,17 @@ class Embeddings(nn.Module):
         groups: Collection[str] | None = None,
         more: tuple[str, Callable[[], Tensor]] | None = None,
     ) -> PendingLookup:
+        whole = groups is None and more is None and not batch.filler
+        if whole and self.merged is not None and serves(self.merged.program.instructions):
+            found = self.merged.find(batch)
+            given = self._resolve(batch, {name: [ids] for name, ids in found.ids.items()})
+            return PendingLookup(batch, {}, given, {}, dict, found)
         encoded = {
             name: encoder.encode(batch, inputs)
             for name, encoder, inputs in zip(self.groups, self._encoders(), self._inputs(), strict=True)
             if groups is None or name in groups
         }
-        given = self._resolve(batch, encoded)
+        given = self._resolve(batch, {name: self._ids(name, encoded) for name in self.vocabularies})
         wanted: dict[str, list[Tensor]] = {table.name: [] for table in self.plan.tables}
         for group, each in encoded.items():
             for part in self.columns[group]:
@@ -168,16 +191,29 @@ class Embeddings(nn.Module):
         rows = {merged: torch.cat(pieces)[: 0 if batch.filler else None] for merged, pieces in wanted.items()}
         return PendingLookup(batch, encoded, given, wanted, self.tables.dispatch(rows))
 
-    def forward(self, batch: Batch, groups: Collection[str] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, groups: Collection[str] | None = None, norms: FeatureScales | None = None
+    ) -> dict[str, Tensor]:
         """Group -> [N, width(group)] float32, N the group's rows in the batch.
 
         Args:
             groups: only these, in inference on one process: the rest isn't looked up.
+            norms: bring every feature to one scale.
 
         A filler batch reads zeros: nothing of it is counted, looked up or learned, but the rank takes part in what the others do.
         """
         dispatched = bool(self._pending) and self._pending[0].batch is batch
-        return self._finish(self._pending.popleft() if dispatched else self._begin(batch, groups))[0]
+        pending = self._pending.popleft() if dispatched else self._begin(batch, groups)
+        if pending.found is not None:
+            return self._finish_merged(pending, pending.found, norms)
+        matrices = self._finish(pending)[0]
+        return matrices if norms is None else norms.scaled(matrices)
+
+    def _finish_merged(self, pending: PendingLookup, found: Found, norms: FeatureScales | None) -> dict[str, Tensor]:
+        assert self.merged is not None and isinstance(self.tables, TorchTables)
+        for merged, rows in pending.given:
+            self.tables.reset(merged, rows)
+        return self.merged.vectors(pending.batch, found, self.tables, norms, learns=not self.frozen)
 
     def with_rows(self, batch: Batch, merged: str, rows: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same, and beside it [K, dim] rows of a merged table, in one lookup: a table's optimizer takes a step a lookup.
@@ -222,8 +258,19 @@ class Embeddings(nn.Module):
             )
         return out, next(found[more]) if more else batch.user.new_empty(0)
 
-    def _resolve(self, batch: Batch, encoded: dict[str, Encoded]) -> list[tuple[str, Tensor]]:
+    def _ids(self, name: str, encoded: dict[str, Encoded]) -> list[Tensor]:
+        """Where the ids of a dynamic table lie."""
+        return [
+            encoded[lookup.group].ragged[lookup.feature].values if lookup.pooling else encoded[lookup.group].rows[at]
+            for lookup, at in self.plan.readers_of(name)
+            if lookup.group in encoded
+        ]
+
+    def _resolve(self, batch: Batch, ids_of: Mapping[str, list[Tensor]]) -> list[tuple[str, Tensor]]:
         """Dynamic ids to physical rows, in place; in training mode they're counted, admitted and evicted on the way.
+
+        Args:
+            ids_of: logical table -> where its ids lie.
 
         Returns:
             The merged tables' rows that got a new owner.
@@ -231,16 +278,10 @@ class Embeddings(nn.Module):
         renewed = []
         for name, vocabulary in self.vocabularies.items():
             merged, start = self.plan.logical[name][1], self.plan.start_of(name)
-            where = [
-                encoded[lookup.group].ragged[lookup.feature].values
-                if lookup.pooling
-                else encoded[lookup.group].rows[at]
-                for lookup, at in self.plan.readers_of(name)
-                if lookup.group in encoded
-            ]
+            where = ids_of[name]
             if not where:
                 continue
-            ids = torch.cat(where)[: 0 if batch.filler else None]
+            ids = (torch.cat(where) if len(where) > 1 else where[0])[: 0 if batch.filler else None]
             if self.training and not self.frozen:
                 rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)
                 if len(given):

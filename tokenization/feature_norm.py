@@ -30,6 +30,17 @@ class FeatureNorms(nn.ModuleDict):
         """Group -> [N, width(group)] float32, every feature at one scale."""
         return {group: self[f"of_{group}"](matrix) for group, matrix in matrices.items()}
 
+    @property
+    def eps(self) -> float:
+        """Added to a vector's mean square."""
+        return EPS
+
+    def moments(self, group: str, feature: str) -> Tensor:
+        """[2] float32: mean and deviation of a number."""
+        norm = self[f"of_{group}"]
+        assert isinstance(norm, FeatureNorm)
+        return norm.moments.get_buffer(f"of_{feature}")
+
     def set_moments(self, moments: Mapping[str, tuple[float, float]]) -> None:
         """`<group>.<feature>` -> (mean, standard deviation), of `tokenization.quantiles.fit_moments`."""
         for norm in self.values():

@@ -20,10 +20,10 @@ from genrank.schemas.files import reading
 from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.manifest import sample_days, sample_files
 from genrank.schemas.schema import CANDIDATES, USER, Schema
+from genrank.tokenization.arrangement import arrange, group_kinds
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.sample_columns import SampleColumns
-from genrank.tokenization.tokens import arrange, group_kinds
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import CANDIDATE, HISTORY, REALTIME, Rule, mtgr
 from genrank.tokenization.visibility import USER as USER_GROUP
@@ -162,6 +162,9 @@ class SampleText:
         """One stored value; `·` where it's missing."""
         leaf = self.batch.groups[group].features[name]
         if isinstance(leaf, Ragged):
+            if self.kinds.get((group, name)) == "vector":
+                numbers = leaf.values[leaf.offsets[row] : leaf.offsets[row + 1]].tolist()
+                return " ".join(f"{x:.3g}" for x in numbers[:3]) + (" ..." if len(numbers) > 3 else "") or "·"
             ids = leaf.values[leaf.offsets[row] : leaf.offsets[row + 1]].tolist()
             return " ".join(self._id(group, name, each) for each in ids) or "·"
         value = leaf[row].item()

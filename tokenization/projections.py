@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from genrank.schemas.derive.token_groups import token_groups
 from genrank.schemas.errors import UserError
@@ -20,8 +21,50 @@ Layout = Mapping[str, slice]
 """Feature -> its columns of the group's matrix."""
 
 
+class _SideBySide(torch.autograd.Function):
+    """Matrices [D, width] of one height side by side. Backward is one launch, where that of `torch.cat` has a copy a matrix."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, places: Tensor, *matrices: Tensor) -> Tensor:
+        ctx.places, ctx.shapes = places, [matrix.shape for matrix in matrices]  # type: ignore[attr-defined]
+        return torch.cat(matrices, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shapes = ctx.shapes  # type: ignore[attr-defined]
+        flat = grad.reshape(-1).index_select(0, ctx.places)  # type: ignore[attr-defined]
+        parts = torch.split(flat, [shape.numel() for shape in shapes])
+        return None, *(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+class _Columns(torch.autograd.Function):
+    """Some columns of [N, width], each at most once. Backward is two launches, where that of a slice a feature has some a feature."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, matrix: Tensor, columns: Tensor) -> Tensor:
+        ctx.columns, ctx.width = columns, matrix.shape[1]  # type: ignore[attr-defined]
+        return matrix.index_select(1, columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        whole = grad.new_zeros(len(grad), ctx.width)  # type: ignore[attr-defined]
+        return whole.index_copy_(1, ctx.columns, grad), None  # type: ignore[attr-defined]
+
+
+def _places_of_columns(height: int, columns: Sequence[slice]) -> Tensor:
+    """int32: where each element of matrices [height, width], one after another, lies when they are side by side."""
+    widths = [each.stop - each.start for each in columns]
+    whole = torch.arange(height * sum(widths), dtype=torch.int32).view(height, -1)
+    return torch.cat([part.reshape(-1) for part in torch.split(whole, widths, 1)]) if widths else whole.view(-1)
+
+
 class Projection(nn.Module):
     """Concatenated features to `tokens` tokens. A weight per feature: checkpoints survive any merge, and added or dropped features."""
+
+    places: Tensor
+    picked: Tensor
 
     def __init__(self, layout: Layout, d_model: int, tokens: int = 1) -> None:
         super().__init__()
@@ -35,13 +78,21 @@ class Projection(nn.Module):
             self.weights.register_parameter(f"of_{name}", nn.Parameter(weight))
         self.bias = nn.Parameter(torch.zeros(tokens * d_model))
         self.whole = _contiguous(self.columns)
+        picked = [at for each in self.columns for at in range(each.start, each.stop)]
+        self.register_buffer("picked", torch.tensor(picked, dtype=torch.int64), persistent=False)
+        self.register_buffer("places", _places_of_columns(tokens * d_model, self.columns), persistent=False)
 
     def forward(self, matrix: Tensor) -> Tensor:
         """[N, width(group)] -> [N * tokens, d_model], a row's tokens one after another."""
         if not self.columns:
             return self.bias.expand(len(matrix), -1).reshape(-1, self.d_model)
-        x = matrix[:, self.whole] if self.whole else torch.cat([matrix[:, columns] for columns in self.columns], 1)
-        weight = torch.cat(list(self.weights.parameters()), 1)
+        if self.whole == slice(0, matrix.shape[1]):
+            x = matrix  # a slice of all columns has a backward that copies them
+        elif self.whole:
+            x = matrix[:, self.whole]
+        else:
+            x = _Columns.apply(matrix, self.picked)  # type: ignore[no-untyped-call]
+        weight = _SideBySide.apply(self.places, *self.weights.parameters())  # type: ignore[no-untyped-call]
         return nn.functional.linear(x, weight, self.bias).view(-1, self.d_model)
 
 

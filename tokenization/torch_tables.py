@@ -47,6 +47,18 @@ class TorchTables:
         vectors: Tensor = _Lookup.apply(self.anchor, rows, table, self)  # type: ignore[no-untyped-call]
         return vectors
 
+    def learn(self, merged: str, rows: Tensor, grad: Tensor) -> None:
+        """A step of a merged table's optimizer, by [K] int64 rows' gradients [K, dim]; while held they are gathered."""
+        table = self.tables[merged]
+        table.gathered.append((rows, grad))
+        if self.held:
+            return
+        if len(table.gathered) > 1:
+            rows = torch.cat([rows for rows, _ in table.gathered])
+            grad = torch.cat([grad for _, grad in table.gathered])
+        table.gathered.clear()
+        table.update(rows, grad, self.lr)
+
     def hold(self, held: bool) -> None:
         """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
         self.held = held
@@ -127,10 +139,7 @@ class TorchTable:
         if optimizer.kind == "rowwise_adam":
             rowwise_adam_(weight, first, second, rows, grads, step=self.steps, lr=lr, eps=EPS, weight_decay=decay)
             return
-        if decay:
-            rows, grads = sum_rows(rows, grads)
-            grads += decay * weight[rows]
-        rowwise_adagrad_(weight, second, rows, grads, lr=lr, eps=EPS)
+        rowwise_adagrad_(weight, second, rows, grads, lr=lr, eps=EPS, weight_decay=decay)
 
 
 class _Lookup(torch.autograd.Function):
@@ -145,14 +154,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
-        rows, table, tables = ctx.rows, ctx.table, ctx.tables  # type: ignore[attr-defined]
-        table.gathered.append((rows, grad))
-        if not tables.held:
-            if len(table.gathered) > 1:
-                rows = torch.cat([rows for rows, _ in table.gathered])
-                grad = torch.cat([grad for _, grad in table.gathered])
-            table.gathered.clear()
-            table.update(rows, grad, tables.lr)
+        ctx.tables.learn(ctx.table.table.name, ctx.rows, grad)  # type: ignore[attr-defined]
         return None, None, None, None
 
 

@@ -33,6 +33,8 @@ def busy(session: Session) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for budget in (256,) if session.rehearse else BUDGETS:
+            session.attempt("lookups", f"{budget} tokens", lambda b=budget: lookups(session, Path(folder), b))
+        for budget in (256,) if session.rehearse else BUDGETS:
             for readers in (0, 1) if session.rehearse else (0, 1, 2, 4):
                 name = f"{budget} tokens, readers {readers}"
                 session.attempt("reading", name, lambda b=budget, r=readers: reading(session, Path(folder), b, r))
@@ -126,6 +128,41 @@ def reading(session: Session, folder: Path, budget: int, readers: int) -> dict[s
     finally:
         reader.stop()
     return {"batches": batches, "ms": round(1e3 * seconds / batches, 2), "tokens_per_s": round(tokens / seconds)}
+
+
+def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
+    """A batch's features to tokens and back, tables' updates included: all at once, and one after another; both give the same."""
+    from genrank.model.registry import choose_model
+    from genrank.tokenization.embedding import Embeddings
+    from genrank.tokenization.features import fitted_features
+    from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.reader import SampleReader
+
+    declared = schema()
+    edges = {f"{group}.{name}": [1.0, 10.0, 100.0] for group, name, _ in fitted_features(declared)}
+    reader = SampleReader(samples(session, folder), declared, ["2026-01-01"], token_budget=budget, prefetch=0)
+    batch = next(iter(reader)).to(session.device)
+    row: dict[str, Any] = {}
+    found: list[list[Tensor]] = []
+    for name in ("merged_ms", "apart_ms"):
+        torch.manual_seed(0)
+        embeddings = Embeddings(make_plan(declared), backend="torch", device=session.device, boundaries=edges)
+        embeddings.merged = embeddings.merged if name == "merged_ms" else None
+        tokenizer = (
+            choose_model("mtgr-tiny" if session.rehearse else "mtgr-small").build(embeddings, ["click"]).tokenizer
+        )
+
+        def step(tokenizer: Any = tokenizer) -> Tensor:
+            x: Tensor = tokenizer(batch).x
+            x.backward(torch.ones_like(x))
+            return x.detach()
+
+        weights = [embeddings.tables.shards(table.name)[0].weight for table in embeddings.plan.tables]
+        found.append([step(), *(weight.clone() for weight in weights)])
+        if not session.rehearse:
+            row[name] = round(session.time_ms(step), 2)
+    differences = [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+    return {**row, "difference": max(differences), "correct": max(differences) < 1e-3}
 
 
 def training(session: Session, folder: Path, budget: int, readers: int) -> dict[str, Any]:

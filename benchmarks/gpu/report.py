@@ -143,12 +143,17 @@ def order_lines(results: dict[str, Any]) -> list[str]:
 BUSY = {
     "sparse": ("sparse optimizer", ("entries", "largest_row", "ms", "pytorch_ms", "gb_s")),
     "reading": ("reading alone", ("batches", "ms", "tokens_per_s")),
+    "lookups": ("features to tokens and back", ("merged_ms", "apart_ms", "difference")),
     "training": ("`genrank train`", ("step_ms", "input_wait", "tokens_per_s", "mfu", "cores_to_read")),
+    "block": (
+        "pieces of the block, and apart",
+        ("forward_ms", "apart_forward_ms", "backward_ms", "apart_backward_ms", "difference"),
+    ),
 }
 
 
 def busy_lines(results: dict[str, Any]) -> list[str]:
-    """The sparse optimizer, reading, and training with it."""
+    """The sparse optimizer, reading, lookups, training with them, and pieces of the block."""
     lines = []
     for section, (title, keys) in BUSY.items():
         lines += ["", f"| {title} | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]

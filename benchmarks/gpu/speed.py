@@ -16,7 +16,9 @@ from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
 from genrank.kernels.attention import AttentionCall, RelativeBias, interval_attention, reference_attention, row_scale
 from genrank.kernels.attention import plan as attention_plan
-from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.norm import add_norm, group_layer_norm, norm_gate
+from genrank.kernels.silu_split import silu_split
+from genrank.kernels.silu_split.reference import reference_split
 
 CHECKED = 4300
 """Samples up to this long are compared, dense, with the definition."""
@@ -215,7 +217,7 @@ def measure_pointwise(session: Session, name: str, dim: int) -> dict[str, Any]:
     dtype = torch.float32 if session.rehearse else torch.bfloat16
     attn, u, above = (torch.randn(tokens, dim, device=session.device, dtype=dtype).requires_grad_() for _ in range(3))
     weight, bias = (torch.randn(4, dim, device=session.device).requires_grad_() for _ in range(2))
-    groups = torch.randint(0, 4, (tokens,), dtype=torch.int32, device=session.device)
+    groups = runs_of_groups(tokens, session.device)
     gated = name != "group_layer_norm"
 
     def run() -> Tensor:
@@ -239,6 +241,64 @@ def measure_pointwise(session: Session, name: str, dim: int) -> dict[str, Any]:
     }
 
 
+def runs_of_groups(tokens: int, device: str) -> Tensor:
+    """[tokens] int32: samples of 8 user tokens, 992 of history, 100 realtime ones and 300 candidates, as a step of `step` has them nearly."""
+    sample = torch.tensor([8, 992, 100, 300]).repeat(tokens // 1400 + 1)
+    kinds = torch.arange(4, dtype=torch.int32).repeat(tokens // 1400 + 1)
+    return torch.repeat_interleave(kinds, sample)[:tokens].to(device)
+
+
+def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
+    """A block's pieces as one op, and as the operations that they replace; and by how much their results differ, on some rows.
+
+    `sum and norm`: the residual (float32) plus a change (bfloat16) and the norm after it. `split`: a projection to four parts of `dim` with
+    SiLU; of it backward, without its two matrix products, is what differs.
+    """
+    tokens = 32 if session.rehearse else 2**29 // (4 * dim)
+    half = torch.float32 if session.rehearse else torch.bfloat16
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=generator).to(session.device, dtype).requires_grad_()
+
+    groups = runs_of_groups(tokens, session.device)
+    x, weight, bias = drawn(tokens, dim), drawn(4, dim), drawn(4, dim)
+    change, above = drawn(tokens, dim, dtype=half), torch.randn(tokens, dim, device=session.device)
+    matrix = (0.05 * drawn(4 * dim, dim, dtype=half)).detach().requires_grad_()
+    shift = drawn(4 * dim, dtype=half)
+    sizes, parts = [dim] * 4, [above.to(half)] * 4
+
+    def sum_and_norm(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        first, second = x[:n], change[:n]
+        if apart:
+            whole = first + second
+            found = [whole, group_layer_norm(whole, groups[:n], weight, bias).to(half)]
+        else:
+            found = list(add_norm(first, second, weight, bias, group_ids=groups[:n], dtype=half))
+        return found, [above[:n], above[:n].to(half)], [x, change, weight, bias]
+
+    def split(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        given = change[:n], matrix, shift, sizes, 4 * dim
+        return list((reference_split if apart else silu_split)(*given)), [p[:n] for p in parts], [change, matrix, shift]
+
+    run = sum_and_norm if name == "sum and norm" else split
+    row: dict[str, Any] = {"dim": dim, "tokens": tokens}
+    results = []
+    for apart in (False, True):
+        out, upstream, leaves = run(apart, tokens)
+        backward = session.time_ms(lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True))  # noqa: B023
+        with torch.no_grad():
+            forward = session.time_ms(lambda: run(apart, tokens))  # noqa: B023
+        row |= {
+            f"{'apart_' * apart}forward_ms": round(forward, 4),
+            f"{'apart_' * apart}backward_ms": round(backward, 4),
+        }
+        out, upstream, leaves = run(apart, min(tokens, 1400))
+        results.append([*out, *torch.autograd.grad(out, leaves, upstream)])
+    errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
+    return {**row, "difference": max(errors), "correct": max(errors) < 0.02}
+
+
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +314,9 @@ def around(session: Session) -> None:
     for name in ("group_layer_norm", "norm_gate", "gate_norm"):
         for dim in (512,) if session.rehearse else (512, 1024):
             session.attempt("pointwise", f"{name} D={dim}", lambda n=name, d=dim: measure_pointwise(session, n, d))
+    for name in ("sum and norm", "split"):
+        for dim in (512,) if session.rehearse else (512, 768):
+            session.attempt("block", f"{name} D={dim}", lambda n=name, d=dim: measure_block(session, n, d))
 
 
 def tma(session: Session) -> None:

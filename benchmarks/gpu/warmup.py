@@ -17,6 +17,7 @@ from benchmarks.kernels_compile import (
     idmap_launches,
     jagged_launches,
     norm_launches,
+    split_launches,
 )
 from benchmarks.kernels_gluon import gluon_launches
 from genrank.kernels.launch import Launch
@@ -46,6 +47,9 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0)):
             for launch in norm_launches(bf16, dim, groups, gate, 0.0, device, seed=0, tokens=2**14):
                 yield launch, True
+    for dim in (512, 768):
+        for launch in split_launches(bf16, dim, device, 2**14):
+            yield launch, True
     for dtype in (bf16, fp16, fp32):
         for gate in (0, 1, 2):
             for launch in norm_launches(dtype, 192, 4, gate, 0.0, device, seed=0, tokens=4097):

@@ -24,9 +24,44 @@ def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor,
     if backend_for(x) == "triton":
         from genrank.kernels.norm import gpu
 
-        normed: Tensor = gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)
+        normed: Tensor = gpu.norm_gate_op(x, None, weight, bias, group_ids, gpu.PLAIN, eps, 0.0, 0)[0]
         return normed
     return reference_norm(x, group_ids, weight, bias, eps)
+
+
+def add_norm(
+    x: Tensor,
+    change: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    group_ids: Tensor | None = None,
+    scale: float = 1.0,
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A residual's addition and the norm that reads it, in one pass over memory: s = x + scale * change, and norm(s).
+
+    Backward is one pass, too: the norm's gradient and that of s itself are added where they are found.
+
+    Args:
+        x, change: [T, D], of any float dtype each; weight, bias: [D], or [G, D] with group_ids int32 [T].
+        dtype: of the norm; None: x's.
+    Returns: (s [T, D] in x's dtype, norm(s) [T, D]). Differentiable in x, change, weight and bias.
+    Raises: ValueError for shapes that disagree.
+    """
+    if change.shape != x.shape:
+        raise ValueError(f"x {list(x.shape)} and change {list(change.shape)} must have one shape")
+    check(x, group_ids, weight, bias)
+    dtype = x.dtype if dtype is None else dtype
+    if backend_for(x) == "triton":
+        from genrank.kernels.norm import gpu
+
+        weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
+        whole, normed, _ = gpu.add_norm_op(x, change, weight, bias, group_ids, scale, eps, dtype)
+        return whole, normed
+    whole = x + change if scale == 1.0 else x + scale * change
+    return whole, reference_norm(whole, group_ids, weight, bias, eps).to(dtype)
 
 
 def norm_gate(
@@ -65,7 +100,7 @@ def norm_gate(
         gate = gpu.NORM_GATE if order == "norm_gate" else gpu.GATE_NORM
         weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
         seed = draw_seed(seed) if dropout > 0.0 else 0
-        gated: Tensor = gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)
+        gated: Tensor = gpu.norm_gate_op(attn, u, weight, bias, group_ids, gate, eps, dropout, seed)[0]
         return gated
     out = reference_norm_gate(attn, u, weight, bias, order, group_ids, eps)
     if dropout > 0.0:

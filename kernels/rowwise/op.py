@@ -9,19 +9,31 @@ from genrank.kernels.dispatch import backend_for
 
 
 def rowwise_adagrad_(
-    table: Tensor, state: Tensor, rows: Tensor, grads: Tensor, *, lr: float, eps: float = 1e-8
+    table: Tensor,
+    state: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    *,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> None:
     """Row-wise Adagrad (Duchi et al. 2011; one accumulator a row as in FBGEMM) on the touched rows, in place.
 
-    G_r = sum of grads of row r;  state_r += mean(G_r^2);  table_r -= lr * G_r / (sqrt(state_r) + eps)
+    G_r = sum of grads of row r + weight_decay * table_r;  state_r += mean(G_r^2);  table_r -= lr * G_r / (sqrt(state_r) + eps)
 
     Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
     """
     if backend_for(table) == "triton":
         from genrank.kernels.rowwise import gpu
 
-        return gpu.rowwise(table, None, state, rows, grads, lr=lr, eps=eps, betas=(0.0, 0.0), step=1, weight_decay=0.0)
+        decay = weight_decay
+        return gpu.rowwise(
+            table, None, state, rows, grads, lr=lr, eps=eps, betas=(0.0, 0.0), step=1, weight_decay=decay
+        )
     distinct, total = sum_rows(rows, grads)
+    if weight_decay:
+        total += weight_decay * table.index_select(0, distinct)
     # index_select and index_copy_ take a third of the time of indexing on a CPU.
     squares = state.index_select(0, distinct) + total.square().mean(1)
     state.index_copy_(0, distinct, squares)

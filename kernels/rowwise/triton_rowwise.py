@@ -63,10 +63,12 @@ def rowwise_kernel(
         tl.store(share_sums + (2 * chunk + 1) * dim + column, nothing, mask=inside & (place == 0) & (stop == end))
     if (whole == 0) | (row < 0):
         return
-    square = tl.sum(total * total, 0) / dim
     row = row.to(tl.int64)
     at = table + row * dim + column
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if ADAM == 0:
+        total += weight_decay * value
+    square = tl.sum(total * total, 0) / dim
     if ADAM:
         m = beta1 * tl.load(mean + row * dim + column, mask=inside, other=0.0) + (1.0 - beta1) * total
         v = beta2 * tl.load(state + row) + (1.0 - beta2) * square

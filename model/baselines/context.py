@@ -34,8 +34,8 @@ class Context(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Group -> [N, width] float32."""
-        matrices: dict[str, Tensor] = self.embeddings(batch)
-        return self.norms.scaled(matrices) if self.norms is not None else matrices
+        matrices: dict[str, Tensor] = self.embeddings(batch, norms=self.norms)
+        return matrices
 
     def owner(self, batch: Batch) -> Tensor:
         """[C] int64: the sample of each candidate."""

@@ -20,10 +20,14 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from genrank.kernels.attention import RelativeBias, interval_attention
-from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels.norm import Order, add_norm, group_layer_norm, norm_gate
+from genrank.kernels.silu_split import silu_split
+from genrank.kernels.spans import Spans
 from genrank.model.encoders.interface import Counts, EncoderConfig
+from genrank.model.encoders.listwise import attend
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
@@ -51,6 +55,9 @@ class BlockConfig(EncoderConfig):
     visibility: Literal["dynamic", "targets", "causal"] = "dynamic"
     """Who sees whom: MTGR's dynamic mask; HSTU's causal history with candidates as targets; the same with causal user tokens. No
     candidate sees another under any."""
+    listwise: bool = False
+    """Whether a candidate also sees the rivals of its request that were exposed no later than it (`model.encoders.listwise`): its score then
+    depends on which these are, never on another request's or a later one. Needs `Candidates(request=...)`, all of a request in one row."""
     input_norm: NormKind = "gln"
     output_norm: OutputNormKind = "gln"
     """`head`: each head's values by themselves, with a weight and a bias a head (the group norm of Meta's public code)."""
@@ -115,6 +122,15 @@ class BlockConfig(EncoderConfig):
                 f"under visibility={self.visibility} an event's prediction would read its own action"
                 f"{', by way of the user tokens' if self.visibility == 'targets' else ''}; set visibility=causal too, or 0",
             )
+        if self.listwise and self.divisor == "length":
+            raise self.refuse(
+                "listwise",
+                "divisor=length would count the candidates of other requests, too; set divisor=visible, or a number",
+            )
+        if self.listwise and self.attention_dropout:
+            raise self.refuse(
+                "listwise", "attention over several spans has no dropout; set attention_dropout=0, or listwise=false"
+            )
         if not self.candidate_numbers and not self.tower:
             raise self.refuse(
                 "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
@@ -138,6 +154,7 @@ class BlockConfig(EncoderConfig):
             positions=self.positions,
             ages=self.ages,
             sequence_ids=self.norm_groups == "sequence",
+            requests=self.listwise,
             event_actions=self.history_loss > 0,
         )
 
@@ -155,6 +172,11 @@ class BlockConfig(EncoderConfig):
         if self.history:
             found.append(f"the newest {self.history} events move (train with --set history=0)")
         return found
+
+    @property
+    def span_divisor(self) -> int | None:
+        """`divisor`, as span attention takes it."""
+        return self.divisor if isinstance(self.divisor, int) else None
 
     @property
     def event_weight(self) -> float:
@@ -183,6 +205,28 @@ class Norm(nn.Module):
             self.weight = nn.Parameter(torch.ones(shape))
         if kind in ("layer", "gln", "head"):
             self.bias = nn.Parameter(torch.zeros(shape))
+
+    def after(
+        self,
+        x: Tensor,
+        change: Tensor | None,
+        group_ids: Tensor,
+        scale: float,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(x + scale * change, its norm), each [T, dim]: one pass on a GPU where the norm has weights and a bias a column.
+
+        Args:
+            change: [T, dim]; None: nothing.
+            dtype: what reads the norm wants it in; None: x's.
+        """
+        if change is None:
+            return x, self(x, group_ids)
+        if self.kind not in ("gln", "layer") or torch.compiler.is_compiling():
+            x = added(x, change, scale)
+            return x, self(x, group_ids)
+        groups = group_ids if self.kind == "gln" else None
+        return add_norm(x, change, self.weight, self.bias, group_ids=groups, scale=scale, eps=self.eps, dtype=dtype)
 
     def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
         """[T, dim], [T] int32 -> [T, dim]."""
@@ -237,11 +281,50 @@ class Block(nn.Module):
         if config.time_buckets:
             self.time_table = nn.Parameter(0.02 * torch.randn(config.time_buckets, config.heads))
 
-    def forward(self, x: Tensor, tokens: Tokens, positions: Tensor | None, seconds: Tensor | None) -> Tensor:
-        """[T, dim] -> [T, dim]: every token reads those that it sees."""
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tokens,
+        positions: Tensor | None,
+        seconds: Tensor | None,
+        change: Tensor | None = None,
+        wanted: Tensor | None = None,
+        spans: Spans | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[T, dim] -> the residual and what is to be added to it, each [T, dim]: every token reads those that it sees.
+
+        The addition is the next block's: with the norm after it, it is one pass over memory.
+
+        Args:
+            change: to be added to x first.
+            wanted: [R] int64: only these rows of the result; each at most once.
+            spans: what each token sees, where an interval doesn't name it.
+        """
         config = self.config
-        rows = self.project(x, tokens.group_ids)
-        attended = interval_attention(
+        x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x))
+        rows = self._split(normed)
+        attended = self._attended(rows, tokens, self.bias(positions, seconds), spans).flatten(1)
+        u, group_ids = rows.u, tokens.group_ids
+        if wanted is not None:
+            x, attended, u = pick_rows(wanted, x, attended, u)
+            group_ids = group_ids.index_select(0, wanted)
+        return x, self.out(self._gate(attended, u, group_ids))
+
+    def _attended(self, rows: Projected, tokens: Tokens, bias: RelativeBias | None, spans: Spans | None) -> Tensor:
+        config = self.config
+        if spans is not None:
+            return attend(
+                rows.q,
+                rows.k,
+                rows.v,
+                spans,
+                None,
+                alpha=config.alpha,
+                divisor=config.span_divisor,
+                bias=bias,
+                max_length=tokens.max_length,
+            )
+        return interval_attention(
             rows.q,
             rows.k,
             rows.v,
@@ -250,26 +333,24 @@ class Block(nn.Module):
             tokens.end,
             alpha=config.alpha,
             divisor=config.divisor,
-            bias=self.bias(positions, seconds),
+            bias=bias,
             dropout=config.attention_dropout if self.training else 0.0,
             max_length=tokens.max_length,
         )
-        return self.merge(x, attended.flatten(1), rows.u, tokens.group_ids)
 
     def project(self, x: Tensor, group_ids: Tensor) -> Projected:
         """[T, dim] -> U, V, Q and K of the rows."""
+        return self._split(self.input_norm(x, group_ids))
+
+    def _split(self, normed: Tensor) -> Projected:
         config = self.config
-        projected = self.uvqk(self.input_norm(x, group_ids))
-        if config.activation == "uvqk":
-            projected = F.silu(projected)
-        u, v, q, k = projected.split(self.sizes, dim=1)
-        if config.activation == "u":
-            u = F.silu(u)
+        active = sum(self.sizes) if config.activation == "uvqk" else self.sizes[0]
+        u, v, q, k = silu_split(normed, self.uvqk.weight, self.uvqk.bias, self.sizes, active)
         return Projected(
             u,
-            v.unflatten(1, (config.heads, config.v_dim)),
-            q.unflatten(1, (config.heads, config.qk_dim)),
-            k.unflatten(1, (config.heads, config.qk_dim)),
+            v.view(-1, config.heads, config.v_dim),
+            q.view(-1, config.heads, config.qk_dim),
+            k.view(-1, config.heads, config.qk_dim),
         )
 
     def bias(self, positions: Tensor | None, seconds: Tensor | None) -> RelativeBias | None:
@@ -281,7 +362,7 @@ class Block(nn.Module):
     def merge(self, x: Tensor, attended: Tensor, u: Tensor, group_ids: Tensor) -> Tensor:
         """[T, dim]: what was attended to ([T, heads * v_dim]), gated by U and added to x."""
         change: Tensor = self.out(self._gate(attended, u, group_ids))
-        return x + self.config.residual_scale * change
+        return added(x, change, self.config.residual_scale)
 
     def _gate(self, attended: Tensor, u: Tensor, group_ids: Tensor) -> Tensor:
         config, norm = self.config, self.output_norm
@@ -306,6 +387,38 @@ class Block(nn.Module):
             gated = normed * u
             parts = (u, attended if config.concat_ua == "raw" else normed, gated)
         return F.dropout(torch.cat(parts, 1) if config.concat_ua else gated, dropout)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What matrix products on x's device are computed in; None: in their inputs'."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def added(x: Tensor, change: Tensor, scale: float) -> Tensor:
+    """x + scale * change."""
+    return x + change if scale == 1.0 else x + scale * change
+
+
+def pick_rows(rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Some rows of each of [T, ...], each row at most once."""
+    return tuple(_Rows.apply(value, rows) for value in values)  # type: ignore[no-untyped-call]
+
+
+class _Rows(torch.autograd.Function):
+    """Backward copies, where that of `index_select` adds up, in an order of its own."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = values.shape  # type: ignore[attr-defined]
+        return values.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None  # type: ignore[attr-defined]
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:

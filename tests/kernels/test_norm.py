@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.kernels.norm import Order, group_layer_norm, norm_gate
+from genrank.kernels.norm import Order, add_norm, group_layer_norm, norm_gate
 from genrank.kernels.norm import gpu as norm_gpu
 
 from .cases import interpreted
@@ -116,7 +116,44 @@ def test_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.library.opcheck(torch.ops.genrank.norm_gate, (attn, u, weight, bias, groups, 1, 1e-6, 0.0, 0))
     torch.library.opcheck(torch.ops.genrank.norm_gate, (attn, None, weight, bias, groups, 0, 1e-6, 0.0, 0))
     plain = [t.detach() for t in (attn, attn, u, weight, bias)]
-    torch.library.opcheck(torch.ops.genrank.norm_gate_backward, (*plain, groups, 2, 1e-6, 0.0, 0))
+    torch.library.opcheck(torch.ops.genrank.norm_gate_backward, (*plain, groups, torch.ones(2, 5), 2, 0.0, 0))
+    rest = (groups, torch.ones(2, 5), 1.0, torch.float32)
+    torch.library.opcheck(torch.ops.genrank.add_norm, (attn, u, weight, bias, groups, 1.0, 1e-6, torch.float32))
+    torch.library.opcheck(torch.ops.genrank.add_norm_backward, (*plain, *rest))
+
+
+@interpreted(12)
+@given(
+    st.integers(1, 40),
+    st.sampled_from([16, 24]),
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    st.sampled_from([torch.float32, torch.float16]),
+    st.sampled_from([1.0, 0.5]),
+    st.booleans(),
+)
+def test_the_sum_and_its_norm(
+    tokens: int, dim: int, runs: list[int], half: torch.dtype, scale: float, normed_alone: bool
+) -> None:
+    """Groups in runs, as a batch has them; the change in another dtype than the residual, and the norm too."""
+    x, change, weight, bias, _ = draw(tokens, dim, 4, torch.float32)
+    each = -(-tokens // len(runs))
+    groups = torch.tensor(runs, dtype=torch.int32).repeat_interleave(each)[:tokens]
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        low = half if backend == "triton" else torch.float64
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, change, weight, bias)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GENRANK_KERNELS", backend)
+            given = (leaves[0], leaves[1].to(low), *leaves[2:])
+            whole, normed = add_norm(*given, group_ids=groups, scale=scale, dtype=low)
+            assert whole.dtype == dtype and normed.dtype == low
+            upstream = torch.linspace(-1, 1, whole.numel()).view(whole.shape).to(dtype)
+            loss = (normed * upstream.to(low)).to(dtype).sum()
+            loss = loss if normed_alone else loss + (whole * upstream.flip(0)).sum()
+            results.append([whole.detach(), normed.detach(), *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        bound = 16 * torch.finfo(half).eps * max(1.0, float(b.abs().max()), tokens**0.5)
+        assert (a - b).abs().max() <= bound
 
 
 def test_gradcheck() -> None:

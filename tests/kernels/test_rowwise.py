@@ -31,7 +31,7 @@ def updated(rows: Tensor, grads: Tensor, optimizer: str, dtype: torch.dtype) -> 
         if optimizer == "adam":
             rowwise_adam_(table, mean, state, rows, grads, step=step, lr=0.1, weight_decay=0.1)
         else:
-            rowwise_adagrad_(table, state, rows, grads, lr=0.1)
+            rowwise_adagrad_(table, state, rows, grads, lr=0.1, weight_decay=0.1)
     return table, state
 
 
@@ -50,7 +50,8 @@ def defined(rows: Tensor, grads: Tensor, optimizer: str) -> tuple[Tensor, Tensor
                 scale = (state[row] / (1 - 0.999**step)).sqrt() + 1e-8
                 table[row] -= 0.1 * (mean[row] / (1 - 0.9**step) / scale + 0.1 * table[row])
             else:
-                state[row] += square
+                total = total + 0.1 * table[row]
+                state[row] += (total * total).mean()
                 table[row] -= 0.1 * total / (state[row].sqrt() + 1e-8)
     return table, state
 

@@ -12,7 +12,7 @@ from benchmarks import encoders
 from genrank.model.encoders import EncoderConfig
 from genrank.model.registry import choose_model
 from genrank.schemas import load_schema, to_yaml
-from genrank.tokenization.tokens import token_shape
+from genrank.tokenization.arrangement import token_shape
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -18,11 +18,11 @@ from genrank.model.registry import choose_model
 from genrank.model.report import write_report
 from genrank.model.train_step import TrainStep
 from genrank.model.trainer import train
+from genrank.tokenization.arrangement import token_shape
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_boundaries
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.tokens import token_shape
 
 NAMES = [next((name for name in spec.presets if name.endswith("-tiny")), next(iter(spec.presets))) for spec in ENCODERS]
 DAY = "2026-01-01"

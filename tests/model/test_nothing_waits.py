@@ -112,7 +112,7 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
     from random_samples import BOUNDARIES
 
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
-    embeddings = Embeddings(make_plan(schema), backend="torch", boundaries=BOUNDARIES)
+    embeddings = Embeddings(make_plan(schema), backend="torch", device=META, boundaries=BOUNDARIES)
     tasks = [label.name for label in schema.labels]
     model = choose_model(*OPTIONS[option]).build(embeddings, tasks).to(META)
     assert not isinstance(model, Retriever)
@@ -120,9 +120,9 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
     matrices = {
         n: torch.zeros(rows[n], embeddings.width(n), device=META, requires_grad=True) for n in embeddings.groups
     }
-    monkeypatch.setattr(embeddings, "forward", lambda batch: matrices)
+    monkeypatch.setattr(embeddings, "forward", lambda *_, **__: matrices)
     optimizer = torch.optim.AdamW(model.parameters())
-    with nothing_waits():
+    with nothing_waits(), recording():
         sent = batch.to(META)
         for _ in range(2):
             logits = model(sent)
@@ -198,9 +198,11 @@ def test_launching_norms() -> None:
     tables = [torch.zeros(4, 16, device=META) for _ in range(2)]
     rest = (groups, norm_gpu.GATE_NORM, 1e-6, 0.0, 0)
     with nothing_waits(), recording() as launches:
-        norm_gpu.norm_gate_op._init_fn(x, x, *tables, *rest)
-        norm_gpu.norm_gate_backward_op._init_fn(x, x, x, *tables, *rest)
-    assert len(launches) == 2
+        _, statistics = norm_gpu.norm_gate_op._init_fn(x, x, *tables, *rest)
+        norm_gpu.norm_gate_backward_op._init_fn(x, x, x, *tables, groups, statistics, norm_gpu.GATE_NORM, 0.0, 0)
+        norm_gpu.add_norm_op._init_fn(x, x, *tables, groups, 1.0, 1e-6, x.dtype)
+        norm_gpu.add_norm_backward_op._init_fn(x, x, x, *tables, groups, statistics, 1.0, x.dtype)
+    assert len(launches) == 4
 
 
 @pytest.mark.parametrize(

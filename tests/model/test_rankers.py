@@ -17,12 +17,12 @@ from genrank.model.baselines.sasrec import Sasrec
 from genrank.model.config import samples_folder
 from genrank.model.registry import MODELS, choose_model
 from genrank.schemas import UserError
+from genrank.tokenization.arrangement import arrange
 from genrank.tokenization.batch import Batch, Ragged
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.quantiles import fit_moments
 from genrank.tokenization.reader import SampleReader
-from genrank.tokenization.tokens import arrange
 
 SMALL = ["mtgr-tiny", "hstu-tiny", "dlrm", "din", "dcn", "sasrec"]
 DAY = "2026-01-01"

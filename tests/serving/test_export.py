@@ -108,8 +108,11 @@ def test_what_is_damaged_or_scores_otherwise_is_refused(exported, tmp_path) -> N
         scorer._try(copy)
 
 
-def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tmp_path) -> None:
-    run = run_of(schema, samples, tmp_path / "run", "dlrm")
+@pytest.mark.parametrize(
+    ("model", "settings"), [("dlrm", {}), ("mtgr-tiny", {"layers": "1", "tower": "[16]", "listwise": "true"})]
+)
+def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tmp_path, model, settings) -> None:
+    run = run_of(schema, samples, tmp_path / "run", model, **settings)
     manifest = export(ExportConfig(run=run, out=tmp_path / "out", device="cpu"))
     assert not manifest.programs and not (tmp_path / "out" / "encoder").exists()
     rows = example_rows(schema, 4)

@@ -12,6 +12,7 @@ import torch
 from random_samples import BOUNDARIES, demo_schema, write_random_samples
 
 import genrank.schemas as s
+from genrank.tokenization.arrangement import TIME_BUCKETS, Part, time_bucket
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
@@ -19,7 +20,7 @@ from genrank.tokenization.plan import make_plan
 from genrank.tokenization.projections import Projection
 from genrank.tokenization.reader import SampleReader
 from genrank.tokenization.sample_columns import StoredRows
-from genrank.tokenization.tokens import TIME_BUCKETS, Part, Tokenizer, time_bucket
+from genrank.tokenization.tokens import Tokenizer
 from genrank.tokenization.views import view_of
 from genrank.tokenization.visibility import causal
 from genrank.tokenization.wants import Wants

@@ -1,0 +1,23 @@
+"""A training step starts few kernels outside the encoder: at the default budget their launches, not their work, are its time."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.launches import launches_of_a_step
+from genrank.model.config import samples_folder
+from genrank.tokenization.reader import SampleReader
+
+
+def test_features_become_tokens_in_a_handful(schema, samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = SampleReader(samples_folder(samples), schema, ["2026-01-01"], token_budget=1500, shuffle=False, prefetch=0)
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    count = launches_of_a_step(schema, next(iter(reader)), "mtgr-tiny")
+    found = count.by_part()
+    for name in ("rows_kernel", "vectors_kernel"):
+        assert count.found["features", name] == 1
+    assert count.found["tokens", "arrange_kernel"] == 1
+    assert count.found["features, backward, and tables", "vectors_backward_kernel"] == 1
+    limits = {"features": 25, "tokens": 30, "tokens, backward": 35, "features, backward, and tables": 30}
+    assert {part: found[part] for part in limits if found[part] > limits[part]} == {}
+    assert sum(n for part, n in found.items() if not part.startswith("encoder")) < 270
