@@ -61,8 +61,8 @@ def in_order(labels: Sequence[Label]) -> list[Label]:
             chain.append(step)
             if step.given is None:
                 break
-            if step.given not in by_name or by_name[step.given].kind != "binary" or step.kind != "binary":
-                raise _wrong(f"label {step.name}: given={step.given!r} must join two binary labels of the schema")
+            if step.given not in by_name or by_name[step.given].kind != "binary":
+                raise _wrong(f"label {step.name}: given={step.given!r} must name a binary label of the schema")
             step = by_name[step.given]
         ordered += reversed(chain)
     return ordered
@@ -96,7 +96,8 @@ def probabilities(
 
 
 def predictions(logits: Mapping[str, Tensor], labels: Sequence[Label], keep_rate: float = 1.0) -> dict[str, Tensor]:
-    """What a user asks for, per task [C] float32: the probability of a binary label, the expected value of another."""
+    """What a user asks for, per task [C] float32: the probability of a binary label; of another the expected value, transformed as it is learned, and
+    of a conditional one where its condition is positive."""
     result = {name: p.probability for name, p in probabilities(logits, labels, keep_rate).items()}
     return result | {label.name: logits[label.name].float() for label in labels if label.kind == "value"}
 

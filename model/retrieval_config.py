@@ -56,6 +56,8 @@ class RetrieverConfig(RetrievalConfig, HstuConfig):
             raise self.refuse("visibility", "retrieval predicts what comes next; only causal hides it")
         if self.history_loss:
             raise self.refuse("history_loss", "retrieval learns from every event as it is; give 0")
+        if self.listwise:
+            raise self.refuse("listwise", "retrieval reads no request's candidates; give false")
         if self.history:
             raise self.refuse("history", "retrieval learns from every event of a history; give 0")
 

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from genrank.schemas.stored import STORED_TYPES
 
-Role = Literal["id", "ids", "number", "time", "amount", "largest", "smallest", "spread", "decayed", "flag", "raw"]
+Role = Literal[
+    "id", "ids", "number", "time", "amount", "largest", "smallest", "spread", "decayed", "vector", "flag", "raw"
+]
 
 ROLE_TYPES: dict[Role, pa.DataType] = {
     "id": pa.int64(),
@@ -21,6 +23,7 @@ ROLE_TYPES: dict[Role, pa.DataType] = {
     "smallest": pa.float32(),
     "spread": pa.float64(),
     "decayed": pa.float64(),
+    "vector": STORED_TYPES["vector"],
     "flag": pa.bool_(),
 }
 
@@ -43,6 +46,7 @@ class Column:
     | largest, smallest | as a number; merged events keep the largest, or smallest |
     | spread | an amount; merged events keep their mean here, and their squared differences from it, summed, in the column `squares` |
     | decayed | an amount, 1 without `expression`; merged events keep the sum as of the newest's time, halved every `half_life` ms until then |
+    | vector | list<float32> of `limit` values, null as an empty list |
     | flag | bool, null as false |
     | raw | as declared, nulls kept (what SQL over a joined snapshot reads) |
     """

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from genrank.pipelines.arrays import single_array
 from genrank.pipelines.column_roles import NUMBERS, ROLE_TYPES, Column
 from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.schemas import (
@@ -70,7 +71,8 @@ def feature_column(feature: Feature) -> Column | None:
         return Column(stored, feature.row_sql, sql=True)
     if feature.column_reference is None:
         return None
-    return Column(stored, feature.column_reference, limit=feature.list_limit if stored == "ids" else 0)
+    limit = feature.list_limit if stored == "ids" else feature.vector_length
+    return Column(stored, feature.column_reference, limit=limit)
 
 
 def sequence_features(sequence: EventSequence) -> Iterator[tuple[Feature, Stored]]:
@@ -228,6 +230,20 @@ def infinite_numbers(computed: pa.Table, columns: tuple[Column, ...]) -> Iterato
             infinite = np.abs(computed.column(column.name).to_numpy()) > np.finfo(np.float32).max
             if infinite.any():
                 yield f"{column.expression} does not fit float32", infinite
+        elif column.role == "vector":
+            yield from _odd_vectors(single_array(computed.column(column.name)), column)
+
+
+def _odd_vectors(vectors: pa.ListArray, column: Column) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    lengths = pc.list_value_length(vectors).to_numpy(zero_copy_only=False)
+    odd = (lengths != 0) & (lengths != column.limit)
+    if odd.any():
+        yield f"{column.expression} has another length than {column.limit}", odd
+    values = np.isfinite(vectors.flatten().to_numpy())
+    if not values.all():
+        holes = np.zeros(len(vectors), np.bool_)
+        holes[np.repeat(np.arange(len(vectors)), lengths)[~values]] = True
+        yield f"{column.expression} holds a missing or infinite number", holes
 
 
 def joined_columns(schema: Schema, source: EventLog, columns: tuple[Column, ...]) -> dict[str, dict[str, str]]:
@@ -250,13 +266,17 @@ def _joined_name(column: Column) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(text: str) -> tuple[expression.Expression, pl.Expr]:
-    parsed = expression.parse(text)
-    return parsed, pl.sql_expr(parsed.polars)
+def _parsed(text: str) -> expression.Expression:
+    return expression.parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> pl.Expr:
+    return pl.sql_expr(_parsed(text).polars)
 
 
 def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) -> pa.Array:
-    parsed, compiled = _compiled(column.expression)
+    parsed = _parsed(column.expression)
     values = []
     for name in parsed.columns:
         own = name if name in frame.columns else name.removeprefix(f"{source.name}.")
@@ -269,7 +289,7 @@ def _evaluate(frame: pl.DataFrame, source: EventLog | Snapshot, column: Column) 
         values.append(pl.Series(exact_arithmetic.ONE, np.ones(frame.height)))
     known = pl.DataFrame(values) if values else frame.select(pl.lit(0).repeat_by(frame.height).explode().alias("_"))
     try:
-        series = _narrowed(known.select(compiled.alias("value"))["value"], source, column)
+        series = _narrowed(known.select(_compiled(column.expression).alias("value"))["value"], source, column)
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(f"source {source.name!r}: SQL {column.expression!r} can't be evaluated: {message}") from error
@@ -314,6 +334,8 @@ def fill(array: pa.Array, column: Column) -> pa.Array:
         return (
             pc.fill_null(array.cast(ROLE_TYPES["ids"]), empty[0]) if array.null_count else array.cast(ROLE_TYPES["ids"])
         )
+    if column.role == "vector":
+        return _vectors(array)
     if column.role in NUMBERS:
         return pc.fill_null(array, pa.scalar(np.nan, ROLE_TYPES[column.role]))
     return pc.fill_null(array, False if column.role == "flag" else MISSING_ID)
@@ -328,6 +350,8 @@ def store(array: pa.Array, column: Column) -> pa.Array:
         return _ids(array)
     if role == "ids":
         return _id_lists(array, column.limit)
+    if role == "vector":
+        return _vectors(array)
     if role == "time":
         if pa.types.is_timestamp(array.type):
             array = pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False)
@@ -365,6 +389,16 @@ def _id_lists(array: pa.Array, limit: int) -> pa.Array:
     counts = np.bincount(row[kept], minlength=len(lengths))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(ids[kept]), type=ROLE_TYPES["ids"])
+
+
+def _vectors(array: pa.Array) -> pa.Array:
+    """Lists of float32, a null one empty; a null number is NaN."""
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        array = pa.nulls(len(array), ROLE_TYPES["vector"])  # of a column that the files lack
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = pc.fill_null(pc.cast(array.flatten(), pa.float32(), safe=False), pa.scalar(np.nan, pa.float32()))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values, type=ROLE_TYPES["vector"])
 
 
 def declared_schema(source: EventLog | Snapshot) -> pa.Schema:

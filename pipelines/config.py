@@ -34,7 +34,7 @@ class BuildConfig(Configuration):
     """Labels as known at this moment (ISO 8601). Default: the end of the newest day any source has."""
     buckets: Annotated[int | None, AT_LEAST_1] = None
     """Buckets of users that a day is built and written by, at most: each has 50,000 exposures or more, if there are more than 4. Default: one for
-    200,000 exposures, or a million events of histories; larger ones for days beyond 200 million."""
+    200,000 exposures, or a million events of histories; larger ones for days beyond 100 million."""
     force: bool = False
     """Build again even what is up to date."""
     wait: bool = True

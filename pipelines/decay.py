@@ -20,13 +20,15 @@ _LN2 = 0.6931471805599453
 
 def scaled(amounts: Float, ts: Int, half_life: int, origin: int | Int) -> Float:
     """float64 [n]: amounts at `ts` (epoch ms) as they would be at `origin`, in half-lives since the epoch: later ones are larger there."""
-    return np.ldexp(amounts * _exp2((ts % half_life) / half_life), ts // half_life - origin)
+    there: Float = np.ldexp(amounts * _exp2((ts % half_life) / half_life), ts // half_life - origin)
+    return there
 
 
 def at(totals: Float, times: Int, half_life: int, origin: int | Int) -> Float:
     """float64 [n]: sums of `scaled` amounts, as of `times` (epoch ms)."""
     # 2^-part as 2^(1 - part) / 2.
-    return np.ldexp(totals * _exp2(1.0 - (times % half_life) / half_life), origin - times // half_life - 1)
+    then: Float = np.ldexp(totals * _exp2(1.0 - (times % half_life) / half_life), origin - times // half_life - 1)
+    return then
 
 
 def merged(amounts: Float, ts: Int, codes: Int, newest: Int, half_life: int) -> Float:

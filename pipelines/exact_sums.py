@@ -96,6 +96,8 @@ def between(sums: Parts, begin: Int, end: Int) -> Parts:
 
 def rounded(sums: Parts) -> Float:
     """float64 [n] of what the parts add up to."""
+    if sums.keys() == {0} and sums[0].min(initial=0) > -(1 << 53) and sums[0].max(initial=0) < 1 << 53:
+        return sums[0].astype(np.float64)
     sign, columns = _magnitudes(sums)
     total = np.zeros(len(sign))
     for exponent, column in columns.items():

@@ -62,6 +62,8 @@ def summarize(table: pa.Table, schema: Schema, day: int) -> Iterator[LeafSummary
             lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
             yield _number(day, length_of(f"{leaf.group}.{leaf.name}"), lengths)
             yield _id(day, f"{leaf.group}.{leaf.name}", values.flatten().to_numpy())
+        elif leaf.stored == "vector":
+            yield _number(day, f"{leaf.group}.{leaf.name}", _norms(values))
         elif leaf.stored == "id":
             yield _id(day, f"{leaf.group}.{leaf.name}", values.to_numpy())
         elif leaf.stored == "time":
@@ -118,6 +120,17 @@ def _seconds_since(moments: NDArray[np.int64], own: NDArray[np.int64]) -> NDArra
     missing = moments == MISSING_ID
     seconds: NDArray[np.float64] = (own - np.where(missing, own, moments)).astype(np.float64) / 1000
     return np.where(missing, np.nan, seconds)
+
+
+def _norms(vectors: pa.ListArray) -> NDArray[np.float64]:
+    """Euclidean norms; NaN where a vector is missing."""
+    lengths = pc.list_value_length(vectors).to_numpy(zero_copy_only=False).astype(np.int64)
+    squares = np.zeros(len(lengths))
+    np.add.at(
+        squares, np.repeat(np.arange(len(lengths)), lengths), vectors.flatten().to_numpy().astype(np.float64) ** 2
+    )
+    norms: NDArray[np.float64] = np.where(lengths > 0, np.sqrt(squares), np.nan)
+    return norms
 
 
 def _id(day: int, leaf: str, values: NDArray[Any]) -> LeafSummary:

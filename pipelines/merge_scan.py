@@ -55,7 +55,10 @@ class Axis(NamedTuple):
 
     def pack(self, keys: Int, times: Int) -> Int:
         """int64 per row; a negative key packs below every other."""
-        packed: Int = keys * self.span + np.clip(times - self.first, 0, self.span - 1)
+        packed: Int = times - self.first
+        np.maximum(packed, 0, out=packed)
+        np.minimum(packed, self.span - 1, out=packed)
+        packed += keys * self.span
         return packed
 
 
@@ -258,25 +261,27 @@ class Scan:
     def distinct(self, queries: Queries, window: int, values: Int, chosen: Bool | None = None) -> Int:
         """Number of different `values` among visible events: per (key, value) the union of its events' intervals counts once."""
         rows = self._alive(queries, window, chosen)
-        codes, enter = self._codes[rows], self._available[rows]
-        leave = self._ts[rows] + window
-        pairs = Keys(mix(codes, values[rows])).codes
-        axis = Axis.over(int(pairs.max(initial=-1)) + 1, enter, leave)
-        order = np.argsort(axis.pack(pairs, enter), kind="stable")
-        pairs, codes, enter = pairs[order], codes[order], enter[order]
-        reach = np.maximum.accumulate(axis.pack(pairs, leave[order]))
-        first = np.ones(len(rows), np.bool_)
-        first[1:] = axis.pack(pairs, enter)[1:] >= reach[:-1]
-        last = np.append(first[1:], True) if len(first) else first
-        until = reach - pairs * axis.span + axis.first
-        both = Axis.over(self._keys.count, enter, until)
-        entered = np.searchsorted(
-            np.sort(both.pack(codes[first], enter[first])), both.pack(queries.keys, queries.times), "left"
-        )
-        left = np.searchsorted(
-            np.sort(both.pack(codes[last], until[last])), both.pack(queries.keys, queries.times), "right"
-        )
+        codes, begin, end = united(self._codes[rows], values[rows], self._available[rows], self._ts[rows] + window)
+        both = Axis.over(self._keys.count, begin, end)
+        asked = both.pack(queries.keys, queries.times)
+        entered = np.searchsorted(np.sort(both.pack(codes, begin)), asked, "left")
+        left = np.searchsorted(np.sort(both.pack(codes, end)), asked, "right")
         return queries.scatter(np.where(queries.keys >= 0, entered - left, 0))
+
+
+def united(codes: Int, values: Int, begin: Int, end: Int) -> tuple[Int, Int, Int]:
+    """(code, begin, end) of the intervals that the rows' intervals make together, those of each (code, value) by themselves."""
+    pairs = Keys(mix(codes, values)).codes
+    axis = Axis.over(int(pairs.max(initial=-1)) + 1, begin, end)
+    packed = axis.pack(pairs, begin)
+    order = np.argsort(packed, kind="stable")
+    pairs, packed = pairs[order], packed[order]
+    reach = np.maximum.accumulate(axis.pack(pairs, end[order]))
+    first = np.ones(len(order), np.bool_)
+    first[1:] = packed[1:] >= reach[:-1]
+    last = np.append(first[1:], True) if len(first) else first
+    until = reach - pairs * axis.span + axis.first
+    return codes[order][first], begin[order][first], until[last]
 
 
 def following(keys: Int, ts: Int, values: Float, at_keys: Int, at: Int, window: int) -> tuple[Int, Float]:
@@ -317,8 +322,11 @@ def ranges(starts: Int, lengths: Int) -> Int:
 
 
 def mix(*columns: Int) -> Int:
-    """64-bit hash of rows of int64 columns (two xor-multiply-shift rounds a column), the same on every machine and engine."""
-    state = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
+    """64-bit hash of rows of int64 columns (two xor-multiply-shift rounds a column), the same on every machine and engine.
+
+    Columns may have several dimensions, of one shape: the hash then has it, too.
+    """
+    state = np.full(columns[0].shape, 0x9E3779B97F4A7C15, np.uint64)
     for column in columns:
         state ^= column.astype(np.int64, copy=False).view(np.uint64)
         state *= np.uint64(0xBF58476D1CE4E5B9)

@@ -34,9 +34,10 @@ class PartialWriter:
             if kind == QuarantinedRows.KIND:
                 yield from self._quarantine(bucket, source, QuarantinedRows.of(table))
             else:
-                yield from self._partial(bucket, source, NormalizedRows.of(table.combine_chunks()))
+                rows = NormalizedRows.of(table.combine_chunks())
+                yield PartialReport.pieces(list(self._partial(bucket, source, rows)))
 
-    def _partial(self, bucket: int, source: str, rows: NormalizedRows) -> Iterator[Piece]:
+    def _partial(self, bucket: int, source: str, rows: NormalizedRows) -> Iterator[PartialReport]:
         user, ts, arrived, id_ = (int64s(rows.rows, name) for name in ("u", "ts", "arrived", "id"))
         kept = first_of_each(rows.same, arrived, id_)
         for day in np.unique(rows.day).tolist():
@@ -55,7 +56,7 @@ class PartialWriter:
                 reason="",
                 joins={name: int(known[at].sum()) for name, known in rows.found.items()},
                 sha256=files.file_sha256(path) if len(at) else "",
-            ).piece()
+            )
 
     def _quarantine(self, bucket: int, source: str, rows: QuarantinedRows) -> Iterator[Piece]:
         for day in np.unique(rows.day).tolist():

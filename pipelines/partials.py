@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -220,15 +221,11 @@ def load(
                     wanted = pc.is_in(table.column("u"), value_set=users)
                     if not pc.all(wanted, min_count=0).as_py():
                         table = table.filter(wanted)
-                tables.append(table.append_column("_day", pa.array([ref.day], pa.int32()).take(_zeros(table.num_rows))))
+                tables.append(table.append_column("_day", pa.array(np.full(table.num_rows, ref.day, np.int32))))
     if not tables:
         wanted = pa.schema([schema.field(name) for name in columns]).append(pa.field("_day", pa.int32()))
         return wanted.empty_table()
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _zeros(rows: int) -> pa.Array:
-    return pa.nulls(rows, pa.int32()).fill_null(0)
 
 
 def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> pa.Schema:

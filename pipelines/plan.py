@@ -28,7 +28,7 @@ FEWEST_ROWS = 50_000
 FEWEST_BUCKETS = 4
 EVENTS_AN_EXPOSURE = 5
 """Events of histories that take as much of a task's memory as one exposure."""
-MANY_BUCKETS = 1024
+MANY_BUCKETS = 512
 """Beyond, buckets grow as well as their number: files, tasks and messages between them then grow by the square root of a day."""
 LAYOUT, CENSUS, FOOTERS = "layout.json", "census.json", "footers.json"
 
@@ -38,7 +38,7 @@ def bucket_count(rows: int, asked: int | None = None) -> int:
     if asked is None:
         buckets = -(-rows // BUCKET_ROWS)
         if buckets > MANY_BUCKETS:
-            buckets = math.isqrt(buckets * MANY_BUCKETS)
+            return 1 << round(math.log2(buckets * MANY_BUCKETS) / 2)
         return max(FEWEST_BUCKETS, 1 << max(0, buckets - 1).bit_length())
     while asked > FEWEST_BUCKETS and rows < asked * FEWEST_ROWS:
         asked = max(FEWEST_BUCKETS, -(-asked // 2))

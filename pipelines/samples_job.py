@@ -25,13 +25,16 @@ from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.messages import KeyCount, LeafSummary, SampleReport
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.partials_job import Partials
-from genrank.pipelines.plan import BUCKET_ROWS, FEWEST_BUCKETS, BuildPlan
+from genrank.pipelines.plan import FEWEST_BUCKETS, BuildPlan
 from genrank.pipelines.publish import publish
 from genrank.pipelines.sample_statistics import path_of
 from genrank.pipelines.user_profile import Profiles
 from genrank.schemas import Snapshot
 from genrank.schemas.files import move
 from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
+
+KEY_ROWS = 1_000_000
+"""Exposures that a slot of keys is sized for: what it holds of one takes a small part of what a bucket of users does."""
 
 
 class SamplesJob:
@@ -100,7 +103,7 @@ class SamplesJob:
     def _router(self, days: Sequence[int], reader: PastReader, past: CompactionPlan) -> CrossFeatureRouter:
         buckets = self.plan.buckets
         exposures = sum(self._exposures(day) for day in days)
-        slots = min(buckets, max(FEWEST_BUCKETS, -(-exposures // BUCKET_ROWS)))
+        slots = min(buckets, max(FEWEST_BUCKETS, -(-exposures // KEY_ROWS)))
         router = CrossFeatureRouter(self.schema, buckets, tuple(days), reader, past.tiles, hot={}, key_slots=slots)
         if exposures <= hot_keys.HOT_ROWS:
             return router

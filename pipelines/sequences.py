@@ -182,7 +182,7 @@ def _comparable(array: pa.Array) -> Int:
 
 
 def _present(column: pa.ChunkedArray, how: Column) -> Bool:
-    if how.role == "ids":
+    if how.role in ("ids", "vector"):
         return np.array([bool(value) for value in column.to_pylist()], np.bool_)
     value = column.to_numpy()
     present: Bool = ~np.isnan(value) if how.role == "number" else value != MISSING_ID
@@ -193,8 +193,9 @@ def missing(stored: Stored, rows: int) -> pa.Array:
     """`rows` missing values."""
     if stored == "number":
         return pa.array(np.full(rows, np.nan, np.float32))
-    if stored == "ids":
+    if stored in ("ids", "vector"):
+        type_ = STORED_TYPES[stored]
         return pa.ListArray.from_arrays(
-            pa.array(np.zeros(rows + 1, np.int32)), pa.array([], pa.int64()), type=STORED_TYPES["ids"]
+            pa.array(np.zeros(rows + 1, np.int32)), pa.array([], type_.value_type), type=type_
         )
     return pa.array(np.full(rows, MISSING_ID, np.int64))

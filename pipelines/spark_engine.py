@@ -10,6 +10,9 @@ On a cluster, submit the command itself; the session found there ships these pac
     spark-submit --master yarn --archives environment.tar.gz#environment --conf spark.pyspark.python=./environment/bin/python \\
         genrank/__main__.py build --engine spark --schema schema.py --data /shared/logs --out /shared/out --from 2026-01-01 --to 2026-01-07
 
+What `spark-submit` is given (`--conf`, a properties file) comes before the session's own settings. A step has a task for each unit of its work, so that
+executors that come later under dynamic allocation find some.
+
 `--out` is a folder that driver and executors share, and so is `--data` unless it is a URI; tables of a catalog (Hive, Iceberg) and
 what lies at URIs (s3a://, gs://, hdfs://) are read by Spark and copied below `--out`, a day at a time, when they changed
 (`spark_ingest`). A task writes files under names of its own attempt and only the winners' are listed, so retries and speculation

@@ -16,6 +16,7 @@ from genrank.schemas.features import (
     Sql,
     TimeGap,
     TimePart,
+    Vector,
     WithinRequest,
 )
 from genrank.schemas.group import Candidates, ChangePoints, Events, EventSequence, TokenGroup, UserGroup
@@ -80,6 +81,7 @@ __all__ = [
     "Uniform",
     "UserError",
     "UserGroup",
+    "Vector",
     "Vocabulary",
     "WithinRequest",
     "Zeros",

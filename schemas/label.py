@@ -31,7 +31,10 @@ class Label(Declaration):
     attribution: Literal["every", "last"] = "every"
     """An event that matches several exposures counts for every one, or for the last one before it only."""
     given: Name | None = None
-    """Conditional task: predicted as p(this | given), trained through p(given) * p(this | given) (ESMM)."""
+    """Conditional task, on a binary label. A binary one: predicted as p(this | given), trained through p(given) * p(this | given) (ESMM). A value:
+    its expectation where `given` is positive, learned and judged on those exposures alone."""
+    value_transform: Literal["log1p"] | None = None
+    """Of a value label: what is learned, predicted and judged in its place; `log1p`: sign(x) * ln(1 + |x|). Samples keep the value."""
     weight: float = Field(default=1.0, ge=0)
     positive_weight: float = Field(default=1.0, gt=0)
     oracle: str | None = None
@@ -46,6 +49,8 @@ class Label(Declaration):
             where = f" where {self.where}" if self.where else ""
             event = f"sum of {self.value} of {self.source}" if self.kind == "value" else f"an event of {self.source}"
             what = f"{event}{where} within {self.window} on {', '.join(self.on)}"
+        if self.value_transform:
+            what = f"{self.value_transform} of {what}"
         return what + (f", given {self.given}" if self.given else "")
 
 

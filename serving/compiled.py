@@ -31,8 +31,8 @@ class MachineKind(BaseModel):
 
     device: str
     """cpu or cuda."""
-    torch: str
-    """PyTorch's version, its build included."""
+    pytorch: str
+    """Its version and build."""
     machine: str
     """x86_64, aarch64, ..."""
     instructions: tuple[str, ...]
@@ -45,13 +45,13 @@ class MachineKind(BaseModel):
         if device.type == "cuda":
             has.add("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
         return cls(
-            device=device.type, torch=torch.__version__, machine=platform.machine(), instructions=tuple(sorted(has))
+            device=device.type, pytorch=torch.__version__, machine=platform.machine(), instructions=tuple(sorted(has))
         )
 
     def unlike(self, here: MachineKind) -> str:
         """Why what was compiled for this kind can't run on another; empty: it can."""
         for wanted, has, what in (
-            (self.torch, here.torch, "PyTorch"),
+            (self.pytorch, here.pytorch, "PyTorch"),
             (self.device, here.device, "device"),
             (self.machine, here.machine, "processor"),
         ):
@@ -93,13 +93,15 @@ def load_compiled(path: Path, device: torch.device) -> Program:
     Raises:
         UserError: its library can't be loaded.
     """
+    index = -1 if device.index is None else device.index
     try:
-        index = -1 if device.index is None else device.index
-        found: Program = torch._inductor.aoti_load_package(str(path), device_index=index)
-        return found
+        # What `torch._inductor.aoti_load_package` wraps: that one also runs a C++ compiler, to find out what the processor has, which
+        # `MachineKind` knows.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
     except (RuntimeError, OSError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(f"{path} can't be loaded ({why}); export the run here again, or without --compiled") from None
+    return lambda *given: tuple(loader.boxed_run(list(given)))
 
 
 def _level() -> str | None:

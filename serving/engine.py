@@ -56,7 +56,7 @@ class Engine:
         if micro_batch < 0:
             raise UserError(f"micro_batch is {micro_batch}; give a number of candidates, or 0 for all of them at once")
         if micro_batch or cache is not None:
-            _require_parts(model, cache is not None)
+            _require_parts(model, micro_batch, cache is not None)
         self.append_obstacles: list[str] = []
         """Why kept users' histories aren't appended to; none where they are, or no users are kept."""
         self.appends = False
@@ -128,9 +128,8 @@ class Engine:
             return _Held(entry.known, entry.later.first(events * self._per_event), entry)
         if not (self.appends and same):
             return None
-        return _Held(
-            entry.known.first(same), entry.later.first(0), entry
-        )  # realtime events read the history that has changed
+        # Realtime events read the history, which has changed.
+        return _Held(entry.known.first(same), entry.later.first(0), entry)
 
     def _encoded(
         self, model: Ranker, before: Tokens, kept: Sequence[_Held | None], cache: UserCache
@@ -202,16 +201,7 @@ def _parts(candidates: Candidates, size: int) -> Sequence[Candidates]:
     count = len(candidates.owner)
     if not size or count <= size:
         return [candidates]
-    return [
-        Candidates(
-            candidates.x[at : at + size],
-            candidates.owner[at : at + size],
-            candidates.begin[at : at + size],
-            candidates.end[at : at + size],
-            candidates.timestamps[at : at + size],
-        )
-        for at in range(0, count, size)
-    ]
+    return [candidates.take(slice(at, at + size)) for at in range(0, count, size)]
 
 
 def _state_of(held: Sequence[_Held], dtype: torch.dtype) -> StackState:
@@ -240,16 +230,19 @@ def _without_first(later: Tokens, counts: Sequence[int]) -> Tokens:
     return chosen_rows(later, place >= first.repeat_interleave(offsets.diff(), output_size=len(place)))
 
 
-def _require_parts(model: Model, cached: bool) -> None:
+def _require_parts(model: Model, micro_batch: int, cached: bool) -> None:
     what = "a user cache" if cached else "micro-batches"
     if not isinstance(model, Ranker):
         raise UserError(f"{what}: {type(model).__name__} has no user state; score its samples whole (micro_batch=0)")
     encoder = model.encoder
-    if not encoder.independent:
-        raise UserError(
-            f'{what}: with divisor="length" a score depends on how many candidates are scored beside it; train with --set'
-            " divisor=visible, or score its samples whole (micro_batch=0)"
+    # Users that are kept need only that their state goes on; their candidates may be scored together.
+    if not encoder.independent and (micro_batch or not encoder.extends):
+        what = "micro-batches" if encoder.extends else what
+        why = (
+            encoder.dependence
+            or f"a score of {type(encoder).__name__} depends on the candidates scored beside it; take another model"
         )
+        raise UserError(f"{what}: {why}, or score its samples whole (micro_batch=0)")
     if cached and not encoder.extends:
         raise UserError(
             f"a user cache: {type(encoder).__name__} keeps no state that goes on with further events; mtgr and hstu do. Use micro-batches"

@@ -15,8 +15,14 @@ EVENTS, REALTIME, RANKED = 7, 3, 5
 """Of each sequence and row: events of a history, realtime events, candidates."""
 
 
-def example_rows(schema: Schema, rows: int = 3) -> pa.RecordBatch:
-    """Samples of as many users; ids that the vocabularies know, others and missing ones; always the same."""
+def example_rows(schema: Schema, rows: int = 3, *, events: int = EVENTS, ranked: int = RANKED) -> pa.RecordBatch:
+    """Samples of as many users; ids that the vocabularies know, others and missing ones; always the same.
+
+    Args:
+        schema: of the samples.
+        rows: samples.
+        events, ranked: of each sample, events of a history and candidates.
+    """
     random = np.random.default_rng(0)
     wanted = request_schema(schema)
     known = {feature: table.vocabulary for table in logical_tables(schema) for feature in table.features}
@@ -54,12 +60,12 @@ def example_rows(schema: Schema, rows: int = 3) -> pa.RecordBatch:
                 one[USER] = {child.name: values(USER, child, child.type, 1)[0] for child in field.type}
             elif field.name == "mask":
                 one["mask"] = {
-                    "candidate_sees": random.integers(0, REALTIME + 1, RANKED).tolist(),
+                    "candidate_sees": random.integers(0, REALTIME + 1, ranked).tolist(),
                     "realtime_sees": list(range(REALTIME)),
                 }
             else:
                 realtime = schema.realtime is not None and field.name == schema.realtime.name
-                count = RANKED if field.name == CANDIDATES else REALTIME if realtime else EVENTS
+                count = ranked if field.name == CANDIDATES else REALTIME if realtime else events
                 low, high = (start, end) if realtime or field.name == CANDIDATES else (start - 10**9, start)
                 moments = np.sort(random.integers(low, high, count)).tolist()
                 own = {

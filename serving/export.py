@@ -63,7 +63,7 @@ def export(config: ExportConfig) -> ExportManifest:
     scorer = CheckpointScorer.load(folder, device)
     if config.compiled and not _has_programs(scorer.model):
         raise UserError(
-            f"--compiled: {identity.name} has no exported programs to compile (mtgr and hstu have, but for divisor=length); export it without"
+            f"--compiled: {identity.name} has no exported programs to compile (mtgr and hstu have, but for divisor=length and listwise=true); export it without"
             " --compiled"
         )
     staged = out.with_name(f".{out.name}.{os.getpid()}.incomplete")

@@ -25,8 +25,8 @@ from genrank.model.encoders.block import BlockConfig
 from genrank.model.ranker import Ranker
 from genrank.schemas.features import Feature, HashedCross, TimeGap, TimePart
 from genrank.schemas.schema import USER
+from genrank.tokenization.arrangement import Part
 from genrank.tokenization.batch import Batch, Group, Ragged
-from genrank.tokenization.tokens import Part
 from genrank.tokenization.visibility import HISTORY
 from genrank.tokenization.visibility import USER as USER_GROUP
 

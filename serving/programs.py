@@ -34,7 +34,7 @@ ON_HOST = torch.zeros(0, dtype=torch.int64)
 
 def has_programs(encoder: nn.Module) -> TypeGuard[Stack]:
     """Whether an encoder can be exported so: one of stacked blocks whose candidates are independent."""
-    return isinstance(encoder, Stack) and encoder.extends
+    return isinstance(encoder, Stack) and encoder.extends and encoder.independent
 
 
 def save_programs(encoder: Stack, tokens: Tokens, folder: Path) -> None:

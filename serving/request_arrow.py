@@ -6,25 +6,46 @@ from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
+from genrank.schemas.errors import UserError
 from genrank.schemas.expression import nearest
+from genrank.serving.arrow_sizes import decompressed_bytes
 from genrank.serving.request_contract import RequestContract, RequestError, in_body
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
 
-def read_arrow(contract: RequestContract, body: bytes, at: Callable[[int], str] = in_body) -> pa.RecordBatch:
+class ExpandsTooMuch(RequestError):
+    """A stream that takes more memory than is allowed."""
+
+
+def read_arrow(
+    contract: RequestContract, body: bytes, at: Callable[[int], str] = in_body, *, max_bytes: int | None = None
+) -> pa.RecordBatch:
     """The rows of an Arrow IPC stream, as a scorer takes them.
 
+    Args:
+        contract: of the schema.
+        at: what messages call a row.
+        max_bytes: that the stream may take once its buffers are decompressed; None: any number.
+
     Raises:
+        ExpandsTooMuch: it takes more; found before any of it is decompressed.
         RequestError: it is no such stream, a column is missing, unknown or of another type, or a value doesn't hold
             (`RequestContract.checked`).
     """
     try:
         with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
             _check_types(contract, stream.schema)
+            if max_bytes is not None and (size := decompressed_bytes(body)) > max_bytes:
+                raise ExpandsTooMuch(
+                    f"the body takes {size / 1e6:,.1f} MB once it is decompressed; at most {max_bytes / 1e6:g} MB are read:"
+                    " send fewer requests at once"
+                )
             table = stream.read_all()
         table.validate(full=True)  # offsets of a damaged or hostile stream would be read out of bounds
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         raise RequestError(
             f"the body is no Arrow IPC stream ({(str(error) or 'it is damaged').splitlines()[0]})"
         ) from None

@@ -23,7 +23,7 @@ from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.derive.tables import event_names
 from genrank.schemas.errors import UserError
 from genrank.schemas.ids import MISSING_ID
-from genrank.schemas.schema import CANDIDATES, Schema
+from genrank.schemas.schema import CANDIDATES, USER, Schema
 
 Int = NDArray[np.int64]
 LABELS, MASK = "labels", "mask"
@@ -122,10 +122,39 @@ class RequestContract:
                         f"{group}.{leaf.name} has {own[row]} values and {group}.ts has {wanted[row]}; "
                         "the lists of one group must be of equal length",
                     )
+        self._check_vectors(rows, wrong)
         self._check_candidates(rows, wrong)
         self._check_windows(rows, wrong)
         self._check_events(rows, wrong)
         return self._with_mask(rows)
+
+    @cached_property
+    def vectors(self) -> dict[str, int]:
+        """`group.leaf` of vectors -> how many numbers each has."""
+        of_groups = self.schema.groups()
+        return {f"{group}.{f.name}": f.vector_length for group, own in of_groups for f in own if f.vector_length}
+
+    def _check_vectors(self, rows: pa.RecordBatch, wrong: Callable[[int, str], RequestError]) -> None:
+        for name, values in leaves_of(rows):
+            if name not in self.vectors:
+                continue
+            length, owner = self.vectors[name], np.arange(len(values))
+            if name.partition(".")[0] != USER:
+                owner = np.repeat(owner, np.diff(values.offsets.to_numpy()))
+                values = values.flatten()
+            sizes = np.diff(values.offsets.to_numpy())
+            if len(odd := np.flatnonzero((sizes != length) & (sizes != 0))):
+                one = int(odd[0])
+                raise wrong(
+                    int(owner[one]),
+                    f"{name} has a vector of {sizes[one]} numbers; send {length}, or an empty list where it is missing",
+                )
+            numbers = values.flatten().to_numpy()
+            if len(holes := np.flatnonzero(np.isnan(numbers))):
+                row = int(np.repeat(owner, sizes)[holes[0]])
+                raise wrong(
+                    row, f"{name} has a vector with a missing number; send an empty list where the vector is missing"
+                )
 
     def _check_candidates(self, rows: pa.RecordBatch, wrong: Callable[[int, str], RequestError]) -> None:
         count = self._lengths(rows, CANDIDATES, "ts")

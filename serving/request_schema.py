@@ -67,6 +67,10 @@ def _value(contract: RequestContract, name: str, type_: pa.DataType) -> Json:
     null = ["null"] if may_be_missing(name) else []
     if pa.types.is_string(type_):
         return {"type": "string"}
+    if (length := contract.vectors.get(name)) and pa.types.is_list(type_):
+        numbers = {"type": "array", "items": {"type": "number"}}
+        whole: Json = {**numbers, "minItems": length, "maxItems": length}
+        return {"anyOf": [whole, {**numbers, "maxItems": 0}, {"type": "null"}]}
     if pa.types.is_list(type_):
         return {"type": ["array", *null], "items": _value(contract, name, type_.value_type)}
     if pa.types.is_floating(type_):

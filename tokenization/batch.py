@@ -38,10 +38,10 @@ Rows = Tensor | Runs | slice
 
 @dataclass
 class Ragged:
-    """A list of values per row: a multi-valued feature."""
+    """A list of values per row: a multi-valued feature, or a vector."""
 
     values: Tensor
-    """[M] int64 ids."""
+    """[M] int64 ids; float32 of vectors."""
     offsets: Tensor
     """[N+1] int64: row n holds values[offsets[n]:offsets[n+1]]."""
 
@@ -78,7 +78,7 @@ class Group:
     ts: Tensor
     """[N] int64 epoch ms: the row's own time; `window_start` for users."""
     features: dict[str, Tensor | Ragged] = field(default_factory=dict)
-    """Stored leaves by feature name: [N] int64 ids and times, float32 numbers, or ragged ids. Sequences have `type` too."""
+    """Stored leaves by feature name: [N] int64 ids and times, float32 numbers, ragged ids or vectors. Sequences have `type` too."""
     host_offsets: Tensor | None = None
     """`offsets` as they were on the host, of a group that `Batch.to` took to a device."""
 

@@ -279,6 +279,7 @@ def _flops(plan: Plan, tokens: Mapping[str, GroupTokens], d_model: int, blocks: 
 def _width(plan: Plan, group: str) -> int:
     transforms = [feature.number_transform for feature in dict(plan.schema.groups())[group]]
     inputs = sum(input_width(transform) for transform in transforms if transform)
+    inputs += sum(feature.vector_length for feature in dict(plan.schema.groups())[group])
     return inputs + sum(lookup.dim for lookup in plan.lookups_of(group))
 
 

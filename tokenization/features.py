@@ -25,6 +25,7 @@ from genrank.tokenization.row_encoder import RowEncoder
 from genrank.tokenization.transforms import buckets_of, input_families
 from genrank.tokenization.transforms.buckets import BucketRows
 from genrank.tokenization.transforms.scalars import ScalarInputs
+from genrank.tokenization.vectors import VectorInputs
 from genrank.tokenization.vocabularies import VocabularyRows, vocabulary_rows
 
 
@@ -37,7 +38,7 @@ class Encoded:
     ragged: dict[str, Ragged]
     """Multi-valued features: the same, per value."""
     inputs: list[Tensor]
-    """Per family of `GroupInputs`, what it reads of its numbers."""
+    """Per family of `GroupInputs`, what it reads of its numbers; then the vectors, if there are any."""
 
 
 class GroupEncoder(nn.Module):
@@ -149,7 +150,7 @@ class _Family(NamedTuple):
 
 
 class GroupInputs(nn.Module):
-    """The numbers of one token group that become inputs of its tokens without a lookup: `Dense`, `Log`, `AutoDis` and others.
+    """The numbers of one token group that become inputs of its tokens without a lookup: `Dense`, `Log`, `AutoDis` and others; and its vectors.
 
     A module per transform family, under the family's `STATE_NAME`.
     """
@@ -161,23 +162,28 @@ class GroupInputs(nn.Module):
         self.families = {kind.STATE_NAME: kind(members) for kind, members in input_families(numbers)}
         for name, family in self.families.items():
             self.add_module(name, family)
+        self.vectors = VectorInputs(features)
 
     @property
     def widths(self) -> list[tuple[str, int]]:
         """(feature, columns) in output order."""
-        return [each for family in self.families.values() for each in family.widths]
+        return [*(each for family in self.families.values() for each in family.widths), *self.vectors.widths]
 
     def prepare(self, encoder: GroupEncoder, batch: Batch) -> list[Tensor]:
         """What needs no parameter: `Encoded.inputs`."""
         view = encoder.view(batch)
-        return [
+        prepared = [
             family.prepare(torch.stack([encoder.values(view, name) for name, _ in family.features]))
             for family in self.families.values()
         ]
+        vectors = [feature_values(feature, view) for feature in self.vectors.features]
+        return [*prepared, self.vectors.columns(vectors)] if vectors else prepared
 
     def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
-        """Per family [N, columns] float32."""
-        return [family(each) for family, each in zip(self.families.values(), prepared, strict=True)]
+        """Per family [N, columns] float32; then the vectors'."""
+        # Vectors come last, as they are.
+        own = [family(each) for family, each in zip(self.families.values(), prepared, strict=False)]
+        return [*own, *prepared[len(own) :]]
 
 
 def row_encoder(vocabulary: Vocabulary) -> RowEncoder:

@@ -162,6 +162,9 @@ class SampleText:
         """One stored value; `·` where it's missing."""
         leaf = self.batch.groups[group].features[name]
         if isinstance(leaf, Ragged):
+            if self.kinds.get((group, name)) == "vector":
+                numbers = leaf.values[leaf.offsets[row] : leaf.offsets[row + 1]].tolist()
+                return " ".join(f"{x:.3g}" for x in numbers[:3]) + (" ..." if len(numbers) > 3 else "") or "·"
             ids = leaf.values[leaf.offsets[row] : leaf.offsets[row + 1]].tolist()
             return " ".join(self._id(group, name, each) for each in ids) or "·"
         value = leaf[row].item()

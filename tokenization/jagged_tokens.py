@@ -21,6 +21,19 @@ class Candidates:
     """[C] int32: one past the last it sees."""
     timestamps: Tensor
     """[C] int64 epoch ms."""
+    requests: Tensor | None = None
+    """[C] int64, where the encoder wants them: the request of each."""
+
+    def take(self, which: Tensor | slice) -> Candidates:
+        """Some of them, or all in another order."""
+        return Candidates(
+            self.x[which],
+            self.owner[which],
+            self.begin[which],
+            self.end[which],
+            self.timestamps[which],
+            None if self.requests is None else self.requests[which],
+        )
 
 
 @dataclass
@@ -57,5 +70,7 @@ class Tokens:
     event_types: Tensor | None = None
     """[T] int32, where the encoder wants them (`Wants.event_actions`): of an event's first token the event's type, counted on from sequence
     to sequence of the schema; -1 of every other token."""
+    requests: Tensor | None = None
+    """[C] int64, where the encoder wants them (`Wants.requests`): the request of each candidate, in the order of `candidate_rows`."""
     candidates: Candidates | None = None
     """The candidates, where their tokens are no rows of `x`."""

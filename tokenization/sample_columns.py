@@ -21,6 +21,7 @@ from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization.batch import Group, Ints, Ragged, ranges
 from genrank.tokenization.feature_kinds import number_function
 from genrank.tokenization.read_time import StoredNumbers, user_days
+from genrank.tokenization.value_labels import learned
 
 
 class Shape(NamedTuple):
@@ -79,6 +80,12 @@ class SampleColumns:
             for group, features in schema.groups()
             for feature in features
             if feature.list_limit
+        }
+        self.vector_lengths = {
+            (group, feature.name): feature.vector_length
+            for group, features in schema.groups()
+            for feature in features
+            if feature.vector_length
         }
         candidates = dict(schema.groups())[CANDIDATES]
         self.candidates = {feature.name: feature for feature in candidates}
@@ -190,7 +197,9 @@ class SampleColumns:
             window_start=start,
             request=request,
             item=_values(candidates.field("item")),
-            labels={field.name: _values(labels.field(field.name)).float() for field in labels.type},
+            labels=learned(
+                {field.name: _values(labels.field(field.name)).float() for field in labels.type}, self.schema.labels
+            ),
             candidate_sees=_values(structs["mask"].field("candidate_sees"))
             if realtime
             else torch.zeros(rows, dtype=torch.int32),
@@ -206,9 +215,16 @@ class SampleColumns:
         return Group(_offsets(ts), _values(ts), features)
 
     def _leaf(self, leaf: Leaf, values: pa.Array) -> tuple[str, Tensor | Ragged]:
-        if leaf.stored != "ids":
+        if leaf.stored not in ("ids", "vector"):
             return leaf.name, _tensor(values)
         offsets, ids = _offsets(values), _values(values)
+        if length := self.vector_lengths.get((leaf.group, leaf.name)):
+            sizes = offsets.diff()
+            odd = sizes[(sizes != length) & (sizes != 0)]
+            if len(odd):
+                raise UserError(
+                    f"{leaf.group}.{leaf.name}: a stored vector has {int(odd[0])} numbers, and the schema declares {length}; build the day again"
+                )
         limit = self.list_limits.get((leaf.group, leaf.name))
         if limit is not None and len(offsets) > 1 and int(offsets.diff().max()) > limit:
             begin = offsets[:-1]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.jagged import Permute
+from genrank.schemas.derive.columns import SchemaScope
 from genrank.schemas.derive.tables import TYPE
+from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization import event_actions
 from genrank.tokenization.arrangement import (
@@ -44,7 +46,7 @@ class Tokenizer(nn.Module):
         wants: who sees whom, how users and candidates become tokens, and what else the encoder asks for.
 
     Raises:
-        UserError: groups of features that the encoder asks for are not the schema's.
+        UserError: groups of features that the encoder asks for are not the schema's, or requests that it doesn't declare.
     """
 
     def __init__(self, embeddings: Embeddings, d_model: int, wants: Wants | None = None) -> None:
@@ -52,6 +54,8 @@ class Tokenizer(nn.Module):
         self.embeddings = embeddings
         self.schema = schema = embeddings.plan.schema
         self.wants = wants = Wants() if wants is None else wants
+        if wants.requests and (mistake := next(SchemaScope(schema).request_mistakes("listwise=true"), None)):
+            raise UserError(mistake)
         self.kinds = group_kinds(schema)
         self.parts = parts_of(schema, wants)
         sequences = [s for s in schema.sequences if wants.sequence]
@@ -145,6 +149,7 @@ class Tokenizer(nn.Module):
             slots=self._per_token(batch, place, _slots) if self.wants.slots else None,
             sequence_ids=self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None,
             event_types=self._event_types(batch, place) if self.wants.event_actions else None,
+            requests=batch.request if self.wants.requests else None,
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
@@ -179,6 +184,7 @@ class Tokenizer(nn.Module):
             history_lengths=torch.zeros_like(lengths),
             slots=picked(self._per_token(batch, place, _slots) if self.wants.slots else None),
             sequence_ids=picked(self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None),
+            requests=batch.request if self.wants.requests else None,
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
@@ -207,7 +213,8 @@ class Tokenizer(nn.Module):
         begin, end = self.wants.rule(layout)
         x = self._tokens(batch, part, matrices[CANDIDATES])
         x = x.view(len(owner), part.per_row, x.shape[-1])
-        return Candidates(x, owner, begin, end, batch.candidates.ts)
+        requests = batch.request if self.wants.requests else None
+        return Candidates(x, owner, begin, end, batch.candidates.ts, requests)
 
     def _per_token(self, batch: Batch, place: Arrangement, value: Callable[[list[Part]], list[Tensor]]) -> Tensor:
         """[T] int32: what each part's tokens have by their place in the row."""

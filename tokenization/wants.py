@@ -82,6 +82,8 @@ class Wants:
     history has a next event to learn from; a realtime sequence's always do."""
     ages: bool = True
     """Whether an event's token has an encoding of how long before (or after) the window's start it happened."""
+    requests: bool = False
+    """Whether `Tokens.requests` is made: of which request each candidate is."""
     event_actions: bool = False
     """Every event as two tokens, whatever the schema interleaves: what is known before its action, then the action
     (`tokenization.event_actions`); and `Tokens.event_types`."""

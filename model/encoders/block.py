@@ -25,7 +25,9 @@ from torch.autograd.function import FunctionCtx
 from genrank.kernels.attention import RelativeBias, interval_attention
 from genrank.kernels.norm import Order, add_norm, group_layer_norm, norm_gate
 from genrank.kernels.silu_split import silu_split
+from genrank.kernels.spans import Spans
 from genrank.model.encoders.interface import Counts, EncoderConfig
+from genrank.model.encoders.listwise import attend
 from genrank.model.validation import Bounds, Count, Positive, Scale, Share
 from genrank.tokenization import visibility
 from genrank.tokenization.jagged_tokens import Tokens
@@ -53,6 +55,9 @@ class BlockConfig(EncoderConfig):
     visibility: Literal["dynamic", "targets", "causal"] = "dynamic"
     """Who sees whom: MTGR's dynamic mask; HSTU's causal history with candidates as targets; the same with causal user tokens. No
     candidate sees another under any."""
+    listwise: bool = False
+    """Whether a candidate also sees the rivals of its request that were exposed no later than it (`model.encoders.listwise`): its score then
+    depends on which these are, never on another request's or a later one. Needs `Candidates(request=...)`, all of a request in one row."""
     input_norm: NormKind = "gln"
     output_norm: OutputNormKind = "gln"
     """`head`: each head's values by themselves, with a weight and a bias a head (the group norm of Meta's public code)."""
@@ -117,6 +122,15 @@ class BlockConfig(EncoderConfig):
                 f"under visibility={self.visibility} an event's prediction would read its own action"
                 f"{', by way of the user tokens' if self.visibility == 'targets' else ''}; set visibility=causal too, or 0",
             )
+        if self.listwise and self.divisor == "length":
+            raise self.refuse(
+                "listwise",
+                "divisor=length would count the candidates of other requests, too; set divisor=visible, or a number",
+            )
+        if self.listwise and self.attention_dropout:
+            raise self.refuse(
+                "listwise", "attention over several spans has no dropout; set attention_dropout=0, or listwise=false"
+            )
         if not self.candidate_numbers and not self.tower:
             raise self.refuse(
                 "candidate_numbers", "without them nothing reads a candidate's numbers; set tower=[128,64] too"
@@ -140,6 +154,7 @@ class BlockConfig(EncoderConfig):
             positions=self.positions,
             ages=self.ages,
             sequence_ids=self.norm_groups == "sequence",
+            requests=self.listwise,
             event_actions=self.history_loss > 0,
         )
 
@@ -157,6 +172,11 @@ class BlockConfig(EncoderConfig):
         if self.history:
             found.append(f"the newest {self.history} events move (train with --set history=0)")
         return found
+
+    @property
+    def span_divisor(self) -> int | None:
+        """`divisor`, as span attention takes it."""
+        return self.divisor if isinstance(self.divisor, int) else None
 
     @property
     def event_weight(self) -> float:
@@ -269,6 +289,7 @@ class Block(nn.Module):
         seconds: Tensor | None,
         change: Tensor | None = None,
         wanted: Tensor | None = None,
+        spans: Spans | None = None,
     ) -> tuple[Tensor, Tensor]:
         """[T, dim] -> the residual and what is to be added to it, each [T, dim]: every token reads those that it sees.
 
@@ -277,11 +298,33 @@ class Block(nn.Module):
         Args:
             change: to be added to x first.
             wanted: [R] int64: only these rows of the result; each at most once.
+            spans: what each token sees, where an interval doesn't name it.
         """
         config = self.config
         x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x))
         rows = self._split(normed)
-        attended = interval_attention(
+        attended = self._attended(rows, tokens, self.bias(positions, seconds), spans).flatten(1)
+        u, group_ids = rows.u, tokens.group_ids
+        if wanted is not None:
+            x, attended, u = pick_rows(wanted, x, attended, u)
+            group_ids = group_ids.index_select(0, wanted)
+        return x, self.out(self._gate(attended, u, group_ids))
+
+    def _attended(self, rows: Projected, tokens: Tokens, bias: RelativeBias | None, spans: Spans | None) -> Tensor:
+        config = self.config
+        if spans is not None:
+            return attend(
+                rows.q,
+                rows.k,
+                rows.v,
+                spans,
+                None,
+                alpha=config.alpha,
+                divisor=config.span_divisor,
+                bias=bias,
+                max_length=tokens.max_length,
+            )
+        return interval_attention(
             rows.q,
             rows.k,
             rows.v,
@@ -290,15 +333,10 @@ class Block(nn.Module):
             tokens.end,
             alpha=config.alpha,
             divisor=config.divisor,
-            bias=self.bias(positions, seconds),
+            bias=bias,
             dropout=config.attention_dropout if self.training else 0.0,
             max_length=tokens.max_length,
         )
-        attended, u, group_ids = attended.flatten(1), rows.u, tokens.group_ids
-        if wanted is not None:
-            x, attended, u = pick_rows(wanted, x, attended, u)
-            group_ids = group_ids.index_select(0, wanted)
-        return x, self.out(self._gate(attended, u, group_ids))
 
     def project(self, x: Tensor, group_ids: Tensor) -> Projected:
         """[T, dim] -> U, V, Q and K of the rows."""

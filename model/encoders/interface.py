@@ -132,7 +132,12 @@ class Encoder(SequenceEncoder, Generic[StateT]):
     @property
     def independent(self) -> bool:
         """Whether a candidate's vector depends on nothing of the others, their number included: then they can be scored in any parts."""
-        return True
+        return self.dependence is None
+
+    @property
+    def dependence(self) -> str | None:
+        """On what of the others a candidate's vector depends, and how it wouldn't, as the end of a message; None: on nothing."""
+        return None
 
     @property
     def extends(self) -> bool:
@@ -224,6 +229,7 @@ def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
         end=tokens.end[kept],
         timestamps=tokens.timestamps[kept],
         candidate_rows=rows[:0],
+        requests=None,
         max_length=int(lengths.max()) if len(lengths) else 0,
         lengths=lengths,
         slots=None if tokens.slots is None else tokens.slots[kept],
@@ -231,5 +237,10 @@ def split(tokens: Tokens) -> tuple[Tokens, Candidates]:
         event_types=None if tokens.event_types is None else tokens.event_types[kept],
     )
     return sequence, Candidates(
-        tokens.x[rows].unsqueeze(1), owner, tokens.begin[rows], tokens.end[rows], tokens.timestamps[rows]
+        tokens.x[rows].unsqueeze(1),
+        owner,
+        tokens.begin[rows],
+        tokens.end[rows],
+        tokens.timestamps[rows],
+        tokens.requests,
     )

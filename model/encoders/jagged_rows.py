@@ -133,14 +133,7 @@ class InOrder:
 def in_order(candidates: Candidates) -> InOrder:
     """Sorted by sample; stable."""
     order = torch.argsort(candidates.owner, stable=True)
-    moved = Candidates(
-        candidates.x[order],
-        candidates.owner[order],
-        candidates.begin[order],
-        candidates.end[order],
-        candidates.timestamps[order],
-    )
-    return InOrder(moved, order)
+    return InOrder(candidates.take(order), order)
 
 
 class Joined:
@@ -158,8 +151,9 @@ class Joined:
         lengths = offsets.diff()
         of = torch.repeat_interleave(owner, tokens, output_size=owner.shape[0] * tokens) if tokens > 1 else owner
         self._lengths = lengths
-        self._of_candidates = torch.arange(of.shape[0], device=owner.device) + offsets[1:][of]
-        self.q_positions = (self._of_candidates - self.k_offsets[:-1][of]).to(torch.int32)
+        self.places = torch.arange(of.shape[0], device=owner.device) + offsets[1:][of]
+        """[C * tokens] int64: each token's place among all keys."""
+        self.q_positions = (self.places - self.k_offsets[:-1][of]).to(torch.int32)
         """[C * tokens] int32: each token's place among its sample's keys."""
 
     def rows(self, sequence: Tensor, candidates: Tensor) -> Tensor:
@@ -168,4 +162,4 @@ class Joined:
         of_sequence = torch.arange(sequence.shape[0], device=ahead.device) + ahead
         out = sequence.new_empty((sequence.shape[0] + candidates.shape[0], *sequence.shape[1:]))
         out = out.index_copy(0, of_sequence, sequence)
-        return out.index_copy(0, self._of_candidates, candidates.to(out.dtype))
+        return out.index_copy(0, self.places, candidates.to(out.dtype))

@@ -17,9 +17,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
+from genrank.kernels.spans import Spans, make_spans
 from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype
 from genrank.model.encoders.interface import Candidates, Encoder
 from genrank.model.encoders.jagged_rows import Joined
+from genrank.model.encoders.listwise import attend, by_request, rivals_of
 from genrank.tokenization.jagged_tokens import Tokens
 from genrank.tokenization.visibility import CANDIDATE
 
@@ -62,6 +64,8 @@ class NewRows(NamedTuple):
     """[R] int64."""
     group_ids: Tensor
     """[R] int32."""
+    spans: Spans | None = None
+    """In place of `begin` and `end` and oneself, where rows see several spans of keys."""
 
 
 class Stack(Encoder[StackState]):
@@ -77,13 +81,17 @@ class Stack(Encoder[StackState]):
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
-        return self._vectors(tokens, tokens.candidate_rows if rows is None else rows)
+        rows = tokens.candidate_rows if rows is None else rows
+        if not self.config.listwise:
+            return self._vectors(tokens, rows)
+        tokens, place, spans = by_request(tokens)
+        return self._vectors(tokens, place[rows], spans)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """[T, dim]: every token's vector."""
         return self._vectors(tokens, None)
 
-    def _vectors(self, tokens: Tokens, rows: Tensor | None) -> Tensor:
+    def _vectors(self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None) -> Tensor:
         """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all."""
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
@@ -91,7 +99,7 @@ class Stack(Encoder[StackState]):
         groups = self._groups(tokens)
         tokens, change = dataclasses.replace(tokens, group_ids=groups), None
         for number, block in enumerate(self.blocks, 1):
-            given = (x, tokens, positions, seconds, change, rows if number == self.config.layers else None)
+            given = (x, tokens, positions, seconds, change, rows if number == self.config.layers else None, spans)
             if self.recompute and self.training:
                 x, change = checkpoint(block, *given, use_reentrant=False)
             else:
@@ -148,9 +156,13 @@ class Stack(Encoder[StackState]):
         return state
 
     @property
-    def independent(self) -> bool:
-        """Unless the divisor is the sample's length, of which the other candidates are a part."""
-        return self.config.divisor != "length"
+    def dependence(self) -> str | None:
+        """On their number where the divisor is the sample's length; on the rivals of a request where it is read listwise."""
+        if self.config.divisor == "length":
+            return 'with divisor="length" a score depends on how many candidates are scored beside it; train with --set divisor=visible'
+        if self.config.listwise:
+            return "with listwise=true the candidates of a request see each other; train with --set listwise=false"
+        return None
 
     @property
     def extends(self) -> bool:
@@ -184,7 +196,8 @@ class Stack(Encoder[StackState]):
         if candidates.x.shape[1] != 1:
             raise ValueError(f"this encoder takes one token a candidate, got {candidates.x.shape[1]}")
         # The kernel takes queries sample by sample.
-        order = torch.argsort(candidates.owner, stable=True)
+        rivals = rivals_of(candidates) if self.config.listwise else None
+        order = torch.argsort(candidates.owner, stable=True) if rivals is None else rivals.order
         owner, end = candidates.owner[order], candidates.end[order]
         joined = Joined(state.offsets, owner)
         positions = joined.rows(local_positions(state.offsets, state.seconds.shape[0]).to(torch.int32), end)
@@ -192,7 +205,11 @@ class Stack(Encoder[StackState]):
             end, CANDIDATE if self.config.norm_groups == "kind" else self.config.group_count - 1
         )
         x, begin = candidates.x[order].squeeze(1), candidates.begin[order]
-        rows = NewRows(x, joined, begin, end, positions, candidates.timestamps[order] // 1000, group_ids)
+        spans = None
+        if rivals is not None:
+            own = (joined.q_positions[rivals.first], joined.q_positions[rivals.last] + 1)
+            spans = make_spans(joined.q_offsets, joined.k_offsets, [(begin, end), own])
+        rows = NewRows(x, joined, begin, end, positions, candidates.timestamps[order] // 1000, group_ids, spans)
         x = self._run(state, rows, share=None if state.share is None else state.share[owner])[0]
         scored = torch.empty_like(x)
         scored[order] = x
@@ -214,19 +231,32 @@ class Stack(Encoder[StackState]):
             k, v = (rows.k, rows.v) if rounded is None else (rounded(rows.k), rounded(rows.v))
             keys.append(new.joined.rows(before, k))
             values.append(new.joined.rows(values_before, v))
-            attended = delta_attention(
-                rows.q,
-                keys[-1],
-                values[-1],
-                new.joined.q_offsets,
-                new.joined.k_offsets,
-                new.joined.q_positions,
-                new.begin,
-                new.end,
-                alpha=self.config.alpha,
-                divisor=self._divisor,
-                bias=block.bias(new.positions, seconds),
-            )
+            bias = block.bias(new.positions, seconds)
+            if new.spans is not None:
+                attended = attend(
+                    rows.q,
+                    keys[-1],
+                    values[-1],
+                    new.spans,
+                    new.joined.places,
+                    alpha=self.config.alpha,
+                    divisor=self.config.span_divisor,
+                    bias=bias,
+                )
+            else:
+                attended = delta_attention(
+                    rows.q,
+                    keys[-1],
+                    values[-1],
+                    new.joined.q_offsets,
+                    new.joined.k_offsets,
+                    new.joined.q_positions,
+                    new.begin,
+                    new.end,
+                    alpha=self.config.alpha,
+                    divisor=self._divisor,
+                    bias=bias,
+                )
             x = block.merge(x, _scaled(attended, share).flatten(1), rows.u, new.group_ids)
         return x, keys, values
 

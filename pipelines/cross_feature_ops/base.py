@@ -29,8 +29,8 @@ class Trials(Protocol):
 class Question:
     """One feature's queries and the events at their keys, [n] rows.
 
-    An operation takes its answer from `count`, `total`, `newest_time` and `newest_value` where they suffice, which a server of features
-    answers without reading the events; others ask `scan`.
+    An operation takes its answer from `count`, `total`, `distinct`, `newest_time` and `newest_value` where they suffice, which online
+    features answer without reading the events; others ask `scan`.
     """
 
     feature: CrossFeature
@@ -64,6 +64,11 @@ class Question:
         values, chosen = self.values()
         return self.scan.sum(self.queries, self.window, values, chosen)
 
+    def distinct(self) -> Int:
+        """[queries] different values of the events that meet `where` and have one."""
+        values, chosen = self.values()
+        return self.scan.distinct(self.queries, self.window, values, chosen)
+
     def newest_time(self) -> tuple[Int, Bool]:
         """([queries] epoch ms of the newest event that meets `where`, [queries] whether there is one)."""
         row = self.scan.newest(self.queries, self.window, self.chosen)
@@ -80,7 +85,7 @@ class Question:
 
 
 def has_value(values: NDArray[Any], column: Column) -> Bool:
-    """[n] which values of a column are not its missing value."""
+    """[n] which of a column's values are there."""
     present: Bool = ~np.isnan(values) if column.role in NUMBERS else values != MISSING_ID
     return present
 

@@ -24,8 +24,7 @@ class DistinctEvaluation(Evaluation):
 
     def answer(self, question: Question) -> NDArray[Any]:
         """0 without any."""
-        values, chosen = question.values()
-        return question.scan.distinct(question.queries, question.window, values, chosen)
+        return question.distinct()
 
     def saw_events(self, feature: CrossFeature, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Not 0."""

@@ -203,15 +203,20 @@ class _File:
             self._wrong("lengths", found != expected, name, np.arange(len(self.ids)), found, expected)
         for name, features in self.schema.groups():
             for feature in features:
-                if feature.stored == "ids" and feature.list_limit:
-                    values = single_array(self.table.column(name)).field(feature.name)
-                    lists = values if name == USER else values.flatten()
-                    sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-                    sample = np.arange(len(self.ids)) if name == USER else self.groups[name].sample
-                    most = feature.list_limit
-                    self._wrong(
-                        "lengths", sizes > most, f"{name}.{feature.name}", sample, sizes, f"at most {most} long"
-                    )
+                if feature.stored not in ("ids", "vector"):
+                    continue
+                values = single_array(self.table.column(name)).field(feature.name)
+                lists = values if name == USER else values.flatten()
+                sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+                sample = np.arange(len(self.ids)) if name == USER else self.groups[name].sample
+                leaf, most, own = f"{name}.{feature.name}", feature.list_limit, feature.vector_length
+                if most and feature.stored == "ids":
+                    self._wrong("lengths", sizes > most, leaf, sample, sizes, f"at most {most} long")
+                if own:
+                    odd = (sizes != own) & (sizes != 0)
+                    self._wrong("lengths", odd, leaf, sample, sizes, f"{own} long, or empty")
+                    numbers = lists.flatten().to_numpy()
+                    self._wrong("finite", ~np.isfinite(numbers), leaf, np.repeat(sample, sizes), numbers, "a number")
 
     def _candidates(self) -> None:
         group = self.groups[CANDIDATES]

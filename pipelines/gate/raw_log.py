@@ -8,6 +8,7 @@ conditions; of rows that are one event, the first to arrive counts. The hash tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -181,15 +182,24 @@ def beyond_float32(schema: Schema, source: EventLog | Snapshot, frame: pl.DataFr
     """Rows of which a number that samples keep doesn't fit float32, as far as the frame has the columns that it is made of."""
     bad = np.zeros(frame.height, np.bool_)
     for column in needed(schema)[source.name]:
-        if column.role not in NUMBERS:
+        if column.role not in NUMBERS and column.role != "vector":
             continue
         read = expression.columns(column.expression) if column.sql else (column.expression,)
         own = [name if name in frame.columns else name.removeprefix(f"{source.name}.") for name in read]
         if all(name in frame.columns for name in own):
             values = evaluate(column.expression, source.name, frame) if column.sql else frame[own[0]]
+            if column.role == "vector":
+                bad |= np.array([_odd(vector, column.limit) for vector in values.to_list()], np.bool_)
+                continue
             numbers = values.cast(pl.Float64, strict=False).fill_null(0).to_numpy()
             bad |= np.abs(numbers) > np.finfo(np.float32).max
     return bad
+
+
+def _odd(vector: list[float | None] | None, length: int) -> bool:
+    """Whether a vector is there and can't be kept."""
+    there = vector or []
+    return bool(there) and (len(there) != length or not all(x is not None and math.isfinite(x) for x in there))
 
 
 def once(source: EventLog | Snapshot, rows: pa.Table) -> pl.DataFrame:

@@ -348,6 +348,8 @@ def stored(kind: str | None, value: Any, limit: int = 0) -> Value:
         listed = value if isinstance(value, list) else [value]
         ids = [stored_id(one) for one in listed if one is not None]
         return ids[:limit] if limit else ids
+    if kind == "vector":
+        return [float(one) for one in value or []]
     if kind == "time":
         return (
             MISSING_ID

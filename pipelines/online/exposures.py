@@ -7,7 +7,7 @@ build's own `Normalizer`, which gives the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +19,14 @@ from genrank.pipelines.arrays import single_array, to_polars
 from genrank.pipelines.column_roles import NUMBERS, Column
 from genrank.pipelines.columns import compute, cross_features, feature_column, fill, owner, references, store
 from genrank.pipelines.merge_scan import Int
+from genrank.pipelines.online.conditions import bounds_of, surely_met
 from genrank.pipelines.online.snapshots import SnapshotDays
-from genrank.schemas import Schema, Snapshot, UserError
+from genrank.schemas import Schema, UserError
 from genrank.schemas.base import ARROW_TYPES, DAY_MS, parse_duration
 from genrank.schemas.conversion import FIRST_MS, convert, epoch_ms
+
+Make = Callable[[pa.Table], pa.Array]
+"""Rows of a snapshot's partial -> a value of each."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +60,48 @@ class ExposureReader:
         asked = {column for feature in schema.candidates.features if (column := feature_column(feature))}
         asked |= {Column("id", key) for feature in cross_features(schema) for key in feature.keys}
         asked |= {self._item} | ({Column("id", schema.candidates.request)} if schema.candidates.request else set())
-        self._asked = asked
-        self._own: list[tuple[Column, str]] = []
-        self._joined: list[tuple[Column, str, str]] = []
-        self._looked_up: list[tuple[Column, str]] = []
+        self._own: list[tuple[Column, str, str, bool]] = []
+        """(column, its name, the log's column, whether requests have it) of those that are one of the log's."""
+        self._joined: list[tuple[str, str, Make]] = []
+        """(name, snapshot, what makes it of the snapshot's rows)."""
+        self._looked_up: list[tuple[Column, str, str, Make]] = []
+        """(column, name, snapshot, what makes it) of SQL over one snapshot alone."""
         self._evaluated: list[Column] = []
+        """Other SQL."""
         for column in columns:
             if column not in asked and column.role not in NUMBERS:
                 continue
             of = {found[0].name for name in references(column) if (found := owner(schema, log, name))}
             snapshot = next(iter(of)) if len(of) == 1 and of != {log.name} else None
-            if column.sql and snapshot and len(references(column)) == sum(1 for _ in self._of(column, snapshot)):
-                self._looked_up.append((column, snapshot))
+            if column.sql and snapshot and all(owner(schema, log, name) for name in references(column)):
+                self._looked_up.append((column, column.name, snapshot, partial(self._every_key, column)))
             elif column.sql:
                 self._evaluated.append(column)
             elif snapshot:
                 found = owner(schema, log, column.expression)
                 assert found
-                self._joined.append((column, snapshot, Column(column.role, found[1], limit=column.limit).name))
+                kept = Column(column.role, found[1], limit=column.limit).name
+                self._joined.append((column.name, snapshot, partial(_filled, column, kept)))
             else:
-                self._own.append((column, column.expression.removeprefix(f"{log.name}.")))
-        self._valid = [Column("flag", condition, sql=True) for condition in log.valid]
+                own = column.expression.removeprefix(f"{log.name}.")
+                self._own.append((column, column.name, own, column in asked))
+        self._read: dict[Column, tuple[tuple[str, str, str], ...]] = {}
+        """Column -> `_sources`, of those that were evaluated."""
+        self._valid = [(Column("flag", text, sql=True), bounds_of(log, text)) for text in log.valid]
         self._lateness = parse_duration(log.lateness) + DAY_MS + schema.local_days.spread
 
-    def _of(self, column: Column, snapshot: str) -> Iterator[str]:
-        """References of a column to a snapshot."""
+    def _sources(self, column: Column) -> Iterator[tuple[str, str, str]]:
+        """(reference, source, its column) of what a column reads."""
         for name in references(column):
-            found = owner(self._schema, self._log, name)
-            if found and found[0].name == snapshot:
-                yield name
+            if found := owner(self._schema, self._log, name):
+                yield name, found[0].name, found[1]
 
-    def read(self, raw: pa.Table, day: int) -> Shown | None:
+    def read(self, raw: pa.Table, ts: Int, day: int) -> Shown | None:
         """Exposures of a day; None where the build would quarantine one.
 
         Args:
             raw: declared columns; those that are missing are null.
+            ts: [n] their moments, epoch ms.
             day: the schema's.
         """
         log = self._log
@@ -101,14 +112,9 @@ class ExposureReader:
                 if converted.misfits:
                     return None
                 declared[name] = converted.values
-        if not {log.user, log.time, self._item.expression} <= declared.keys():
-            return None
-        times = epoch_ms(declared[log.time], log.time_unit)
-        if times.misfits or times.values.null_count or declared[log.user].null_count:
-            return None
-        if declared[self._item.expression].null_count:
-            return None
-        ts = times.values.to_numpy()
+        for name in (log.user, self._item.expression):
+            if name not in declared or declared[name].null_count:
+                return None
         if log.arrival in declared:
             arrived = epoch_ms(declared[log.arrival], log.time_unit)
             late = arrived.values.fill_null(FIRST_MS).to_numpy() - ts > self._lateness
@@ -124,29 +130,27 @@ class ExposureReader:
 
     def _columns(self, declared: Mapping[str, pa.Array], rows: int, day: int) -> dict[str, pa.Array] | None:
         columns: dict[str, pa.Array] = {}
-        for column, name in self._own:
-            if name in declared:
-                columns[column.name] = store(declared[name], column)
-            elif column in self._asked:
-                missing = pa.nulls(rows, ARROW_TYPES[self._log.columns[name]])
-                columns[column.name] = store(missing, column)
+        for column, name, own, asked in self._own:
+            if own in declared:
+                columns[name] = store(declared[own], column)
+            elif asked:
+                columns[name] = store(pa.nulls(rows, ARROW_TYPES[self._log.columns[own]]), column)
         places: dict[str, pa.Array] = {}
-        for column, snapshot, stored in self._joined:
+        for name, snapshot, make in self._joined:
             at = self._at(snapshot, declared, rows, day, places)
-            padded = self._snapshots[snapshot].as_of(day).padded(column.name, partial(_filled, column, stored))
-            columns[column.name] = padded.take(at)
+            columns[name] = self._snapshots[snapshot].as_of(day).padded(name, make).take(at)
         evaluated = list(self._evaluated)
-        for column, snapshot in self._looked_up:
+        for column, name, snapshot, make in self._looked_up:
             at = self._at(snapshot, declared, rows, day, places)
             try:
-                make = partial(self._every_key, column, snapshot)
-                columns[column.name] = self._snapshots[snapshot].as_of(day).padded(column.name, make).take(at)
+                columns[name] = self._snapshots[snapshot].as_of(day).padded(name, make).take(at)
             except UserError:  # Of a key that perhaps nobody asks about.
                 evaluated.append(column)
-        if self._valid or evaluated:
-            frame = self._frame([*self._valid, *evaluated], declared, rows, day, places)
-            found = compute(frame, self._log, (*self._valid, *evaluated))
-            if not all(found.pop(check.name).true_count == rows for check in self._valid):
+        checks = [check for check, bounds in self._valid if not surely_met(bounds, declared)]
+        if checks or evaluated:
+            frame = self._frame([*checks, *evaluated], declared, rows, day, places)
+            found = compute(frame, self._log, (*checks, *evaluated))
+            if not all(found.pop(check.name).true_count == rows for check in checks):
                 return None
             columns |= found
         numbers = [own.to_numpy() for own in columns.values() if pa.types.is_floating(own.type)]
@@ -161,7 +165,7 @@ class ExposureReader:
         if snapshot not in places:
             held = self._snapshots[snapshot]
             key = held.snapshot.key
-            array = declared.get(key, pa.nulls(rows, ARROW_TYPES[self._log.columns[key]]))
+            array = declared[key] if key in declared else pa.nulls(rows, ARROW_TYPES[self._log.columns[key]])
             ids = store(array, Column("id", key)).to_numpy()
             places[snapshot] = pa.array(held.as_of(day).places(ids))
         return places[snapshot]
@@ -171,23 +175,26 @@ class ExposureReader:
     ) -> pl.DataFrame:
         """What SQL reads, as `columns.compute` expects it."""
         series: dict[str, pl.Series] = {}
-        for name in {name for column in read for name in references(column)}:
-            found = owner(self._schema, self._log, name)
-            if found and isinstance(found[0], Snapshot):
-                at = self._at(found[0].name, declared, rows, day, places)
-                raw = Column("raw", found[1]).name
-                padded = self._snapshots[found[0].name].as_of(day).padded(raw, partial(_column, raw))
-                series[name] = to_polars(padded.take(at), name)
-            elif found:
-                own = declared.get(found[1], pa.nulls(rows, ARROW_TYPES[self._log.columns[found[1]]]))
-                series[found[1]] = to_polars(own, found[1])
+        for column in read:
+            if column not in self._read:
+                self._read[column] = tuple(self._sources(column))
+            for name, source, own in self._read[column]:
+                if source == self._log.name:
+                    array = declared.get(own)
+                    if array is None:
+                        array = pa.nulls(rows, ARROW_TYPES[self._log.columns[own]])
+                    series[own] = to_polars(array, own)
+                else:
+                    at = self._at(source, declared, rows, day, places)
+                    raw = Column("raw", own).name
+                    padded = self._snapshots[source].as_of(day).padded(raw, partial(_column, raw))
+                    series[name] = to_polars(padded.take(at), name)
         return pl.DataFrame(series) if series else pl.DataFrame({"": np.zeros(rows)})
 
-    def _every_key(self, column: Column, snapshot: str, rows: pa.Table) -> pa.Array:
+    def _every_key(self, column: Column, rows: pa.Table) -> pa.Array:
         """SQL over a snapshot alone, of each of its rows."""
-        names = {name: found[1] for name in self._of(column, snapshot) if (found := owner(self._schema, self._log, name))}
-        frame = pl.DataFrame([to_polars(rows.column(Column("raw", own).name), name) for name, own in names.items()])
-        return compute(frame, self._log, (column,))[column.name]
+        series = {name: to_polars(rows.column(Column("raw", own).name), name) for name, _, own in self._sources(column)}
+        return compute(pl.DataFrame(series), self._log, (column,))[column.name]
 
 
 def _filled(column: Column, stored: str, rows: pa.Table) -> pa.Array:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import int64s, single_array
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, needed
 from genrank.pipelines.days import day_number
 from genrank.pipelines.merge_scan import Bool, Int, mix
-from genrank.pipelines.online.crossed import stored
+from genrank.pipelines.online.crossed import FeaturePlan, stored
 from genrank.pipelines.online.exposures import ExposureReader, Shown
 from genrank.pipelines.online.profiles import UserProfiles
 from genrank.pipelines.online.rows import OnlineNormalizer
-from genrank.pipelines.online.shown import Exposures, day_of, exposures_of
+from genrank.pipelines.online.shown import Exposures, day_of, exposures_of, moments
 from genrank.pipelines.online.snapshots import SnapshotDays, SnapshotRows
 from genrank.pipelines.online.state import State, StateBuilder
 from genrank.pipelines.partials import PartialStore, load, partial_schema
@@ -197,7 +198,9 @@ class OnlineFeatures:
         """
         names = [str(at) for at in range(len(exposures))] if sample_ids is None else list(sample_ids)
         if len(names) != len(exposures) or not names:
-            raise UserError(f"{len(exposures)} requests with {len(names)} sample_ids; give at least one, and each its name")
+            raise UserError(
+                f"{len(exposures)} requests with {len(names)} sample_ids; give at least one, and each its name"
+            )
         try:
             tables = [exposures_of(self.schema.exposures, own) for own in exposures]
             return self._requests(tables, names)
@@ -210,22 +213,25 @@ class OnlineFeatures:
             raise
 
     def _requests(self, tables: Sequence[pa.Table], sample_ids: Sequence[str]) -> pa.RecordBatch:
-        days = [day_of(self.schema, table) for table in tables]
-        if len(set(days)) > 1:
-            of_day = {day: [at for at, own in enumerate(days) if own == day] for day in set(days)}
-            batches = [
-                self._of_day(day, [tables[at] for at in own], [sample_ids[at] for at in own])
-                for day, own in of_day.items()
-            ]
-            order = np.argsort(np.concatenate(list(of_day.values())), kind="stable")
-            return pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks().to_batches()[0]
-        return self._of_day(days[0], tables, sample_ids)
+        times = [moments(self.schema, table) for table in tables]
+        days = [day_of(self.schema, own) for own in times]
+        if len(set(days)) == 1:
+            return self._of_day(days[0], tables, times, sample_ids)
+        of_day = {day: [at for at, own in enumerate(days) if own == day] for day in sorted(set(days))}
+        batches = [
+            self._of_day(day, [tables[at] for at in own], [times[at] for at in own], [sample_ids[at] for at in own])
+            for day, own in of_day.items()
+        ]
+        order = np.argsort(np.concatenate(list(of_day.values())), kind="stable")
+        return pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks().to_batches()[0]
 
-    def _of_day(self, day: int, tables: Sequence[pa.Table], sample_ids: Sequence[str]) -> pa.RecordBatch:
+    def _of_day(
+        self, day: int, tables: Sequence[pa.Table], times: Sequence[Int], sample_ids: Sequence[str]
+    ) -> pa.RecordBatch:
         state = self._state
         sizes = np.array([table.num_rows for table in tables], np.int64)
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        shown = self._shown(tables, day)
+        shown = self._shown(tables, times, day)
         first = bounds[:-1]
         user = shown.u[first]
         if (shown.u != np.repeat(user, sizes)).any():
@@ -251,7 +257,7 @@ class OnlineFeatures:
         columns[CANDIDATES] = self._lists(CANDIDATES, bounds, self._candidates(shown, state, start))
         return pa.RecordBatch.from_arrays([columns[name] for name in self._target.names], schema=self._target)
 
-    def _shown(self, tables: Sequence[pa.Table], day: int) -> Shown:
+    def _shown(self, tables: Sequence[pa.Table], times: Sequence[Int], day: int) -> Shown:
         """Exposures of one day, normalized.
 
         Raises:
@@ -260,9 +266,9 @@ class OnlineFeatures:
         log = self.schema.exposures
         try:
             raw = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise UserError(f"requests' columns are of different types: {error}; give all of them the same") from error
-        shown = self._reader.read(raw, day)
+        shown = self._reader.read(raw, times[0] if len(times) == 1 else np.concatenate(times), day)
         if shown is None:
             _, reasons = self._normalizer(day).rows(log, raw, day)
             raise UserError(
@@ -272,10 +278,12 @@ class OnlineFeatures:
 
     def _candidates(self, shown: Shown, state: State, start: int) -> dict[str, pa.Array]:
         """Leaf -> its value of each exposure."""
-        candidates, starts, found = self.schema.candidates, np.full(len(shown.ts), start), []
+        candidates, starts = self.schema.candidates, np.full(len(shown.ts), start)
+        found: list[tuple[FeaturePlan, NDArray[Any]]] = []
+        keys = self._builder.keys.of(shown.columns, len(starts))
         for at, crossed in enumerate(self._builder.crossed):
             blocks = {log: state.blocks[at, log] for log in crossed.logs}
-            found += crossed.answers(blocks, crossed.keys(shown.columns, len(starts)), shown.ts, starts)
+            found += crossed.answers(blocks, keys[at], shown.ts, starts)
         leaves = {name: shown.columns[column] for name, column in self._candidate_columns.items()} | stored(found)
         leaves["ts"] = pa.array(shown.ts)
         leaves["item"] = shown.columns[Column("id", candidates.item).name]

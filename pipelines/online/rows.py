@@ -16,7 +16,7 @@ from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import NormalizedRows, QuarantinedRows, tag_parts
 from genrank.pipelines.normalize import Normalizer
 from genrank.pipelines.online.snapshots import SnapshotDays
-from genrank.schemas import EventLog, UserError
+from genrank.schemas import EventLog
 from genrank.schemas.base import ARROW_TYPES
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
+from typing import TypeAlias, TypeGuard
 
 import pyarrow as pa
 
+from genrank.pipelines.merge_scan import Int
 from genrank.pipelines.sources import times_of
 from genrank.schemas import EventLog, Schema, UserError
 from genrank.schemas.base import ARROW_TYPES
 
-Exposures = pa.Table | Mapping[str, object]
+Exposures: TypeAlias = pa.Table | Mapping[str, object]
 """A row a candidate: a table, or a mapping of a column to its values or to one value for all candidates."""
 
 
@@ -26,11 +28,11 @@ def exposures_of(log: EventLog, given: Exposures) -> pa.Table:
     return table
 
 
-def day_of(schema: Schema, exposures: pa.Table) -> int:
-    """The schema's day in which all exposures lie.
+def moments(schema: Schema, exposures: pa.Table) -> Int:
+    """[n] epoch ms of exposures.
 
     Raises:
-        UserError: one has no time, or they lie in several.
+        UserError: one has no time.
     """
     log = schema.exposures
     if log.time not in exposures.column_names:
@@ -38,11 +40,20 @@ def day_of(schema: Schema, exposures: pa.Table) -> int:
     ms = times_of(log, exposures.column(log.time)).values
     if ms.null_count:
         raise UserError(f"a request's exposure has no time in column {log.time}")
-    times = ms.to_numpy(zero_copy_only=False)
-    days = schema.local_days.days(times[[times.argmin(), times.argmax()]])
-    if days[0] != days[1]:
+    found: Int = ms.to_numpy()
+    return found
+
+
+def day_of(schema: Schema, times: Int) -> int:
+    """The schema's day in which all moments lie.
+
+    Raises:
+        UserError: they lie in several.
+    """
+    first, last = schema.local_days.days(times[[times.argmin(), times.argmax()]]).tolist()
+    if first != last:
         raise UserError("a request's exposures are of several users or days; make a request of each")
-    return int(days[0])
+    return int(first)
 
 
 def _table(log: EventLog, given: Mapping[str, object]) -> pa.Table:
@@ -68,10 +79,10 @@ def _table(log: EventLog, given: Mapping[str, object]) -> pa.Table:
     return pa.table(columns)
 
 
-def _is_column(values: object, declared: str) -> bool:
+def _is_column(values: object, declared: str) -> TypeGuard[Sized]:
     """Whether it is one value a candidate."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         return hasattr(values, "__len__") and not isinstance(values, str | bytes)
     if declared.startswith("list<"):
-        return any(value is None or not isinstance(value, str) and hasattr(value, "__len__") for value in values)
+        return any(value is None or (not isinstance(value, str) and hasattr(value, "__len__")) for value in values)
     return True

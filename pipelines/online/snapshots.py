@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -58,13 +57,12 @@ class SnapshotDays:
     empty: pa.Table
     """No row of its partials."""
     days: Mapping[int, SnapshotRows] = field(default_factory=dict)
+    _found: dict[int, SnapshotRows] = field(default_factory=dict)
 
     def as_of(self, day: int) -> SnapshotRows:
         """The newest day at or before one that is not too old; no rows where there is none."""
-        oldest = day - parse_duration(self.snapshot.max_age) // DAY_MS
-        newest = max((at for at in self.days if oldest <= at <= day), default=None)
-        return self._nothing if newest is None else self.days[newest]
-
-    @cached_property
-    def _nothing(self) -> SnapshotRows:
-        return SnapshotRows(self.empty)
+        if day not in self._found:
+            oldest = day - parse_duration(self.snapshot.max_age) // DAY_MS
+            newest = max((at for at in self.days if oldest <= at <= day), default=None)
+            self._found[day] = SnapshotRows(self.empty) if newest is None else self.days[newest]
+        return self._found[day]

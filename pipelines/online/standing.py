@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.cross_feature_ops.base import has_value
-from genrank.pipelines.exact_sums import Parts, running
-from genrank.pipelines.merge_scan import Axis, Bool, Int, ranges
+from genrank.pipelines.exact_sums import Parts, running, split
+from genrank.pipelines.merge_scan import Axis, Bool, Int, ranges, united
 
 
 class Choice(NamedTuple):
-    """Which of a log's events a statistic counts."""
+    """Which of a log's events a statistic counts, by the names of columns."""
 
     where: str | None = None
-    """The column of a flag that they meet."""
+    """A flag that they meet."""
     value: Column | None = None
-    """The column in which they have a value."""
+    """A value that they have."""
 
 
 class Counts(NamedTuple):
@@ -71,6 +71,7 @@ class Block:
         self.axis = Axis.over(len(self.keys), self.ts, available)
         self._longest_lag = int((available - self.ts).max(initial=0))
         self._counts: dict[tuple[Choice, int], Counts] = {}
+        self._distinct: dict[tuple[Choice, int], Counts] = {}
         self._newest: dict[Choice, Newest] = {}
 
     def __len__(self) -> int:
@@ -79,7 +80,12 @@ class Block:
     @property
     def nbytes(self) -> int:
         """What it holds in memory."""
-        held = {id(array): array.nbytes for counts in self._counts.values() for array in _arrays(counts)}
+        held = {
+            id(array): array.nbytes
+            for own in (self._counts, self._distinct)
+            for c in own.values()
+            for array in _arrays(c)
+        }
         held |= {id(array): array.nbytes for newest in self._newest.values() for array in newest}
         return int(self.rows.nbytes + sum(held.values()) + self.keys.nbytes + self.starts.nbytes)
 
@@ -91,14 +97,14 @@ class Block:
 
     def find(self, keys: Int) -> Int:
         """Code of each key; -1, whose answers are all 0, where there is none."""
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, at, -1)
+        at = self.keys.searchsorted(keys)
+        np.minimum(at, len(self.keys) - 1, out=at)
+        at[self.keys[at] != keys] = -1
+        return at
 
     def pack(self, codes: Int, moments: Int) -> Int:
         """`moments` ([..., queries] epoch ms) on the block's axis."""
-        packed: Int = np.minimum(np.maximum(moments - self.axis.first, 0), self.axis.span - 1)
-        packed += codes * self.axis.span
-        return packed
+        return self.axis.pack(codes, moments)
 
     def counts(self, choice: Choice, window: int) -> Counts:
         """Of events that a window of so many ms can show: not those that leave it before they can be seen."""
@@ -111,11 +117,28 @@ class Block:
             order = np.argsort(enter, kind="stable")
             if choice.value is not None:
                 values = self.column(choice.value.name)[rows]
-                entered, left = running(values[order]), running(values)
-            self._counts[choice, window] = Counts(
+                entered, left = running(split(values[order])), running(split(values))
+            index = Counts(
                 enter[order] if self._longest_lag else leave, leave, entered, left if self._longest_lag else entered
             )
+            self._counts.setdefault((choice, window), index)
         return self._counts[choice, window]
+
+    def distinct(self, choice: Choice, window: int) -> Counts:
+        """Of different values that a window of so many ms shows: each comes with the first of events that hold it in the window without a
+        gap, and goes with the last."""
+        if (choice, window) not in self._distinct:
+            assert choice.value is not None
+            rows = self._rows(choice, window)
+            codes, begin, end = united(
+                self._codes()[rows],
+                self.column(choice.value.name)[rows],
+                self.column("available")[rows],
+                self.ts[rows] + window,
+            )
+            enter, leave = np.sort(self.pack(codes, begin)), np.sort(self.pack(codes, end - window))
+            self._distinct.setdefault((choice, window), Counts(enter, leave, {}, {}))
+        return self._distinct[choice, window]
 
     def newest(self, choice: Choice) -> Newest:
         """Windows of every length share it: an event of a later time hides those before it whether or not it has left."""
@@ -147,8 +170,11 @@ class Block:
         return np.flatnonzero(chosen)
 
     def _packed(self, rows: Int, time: str) -> Int:
-        codes = np.repeat(np.arange(len(self.keys)), np.diff(self.starts))[rows]
-        return self.pack(codes, self.column(time)[rows])
+        return self.pack(self._codes()[rows], self.column(time)[rows])
+
+    def _codes(self) -> Int:
+        """[rows] code of each row's key."""
+        return np.repeat(np.arange(len(self.keys)), np.diff(self.starts))
 
 
 def _arrays(counts: Counts) -> list[Int]:

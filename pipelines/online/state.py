@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from genrank.pipelines import sequences
 from genrank.pipelines.cross_features import key_sets
-from genrank.pipelines.online.crossed import CrossFeatures
+from genrank.pipelines.online.crossed import CrossFeatures, HashedKeys
 from genrank.pipelines.online.snapshots import SnapshotDays
 from genrank.pipelines.online.standing import Block
 from genrank.pipelines.online.timelines import SequenceCuts
 from genrank.pipelines.sequences import Timeline
-from genrank.schemas import ChangePoints, EventSequence, Schema
+from genrank.schemas import ChangePoints, Schema
 
 TIERS = (16_384, 1_024)
 """Rows of a log that came since loading lie in three tiers. New ones join the last, which is indexed anew whenever some come; when it holds
@@ -58,6 +58,7 @@ class StateBuilder:
         loaded: Mapping[str, pa.Table],
     ) -> None:
         self.crossed = [CrossFeatures(schema, partials, key_set) for key_set in key_sets(schema)]
+        self.keys = HashedKeys(self.crossed)
         self.cuts = {sequence.name: SequenceCuts(schema, partials, sequence) for sequence in schema.sequences}
         self._tiers = {log: [table.slice(0, 0)] * (len(TIERS) + 1) for log, table in loaded.items()}
         none: list[None] = [None] * (len(TIERS) + 1)
@@ -67,8 +68,7 @@ class StateBuilder:
                 self._blocks[at, log] = [of_set.block(log, loaded[log]), *none]
         self._timelines: dict[str, list[Timeline | None]] = {}
         for name, cuts in self.cuts.items():
-            changes = _change_points(schema, partials, snapshots, cuts.sequence)
-            self._timelines[name] = [cuts.timeline(loaded, changes), *none]
+            self._timelines[name] = [cuts.timeline(loaded, _change_points(cuts, snapshots)), *none]
 
     @property
     def added_bytes(self) -> int:
@@ -103,20 +103,14 @@ class StateBuilder:
         )
 
 
-def _change_points(
-    schema: Schema, partials: Mapping[str, pa.Schema], snapshots: Mapping[str, SnapshotDays], sequence: EventSequence
-) -> dict[int, pa.Table]:
+def _change_points(cuts: SequenceCuts, snapshots: Mapping[str, SnapshotDays]) -> dict[int, pa.Table]:
     """Position in the sequence's `events` -> the change points of all days; a request's moment says which of them it sees."""
     found = {}
-    for kind, entry in enumerate(sequence.events):
-        if isinstance(entry, ChangePoints):
-            names, held = sequences.columns_of(sequence, entry), snapshots[entry.source].days
-            days = sorted(held)
-            tables = [_with_day(held[day].rows.select(names), day) for day in days]
-            table = pa.concat_tables(tables or [_with_day(partials[entry.source].empty_table().select(names), 0)])
-            found[kind] = sequences.rows_of(
-                schema, sequence, kind, table, np.array(days, np.int64), days[0] if days else 0
-            )
+    for kind, entry in enumerate(cuts.sequence.events):
+        if isinstance(entry, ChangePoints) and (held := snapshots[entry.source].days):
+            names, days = sequences.columns_of(cuts.sequence, entry), sorted(held)
+            table = pa.concat_tables([_with_day(held[day].rows.select(names), day) for day in days])
+            found[kind] = cuts.rows(kind, table, days)
     return found
 
 

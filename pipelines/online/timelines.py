@@ -26,9 +26,25 @@ class SequenceCuts:
     def __init__(self, schema: Schema, partials: Mapping[str, pa.Schema], sequence: EventSequence) -> None:
         self.sequence = sequence
         self.logs = {entry.source for entry in sequence.events if not isinstance(entry, ChangePoints)}
-        self._schema, self._partials = schema, partials
+        self._schema = schema
         self._realtime = sequence.scope == "realtime"
         self._reach = 0 if self._realtime else parse_duration(sequence.lookback)
+        nothing = [self.rows(kind, partials[entry.source].empty_table()) for kind, entry in enumerate(sequence.events)]
+        self._nothing = nothing[0]
+        self._empty = sequences.merge(schema, sequence, np.zeros(0, np.int64), nothing)
+
+    def rows(self, kind: int, table: pa.Table, days: Sequence[int] = ()) -> pa.Table:
+        """Rows of a source's partials as an entry of the sequence holds them.
+
+        Args:
+            kind: its position in the sequence's `events`.
+            table: rows; of a snapshot with `_day`, unless there are none.
+            days: of the snapshot, ascending.
+        """
+        if isinstance(self.sequence.events[kind], ChangePoints) and not table.num_rows:
+            table = table.append_column("_day", pa.array([], pa.int32()))
+        of_days = np.array(days, np.int64)
+        return sequences.rows_of(self._schema, self.sequence, kind, table, of_days, days[0] if days else 0)
 
     def timeline(self, rows: Mapping[str, pa.Table], changes: Mapping[int, pa.Table] | None = None) -> Timeline | None:
         """The sequence of all users of some rows; None where there is none.
@@ -37,21 +53,16 @@ class SequenceCuts:
             rows: event log -> rows of its partials; one that is left out has none.
             changes: position in the sequence's `events` -> its change points, as `sequences.rows_of` gives them.
         """
-        parts: dict[int, pa.Table] = dict(changes or {})
+        tables = [self._nothing] * len(self.sequence.events)
         for kind, entry in enumerate(self.sequence.events):
-            if not isinstance(entry, ChangePoints):
-                table = rows.get(entry.source, self._partials[entry.source].empty_table())
-                parts[kind] = sequences.rows_of(self._schema, self.sequence, kind, table, np.zeros(0, np.int64), 0)
-        if not parts:
-            return None
-        none = next(iter(parts.values())).slice(0, 0)
-        tables = [parts.get(kind, none) for kind in range(len(self.sequence.events))]
+            if changes and kind in changes:
+                tables[kind] = changes[kind]
+            elif entry.source in rows and entry.source in self.logs:
+                tables[kind] = self.rows(kind, rows[entry.source])
         users = np.unique(np.concatenate([table.column("u").to_numpy() for table in tables]))
         return sequences.merge(self._schema, self.sequence, users, tables) if len(users) else None
 
-    def cut(
-        self, timelines: Sequence[Timeline], users: Int, start: Int, last: Int
-    ) -> tuple[Int, dict[str, pa.Array]]:
+    def cut(self, timelines: Sequence[Timeline], users: Int, start: Int, last: Int) -> tuple[Int, dict[str, pa.Array]]:
         """The history before each request's window, or the realtime events that its last exposure sees: the newest `max_length`, oldest
         first.
 
@@ -76,7 +87,7 @@ class SequenceCuts:
             lengths.append(until - begin)
         held = [at for at, length in enumerate(lengths) if length.any()]
         if not held:
-            held = [0]
+            return np.zeros(len(users) + 1, np.int64), self._leaves(self._empty, slice(0, 0))
         if len(held) == 1:
             only, begin, length = timelines[held[0]], begins[held[0]], lengths[held[0]]
             bounds = np.concatenate([[0], np.cumsum(length)])

@@ -27,7 +27,7 @@ from genrank.schemas.source_meaning import Meaning, column_meaning, references_m
 # ---------------------------------------------------------------------- the whole
 
 _WITHOUT_MEANING = {"description", "owner", "drift"}
-_LATER = {"token_groups", "half_life"}
+_LATER = {"token_groups", "half_life", "value_transform"}
 """Fields that earlier releases didn't have: without a value they mean what they meant then."""
 _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure", "on", "keys"}
 
@@ -150,7 +150,8 @@ def model_meaning(schema: SchemaDeclaration) -> Meaning:
     for sequence in schema.sequences:
         parts[sequence.name] = _layout(sequence)
     for label in schema.labels:
-        parts[f"labels.{label.name}"] = {"kind": label.kind, "given": label.given}
+        transform = {"value_transform": label.value_transform} if label.value_transform else {}
+        parts[f"labels.{label.name}"] = {"kind": label.kind, "given": label.given, **transform}
     return parts
 
 

@@ -13,7 +13,7 @@ One row per user and window (a day). A struct per token group, a list per featur
 | `labels` | struct of lists, one value per candidate: `<task>` (int32, float32 for values), `<task>_weight`, `<task>_oracle` (float32) |
 | `mask` | struct of list<int32>: `candidate_sees`, `realtime_sees` (only with a realtime sequence) |
 
-No leaf holds a null: a missing id is `MISSING_ID`, a missing number NaN, a missing list empty.
+No leaf holds a null: a missing id is `MISSING_ID`, a missing number NaN, a missing list or vector empty.
 """
 
 from __future__ import annotations

@@ -89,4 +89,6 @@ def _shape(schema: SchemaDeclaration, group: str, features: int) -> tuple[int, i
 def _width(stored: str, feature: Feature) -> int:
     if stored == "ids":
         return 8 * max(feature.list_limit, 1) + 4
+    if stored == "vector":
+        return 4 * feature.vector_length + 4
     return 4 if stored == "number" else 8

@@ -20,12 +20,14 @@ from genrank.schemas.features.read_time import ReadTimeNumber
 from genrank.schemas.features.sql import Sql
 from genrank.schemas.features.time_gap import TimeGap
 from genrank.schemas.features.time_part import TimePart
+from genrank.schemas.features.vector import Vector
 from genrank.schemas.features.within_request import RequestSize, WithinRequest
 
 for _member in (
     Categorical,
     MultiValued,
     Numeric,
+    Vector,
     TimePart,
     TimeGap,
     HashedCross,
@@ -54,5 +56,6 @@ __all__ = [
     "TableLookup",
     "TimeGap",
     "TimePart",
+    "Vector",
     "WithinRequest",
 ]

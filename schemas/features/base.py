@@ -135,6 +135,11 @@ class Feature(Kind):
         return 0
 
     @property
+    def vector_length(self) -> int:
+        """Numbers of a stored vector of it; 0 for what is none."""
+        return 0
+
+    @property
     def comparable(self) -> bool:
         """Whether it is one number of a candidate's own, which others may be computed from when samples are read."""
         return self.stored == "number"

@@ -39,6 +39,8 @@ def label_mistakes(schema: SchemaDeclaration) -> Iterator[str]:
                 yield f"{at}: oracle {label.oracle!r} is not in {exposures.name}{nearest(label.oracle, exposures.columns)}"
             elif exposures.columns[label.oracle] not in ("float32", "float64"):
                 yield f"{at}: oracle {label.oracle!r} is of type {exposures.columns[label.oracle]}; a probability is a float"
+        if label.value_transform and label.kind != "value":
+            yield f"{at}: value_transform is of a value label; drop it, or set kind='value'"
         yield from _given(at, label, labels)
 
 
@@ -100,8 +102,8 @@ def _given(at: str, label: Label, labels: Mapping[str, Label]) -> Iterator[str]:
         others = set(labels) - {label.name}
         yield f"{at}: given {label.given!r} is not a label{nearest(label.given, others)}"
         return
-    if label.kind != "binary" or labels[label.given].kind != "binary":
-        yield f"{at}: given chains probabilities; both {label.name!r} and {label.given!r} must be binary"
+    if labels[label.given].kind != "binary":
+        yield f"{at}: given {label.given!r} is a value; a label is given a binary one"
     chain = [label.name]
     while (after := labels[chain[-1]].given) in labels:
         assert after is not None

@@ -9,7 +9,7 @@
 | `GET /readyz` | 200 while requests are scored; 503 before, and while the server is closing |
 | `GET /metrics` | Prometheus |
 
-An error is `{"error": "one line"}`: 408 (the body came too slowly), 413 (too large), 415 (of another type), 422 (what is wrong, and where),
+An error is `{"error": "one line"}`: 408 (the body came too slowly), 413 (too large, as it came or once decompressed), 415 (of another type), 422 (what is wrong, and where),
 429 (too many at once: try again), 500 (the model failed), 503 (closing).
 """
 
@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -105,6 +106,8 @@ class Server:
             response = await self._scored(request)
         except Refused as refused:
             response = error(refused.status, str(refused), refused.headers)
+        except request_arrow.ExpandsTooMuch as large:
+            response = error(413, str(large))
         except UserError as wrong:
             response = error(422, str(wrong))
         except ScoringError as failed:
@@ -134,9 +137,14 @@ class Server:
         kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if kind not in (JSON, ARROW):
             raise Refused(415, f"Content-Type {kind} is not read; send {JSON} or {ARROW}")
+        if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+            raise Refused(
+                415,
+                f"Content-Encoding {encoding} is not read; send the body as it is (Arrow compresses its own buffers)",
+            )
         body = await self._timed("read", self._body(request))
         served, loop = self.slot.current, asyncio.get_running_loop()
-        read = read_arrow if kind == ARROW else read_json
+        read = partial(read_arrow, max_bytes=self.max_body) if kind == ARROW else read_json
         rows = await self._timed("parse", loop.run_in_executor(self._readers, read, served.contract, body))
         assert self.batcher is not None
         scores = await self.batcher.score(served, rows)

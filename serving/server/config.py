@@ -43,7 +43,7 @@ class ServeConfig(Configuration):
     max_candidates: Annotated[int, AT_LEAST_1, LIMITS] = MAX_CANDIDATES
     """Of one request; more are refused with 422."""
     max_body_mb: Annotated[float, Field(gt=0), LIMITS] = 16.0
-    """Size of a body; a larger one is refused with 413."""
+    """Size of a body, of a compressed Arrow stream once it is decompressed; a larger one is refused with 413."""
     max_concurrency: Annotated[int, AT_LEAST_1, LIMITS] = 256
     """Bodies at work at once; the next one is refused with 429."""
     body_seconds: Annotated[float, Field(gt=0), LIMITS] = 30.0

@@ -168,3 +168,10 @@ class ModelSlot:
         self.metrics.loads.labels("loaded").inc()
         self.metrics.serving(self.current.name, self.current.scorer.fingerprint)
         logger.info(f"serving {self.current.name} of {self.model}")
+        if self.cache is not None and isinstance(self.current.scorer, ModelScorer):
+            stand = self.current.scorer.engine.append_obstacles
+            logger.info(
+                f"users kept: each window's histories are computed anew, for {'; '.join(stand)}"
+                if stand
+                else "users kept: histories that go on are appended to"
+            )

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic.dataclasses import dataclass
 
 from genrank.schemas.configuration import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, Configuration, Flag, from_values
+from genrank.schemas.console import logger
 from genrank.schemas.errors import UserError
 from genrank.schemas.schema import CANDIDATES
 from genrank.serving.exported import ExportedScorer
@@ -88,6 +89,11 @@ class Backend:
                 read[at] = self._rows(request)
             except RequestError as wrong:
                 responses[at] = self._error(str(wrong), self.utils.TritonError.INVALID_ARG)
+            except Exception:
+                logger.exception("reading a request failed")
+                responses[at] = self._error(
+                    "the request can't be read; the log says why", self.utils.TritonError.INTERNAL
+                )
         tokens = np.array([sizes(self.scorer.schema, rows)[0] for rows in read.values()], np.int64)
         cuts = cut_by_budget(tokens, self.config.batch_tokens)
         places = list(read)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Tensor(Protocol):
-    """An input or an output."""
+class Values(Protocol):
+    """A `Tensor`: an input or an output."""
 
     def as_numpy(self) -> NDArray[np.object_]:
         """Its values; bytes of a TYPE_STRING."""
@@ -47,7 +47,7 @@ class Errors(Protocol):
 class Responses(Protocol):
     """The class `InferenceResponse`."""
 
-    def __call__(self, output_tensors: list[Tensor] = ..., error: Error | None = ...) -> Response:
+    def __call__(self, output_tensors: list[Values] = ..., error: Error | None = ...) -> Response:
         """Make one, of outputs or of an error."""
         ...
 
@@ -55,7 +55,7 @@ class Responses(Protocol):
 class Tensors(Protocol):
     """The class `Tensor`."""
 
-    def __call__(self, name: str, values: NDArray[np.float32], /) -> Tensor:
+    def __call__(self, name: str, values: NDArray[np.float32], /) -> Values:
         """Make one."""
         ...
 
@@ -67,6 +67,6 @@ class Utils(Protocol):
     InferenceResponse: Responses
     Tensor: Tensors
 
-    def get_input_tensor_by_name(self, request: Request, name: str, /) -> Tensor | None:
+    def get_input_tensor_by_name(self, request: Request, name: str, /) -> Values | None:
         """A request's input; None: it has none of that name."""
         ...

@@ -106,6 +106,17 @@ def relative_bias(block, config, stamps: Tensor, place: Tensor) -> Tensor:
     return bias
 
 
+def rivals(tokens: Tokens, start: int, stop: int) -> Tensor:
+    """[L, L] bool: whom candidates see of their request, pair by pair."""
+    seen = torch.zeros(stop - start, stop - start, dtype=torch.bool)
+    inside = [(c, row) for c, row in enumerate(tokens.candidate_rows.tolist()) if start <= row < stop]
+    for c, row in inside:
+        for other, at in inside:
+            same = tokens.requests[c] == tokens.requests[other]
+            seen[row - start, at - start] = same and tokens.timestamps[at] <= tokens.timestamps[row]
+    return seen
+
+
 def reference(encoder, tokens: Tokens) -> Tensor:
     """Equations 1 to 3 of HSTU and those of MTGR's section 3.3: a sample and a head at a time, masks dense."""
     c = encoder.config
@@ -115,6 +126,8 @@ def reference(encoder, tokens: Tokens) -> Tensor:
         index = torch.arange(stop - start)
         begin, end = tokens.begin[start:stop], tokens.end[start:stop]
         visible = (index >= begin[:, None]) & (index < end[:, None]) | (index == index[:, None])
+        if c.listwise:
+            visible = visible | rivals(tokens, start, stop)
         place = torch.where(group == 3, end, index)
         for block in encoder.blocks:
             projected = norm(x, block.input_norm, c.input_norm, group) @ block.uvqk.weight.T
@@ -380,7 +393,7 @@ def test_forward_equals_user_state_and_score(name: str, divisor, seed: int) -> N
 
 
 def chosen(candidates: Candidates, rows: Tensor) -> Candidates:
-    return Candidates(**{f.name: getattr(candidates, f.name)[rows] for f in dataclasses.fields(Candidates)})
+    return candidates.take(rows)
 
 
 def test_the_divisor_length_needs_the_number_of_candidates() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrank.model.encoders import Candidates, EncoderConfig, HstuConfig, MtgrConfig, split
+from genrank.model.encoders import EncoderConfig, HstuConfig, MtgrConfig, split
 from genrank.tokenization.jagged_tokens import Tokens
 
 from .sequence_cases import Sample, batch_of, cut, draw_sample, rows_of
@@ -112,8 +112,7 @@ def test_forward_equals_user_state_and_score(name: str, seed: int) -> None:
     state = encoder.user_state(sequence)
     got = torch.empty_like(expected)
     for part in torch.randperm(len(candidates.owner)).tensor_split(2):
-        chosen = {f.name: getattr(candidates, f.name)[part] for f in dataclasses.fields(Candidates)}
-        got[part] = encoder.score(state, Candidates(**chosen))
+        got[part] = encoder.score(state, candidates.take(part))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
 
 

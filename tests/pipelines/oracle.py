@@ -214,6 +214,8 @@ class Oracle:
             return stored_id(value)
         if kind == "ids":
             return [stored_id(v) for v in value or [] if v is not None][: limit or None]
+        if kind == "vector":
+            return [float32(x) for x in value or []]
         if kind == "time":
             if value is None:
                 return MISSING_ID

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import compute, feature_column, store
+from genrank.pipelines.column_roles import ROLE_TYPES, Column
+from genrank.pipelines.columns import compute, feature_column, infinite_numbers, store
 from genrank.schemas import EventLog, Hashed, Sql, UserError
 from genrank.schemas.ids import MISSING_ID, hash_string
 
@@ -91,3 +91,18 @@ def test_a_value_beyond_int64_stops_the_build(rows: list[tuple[int, int]]) -> No
     assert computed("MOD(user_id * ts, 1000)", user_id=user, ts=ts) == [
         abs(p) % 1000 * (1 if p >= 0 else -1) for p in whole
     ]
+
+
+def test_vectors_of_another_length_or_with_holes_are_named() -> None:
+    column = Column("vector", "content", limit=2)
+    rows = [[1.0, 2.0], None, [], [1.0], [1.0, None], [float("inf"), 0.0], [0.0, -0.0]]
+    for type_ in (pa.list_(pa.float32()), pa.large_list(pa.float64())):
+        kept = store(pa.array(rows, type_), column)
+        assert kept.type == ROLE_TYPES["vector"] and not kept.null_count
+        assert [len(row) for row in kept.to_pylist()] == [2, 0, 0, 1, 2, 2, 2]
+        found = dict(infinite_numbers(pa.table({column.name: kept}), (column,)))
+        assert {reason: np.flatnonzero(rows).tolist() for reason, rows in found.items()} == {
+            "content has another length than 2": [3],
+            "content holds a missing or infinite number": [4, 5],
+        }
+    assert store(pa.nulls(2), column).to_pylist() == [[], []]

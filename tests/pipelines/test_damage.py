@@ -41,7 +41,8 @@ def damaged(path: Path, content: bytes = b"{") -> Iterator[Path]:
 
 
 def rebuilt(config: BuildConfig) -> list[str]:
-    return build(BuildConfig(config.schema, config.data, config.out, config.first, config.last)).days
+    days = BuildConfig(config.schema, config.data, config.out, config.first, config.last, buckets=config.buckets)
+    return build(days).days
 
 
 @pytest.mark.parametrize("name", ["census.json", "footers.json"])

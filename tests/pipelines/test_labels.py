@@ -31,6 +31,15 @@ def schema_of(attribution: str) -> Schema:
             Label(name="buy", source="orders", window="3h", given="click"),
             Label(name="click", source="clicks", window="1h", attribution=attribution),
             Label(name="spent", kind="value", source="orders", value="price", window="2h", attribution=attribution),
+            Label(
+                name="paid",
+                kind="value",
+                source="orders",
+                value="price",
+                window="2h",
+                given="click",
+                value_transform="log1p",
+            ),
         ),
     )
 
@@ -102,7 +111,7 @@ def test_labels_are_what_the_definition_says(seed: int, as_of: int, attribution:
         landed,
     )
     want: dict[str, tuple[list[float], list[float]]] = {}
-    for label in (schema.labels[1], schema.labels[0], schema.labels[2]):
+    for label in (schema.labels[1], schema.labels[0], *schema.labels[2:]):
         value = by_definition(label, logs["exposures"], logs[str(label.source)], moment)
         window = int(label.window[0]) * HOUR
         # Mature: the window closed before the moment, and lies in days that landed.
@@ -116,7 +125,7 @@ def test_labels_are_what_the_definition_says(seed: int, as_of: int, attribution:
 
 def test_a_sum_beyond_float32_names_the_label_and_the_remedy() -> None:
     row = {"u": 0, "user": 0, "item": 1, "ts": 0, "arrived": 0, "id": 0, "price": 3e38}
-    with pytest.raises(UserError, match=r"label 'spent': a sum of price is beyond float32.*larger unit"):
+    with pytest.raises(UserError, match=r"label '(spent|paid)': a sum of price is beyond float32.*larger unit"):
         label_exposures(
             schema_of("every"),
             table([row]),

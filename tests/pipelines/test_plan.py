@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrank.pipelines import sources
+from genrank.pipelines import plan, sources
+from genrank.pipelines.days import day_number
 from genrank.pipelines.engine import TASKS, together
 from genrank.pipelines.plan import BUCKET_ROWS, FEWEST_BUCKETS, FEWEST_ROWS, MANY_BUCKETS, bucket_count
 from genrank.pipelines.spark_session import without_set
 from genrank.schemas import EventLog
 from genrank.schemas.base import DAY_MS
 from genrank.schemas.local_days import LocalDays
+from tests.pipelines.worlds import full_schema, write_world
 
 
 @given(rows=st.integers(0, 10**11), asked=st.integers(1, 1 << 20))
@@ -34,14 +36,24 @@ def test_buckets_follow_the_day_and_not_what_is_asked(rows: int, asked: int) -> 
 
 
 def test_the_largest_days_have_larger_buckets() -> None:
-    assert [bucket_count(rows) for rows in (10**5, 10**6, 5 * 10**6, 10**8, 10**9, 24 * 10**9)] == [
-        4,
-        8,
-        32,
-        512,
-        4096,
-        16384,
-    ]
+    found = [bucket_count(rows) for rows in (10**5, 10**6, 5 * 10**6, 10**8, 10**9, 24 * 10**9)]
+    assert found == [4, 8, 32, 512, 2048, 8192]
+
+
+def test_histories_that_outweigh_the_exposures_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = write_world(tmp_path / "data", seed=64, users=4, days=4, per_day=40)
+    number = day_number(days[-1])
+    monkeypatch.setattr(plan, "BUCKET_ROWS", 1)
+
+    def buckets() -> int:
+        return plan.BuildPlan(full_schema(), tmp_path / "data", tmp_path / "out", number, number, None).buckets
+
+    exposures = pq.read_table(tmp_path / "data" / "exposures" / f"dt={days[-1]}").num_rows
+    monkeypatch.setattr(plan, "EVENTS_AN_EXPOSURE", 10**9)
+    assert exposures / 2 < buckets() <= 2 * exposures  # A late row more or less.
+    few = buckets()
+    monkeypatch.setattr(plan, "EVENTS_AN_EXPOSURE", 1)
+    assert buckets() > few
 
 
 def test_late_rows_are_counted_without_reading_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from genrank.schemas import (
     Sql,
     TimeGap,
     UserGroup,
+    Vector,
 )
 from genrank.schemas.manifest import sample_files
 
@@ -93,7 +94,13 @@ def sources(exposure_delay: str = "0ms", click_delay: str = "2s") -> tuple[Event
             name="items",
             path="items/dt={dt}",
             key="item_id",
-            columns={"item_id": "string", "category": "string", "list_price": "float32", "words": "list<string>"},
+            columns={
+                "item_id": "string",
+                "category": "string",
+                "list_price": "float32",
+                "words": "list<string>",
+                "content": "list<float32>",
+            },
             max_age="1d",
         ),
         Snapshot(
@@ -172,6 +179,7 @@ def full_schema(**candidates: object) -> Schema:
         Sql(name="cheap", expression="items.list_price < 5", type="bool"),
         ids("city"),
         TimeGap(name="gap"),
+        Vector(name="content", column="items.content", length=3),
     )
     return Schema(
         name="tests",
@@ -226,6 +234,7 @@ def full_schema(**candidates: object) -> Schema:
                     dim=2,
                 ),
                 TimeGap(name="since_newest"),
+                Vector(name="content", column="items.content", length=3, normalize=True),
                 *cross,
             ),
             **candidates,  # type: ignore[arg-type]
@@ -354,6 +363,7 @@ def write_world(
                         [None if rng.random() < 0.1 else str(c) for c in rng.choice(["x", "y"], len(some))], pa.string()
                     ),
                     "list_price": pa.array(np.round(rng.uniform(1, 9, len(some)), 2), pa.float32()),
+                    "content": pa.array(contents(seed + d, len(some)), pa.list_(pa.float32())),
                     "words": pa.array(
                         [[str(w) for w in rng.choice(["p", "q", "r"], rng.integers(0, 4))] for _ in some],
                         pa.list_(pa.string()),
@@ -403,6 +413,12 @@ def write_world(
             root / "clicks" / f"dt={dts[d]}",
         )
     return dts
+
+
+def contents(seed: int, items: int) -> list[list[float] | None]:
+    """Vectors of three numbers, some missing, drawn apart from all else."""
+    rng = np.random.default_rng(seed)
+    return [None if rng.random() < 0.2 else rng.normal(size=3).round(3).tolist() for _ in range(items)]
 
 
 def write(table: pa.Table, folder: Path, parts: int = 1) -> None:

@@ -44,6 +44,7 @@ from genrank.schemas import (
     Training,
     Uniform,
     UserGroup,
+    Vector,
     Zeros,
 )
 from genrank.schemas.base import ColumnType, parse_duration
@@ -147,8 +148,8 @@ class _Drawing:
             return {"table": self.draw(st.sampled_from(self.shared[space]))}
         return {"vocabulary": self.draw(vocabularies(space)), "dim": self.draw(DIMS)}
 
-    def feature(self, name: str, reference: str, type_: ColumnType) -> Feature | None:
-        """A feature that fits the column; None for a list of floats, which none reads whole."""
+    def feature(self, name: str, reference: str, type_: ColumnType) -> Feature:
+        """A feature that fits the column."""
         draw = self.draw
         space = "strings" if "string" in type_ else "integers"
         if type_ in ("list<int64>", "list<string>"):
@@ -162,7 +163,7 @@ class _Drawing:
         if type_ == "timestamp":
             return TimeGap(name=name, column=reference, transform=draw(transforms()))
         if type_.startswith("list"):
-            return None
+            return Vector(name=name, column=reference, length=draw(st.integers(1, 5)), normalize=draw(st.booleans()))
         choices = (
             ["categorical"]
             if type_ == "string"
@@ -183,8 +184,7 @@ class _Drawing:
         for reference in (
             self.draw(st.lists(st.sampled_from(sorted(offered)), min_size=count, max_size=count)) if offered else ()
         ):
-            if made := self.feature(f"{group}_f{len(found)}", reference, offered[reference]):
-                found.append(made)
+            found.append(self.feature(f"{group}_f{len(found)}", reference, offered[reference]))
         kinds = ["time_part"] + (["time_gap"] if group != "user" else [])
         for kind in self.draw(st.lists(st.sampled_from(kinds), unique=True)) or (
             kinds[:1] if least and not found else ()

@@ -201,7 +201,7 @@ PYTHON_MISTAKES = {
     ),
     "another declaration's field": (
         "from schemas import CrossFeature\nCrossFeature(name='x', column='y', op='mean', source='clicks', window='1d')",
-        ":2: CrossFeature: unknown field 'column'; there is as_of, keys, name, op, per, prior, source, strength, table, transform, value, ",
+        ":2: CrossFeature: unknown field 'column'; there is as_of, half_life, keys, name, op, per, prior, source, strength, table, transform, value, ",
     ),
     "a missing field": (
         "from schemas import Table\nTable(name='t', dim=8)",

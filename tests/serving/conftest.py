@@ -9,6 +9,8 @@ import pytest
 
 from genrank.model.config import TrainConfig
 from genrank.model.trainer import train
+from genrank.serving.config import ExportConfig
+from genrank.serving.export import export
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenization"))
@@ -43,4 +45,31 @@ def run(schema, samples, tmp_path_factory) -> Path:
             schema=schema, samples=samples, dates=DAYS[:1], out=out, token_budget=600, max_steps=3, device="cpu"
         )
     )
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_run(schema, samples, tmp_path_factory) -> Path:
+    """A run of one layer. Read only."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train(
+        TrainConfig(
+            schema=schema,
+            samples=samples,
+            dates=DAYS[:1],
+            out=out,
+            settings={"layers": "1", "tower": "[16]"},
+            token_budget=600,
+            max_steps=2,
+            device="cpu",
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported(small_run, tmp_path_factory) -> Path:
+    """What `genrank export` writes of it. Read only."""
+    out = tmp_path_factory.mktemp("exports") / "small"
+    export(ExportConfig(run=small_run, out=out, device="cpu"))
     return out

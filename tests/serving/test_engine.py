@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 
@@ -13,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_samples import BOUNDARIES, demo_schema, random_table
 
-from genrank.model.encoders import ENCODERS, Candidates, split
+from genrank.model.encoders import ENCODERS, split
 from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.errors import UserError
 from genrank.serving.engine import Engine
 from genrank.serving.history_append import UserRows
+from genrank.serving.programs import has_programs
 from genrank.serving.user_cache import Entry, Key, Layers, UserCache
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
@@ -76,7 +76,7 @@ def test_scores_depend_on_no_micro_batch_no_order_and_no_other_candidate(name: s
         state = model.encoder.user_state(sequence)
         whole = model.encoder.score(state, candidates)
         some = torch.randperm(len(candidates.owner))[:size]
-        few = Candidates(**{f.name: getattr(candidates, f.name)[some] for f in dataclasses.fields(Candidates)})
+        few = candidates.take(some)
         torch.testing.assert_close(model.encoder.score(state, few), whole[some], rtol=2e-5, atol=2e-5)
 
 
@@ -166,12 +166,47 @@ def test_an_entry_of_another_history_or_checkpoint_is_not_used() -> None:
 def test_what_cannot_be_scored_in_parts_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"micro-batches: with divisor=\"length\".*--set divisor=visible"):
         Engine(model_of("mtgr-tiny", divisor="length"), "c", micro_batch=8)
+    with pytest.raises(
+        UserError, match=r"micro-batches: with listwise=true the candidates of a request see each other"
+    ):
+        Engine(model_of("mtgr-tiny", listwise="true"), "c", micro_batch=8, cache=UserCache(1))
     with pytest.raises(UserError, match=r"user cache: Longer keeps no state.*Use micro-batches"):
         Engine(model_of("longer-tiny"), "c", cache=UserCache(1))
     with pytest.raises(UserError, match="Dlrm has no user state"):
         Engine(model_of("dlrm"), "c", micro_batch=8)
     with pytest.raises(UserError, match="give one of them at least 1"):
         UserCache(0)
+
+
+def test_listwise_users_are_kept_and_requests_scored_whole() -> None:
+    """A request of a user-day is scored by its own candidates: as in its own sample, where all of them are."""
+    model = model_of("mtgr-tiny", listwise="true")
+    assert not has_programs(model.encoder)
+    engine = Engine(model, "c", cache=UserCache(1 << 30, storage="float32"))
+    samples = list(range(len(view("request"))))[:12]
+    for some in (samples[:5], samples[3:]):
+        batch = batch_of("request", some)
+        with torch.inference_mode():
+            assert_same(engine.logits(batch), model(batch))
+    days = batch_of("user_day", list(range(8)))
+    day, requests = days.user.repeat_interleave(days.candidates.lengths), view("request")
+    with torch.inference_mode():
+        whole = model(days)
+        for sample in samples:
+            one = batch_of("request", [sample])
+            mine = (day == one.user[0]) & (days.request == one.request[0])
+            assert_same(model(one), {task: logit[mine] for task, logit in whole.items()})
+    assert len(requests) > len(days)
+
+
+def test_listwise_needs_whole_requests() -> None:
+    plan = [make_plan(SCHEMA.replace(candidates=SCHEMA.candidates.replace(**change))) for change in (
+        {"request": None}, {"negative_keep_rate": 0.5},
+    )]  # fmt: skip
+    for own, message in zip(plan, ("give Candidates.request=", "set negative_keep_rate to 1"), strict=True):
+        embeddings = Embeddings(own, backend="torch", boundaries=BOUNDARIES)
+        with pytest.raises(UserError, match=f"listwise=true: .*{message}"):
+            choose_model("mtgr-tiny", {"listwise": "true"}).build(embeddings)
 
 
 # ---------------------------------------------------------------------- bounded memory

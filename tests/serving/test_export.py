@@ -46,16 +46,8 @@ def run_of(schema, samples: Path, out: Path, model: str, **settings: str) -> Pat
 
 
 @pytest.fixture(scope="module")
-def run(schema, samples, tmp_path_factory) -> Path:
-    return run_of(schema, samples, tmp_path_factory.mktemp("runs") / "small", "mtgr-tiny", layers="1", tower="[16]")
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory) -> Path:
-    """What `genrank export` writes. Read only."""
-    out = tmp_path_factory.mktemp("exports") / "small"
-    export(ExportConfig(run=run, out=out, device="cpu"))
-    return out
+def run(small_run) -> Path:
+    return small_run
 
 
 def assert_same(got: np.ndarray, wanted: np.ndarray) -> None:
@@ -116,8 +108,11 @@ def test_what_is_damaged_or_scores_otherwise_is_refused(exported, tmp_path) -> N
         scorer._try(copy)
 
 
-def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tmp_path) -> None:
-    run = run_of(schema, samples, tmp_path / "run", "dlrm")
+@pytest.mark.parametrize(
+    ("model", "settings"), [("dlrm", {}), ("mtgr-tiny", {"layers": "1", "tower": "[16]", "listwise": "true"})]
+)
+def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tmp_path, model, settings) -> None:
+    run = run_of(schema, samples, tmp_path / "run", model, **settings)
     manifest = export(ExportConfig(run=run, out=tmp_path / "out", device="cpu"))
     assert not manifest.programs and not (tmp_path / "out" / "encoder").exists()
     rows = example_rows(schema, 4)
@@ -125,6 +120,8 @@ def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tm
     again = export(ExportConfig(run=run, out=tmp_path / "out", device="cpu"))
     assert again.files.keys() == manifest.files.keys()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    with pytest.raises(UserError, match=r"--compiled: dlrm has no exported programs to compile \(mtgr and hstu have"):
+        export(ExportConfig(run=run, out=tmp_path / "out", compiled=True, device="cpu"))
     with pytest.raises(UserError, match=r"holds files and no export\.json"):
         export(ExportConfig(run=run, out=run, device="cpu"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.ids import hash_string
 from genrank.serving.engine import Engine
+from genrank.serving.programs import ExportedEncoder, save_programs
 from genrank.serving.sample_rows import SampleRows, request_schema
 from genrank.serving.user_cache import UserCache
 from genrank.tokenization.batch import Batch
@@ -241,3 +243,26 @@ def test_a_history_of_the_newest_events_does_not_append() -> None:
         .append_obstacles[0]
         .startswith("under visibility=dynamic")
     )
+
+
+def test_the_programs_of_an_export_append_too(tmp_path: Path) -> None:
+    model = model_of.__wrapped__("hstu-tiny", **APPENDING)
+    users = [User(number, random.Random(number)) for number in range(3)]
+    for user in users:
+        for at in range(6):
+            user.acts(FIRST + at)
+            user.acts(FIRST + DAY + at)
+    first = batch_of([user.asks(FIRST + DAY + 1_000) for user in users])
+    with torch.inference_mode():
+        save_programs(model.encoder, model.tokenizer(first), tmp_path / "encoder")
+    following = batch_of([user.asks(FIRST + 2 * DAY + 1_000) for user in users[:2]])
+    with torch.inference_mode():
+        wanted = model(following)
+    model.encoder = ExportedEncoder(model.encoder.config, tmp_path / "encoder")
+    engine = Engine(model, "c", cache=UserCache(1 << 30, storage="float32"))
+    assert engine.appends and difference(engine, first) < ROUNDING
+    with torch.inference_mode():
+        got = engine.logits(following)
+    assert engine.cache is not None and engine.cache.counts.extended == 2
+    for task, logits in wanted.items():
+        torch.testing.assert_close(got[task], logits, rtol=ROUNDING, atol=ROUNDING)

@@ -29,7 +29,9 @@ from known_scorer import (
 from random_samples import demo_schema, random_table
 
 from genrank.schemas import RequestSize
-from genrank.serving.request_arrow import MEDIA_TYPE, write_arrow
+from genrank.schemas.errors import UserError
+from genrank.serving.arrow_sizes import decompressed_bytes
+from genrank.serving.request_arrow import MEDIA_TYPE, read_arrow, write_arrow
 from genrank.serving.request_contract import RequestContract
 from genrank.serving.row_scores import ScoringError
 from genrank.serving.sample_rows import SampleRows
@@ -82,6 +84,7 @@ def test_requests_that_arrive_together_get_each_their_own() -> None:
     text = server.metrics.text().decode()
     assert f"genrank_candidates_total {float(sum(len(np.concatenate(wanted(r))) for r in requests))}" in text
     assert 'genrank_answers_total{status="200"} 20.0' in text
+    assert re.search(r"^process_resident_memory_bytes [1-9]", text, re.MULTILINE)
     for stage in ("read", "parse", "queue", "score", "write", "total"):
         assert re.search(rf'genrank_stage_seconds_count{{stage="{stage}"}} [1-9]', text)
 
@@ -177,6 +180,45 @@ def test_what_cannot_be_scored_is_said() -> None:
         assert (await client.get("/v1/score")).status_code == 405
 
     run_with(server, work)
+
+
+def test_a_compressed_body_is_bounded_by_what_it_takes_once_decompressed() -> None:
+    rows = rows_of(0)
+    posted = {"headers": {"content-type": MEDIA_TYPE}}
+
+    def stream(batches: list[pa.RecordBatch], compression: str | None) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, CONTRACT.sent, options=pa.ipc.IpcWriteOptions(compression=compression)) as out:
+            for batch in batches:
+                out.write_batch(batch)
+        return bytes(sink.getvalue())
+
+    many = pa.Table.from_batches([rows.take(pa.array([0] * 4_000))]).combine_chunks().to_batches()
+    plain, tight = stream(many, None), stream(many, "zstd")
+    assert decompressed_bytes(tight) == decompressed_bytes(plain) > 1_000_000 > 5 * len(tight)
+    assert len(plain) * 0.5 < decompressed_bytes(plain) <= len(plain)
+    for size in (0, 1, len(tight) // 2, len(tight) - 9):  # cut anywhere: an error in words, nothing else
+        with pytest.raises(UserError, match="the body is no Arrow IPC stream"):
+            read_arrow(CONTRACT, tight[:size], max_bytes=10**9)
+    # The length before a buffer says a terabyte: nobody asks the system for it.
+    at = tight.index(np.int64(8 * 4_000).tobytes())
+    boasting = tight[:at] + np.int64(1 << 40).tobytes() + tight[at + 8 :]
+    assert decompressed_bytes(boasting) > 1 << 40
+
+    async def work(client: httpx.AsyncClient) -> None:
+        before = pa.total_allocated_bytes()
+        for content, size in ((tight, r"[\d.]+"), (boasting, r"1,099,51\d\.\d")):
+            refused = await client.post("/v1/score", content=content, **posted)
+            assert refused.status_code == 413 and len(content) < 500_000
+            line = rf"the body takes {size} MB once it is decompressed; at most 0\.5 MB are read: send fewer requests at once"
+            assert re.fullmatch(line, refused.json()["error"])
+        assert pa.total_allocated_bytes() - before < 1_000_000
+        small = await client.post("/v1/score", content=stream([rows], "lz4"), **posted)
+        assert small.status_code == 200 and same(scores_in(small.json()), wanted(rows))
+        zipped = await client.post("/v1/score", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+        assert zipped.status_code == 415 and "Content-Encoding gzip is not read" in zipped.json()["error"]
+
+    run_with(server_of(Known(), max_body_mb=0.5, max_candidates=50), work)
 
 
 def test_too_many_at_once_are_sent_away_and_the_others_answered() -> None:

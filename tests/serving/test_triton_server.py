@@ -19,9 +19,10 @@ from genrank.serving.config import ExportConfig
 from genrank.serving.export import export
 from genrank.serving.request_arrow import write_arrow
 from genrank.serving.request_contract import RequestContract
-from genrank.serving.request_json import to_json
+from genrank.serving.request_json import parse_json, to_json
 from genrank.serving.scorer import CheckpointScorer
 from genrank.serving.stored_requests import requests_of
+from genrank.serving.triton_server import backend
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,9 @@ def model(folder: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def rows(schema: Schema) -> pa.RecordBatch:
     """Requests of four users."""
-    return requests_of(random_table(schema, "2026-01-01", users=4, seed=3), RequestContract(schema), "user_day").slice(0, 4)
+    return requests_of(random_table(schema, "2026-01-01", users=4, seed=3), RequestContract(schema), "user_day").slice(
+        0, 4
+    )
 
 
 def scores_of(response, task: str = "click") -> np.ndarray:
@@ -126,7 +129,18 @@ def test_a_request_that_the_model_fails_on_fails_alone(model: LoadedModel, rows,
     error = responses[2].error()
     assert error is not None and error.code() == TritonError.INTERNAL
     assert "log says why" in error.message() and "index" not in error.message()
-    model.execute([])
+
+    def unreadable(sent: bytes) -> object:
+        if bad.encode() in sent:
+            raise MemoryError("no room")
+        return parse_json(sent)
+
+    monkeypatch.setattr(backend, "parse_json", unreadable)
+    responses = model.execute([asked(text) for text in to_json(rows)])
+    assert [response.has_error() for response in responses] == [False, False, True, False]
+    error = responses[2].error()
+    assert error is not None and error.code() == TritonError.INTERNAL and "can't be read" in error.message()
+    assert model.execute([]) == []
 
 
 def test_each_export_is_a_version_beside_the_others(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -163,6 +163,10 @@ def random_table(schema: s.Schema, dt: str, users: int, seed: int = 0, max_candi
             return ids(leaf.group, leaf.name, n).tolist()
         if leaf.stored == "ids":
             return [ids(leaf.group, leaf.name, int(k)).tolist() for k in rng.integers(0, 6, n)]
+        if leaf.stored == "vector":
+            length = next(f for f in dict(schema.groups())[leaf.group] if f.name == leaf.name).vector_length
+            missing = rng.random(n) < 0.1
+            return [[] if gone else rng.normal(size=length).astype(np.float32).tolist() for gone in missing]
         if leaf.stored == "time":
             out = start - rng.integers(0, 40 * DAY_MS, n)
             return np.where(rng.random(n) < 0.05, MISSING_ID, out).tolist()

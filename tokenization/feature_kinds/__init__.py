@@ -16,11 +16,13 @@ from genrank.tokenization.feature_kinds.interface import (
     register_values,
 )
 from genrank.tokenization.feature_kinds.times import part_of_time, time_gap
+from genrank.tokenization.feature_kinds.vectors import stored_vectors
 from genrank.tokenization.feature_kinds.within_request import request_size, within_request
 
 register_values("crossed", crossed_ids)
 register_values("time_part", part_of_time)
 register_values("time_gap", time_gap)
+register_values("vector", stored_vectors)
 register_number("arithmetic", arithmetic)
 register_number("request_size", request_size)
 register_number("within_request", within_request)

@@ -100,8 +100,14 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         "label a: given goes in a circle: a -> b -> a",
     ),
     "given a number": (
-        lambda: label(kind="value", column="play_ms", given="click"),
-        "label x: given chains probabilities; both 'x' and 'click' must be binary",
+        lambda: SHOP.replace(
+            labels=(Label(name="a", kind="value", column="play_ms"), Label(name="x", column="clicked", given="a"))
+        ),
+        "label x: given 'a' is a value; a label is given a binary one",
+    ),
+    "a transform of a binary label": (
+        lambda: label(column="play_ms", value_transform="log1p"),
+        "label x: value_transform is of a value label; drop it, or set kind='value'",
     ),
     "an unknown oracle": (
         lambda: label(column="play_ms", oracle="p_clik"),
