@@ -269,7 +269,7 @@ def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
     sizes, parts = [dim] * 4, [above.to(half)] * 4
 
     def sum_and_norm(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        first, second = x[:n], change[:n]
+        first, second = (x, change) if n == tokens else (x[:n], change[:n])
         if apart:
             whole = first + second
             found = [whole, group_layer_norm(whole, groups[:n], weight, bias).to(half)]
@@ -278,7 +278,7 @@ def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
         return found, [above[:n], above[:n].to(half)], [x, change, weight, bias]
 
     def split(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        given = change[:n], matrix, shift, sizes, 4 * dim
+        given = change if n == tokens else change[:n], matrix, shift, sizes, 4 * dim
         return list((reference_split if apart else silu_split)(*given)), [p[:n] for p in parts], [change, matrix, shift]
 
     run = sum_and_norm if name == "sum and norm" else split
@@ -294,7 +294,7 @@ def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
             f"{'apart_' * apart}backward_ms": round(backward, 4),
         }
         out, upstream, leaves = run(apart, min(tokens, 1400))
-        results.append([*out, *torch.autograd.grad(out, leaves, upstream)])
+        results.append([*(value.detach() for value in out), *torch.autograd.grad(out, leaves, upstream)])
     errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
     return {**row, "difference": max(errors), "correct": max(errors) < 0.02}
 
