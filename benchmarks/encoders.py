@@ -79,6 +79,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
         "4 ask, evenly spread": "recent=4,asking=evenly",
     },
     "grab-tiny": {"two stages: rows by exposures, then the network": STAGES},
+    "mtgr-tiny": {"candidates of a request see each other": "listwise=true"},
     "ultra-hstu-tiny": {"one stack for all sequences": "channels=false", "not truncated": "truncate_after=0"},
     "hstu-tiny": {
         "divided by the sample's length": "divisor=length",

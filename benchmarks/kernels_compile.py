@@ -413,7 +413,7 @@ def spilling_job(line: dict[str, str]) -> Job:
         if situation.kernel == ("dkv" if situated else which) and situation.features & {"dk", "dv"} == situated:
             wanted = "32x32x4" if line["config"] == configs.LARGE else line["config"]
             listed = (c for c in configs.CONFIGS[situation.kernel] if configs.name_of(c) == wanted)
-            config = next(c for c in listed if not c.kwargs["TMA"])
+            config = next(c for c in listed if c.kwargs["TMA"] == ("tma" in situation.features))
             return Job(launch, config, line["case"].rsplit(maxsplit=2)[0], dtype, situation.arch)
     raise ValueError(f"spills.csv: no kernel is launched by the case {line['case']!r}")
 

@@ -12,8 +12,8 @@ hold it, and `python -m benchmarks.kernels_compile` measures it again:
 
 Their columns: `kernel` (forward, dq, dkv), `arch` (80, 90, 100), `dtype`, `warps` and `triton` (major.minor) list values, `*`
 is any; `width`, the wider of the two head dims, rounded up to a power of two, is a range; all `features` must be there: bias,
-dropout, plain (neither), delta (queries apart from keys), square (Dqk = Dv), narrow (Dqk < Dv), dk and dv (the gradients that a
-pass computes). `config` is rows x keys
+dropout, plain (neither), delta (queries apart from keys), square (Dqk = Dv), narrow (Dqk < Dv), tma (tiles are loaded by the tensor
+memory accelerator), dk and dv (the gradients that a pass computes). `config` is rows x keys
 x warps.
 """
 
@@ -94,6 +94,7 @@ class Situation:
             "plain": not (arguments["HAS_POSITION"] or arguments["HAS_TIME"] or arguments["DROPOUT"]),
             "square": arguments["WIDTH"] == arguments["VALUE_WIDTH"],
             "narrow": kernel == "dkv" and arguments["WIDTH"] < arguments["VALUE_WIDTH"],
+            "tma": arguments["DESCRIBED"],
             "dk": kernel == "dkv" and arguments["WANT_K"],
             "dv": kernel == "dkv" and arguments["WANT_V"],
         }

@@ -16,7 +16,7 @@ from genrank.kernels.attention import configs
 from genrank.kernels.spans import configs as span_configs
 
 KERNELS, ARCHS, DTYPES = ("forward", "dq", "dkv"), (80, 90, 100), ("bfloat16", "float16", "float32")
-FEATURES = {"bias", "dropout", "plain", "delta", "square", "narrow", "dk", "dv"}
+FEATURES = {"bias", "dropout", "plain", "delta", "square", "tma", "narrow", "dk", "dv"}
 
 
 @pytest.fixture(autouse=True)
