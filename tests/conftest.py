@@ -17,28 +17,9 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 
 
-TRACED = (
-    "tests/schemas/",
-    "tests/tokenization/",
-    "tests/serving/",
-    "tests/pipelines/",
-    "tests/examples/",
-    "tests/test_",
-)
-TRACED_OF_MODEL = (
-    "checkpoint",
-    "command",
-    "compare",
-    "encoders",
-    "losses_and_heads",
-    "metrics",
-    "optimizer",
-    "rankers",
-    "report",
-    "retriever",
-)
-"""Tests whose lines `--cov` counts. The others would take a third longer, for lines that these reach already: training loops, kernels in
-Triton's interpreter, Spark (whose workers are other processes)."""
+TRACED = ("tests/schemas/", "tests/tokenization/", "tests/serving/", "tests/test_")
+"""Tests whose lines `--cov` counts. The others would take a third longer, for lines that these mostly reach: builds, training loops,
+kernels in Triton's interpreter, Spark (whose workers are other processes)."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,8 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     """
     for item in items:
         file = item.path.relative_to(config.rootpath).as_posix()
-        traced = file.startswith((*TRACED, *(f"tests/model/test_{name}" for name in TRACED_OF_MODEL)))
-        if item.get_closest_marker("spark") or not traced:
+        if item.get_closest_marker("spark") or not file.startswith(TRACED):
             item.add_marker(pytest.mark.no_cover)
     spark = [item for item in items if item.get_closest_marker("spark")]
     why = _no_java() if spark else ""
