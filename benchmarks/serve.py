@@ -148,7 +148,7 @@ class Record:
 
     Args:
         path: of the file; None keeps them in memory alone.
-        setting: what costs of other settings are told apart by.
+        setting: distinguishes the costs of other settings.
     """
 
     def __init__(self, path: Path | None, setting: str) -> None:

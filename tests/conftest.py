@@ -17,28 +17,10 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 
 
-TRACED = (
-    "tests/schemas/",
-    "tests/tokenization/",
-    "tests/serving/",
-    "tests/pipelines/",
-    "tests/examples/",
-    "tests/test_",
-)
-TRACED_OF_MODEL = (
-    "checkpoint",
-    "command",
-    "compare",
-    "encoders",
-    "losses_and_heads",
-    "metrics",
-    "optimizer",
-    "rankers",
-    "report",
-    "retriever",
-)
-"""Tests whose lines `--cov` counts. The others would take a third longer, for lines that these reach already: training loops, kernels in
-Triton's interpreter, Spark (whose workers are other processes)."""
+TRACED = ("tests/schemas/", "tests/tokenization/", "tests/serving/", "tests/test_c", "tests/test_release")
+DEEP = ("nesting", "text", "stored_tensors", "lengths", "diff", "compiled", "server_process")
+"""Tests whose lines `--cov` counts. The others would take a third longer, for lines that these mostly reach: builds, training loops,
+kernels in Triton's interpreter, Spark (whose workers are other processes). DEEP ones go through the same lines very often."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     """
     for item in items:
         file = item.path.relative_to(config.rootpath).as_posix()
-        traced = file.startswith((*TRACED, *(f"tests/model/test_{name}" for name in TRACED_OF_MODEL)))
-        if item.get_closest_marker("spark") or not traced:
+        deep = item.path.stem.removeprefix("test_") in DEEP
+        if item.get_closest_marker("spark") or deep or not file.startswith(TRACED):
             item.add_marker(pytest.mark.no_cover)
     spark = [item for item in items if item.get_closest_marker("spark")]
     why = _no_java() if spark else ""

@@ -31,7 +31,7 @@ from genrank.pipelines.compaction.reader import read_files
 from genrank.pipelines.compaction.records import RECORD, Compacted
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.days import day_number
-from genrank.pipelines.documents import Census, Footers, Layout
+from genrank.pipelines.documents import Census, Footers
 from genrank.pipelines.gate import data_docs
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partials import PartialRef, PartialStore, load, partial_schema
@@ -265,7 +265,7 @@ def test_blocks(world: World, data: st.DataObject) -> None:
     hold(data.draw(st.sampled_from(sorted(folder.iterdir())), "file"), read, data, world.whole(folder, read))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("census", Census), ("footers", Footers), ("layout", Layout)])
+@pytest.mark.parametrize(("name", "kind"), [("census", Census), ("footers", Footers)])
 @fuzz(40)
 def test_notes(world: World, name: str, kind: Any, data: st.DataObject) -> None:
     path = world.out / "partials" / f"{name}.json"

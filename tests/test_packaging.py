@@ -31,7 +31,7 @@ EXTRAS_OF = {
     "serving": {"train", "serve"},
     "examples": {"pipelines"},
     "genrank": {"pipelines", "train"},
-    "benchmarks": {"pipelines", "train", "dev"},
+    "benchmarks": {"pipelines", "train", "serve", "dev"},
     "tests": {"pipelines", "train", "serve", "dev"},
 }
 # Our own modules: the packages, and the files that tests and DAGs import from beside themselves.

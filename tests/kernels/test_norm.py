@@ -64,7 +64,7 @@ def kernel_and_reference(order: Order | None, inputs: list[Tensor], grouped: boo
     return results[0], results[1]
 
 
-@interpreted(20)
+@interpreted(12)
 @given(
     st.integers(1, 40),
     st.sampled_from([16, 24, 64]),

@@ -79,7 +79,7 @@ def test_conditions_that_do_not_hold_are_refused() -> None:
     assert [label.name for label in in_order([BUY, CART, CLICK])] == ["click", "cart", "buy"]
     with pytest.raises(UserError, match="circle"):
         in_order([Label(name="a", column="a", given="b"), Label(name="b", column="b", given="a")])
-    with pytest.raises(UserError, match="two binary labels"):
+    with pytest.raises(UserError, match="must name a binary label"):
         in_order([Label(name="a", column="a", given="nobody")])
 
 

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("recomputing_gate")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10**6),
     users=st.integers(1, 4),
@@ -37,7 +37,7 @@ def test_every_column_equals_the_oracle(seed: int, users: int, items: int, per_d
     check(full_schema(), seed, users, items, per_day, hours)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10**6),
     place=st.sampled_from(
@@ -77,7 +77,7 @@ def check(
 
 
 @pytest.mark.usefixtures("plain_gate")
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), cut=st.floats(0.1, 0.95))
 @example(seed=53971, cut=0.5)  # a cut sample whose first event is alike another in time and type
 def test_nothing_of_a_candidate_changes_when_the_future_is_deleted(seed: int, cut: float) -> None:

@@ -96,7 +96,7 @@ def timeline_of(rows: list[list[int]]) -> Timeline:
     axis = Axis.over(len(rows), seen, np.array([START - 99 * DAY_MS, START + 2 * DAY_MS]))
     leaves = {"item_id": pa.array(np.arange(len(seen)) + 1000)}
     kinds = np.zeros(len(seen), np.int64)
-    return Timeline(axis, axis.pack(owner, seen), seen - 7, seen, kinds, leaves, np.arange(len(rows)))
+    return Timeline(axis, axis.pack(owner, seen), seen - 7, seen, kinds, leaves, np.arange(len(rows)), seen)
 
 
 def cuts_of(days: list[list[int]], stops: list[list[int]], timeline: Timeline) -> Cuts:

@@ -120,7 +120,9 @@ def test_a_model_without_programs_is_exported_by_its_weights(schema, samples, tm
     again = export(ExportConfig(run=run, out=tmp_path / "out", device="cpu"))
     assert again.files.keys() == manifest.files.keys()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    with pytest.raises(UserError, match=r"--compiled: dlrm has no exported programs to compile \(mtgr and hstu have"):
+    with pytest.raises(
+        UserError, match=rf"--compiled: {model} has no exported programs to compile \(mtgr and hstu have"
+    ):
         export(ExportConfig(run=run, out=tmp_path / "out", compiled=True, device="cpu"))
     with pytest.raises(UserError, match=r"holds files and no export\.json"):
         export(ExportConfig(run=run, out=run, device="cpu"))

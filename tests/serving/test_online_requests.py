@@ -34,7 +34,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
 def shown_code() -> dict[str, Any]:
     """The functions of the page's listing."""
-    (listing,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    listings = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    (listing,) = (each for each in listings if "def start(" in each)
     names: dict[str, Any] = {}
     exec(compile(listing, str(PAGE), "exec"), names)
     return names

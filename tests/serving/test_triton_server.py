@@ -196,4 +196,4 @@ def test_what_cannot_be_served_is_refused(run: Path, folder: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"parameters of config\.pbtxt: batch_tokens"):
         LoadedModel(folder, 1, batch_tokens="many")
     with pytest.raises(UserError, match="has no user state"):
-        LoadedModel(folder, 1, micro_batch="8", EXECUTION_ENV_PATH="/opt/genrank.tar.gz")
+        LoadedModel(folder, 1, micro_batch="8", EXECUTION_ENV_PATH="genrank.tar.gz")
