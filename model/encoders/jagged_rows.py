@@ -92,18 +92,25 @@ def newest(rows: Rows, history: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [R] int64 which rows, and [B] int64 how many of each sample are dropped.
     """
-    dropped = (rows.history - history).clamp(min=0)
-    first = rows.users[rows.sample]
-    kept = (rows.place < first) | (rows.place >= first + dropped[rows.sample])
-    return places(kept, len(rows.sample) - int((lengths - history).clamp(min=0).sum())), dropped
+    return _with_history(rows, history, lengths, _behind_newest(rows) < history)
 
 
 def evenly(rows: Rows, history: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """As `newest`, of a history of h rows those whose distance b from the newest one is the first at which floor(b * history / h) has its value."""
+    of = rows.history[rows.sample]
+    spread = _behind_newest(rows) * history % of.clamp(min=1) < history
+    return _with_history(rows, history, lengths, spread | (of <= history))
+
+
+def _behind_newest(rows: Rows) -> Tensor:
+    """[T] int64: of a history row, how many of its sample's history are newer."""
+    return rows.users[rows.sample] + rows.history[rows.sample] - 1 - rows.place
+
+
+def _with_history(rows: Rows, history: int, lengths: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """What `newest` returns, of the history rows that are kept ([T] bool): `history` of each sample that has more."""
+    kept = kept | (rows.group != HISTORY)
     dropped = (rows.history - history).clamp(min=0)
-    h = rows.history[rows.sample]
-    back = (rows.users[rows.sample] + h - 1 - rows.place).clamp(min=0)
-    kept = (rows.group != HISTORY) | (h <= history) | (back * history % h.clamp(min=1) < history)
     return places(kept, len(rows.sample) - int((lengths - history).clamp(min=0).sum())), dropped
 
 

@@ -8,10 +8,21 @@ import itertools
 import torch
 from torch import Tensor
 
+from genrank.model.encoders import Encoder, EncoderConfig, build_encoder
 from genrank.tokenization.jagged_tokens import Candidates, Tokens
 
 CANDIDATE_TOKENS = 3
 USER_TOKENS = 2
+
+
+def make(config: EncoderConfig, seed: int = 0) -> Encoder:
+    """Away from the symmetric start."""
+    torch.manual_seed(seed)
+    encoder = build_encoder(config).double().eval()
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return encoder
 
 
 @dataclasses.dataclass

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrank.model.encoders import Encoder, EncoderConfig, HstuConfig, MtgrConfig, build_encoder, split
+from genrank.model.encoders import EncoderConfig, HstuConfig, MtgrConfig, split
 from genrank.model.encoders.listwise import Rivals
 from genrank.model.validation import ConfigError
 from genrank.tokenization.jagged_tokens import Tokens
 
+from .sequence_cases import make
 from .test_encoders import draw_tokens, reference, rivals
 
 BLOCK = {"dim": 4, "layers": 2, "heads": 2, "qk_dim": 3, "v_dim": 2, "listwise": True}
@@ -54,15 +55,6 @@ def draw(seed: int, dim: int = 4) -> Tokens:
 def counts(tokens: Tokens) -> Tensor:
     owner = torch.searchsorted(tokens.offsets.long(), tokens.candidate_rows, right=True) - 1
     return torch.bincount(owner, minlength=len(tokens.lengths))
-
-
-def make(config: EncoderConfig, seed: int = 0) -> Encoder:
-    torch.manual_seed(seed)
-    encoder = build_encoder(config).double().eval()
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return encoder
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.model.encoders import (
-    Encoder,
     EncoderConfig,
     Grab,
     GrabConfig,
@@ -24,10 +23,9 @@ from genrank.model.encoders import (
     OneTransConfig,
     UltraHstu,
     UltraHstuConfig,
-    build_encoder,
 )
 
-from .sequence_cases import CANDIDATE_TOKENS, USER_TOKENS, Sample, batch_of, draw_sample
+from .sequence_cases import CANDIDATE_TOKENS, USER_TOKENS, Sample, batch_of, draw_sample, make
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -307,16 +305,6 @@ CASES: dict[str, tuple[EncoderConfig, Callable]] = {
 def tokens_of(config: EncoderConfig) -> int:
     """Tokens a candidate of an encoder's cases."""
     return CANDIDATE_TOKENS if isinstance(config, LongerConfig | OneTransConfig) else 1
-
-
-def make(config: EncoderConfig, seed: int = 0) -> Encoder:
-    """Away from the symmetric start."""
-    torch.manual_seed(seed)
-    encoder = build_encoder(config).double().eval()
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return encoder
 
 
 @pytest.mark.parametrize("name", CASES)
