@@ -107,11 +107,19 @@ class DeviceVocabulary:
         arrays = (self.keys, self.places, self.ids, self.counts, self.steps, self.times, self.stack, self.counters)
         choices = (self.vocabulary.admit_after, int(self.vocabulary.evict == "age"))
         address = asked.ids.data_ptr()
-        return VocabularyPlace(
-            *(array.data_ptr() for array in arrays),
-            *(len(self.keys) - 1, int(MAX_LOAD * len(self.keys)), self.vocabulary.capacity, len(self.ids), *choices),
-            *(-1 if self.max_age is None or not expires else self.max_age, self.step),
-            *(first, count, sightings, address, address, len(asked.ids), asked.start),
+        return VocabularyPlace._make(
+            (
+                *(array.data_ptr() for array in arrays),
+                *(
+                    len(self.keys) - 1,
+                    int(MAX_LOAD * len(self.keys)),
+                    self.vocabulary.capacity,
+                    len(self.ids),
+                    *choices,
+                ),
+                *(-1 if self.max_age is None or not expires else self.max_age, self.step),
+                *(first, count, sightings, address, address, len(asked.ids), asked.start),
+            )
         )
 
     def begin(self, ids: int) -> None:
@@ -193,7 +201,7 @@ def _observe(
     gpu.look_up(places, sent)
     return [
         (each.ids, own)
-        for each, own in zip(asked, given.split([place.count for place in places]), strict=True)
+        for each, own in zip(asked, torch.split(given, [place.brought for place in places]), strict=True)
     ]
 
 

@@ -274,7 +274,9 @@ class Embeddings(nn.Module):
             The merged tables' rows that got a new owner.
         """
         asked = {
-            name: Asked(self.vocabularies[name], torch.cat(where) if len(where) > 1 else where[0], self.plan.start_of(name))
+            name: Asked(
+                self.vocabularies[name], torch.cat(where) if len(where) > 1 else where[0], self.plan.start_of(name)
+            )
             for name, where in ids_of.items()
             if where and name in self.vocabularies
         }

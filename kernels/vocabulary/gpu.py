@@ -21,7 +21,7 @@ from genrank.kernels.vocabulary.triton_update import (
     plan_kernel,
 )
 
-DIGIT = 13
+DIGIT = 11
 """Bits that a pass of the selection looks at."""
 SELECTING = 128
 """Programs of a pass for each selection."""
@@ -37,7 +37,7 @@ QUANTILE = (
     4.05544892305962419923, 3.15251094599893866154e1, 5.71628192246421288162e1, 4.40805073893200834700e1,
     1.46849561928858024014e1, 2.18663306850790267539, -1.40256079171354495875e-1, -3.50424626827848203418e-2,
     -8.57456785154685413611e-4,
-    1.0, 1.57799883256466749731e1, 4.53907635128879210584e1, 4.13172038454672030440e1, 1.50425385692907503408e1,
+    1.0, 1.57799883256466749731e1, 4.53907635128879210584e1, 4.13172038254672030440e1, 1.50425385692907503408e1,
     2.50464946208309415979, -1.42182922854787788574e-1, -3.80806407691578277194e-2, -9.33259480895457427372e-4,
     3.23774891776946035970, 6.91522889068984211695, 3.93881025292474443415, 1.33303460815807542389,
     2.01485389549179081538e-1, 1.23716634817820021358e-2, 3.01581553508235416007e-4, 2.65806974686737550832e-6,
@@ -47,22 +47,22 @@ QUANTILE = (
 )  # fmt: skip
 
 
-def tuned(kernel: object, **block: int) -> Tuned:
-    # They write to what they read, or share a launch among vocabularies: nothing to time, so there is one configuration.
-    return Tuned(kernel, [triton.Config(block, num_warps=4, num_stages=1)], [])
+def tuned(kernel: object, block: int, warps: int = 4) -> Tuned:
+    """One configuration: they write to what they read, so that nothing can be timed."""
+    return Tuned(kernel, [triton.Config({"BLOCK": block}, num_warps=warps, num_stages=1)], [])
 
 
-begin_tuned = tuned(begin_kernel, BLOCK=1024)
-clear_tuned = tuned(clear_kernel, BLOCK=4096)
-enter_tuned = tuned(enter_kernel, BLOCK=256)
-look_up_tuned = tuned(look_up_kernel, BLOCK=256)
-count_tuned = tuned(count_kernel, BLOCK=256)
-plan_tuned = tuned(plan_kernel, BLOCK=1024)
-select_tuned = tuned(select_kernel, BLOCK=1024)
-release_tuned = tuned(release_kernel, BLOCK=RELEASED)
-free_rows_tuned = tuned(free_rows_kernel, BLOCK=RELEASED)
-give_tuned = tuned(give_kernel, BLOCK=256)
-reset_tuned = tuned(reset_kernel, BLOCK=16)
+begin_tuned = tuned(begin_kernel, 1024)
+clear_tuned = tuned(clear_kernel, 4096)
+enter_tuned = tuned(enter_kernel, 256)
+look_up_tuned = tuned(look_up_kernel, 256)
+count_tuned = tuned(count_kernel, 256)
+plan_tuned = tuned(plan_kernel, 1024)
+select_tuned = tuned(select_kernel, 512, warps=8)
+release_tuned = tuned(release_kernel, RELEASED, warps=8)
+free_rows_tuned = tuned(free_rows_kernel, RELEASED)
+give_tuned = tuned(give_kernel, 256)
+reset_tuned = tuned(reset_kernel, 16)
 
 
 def send(places: Sequence[VocabularyPlace], device: torch.device) -> Tensor:
@@ -102,7 +102,7 @@ def observe(
         [N] int64: in each vocabulary's part the physical rows that got a new owner, ascending, then -1.
     """
     vocabularies, device = len(places), ordered.device
-    most = max(place.count for place in places)
+    most = max(place.brought for place in places)
     rows = max(place.capacity for place in places)
     waiting = torch.empty_like(ordered)
     due = torch.empty(len(ordered), dtype=torch.int32, device=device)
@@ -135,7 +135,7 @@ class Selection:
         self.counted = torch.zeros(*shape, 1 << DIGIT, dtype=torch.int32, device=sent.device)
         self.kept = torch.empty(*shape, 3, dtype=torch.int64, device=sent.device)
         self.constants = {"COUNT_BITS": COUNT_BITS, "BINS": 1 << DIGIT}
-        programs = min(SELECTING, triton.cdiv(max(place.entries for place in places), 1024))
+        programs = min(SELECTING, triton.cdiv(max(place.entries for place in places), 512))
         last = (0, 0)
         for number, (of_order, shift) in enumerate(passes):
             select_tuned(

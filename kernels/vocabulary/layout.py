@@ -73,10 +73,10 @@ class VocabularyPlace(NamedTuple):
     step: int
     first: int
     """First place among the step's ordered ids."""
-    count: int
-    """Ordered ids."""
+    brought: int
+    """How many these are."""
     sightings: int
-    """Address of [count] int64, for distinct ids; 0: each of the ordered ids is one."""
+    """Address of [brought] int64, for distinct ids; 0: each of the ordered ids is one."""
     asked: int
     """Address of int64 ids that are looked up."""
     found: int

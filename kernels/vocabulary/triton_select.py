@@ -44,9 +44,9 @@ def narrowed(counted, kept, wanted, earlier, of_order, shift, BINS: tl.constexpr
     score, order, left = tl.zeros([], dtype=tl.int64), tl.zeros([], dtype=tl.int64), wanted
     if earlier:
         bins = tl.arange(0, BINS)
-        inside = tl.load(counted + bins).to(tl.int64)
+        inside = tl.load(counted + bins)
         score, order, left = tl.load(kept), tl.load(kept + 1), tl.load(kept + 2)
-        digit = tl.sum((tl.cumsum(inside, 0) < left).to(tl.int64), 0)
+        digit = tl.sum((tl.cumsum(inside, 0) < left).to(tl.int32), 0).to(tl.int64)
         left -= tl.sum(tl.where(bins < digit, inside, 0), 0)
         score += tl.where(of_order, 0, digit << shift)
         order += tl.where(of_order, digit << shift, 0)

@@ -73,10 +73,10 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         import benchmarks.gpu.__main__
         from benchmarks.gpu import busy, correctness, peers, repeat, report, speed, step, warmup
         from genrank.kernels.attention import gpu as attention_gpu
-        from genrank.kernels.idmap import gpu as idmap_gpu
         from genrank.kernels.jagged import gpu as jagged_gpu
         from genrank.kernels.norm import gpu as norm_gpu
         from genrank.kernels.rowwise import gpu as rowwise_gpu
+        from genrank.kernels.vocabulary import gpu as vocabulary_gpu
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
