@@ -38,9 +38,9 @@ def busy(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for budget in (256,) if session.rehearse else BUDGETS:
             session.attempt("lookups", f"{budget} tokens", lambda b=budget: lookups(session, Path(folder), b))
-        for capacity in (16,) if session.rehearse else (1 << 14, 1 << 20):
-            name = f"vocabulary of {capacity}"
-            session.attempt("lookups", name, lambda c=capacity: vocabulary(session, c))
+        for capacity in (8,) if session.rehearse else (1 << 14, 1 << 20):
+            name = f"lookups among {capacity} rows"
+            session.attempt("vocabulary", name, lambda c=capacity: vocabulary(session, c))
         for budget in (256,) if session.rehearse else BUDGETS:
             for readers in (0, 1) if session.rehearse else (0, 1, 2, 4):
                 name = f"{budget} tokens, readers {readers}"
@@ -188,7 +188,7 @@ def vocabulary(session: Session, capacity: int) -> dict[str, Any]:
     from genrank.tokenization.dynamic import Asked, DynamicVocabulary, answers
 
     table = LogicalTable("ids", ("candidates.ids",), 64, s.Dynamic(capacity=capacity, evict="frequency", max_age="9ms"))
-    size, steps = (24, 3) if session.rehearse else (1 << 18, 24)
+    size, steps = (12, 2) if session.rehearse else (1 << 18, 24)
     generator = torch.Generator().manual_seed(0)
     # Ids as popular as 1 / rank, from a catalogue four times as large, of which a share is new each time.
     ranks = (torch.rand(steps, size, generator=generator, dtype=torch.float64) * math.log(4 * capacity + size)).exp()

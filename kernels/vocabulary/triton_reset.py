@@ -64,5 +64,5 @@ def reset_kernel(
     tl.store(weight + where, value.to(tl.float32), mask=inside)
     if first is not None:
         tl.store(first + where, tl.zeros([BLOCK, WIDTH], dtype=tl.float32), mask=inside)
-    if (second is not None) & (tl.program_id(1) == 0):
+    if second is not None:
         tl.store(second + row, tl.zeros([BLOCK], dtype=tl.float32), mask=real)
