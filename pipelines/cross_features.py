@@ -2,6 +2,7 @@
 
 Features with the same keys are answered together. Where the keys hold the user, the user's bucket has all it takes; otherwise
 exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
+Where a key is a list, a row stands at a key for each of its ids (`at_keys`), and an exposure's answers become one (`of_exposures`).
 
 A past day that lies inside a window, or outside it, for every moment of the days built need not be read event by event: its
 tile says the same, a row per key (`tile`). `ranges_of_tiles` says which days those are; the days that a window's edge passes
@@ -13,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines import decay, spread
+from genrank.pipelines import decay, list_keys, spread
 from genrank.pipelines.column_roles import NUMBERS, Column
-from genrank.pipelines.columns import cross_features, cross_sources, value_column
+from genrank.pipelines.columns import cross_features, cross_sources, key_column, value_column
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.exact_sums import grouped, rounded, split
@@ -37,6 +39,8 @@ class KeySet:
     keys: tuple[str, ...]
     features: tuple[CrossFeature, ...]
     distinct: str = ""
+    listed: str = ""
+    """The key that is a list; empty where none is."""
 
     @property
     def tag(self) -> str:
@@ -62,7 +66,11 @@ def key_sets(schema: Schema) -> list[KeySet]:
     for feature in cross_features(schema):
         distinct = (feature.value or "") if evaluation_of(feature).keyed_by_value else ""
         groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
-    return [KeySet(keys, tuple(features), distinct) for (keys, distinct), features in sorted(groups.items())]
+    listed = {key: key for keys, _ in groups for key in keys if key_column(schema, key).role == "set"}
+    return [
+        KeySet(keys, tuple(features), distinct, next(filter(None, map(listed.get, keys)), ""))
+        for (keys, distinct), features in sorted(groups.items())
+    ]
 
 
 def days_back(schema: Schema) -> dict[str, int]:
@@ -88,11 +96,16 @@ def event_columns(key_set: KeySet, log: EventLog) -> list[Column]:
 
 def key_columns(key_set: KeySet) -> list[str]:
     """Columns of a partial that hold the keys."""
-    return [Column("id", key).name for key in key_set.keys]
+    return [Column("set" if key == key_set.listed else "id", key).name for key in key_set.keys]
+
+
+def at_keys(key_set: KeySet, table: pa.Table) -> pa.Table:
+    """Rows of a partial, where a key is a list one for each of its ids."""
+    return list_keys.exploded(table, Column("set", key_set.listed).name) if key_set.listed else table
 
 
 def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
-    """(hash of each row's keys, whether all of them are present)."""
+    """(hash of each row's keys, whether all of them are present), of rows as `at_keys` gives them."""
     columns = [int64_column(table, name) for name in key_columns(key_set)]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
@@ -108,6 +121,7 @@ def partial_columns(key_set: KeySet, log: EventLog) -> list[str]:
 
 def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
     """Rows of a log's partial as the kernel reads them: key, ts, available, id and the columns of `event_columns`."""
+    table = at_keys(key_set, table)
     keys, present = hashed_keys(key_set, table)
     out = pa.table(
         {
@@ -286,7 +300,7 @@ def _total(values: Int, codes: Int, groups: int) -> Int:
 def answer(
     key_set: KeySet, schema: Schema, keys: Int, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
 ) -> Iterator[tuple[str, pa.Array]]:
-    """(feature, its value at each query) of every feature of the key set.
+    """(feature, its value at each query) of every feature of the key set; where a key is a list, in float64.
 
     Args:
         keys, ts, window_start: int64 [queries]: hashed keys, the exposure's time, its window's start.
@@ -328,12 +342,28 @@ def answer(
             partial(count_all, start, window),
         )
         result = evaluation_of(feature).answer(question)
-        if feature.stored == "id":
-            yield feature.name, pa.array(result.astype(np.int64))
-            continue
-        if (np.abs(result) > np.finfo(np.float32).max).any():
-            raise beyond_float32(feature)
-        yield feature.name, pa.array(result.astype(np.float32))
+        yield feature.name, pa.array(result.astype(np.float64)) if key_set.listed else _as_stored(feature, result)
+
+
+def of_exposures(key_set: KeySet, answers: Mapping[str, pa.Array], exposures: pa.Table) -> Mapping[str, pa.Array]:
+    """Feature -> its value at each exposure, of those at the exposures' keys."""
+    if not key_set.listed:
+        return answers
+    number = list_keys.keys_of(exposures.column(Column("set", key_set.listed).name))
+    return {
+        feature.name: _as_stored(
+            feature, list_keys.reduced(feature.reduction, answers[feature.name].to_numpy(), number)
+        )
+        for feature in key_set.features
+    }
+
+
+def _as_stored(feature: CrossFeature, values: NDArray[Any]) -> pa.Array:
+    if feature.stored == "id":
+        return pa.array(values.astype(np.int64))
+    if (np.abs(values) > np.finfo(np.float32).max).any():
+        raise beyond_float32(feature)
+    return pa.array(values.astype(np.float32))
 
 
 def beyond_float32(feature: CrossFeature) -> UserError:
