@@ -47,6 +47,11 @@ class KeySet:
         """Its name in messages and folders: the keys, and the value counted distinct."""
         return ",".join(self.keys) + (f"#{self.distinct}" if self.distinct else "")
 
+    @property
+    def list_column(self) -> str:
+        """The column of a partial that holds `listed`."""
+        return Column("set", self.listed).name
+
     def with_user(self, schema: Schema) -> bool:
         """Whether all events of a key are the same user's."""
         return schema.exposures.user in self.keys
@@ -66,10 +71,12 @@ def key_sets(schema: Schema) -> list[KeySet]:
     for feature in cross_features(schema):
         distinct = (feature.value or "") if evaluation_of(feature).keyed_by_value else ""
         groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
-    listed = {key: key for keys, _ in groups for key in keys if key_column(schema, key).role == "set"}
+
+    def listed(keys: tuple[str, ...]) -> str:
+        return next((key for key in keys if key_column(schema, key).role == "set"), "")
+
     return [
-        KeySet(keys, tuple(features), distinct, next(filter(None, map(listed.get, keys)), ""))
-        for (keys, distinct), features in sorted(groups.items())
+        KeySet(keys, tuple(features), distinct, listed(keys)) for (keys, distinct), features in sorted(groups.items())
     ]
 
 
@@ -96,12 +103,12 @@ def event_columns(key_set: KeySet, log: EventLog) -> list[Column]:
 
 def key_columns(key_set: KeySet) -> list[str]:
     """Columns of a partial that hold the keys."""
-    return [Column("set" if key == key_set.listed else "id", key).name for key in key_set.keys]
+    return [key_set.list_column if key == key_set.listed else Column("id", key).name for key in key_set.keys]
 
 
 def at_keys(key_set: KeySet, table: pa.Table) -> pa.Table:
     """Rows of a partial, where a key is a list one for each of its ids."""
-    return list_keys.exploded(table, Column("set", key_set.listed).name) if key_set.listed else table
+    return list_keys.exploded(table, key_set.list_column) if key_set.listed else table
 
 
 def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
@@ -121,7 +128,7 @@ def partial_columns(key_set: KeySet, log: EventLog) -> list[str]:
 
 def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
     """Rows of a log's partial as the kernel reads them: key, ts, available, id and the columns of `event_columns`."""
-    table = at_keys(key_set, table)
+    table = at_keys(key_set, table.select(partial_columns(key_set, log)))
     keys, present = hashed_keys(key_set, table)
     out = pa.table(
         {
@@ -349,13 +356,12 @@ def of_exposures(key_set: KeySet, answers: Mapping[str, pa.Array], exposures: pa
     """Feature -> its value at each exposure, of those at the exposures' keys."""
     if not key_set.listed:
         return answers
-    number = list_keys.keys_of(exposures.column(Column("set", key_set.listed).name))
-    return {
-        feature.name: _as_stored(
-            feature, list_keys.reduced(feature.reduction, answers[feature.name].to_numpy(), number)
-        )
-        for feature in key_set.features
-    }
+    number = list_keys.keys_of(exposures.column(key_set.list_column))
+    values: dict[str, pa.Array] = {}
+    for feature in key_set.features:
+        one = list_keys.reduced(feature.reduction, answers[feature.name].to_numpy(), number)
+        values[feature.name] = _as_stored(feature, one)
+    return values
 
 
 def _as_stored(feature: CrossFeature, values: NDArray[Any]) -> pa.Array:

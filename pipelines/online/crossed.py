@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from genrank.pipelines import cross_features, list_keys
 from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import Column
-from genrank.pipelines.columns import key_column, value_column
+from genrank.pipelines.columns import value_column
 from genrank.pipelines.cross_feature_ops import Evaluation, Question, evaluation_of
 from genrank.pipelines.cross_feature_ops.base import missing_value
 from genrank.pipelines.cross_features import KeySet, beyond_float32
@@ -289,7 +289,7 @@ class CrossFeatures:
         own = {name: columns[name] for name in self.key_columns}
         rows = cross_features.at_keys(self.key_set, pa.table({"ts": ts, "start": start, **own}))
         keys, _ = cross_features.hashed_keys(self.key_set, rows)
-        number = list_keys.keys_of(columns[key_column(self.schema, self.key_set.listed).name])
+        number = list_keys.keys_of(columns[self.key_set.list_column])
         for plan, answers in self.answers(blocks, keys, int64s(rows, "ts"), int64s(rows, "start")):
             yield plan, list_keys.reduced(plan.feature.reduction, answers.astype(np.float64), number)
 

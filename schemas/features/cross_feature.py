@@ -177,7 +177,7 @@ class CrossFeature(Feature):
             yield from self._key_mistakes(at, group, scope, logs[name])
         for name in twice(self.keys):
             yield f"{at}: keys name {name!r} twice"
-        yield from self._reduce_mistakes(at, self._lists(scope.offered(group)))
+        yield from self._reduce_mistakes(at, scope.offered(group))
         if self.source in logs:
             yield from self._value_mistakes(at, scope, logs[self.source])
             if self.where is not None:
@@ -207,11 +207,12 @@ class CrossFeature(Feature):
         """Keys that are lists."""
         return [key for key in dict.fromkeys(self.keys) if types.get(key) in ID_LISTS]
 
-    def _reduce_mistakes(self, at: str, listed: list[str]) -> Iterator[str]:
+    def _reduce_mistakes(self, at: str, types: Types) -> Iterator[str]:
+        listed = self._lists(types)
         if len(listed) > 1:
             yield f"{at}: keys {and_(map(repr, listed))} are lists; one key at most may be, so count by one of them, or by a column of pairs"
         if not listed:
-            if self.reduce is not None:
+            if self.reduce is not None and all(key in types for key in self.keys):
                 yield f"{at}: reduce={self.reduce!r} makes one value of those at the ids of a list, and no key is a list; drop it"
         elif self._kept_as_id:
             yield f"{at}: {self.op} with a table is an id for each id of {listed[0]!r}, and ids don't become one; drop the table, or count by another key"

@@ -73,6 +73,10 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
         lambda: cross(reduce="max"),
         "candidates.x: reduce='max' makes one value of those at the ids of a list, and no key is a list; drop it",
     ),
+    "a reduction over an unknown list": (
+        lambda: cross(keys=("items.tag",), reduce="max"),
+        "candidates.x: key column 'tag' is not in items; did you mean 'tags'?",
+    ),
     "a reduction of ids": (
         lambda: cross(op="last", value="item_id", table=ITEMS, keys=("user_id", "items.tags")),
         "candidates.x: last with a table is an id for each id of 'items.tags', and ids don't become one; drop the table",
