@@ -170,6 +170,7 @@ def full_schema(**candidates: object) -> Schema:
         CrossFeature(
             name="user_tags", op="count", source="exposures", keys=("user_id", "tags"), window="30h", reduce="sum"
         ),
+        CrossFeature(name="user_tag", op="count", source="exposures", keys=("user_id", "tags"), window="6h"),
         CrossFeature(name="tag_seen", op="recency", source="exposures", keys=("tags", "user_id"), window="2d"),
         CrossFeature(
             name="word_ctr",
