@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
@@ -48,9 +48,8 @@ class Timeline(NamedTuple):
 
     def gather(self, rows: Int) -> dict[str, pa.Array]:
         """Every leaf, `ts` and `type` at `rows`."""
-        index = pa.array(rows)
         return {
-            **{name: leaf.take(index) for name, leaf in self.leaves.items()},
+            **{name: taken(leaf, rows) for name, leaf in self.leaves.items()},
             "ts": pa.array(self.ts[rows]),
             "type": pa.array(self.type[rows].astype(np.int32)),
         }
@@ -134,7 +133,7 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
     order = order_by(packed, ts[rows], kind[rows], id_[rows])
     rows = rows[order]
     leaves = {
-        feature.name: single_array(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
+        feature.name: single_array(taken(table.column(f"{_LEAF}{feature.name}"), rows), STORED_TYPES[stored])
         for feature, stored in sequence_features(sequence)
     }
     return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users, id_[rows])

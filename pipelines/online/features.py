@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, needed
 from genrank.pipelines.days import day_number
@@ -23,7 +23,7 @@ from genrank.pipelines.online.rows import OnlineNormalizer
 from genrank.pipelines.online.shown import Exposures, day_of, exposures_of, moments
 from genrank.pipelines.online.snapshots import SnapshotDays, SnapshotRows
 from genrank.pipelines.online.state import State, StateBuilder
-from genrank.pipelines.partials import PartialStore, load, partial_schema
+from genrank.pipelines.partials import PartialStore, load, partial_schema, repeated_columns, with_repeated
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest
@@ -155,10 +155,11 @@ class OnlineFeatures:
         if found is None:
             return reasons
         with self._adding:
-            same, first = np.unique(found.same, return_index=True)
+            same, first = np.unique(found.event, return_index=True)
             new = ~_among(same, self._same[source]) & ~_among(int64s(found.rows, "id")[first], self._known[source])
             if new.any():
-                added = found.rows.take(pa.array(np.sort(first[new]))).select(self._partials[source].names)
+                rows = taken(found.rows, np.sort(first[new]))
+                added = with_repeated(rows, self._partials[source].names, repeated_columns(log))
                 self._builder.add(source, added)
                 self._same[source] = np.sort(np.concatenate([self._same[source], same[new]]), kind="stable")
                 self._state = self._builder.state()
