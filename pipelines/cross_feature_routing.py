@@ -66,7 +66,10 @@ class CrossFeatureRouter:
                 queries.key[at] = mix(queries.key[at], np.searchsorted(bounds, queries.ts[at], "right") - 1)
             yield self._to_keys(queries.table(), KeyQueries.tag(key_set.tag))
         for use, events in self.reader.events(self._tiles(with_user=False), bucket, lean=True).items():
-            yield self._to_keys(self._sliced(use, events), events_tag(use.source, use.key_set.tag))
+            events = self._sliced(use, events)
+            if "merged" not in events.column_names and cross_features.seen_at_once(self.schema.event_log(use.source)):
+                events = events.drop_columns(["available"])
+            yield self._to_keys(events, events_tag(use.source, use.key_set.tag))
 
     def answer_queries(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: answers travel back to the exposures' bucket; a bucket's own message passes through."""

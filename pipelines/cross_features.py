@@ -306,14 +306,14 @@ def answer(
     Args:
         keys: the queries' hashed keys.
         ts, window_start: int64 [queries]: the exposure's time, its window's start.
-        events: log -> its rows as `events_at_keys` and `tile` give them, `coded` by `keys` or not.
+        events: log -> its rows as `events_at_keys` and `tile` give them, `coded` by `keys` or not; without `available` where that is `ts`.
     """
     events = {log: table if "code" in table.column_names else coded(table, keys) for log, table in events.items()}
     scans = {
         name: Scan(
             Coded(keys, int64_column(table, "code")),
             int64_column(table, "ts"),
-            int64_column(table, "available"),
+            int64_column(table, "available" if "available" in table.column_names else "ts"),
             int64_column(table, "id") if "id" in table.column_names else None,
             int64_column(table, "merged") if "merged" in table.column_names else None,
         )
@@ -371,6 +371,11 @@ def available(log: EventLog, table: pa.Table) -> Int:
     """When each row of a log's partial can be seen: max(ts, arrival) + delay."""
     arrived, delay = int64_column(table, "arrived"), parse_duration(log.delay)
     return arrived + delay if delay else arrived
+
+
+def seen_at_once(log: EventLog) -> bool:
+    """Whether rows of a log can be seen when they happen: `available` is `ts`."""
+    return log.arrival is None and not parse_duration(log.delay)
 
 
 def int64_column(table: pa.Table, name: str) -> Int:

@@ -12,7 +12,7 @@ from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
-from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, ascends, mix, order_by
 from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
@@ -99,7 +99,10 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
     available before `settled`, by the sequence's own order, and whatever came later.
     """
-    users = Keys(int64s(rows, "u"))
+    user = int64s(rows, "u")
+    if ascends(user) and not (user[most:] == user[:-most]).any():
+        return rows  # Of a day, as its partial has them: nobody has more.
+    users = Keys(user)
     old = int64s(rows, "available") < settled
     many = np.bincount(users.codes[old], minlength=users.count) > most
     at = np.flatnonzero(old & many[users.codes])

@@ -23,7 +23,7 @@ from genrank.pipelines.online.rows import OnlineNormalizer
 from genrank.pipelines.online.shown import Exposures, day_of, exposures_of, moments
 from genrank.pipelines.online.snapshots import SnapshotDays, SnapshotRows
 from genrank.pipelines.online.state import State, StateBuilder
-from genrank.pipelines.partials import PartialStore, load, partial_schema, repeated_columns, with_repeated
+from genrank.pipelines.partials import PartialStore, load, partial_schema
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest
@@ -158,8 +158,7 @@ class OnlineFeatures:
             same, first = np.unique(found.event, return_index=True)
             new = ~_among(same, self._same[source]) & ~_among(int64s(found.rows, "id")[first], self._known[source])
             if new.any():
-                rows = taken(found.rows, np.sort(first[new]))
-                added = with_repeated(rows, self._partials[source].names, repeated_columns(log))
+                added = taken(found.rows, np.sort(first[new])).select(self._partials[source].names)
                 self._builder.add(source, added)
                 self._same[source] = np.sort(np.concatenate([self._same[source], same[new]]), kind="stable")
                 self._state = self._builder.state()
