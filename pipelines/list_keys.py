@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import single_array
+from genrank.pipelines.arrays import single_array, taken
 from genrank.pipelines.exact_sums import Float, grouped, rounded, split
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas.features.cross_feature import Reduction
@@ -28,7 +28,7 @@ def exploded(table: pa.Table, column: str) -> pa.Table:
     lengths, number = _lengths(lists), keys_of(lists)
     ids = np.full(int(number.sum()), MISSING_ID)
     ids[np.repeat(lengths > 0, number)] = lists.flatten().to_numpy()
-    rows = table.drop_columns([column]).take(pa.array(np.repeat(np.arange(len(number)), number)))
+    rows = taken(table.drop_columns([column]), np.repeat(np.arange(len(number)), number))
     return rows.append_column(column, pa.array(ids))
 
 

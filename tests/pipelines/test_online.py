@@ -21,6 +21,7 @@ from genrank.pipelines.columns import needed as columns_needed
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.cross_features import answer, at_keys, events_at_keys, hashed_keys, key_sets, of_exposures
 from genrank.pipelines.days import day_number
+from genrank.pipelines.merge_scan import Keys
 from genrank.pipelines.online.features import OnlineFeatures
 from genrank.pipelines.partials import partial_schema
 from genrank.pipelines.sources import read_rows
@@ -191,7 +192,7 @@ class Kept(OnlineFeatures):
             shown = at_keys(key_set, found.rows)
             keys, _ = hashed_keys(key_set, shown)
             ts = shown.column("ts").to_numpy()
-            answers = dict(answer(key_set, schema, keys, ts, np.full(len(ts), start), events))
+            answers = dict(answer(key_set, schema, Keys(keys), ts, np.full(len(ts), start), events))
             values |= of_exposures(key_set, answers, found.rows)
         for feature in schema.candidates.features:
             if column := feature_column(feature):
