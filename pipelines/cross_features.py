@@ -24,7 +24,7 @@ from genrank.pipelines.columns import cross_features, cross_sources, value_colum
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.exact_sums import grouped, rounded, split
-from genrank.pipelines.merge_scan import Int, Keys, Queries, Scan, mix
+from genrank.pipelines.merge_scan import Coded, Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema, UserError
 from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
@@ -100,21 +100,26 @@ def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_
     return (mix(*columns) if columns else np.zeros(table.num_rows, np.int64)), present
 
 
-def partial_columns(key_set: KeySet, log: EventLog) -> list[str]:
+def partial_columns(key_set: KeySet, log: EventLog, ids: bool = True) -> list[str]:
     """Columns of the log's partial that `events_at_keys` reads."""
     own = [column.kept.name for column in event_columns(key_set, log) if column.kept]
-    return list(dict.fromkeys(["ts", "arrived", "id", *key_columns(key_set), *own]))
+    return list(dict.fromkeys(["ts", "arrived", *(["id"] if ids else []), *key_columns(key_set), *own]))
+
+
+def asks_ids(key_set: KeySet, log: EventLog) -> bool:
+    """Whether a feature tells events of one moment apart."""
+    return any(evaluation_of(f).newest is not None for f in key_set.features if f.source == log.name)
 
 
 def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
-    """Rows of a log's partial as the kernel reads them: key, ts, available, id and the columns of `event_columns`."""
+    """Rows of a log's partial as the kernel reads them: key, ts, available, id (if it is there) and the columns of `event_columns`."""
     keys, present = hashed_keys(key_set, table)
     out = pa.table(
         {
             "key": pa.array(keys),
             "ts": table.column("ts"),
             "available": pa.array(available(log, table)),
-            "id": table.column("id"),
+            **({"id": table.column("id")} if "id" in table.column_names else {}),
             **{
                 column.name: table.column(column.kept.name) if column.kept else pa.array(np.ones(table.num_rows))
                 for column in event_columns(key_set, log)
@@ -122,6 +127,14 @@ def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
         }
     )
     return out if present.all() else out.filter(pa.array(present))
+
+
+def coded(table: pa.Table, asked: Keys) -> pa.Table:
+    """Rows of `events_at_keys` or `tile` whose key is among those asked, with its `code`."""
+    codes = asked.find(int64_column(table, "key"))
+    table = table.append_column("code", pa.array(codes))
+    known = codes >= 0
+    return table if known.all() else table.filter(pa.array(known))
 
 
 # ---------------------------------------------------------------------- tiles
@@ -237,6 +250,8 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
             np.maximum.at(extreme, codes, np.where(np.isnan(own), np.float32("-inf"), own))
             values[column.name] = np.where(np.isneginf(extreme), np.float32("nan"), sign * extreme)
     for name, value in values.items():
+        if name == "id" and name not in out.column_names:
+            continue
         out = out.set_column(out.column_names.index(name), name, pa.array(value))
     return pa.concat_tables([out, late])
 
@@ -284,20 +299,22 @@ def _total(values: Int, codes: Int, groups: int) -> Int:
 
 
 def answer(
-    key_set: KeySet, schema: Schema, keys: Int, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
+    key_set: KeySet, schema: Schema, keys: Keys, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
 ) -> Iterator[tuple[str, pa.Array]]:
     """(feature, its value at each query) of every feature of the key set.
 
     Args:
-        keys, ts, window_start: int64 [queries]: hashed keys, the exposure's time, its window's start.
-        events: log -> its rows as `events_at_keys` and `tile` give them.
+        keys: the queries' hashed keys.
+        ts, window_start: int64 [queries]: the exposure's time, its window's start.
+        events: log -> its rows as `events_at_keys` and `tile` give them, `coded` by `keys` or not; without `available` where that is `ts`.
     """
+    events = {log: table if "code" in table.column_names else coded(table, keys) for log, table in events.items()}
     scans = {
         name: Scan(
-            int64_column(table, "key"),
+            Coded(keys, int64_column(table, "code")),
             int64_column(table, "ts"),
-            int64_column(table, "available"),
-            int64_column(table, "id"),
+            int64_column(table, "available" if "available" in table.column_names else "ts"),
+            int64_column(table, "id") if "id" in table.column_names else None,
             int64_column(table, "merged") if "merged" in table.column_names else None,
         )
         for name, table in events.items()
@@ -306,7 +323,7 @@ def answer(
 
     def at(log: str, start: bool) -> Queries:
         if (log, start) not in asked:
-            asked[log, start] = scans[log].at(keys, window_start if start else ts)
+            asked[log, start] = scans[log].of_asked(window_start if start else ts)
         return asked[log, start]
 
     def count_all(start: bool, window: int, log: str) -> Int:
@@ -331,7 +348,7 @@ def answer(
         if feature.stored == "id":
             yield feature.name, pa.array(result.astype(np.int64))
             continue
-        if (np.abs(result) > np.finfo(np.float32).max).any():
+        if result.dtype.kind == "f" and (np.abs(result) > np.finfo(np.float32).max).any():
             raise beyond_float32(feature)
         yield feature.name, pa.array(result.astype(np.float32))
 
@@ -352,7 +369,13 @@ def _flag(table: pa.Table, where: str | None) -> NDArray[np.bool_] | None:
 
 def available(log: EventLog, table: pa.Table) -> Int:
     """When each row of a log's partial can be seen: max(ts, arrival) + delay."""
-    return int64_column(table, "arrived") + parse_duration(log.delay)
+    arrived, delay = int64_column(table, "arrived"), parse_duration(log.delay)
+    return arrived + delay if delay else arrived
+
+
+def seen_at_once(log: EventLog) -> bool:
+    """Whether rows of a log can be seen when they happen: `available` is `ts`."""
+    return log.arrival is None and not parse_duration(log.delay)
 
 
 def int64_column(table: pa.Table, name: str) -> Int:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, needed
 from genrank.pipelines.days import day_number
@@ -155,10 +155,10 @@ class OnlineFeatures:
         if found is None:
             return reasons
         with self._adding:
-            same, first = np.unique(found.same, return_index=True)
+            same, first = np.unique(found.event, return_index=True)
             new = ~_among(same, self._same[source]) & ~_among(int64s(found.rows, "id")[first], self._known[source])
             if new.any():
-                added = found.rows.take(pa.array(np.sort(first[new]))).select(self._partials[source].names)
+                added = taken(found.rows, np.sort(first[new])).select(self._partials[source].names)
                 self._builder.add(source, added)
                 self._same[source] = np.sort(np.concatenate([self._same[source], same[new]]), kind="stable")
                 self._state = self._builder.state()

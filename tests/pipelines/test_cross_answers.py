@@ -19,7 +19,7 @@ from genrank.pipelines.cross_feature_ops import evaluation_of
 from genrank.pipelines.cross_feature_routing import CrossFeatureRouter
 from genrank.pipelines.cross_features import KeySet, key_sets
 from genrank.pipelines.engine import SlotPiece, gather, joined
-from genrank.pipelines.merge_scan import mix
+from genrank.pipelines.merge_scan import Keys, mix
 from genrank.schemas import CrossFeature, Schema
 from genrank.schemas.base import DAY_MS
 from genrank.schemas.ids import MISSING_ID
@@ -63,7 +63,7 @@ def check(
     """The answers at (item, time) from `rows` are those of all events."""
     item, ts = (np.array([each[at] for each in asked], np.int64) for at in (0, 1))
     start = ts // DAY_MS * DAY_MS
-    answers = dict(cross_features.answer(key_set, schema, mix(item), ts, start, rows))
+    answers = dict(cross_features.answer(key_set, schema, Keys(mix(item)), ts, start, rows))
     for feature in key_set.features:
         moments = start if feature.as_of == "window_start" else ts
         for value, of, at in zip(answers[feature.name].to_pylist(), item.tolist(), moments.tolist(), strict=True):

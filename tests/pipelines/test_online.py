@@ -21,6 +21,7 @@ from genrank.pipelines.columns import needed as columns_needed
 from genrank.pipelines.config import BuildConfig
 from genrank.pipelines.cross_features import answer, events_at_keys, hashed_keys, key_sets
 from genrank.pipelines.days import day_number
+from genrank.pipelines.merge_scan import Keys
 from genrank.pipelines.online.features import OnlineFeatures
 from genrank.pipelines.partials import partial_schema
 from genrank.pipelines.sources import read_rows
@@ -189,7 +190,7 @@ class Kept(OnlineFeatures):
                 for log in key_set.windows(schema)
             }
             keys, _ = hashed_keys(key_set, found.rows)
-            values |= answer(key_set, schema, keys, ts, np.full(len(ts), start), events)
+            values |= answer(key_set, schema, Keys(keys), ts, np.full(len(ts), start), events)
         for feature in schema.candidates.features:
             if column := feature_column(feature):
                 values[feature.name] = found.rows.column(column.name)

@@ -271,7 +271,7 @@ def test_rows_that_carry_over(old: LogicalTable, new: LogicalTable, rows: int | 
 # ---------------------------------------------------------------------- properties
 
 drawn = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 

@@ -18,7 +18,7 @@ from genrank.schemas.present.serialization import json_schema
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW_TO_DRAW)
 @given(schemas())
 def test_round_trips_are_the_identity(schema: Schema) -> None:
     stored = arrow_schema(schema).metadata[SCHEMA_KEY]
