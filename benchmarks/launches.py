@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genrank.kernels.launch import Launch, recording
-from genrank.model.losses import loss_sums, total_loss, weight_sums
+from genrank.model.interface import AUXILIARY
+from genrank.model.losses import total_loss
 from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.console import stdout
@@ -100,8 +101,8 @@ def launches_of_a_step(
     """
     fitted = {f"{group}.{name}": [1.0, 2.0] for group, name, _ in fitted_features(schema)}
     embeddings = Embeddings(make_plan(schema), backend="torch", device=META, boundaries=fitted)
-    tasks = [label.name for label in schema.labels]
-    model = choose_model(model_name, options or {}).build(embeddings, tasks)
+    chosen = choose_model(model_name, options or {})
+    model, task = chosen.build(embeddings, [label.name for label in schema.labels]), chosen.task(schema)
     assert isinstance(model, Ranker)
     model = model.to(META)
     count, sent = Launches(), batch.to(META)
@@ -120,15 +121,10 @@ def launches_of_a_step(
         with count.of("heads and loss"):
             logits = model.logits(read, sent, features)
             if model.encoder_heads is not None:
-                logits |= {f"encoder {name}": logit for name, logit in model.encoder_heads(read).items()}
-            own = {name: logit for name, logit in logits.items() if name in tasks}
-            loss = total_loss(
-                loss_sums(own, sent.labels, sent.weights, schema.labels),
-                weight_sums(sent.weights, schema.labels),
-                schema.labels,
-            )
+                logits |= {AUXILIARY + name: logit for name, logit in model.encoder_heads(read).items()}
+            loss = total_loss(task.loss_sums(logits, sent), task.weights(model, sent), task.objectives)
         with count.of("heads and loss, backward"):
-            torch.autograd.backward([loss, *(x.sum() for name, x in logits.items() if name not in tasks)])
+            torch.autograd.backward(loss)
         with count.of("encoder, backward"):
             torch.autograd.backward(vectors, read.grad)
         with count.of("tokens, backward"):

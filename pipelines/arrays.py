@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from genrank.pipelines.merge_scan import Int
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch, pa.Array, pa.ChunkedArray)
 
 
 def single_array(column: pa.ChunkedArray | pa.Array, type_: pa.DataType | None = None) -> pa.Array:
     """A column as one array, cast to `type_` where it is given and differs."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    array = column
+    if isinstance(column, pa.ChunkedArray):
+        one = column.num_chunks == 1  # `combine_chunks` would copy it
+        array = (
+            column.chunk(0)
+            if one
+            else pa.concat_arrays(column.chunks)
+            if column.num_chunks
+            else pa.array([], column.type)
+        )
     return array if type_ is None or array.type == type_ else array.cast(type_)
+
+
+def taken(rows: Rows, at: Int) -> Rows:
+    """Rows `at` of a table, batch or column, which are known to be there."""
+    found: Rows = pc.take(rows, pa.array(at), boundscheck=False)
+    return found
 
 
 def int64s(table: pa.Table | pa.RecordBatch, name: str) -> Int:

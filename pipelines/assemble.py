@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrank.pipelines import sequences
-from genrank.pipelines.arrays import int64s
+from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse
@@ -69,10 +69,11 @@ class Assembler:
         day = exposures.column("_day").to_numpy()
         for of_day in self.router.days:
             rows = np.flatnonzero(day == of_day)
-            if len(rows):
-                index = pa.array(rows)
-                of = {name: column.take(index) for name, column in crossed.items()}
-                yield from self._day(of_day, bucket, exposures.take(index), of, timelines)
+            if len(rows) == len(day):
+                yield from self._day(of_day, bucket, exposures, crossed, timelines)
+            elif len(rows):
+                of = {name: taken(column, rows) for name, column in crossed.items()}
+                yield from self._day(of_day, bucket, taken(exposures, rows), of, timelines)
 
     def _timeline(self, sequence: EventSequence, users: Int, bucket: int) -> Timeline:
         uses = [SequenceUse(entry.source, sequence, kind) for kind, entry in enumerate(sequence.events)]

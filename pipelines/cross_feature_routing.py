@@ -20,7 +20,7 @@ from genrank.pipelines.compaction.uses import TileUse
 from genrank.pipelines.cross_features import KeySet, key_sets
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.hot_keys import HotKeys, frequent_keys
-from genrank.pipelines.merge_scan import Int, mix, slot_of
+from genrank.pipelines.merge_scan import Int, Keys, mix, slot_of
 from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
 from genrank.schemas import Schema
 
@@ -65,8 +65,11 @@ class CrossFeatureRouter:
                 at = np.flatnonzero(queries.key == key)
                 queries.key[at] = mix(queries.key[at], np.searchsorted(bounds, queries.ts[at], "right") - 1)
             yield self._to_keys(queries.table(), KeyQueries.tag(key_set.tag))
-        for use, events in self.reader.events(self._tiles(with_user=False), bucket).items():
-            yield self._to_keys(self._sliced(use, events), events_tag(use.source, use.key_set.tag))
+        for use, events in self.reader.events(self._tiles(with_user=False), bucket, lean=True).items():
+            events = self._sliced(use, events)
+            if "merged" not in events.column_names and cross_features.seen_at_once(self.schema.event_log(use.source)):
+                events = events.drop_columns(["available"])
+            yield self._to_keys(events, events_tag(use.source, use.key_set.tag))
 
     def answer_queries(self, slot: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: answers travel back to the exposures' bucket; a bucket's own message passes through."""
@@ -82,8 +85,8 @@ class CrossFeatureRouter:
             for log in key_set.windows(self.schema):
                 use = TileUse(log, key_set)
                 found = tables.get(events_tag(log, key_set.tag))
-                events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0)[use]
-            answered = cross_features.answer(key_set, self.schema, queries.key, queries.ts, queries.start, events)
+                events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0, lean=True)[use]
+            answered = cross_features.answer(key_set, self.schema, Keys(queries.key), queries.ts, queries.start, events)
             answers = KeyAnswers(pa.array(queries.position), dict(answered))
             yield Piece(queries.bucket, answers.tag(key_set.tag), answers.table())
 
@@ -97,18 +100,24 @@ class CrossFeatureRouter:
             users: ids of the exposures' users.
         """
         of_user = [key_set for key_set in self.key_sets if key_set.with_user(self.schema)]
-        asked = {key_set: cross_features.hashed_keys(key_set, exposures)[0] for key_set in of_user}
-        unique = {key_set: pa.array(keys).unique() for key_set, keys in asked.items()}
-        events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), unique)
-        start = self._starts(int64s(exposures, "_day"))
+        timed = exposures.append_column("_start", pa.array(self._starts(int64s(exposures, "_day"))))
+        shown = {
+            key_set: cross_features.at_keys(
+                key_set, timed.select(["ts", "_start", *cross_features.key_columns(key_set)])
+            )
+            for key_set in of_user
+        }
+        asked = {key_set: Keys(cross_features.hashed_keys(key_set, rows)[0]) for key_set, rows in shown.items()}
+        events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), asked, lean=True)
         values: dict[str, pa.Array] = {}
         for key_set in self.key_sets:
             if key_set in asked:
                 own = {use.source: rows for use, rows in events.items() if use.key_set == key_set}
-                ts = int64s(exposures, "ts")
-                values |= dict(cross_features.answer(key_set, self.schema, asked[key_set], ts, start, own))
+                ts, start = (int64s(shown[key_set], name) for name in ("ts", "_start"))
+                answers = dict(cross_features.answer(key_set, self.schema, asked[key_set], ts, start, own))
             else:
-                values |= KeyAnswers.of(tables[KeyAnswers.tag(key_set.tag)]).in_order()
+                answers = KeyAnswers.of(tables[KeyAnswers.tag(key_set.tag)]).in_order()
+            values |= cross_features.of_exposures(key_set, answers, exposures)
         return values
 
     # ------------------------------------------------------------------ a bucket's exposures and events at keys
@@ -121,6 +130,7 @@ class CrossFeatureRouter:
             shown = self.reader.load(own, self.days, bucket, ["ts", *cross_features.key_columns(key_set)])
             if not shown.num_rows:
                 continue
+            shown = cross_features.at_keys(key_set, shown)
             keys, _ = cross_features.hashed_keys(key_set, shown)
             yield (
                 key_set,

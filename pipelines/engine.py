@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from genrank.pipelines.arrays import taken
 from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Snapshot
 
@@ -130,7 +131,7 @@ def scatter(rows: pa.Table, slots: Slots, tag: str) -> Iterator[SlotPiece]:
     order: Int = np.argsort(slots.astype(np.uint16) if int(slots.max()) < 1 << 16 else slots, kind="stable")
     ordered = slots[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    sorted_rows = rows.take(pa.array(order)).combine_chunks() if len(starts) > 1 else rows
+    sorted_rows = taken(rows.combine_chunks(), order) if len(starts) > 1 else rows
     for start, end in zip(starts, np.append(starts[1:], len(ordered)), strict=True):
         yield SlotPiece(int(ordered[start]), tag, sorted_rows.slice(int(start), int(end - start)))
 

@@ -70,7 +70,7 @@ def summarize(table: pa.Table, schema: Schema, day: int) -> Iterator[LeafSummary
             own = table.column(WINDOW_START) if leaf.group == USER else groups[leaf.group].field(TS).flatten()
             yield _number(day, gap_of(f"{leaf.group}.{leaf.name}"), _seconds_since(values.to_numpy(), own.to_numpy()))
         else:
-            yield _number(day, f"{leaf.group}.{leaf.name}", values.to_numpy().astype(np.float64))
+            yield _number(day, f"{leaf.group}.{leaf.name}", values.to_numpy())
     for name in (CANDIDATES, *(sequence.name for sequence in schema.sequences)):
         lengths = pc.list_value_length(groups[name].field(TS)).to_numpy(zero_copy_only=False)
         yield _number(day, length_of(name), lengths)
@@ -96,9 +96,14 @@ def join_summaries(day: int, joins: Mapping[str, tuple[int, int]]) -> Iterator[L
 
 
 def _number(day: int, leaf: str, values: NDArray[Any], weights: NDArray[Any] | None = None) -> LeafSummary:
-    present = ~np.isnan(values)
-    known = values[present].astype(np.float64)
-    share = np.ones(len(known)) if weights is None else weights[present].astype(np.float64)
+    present = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(len(values), np.bool_)
+    missing = len(values) - int(np.count_nonzero(present))
+    known = (values[present] if missing else values).astype(np.float64, copy=False)
+    if weights is None:
+        total, share = float(known.sum()), float(len(known))
+    else:
+        own = weights[present].astype(np.float64)
+        total, share = float((known * own).sum()), float(own.sum())
     step = max(1, -(-len(known) // SAMPLE))
     kept = known[step // 2 :: step] if len(known) else known
     return LeafSummary(
@@ -106,12 +111,12 @@ def _number(day: int, leaf: str, values: NDArray[Any], weights: NDArray[Any] | N
         leaf,
         "number",
         count=len(values),
-        missing=int((~present).sum()),
-        total=float((known * share).sum()),
+        missing=missing,
+        total=total,
         low=float(known.min()) if len(known) else None,
         high=float(known.max()) if len(known) else None,
         values=kept.tolist(),
-        weights=[float(share.sum()) / max(1, len(kept))] * len(kept),
+        weights=[share / max(1, len(kept))] * len(kept),
     )
 
 

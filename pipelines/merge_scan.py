@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -49,9 +49,18 @@ class Axis(NamedTuple):
         filled = [t for t in times if len(t)]
         first = min((int(t.min()) for t in filled), default=0) - 1
         span = max((int(t.max()) for t in filled), default=0) - first + 2
-        if (keys + 1) * span >= 1 << 62:
-            raise ValueError(f"{keys} keys over {span} ms do not fit one axis; use more buckets")
-        return cls(first, span)
+        return cls(first, span).checked(keys)
+
+    @classmethod
+    def roomy(cls, keys: int, axis: Axis) -> Axis:
+        """An axis like `axis` that begins as long before it as it is long; raises as `over`."""
+        return cls(axis.first - axis.span, 2 * axis.span).checked(keys)
+
+    def checked(self, keys: int) -> Axis:
+        """Itself, if it has room for `keys` keys; raises as `over`."""
+        if (keys + 1) * self.span >= 1 << 62:
+            raise ValueError(f"{keys} keys over {self.span} ms do not fit one axis; use more buckets")
+        return self
 
     def pack(self, keys: Int, times: Int) -> Int:
         """int64 per row; a negative key packs below every other."""
@@ -71,6 +80,13 @@ class Keys:
         self._dictionary = encoded.dictionary
         self.count: int = len(encoded.dictionary)
 
+    @property
+    def ranks(self) -> Int:
+        """Place of each code's value among the values, ascending."""
+        ranks = np.empty(self.count, np.int64)
+        ranks[np.argsort(self._dictionary.to_numpy())] = np.arange(self.count)
+        return ranks
+
     def find(self, values: Int) -> Int:
         """Codes of other values; -1 where there is none."""
         found = pc.index_in(pa.array(values), value_set=self._dictionary)
@@ -78,15 +94,37 @@ class Keys:
         return codes
 
 
+class Coded(NamedTuple):
+    """Rows' keys as codes of distinct ones, which may be others' keys."""
+
+    keys: Keys
+    codes: Int
+    """-1 where a row's key is none of them."""
+
+    @classmethod
+    def own(cls, values: Int) -> Coded:
+        """As codes of their own distinct values."""
+        keys = Keys(values)
+        return cls(keys, keys.codes)
+
+
 class Queries(NamedTuple):
     """Moments asked about, sorted so that merges walk forward; `scatter` gives answers in the caller's order."""
 
     keys: Int
     times: Int
-    order: Int
+    order: Int | None
+    """Each sorted query's place in the caller's order; None where that is the sorted one."""
+
+    @property
+    def places(self) -> Int:
+        """Each sorted query's place in the caller's order."""
+        return np.arange(len(self.keys)) if self.order is None else self.order
 
     def scatter(self, answers: NDArray[Scalar]) -> NDArray[Scalar]:
         """Answers to the sorted queries, in the caller's order."""
+        if self.order is None:
+            return answers
         out = np.empty_like(answers)
         out[self.order] = answers
         return out
@@ -96,27 +134,36 @@ class Scan:
     """Events of many keys, ready to be asked.
 
     Args:
-        keys: int64 [n], any values (hashes of the key columns).
+        keys: int64 [n], any values (hashes of the key columns), or as codes of the keys that queries will have (`of_asked`).
         ts, available: int64 [n] epoch ms, `available >= ts`.
-        id: int64 [n], breaks ties in time.
+        id: int64 [n], breaks ties in time; None where `newest` isn't asked.
         merged: int64 [n], how many events a row was merged from; 0 for an event as it is, None where all are. A merged row holds
             the sum of its events' values, and every query asked sees either all of them or none.
     """
 
-    def __init__(self, keys: Int, ts: Int, available: Int, id: Int, merged: Int | None = None) -> None:
-        self._keys = Keys(keys)
-        self._codes, self._ts, self._available, self._id = self._keys.codes, ts, available, id
+    def __init__(self, keys: Int | Coded, ts: Int, available: Int, id: Int | None, merged: Int | None = None) -> None:
+        self._keys, self._codes = keys if isinstance(keys, Coded) else Coded.own(keys)
+        self._ts, self._available, self._id = ts, available, id
         self._merged = merged if merged is not None and merged.any() else None
-        self._came: tuple[Queries, Int] | None = None
-        """What was asked last of all events, and how many had become available by then."""
+        self._counting: _Counting | None = None
+        """What was prepared for the queries that were counted last."""
 
     def __len__(self) -> int:
         return len(self._ts)
 
     def at(self, keys: Int, times: Int) -> Queries:
         """Queries at `times` (int64 ms) of `keys`."""
-        codes = self._keys.find(keys)
-        order = ascending(Axis.over(self._keys.count, times).pack(codes, times))
+        return self._queries(self._keys.find(keys), times)
+
+    def of_asked(self, times: Int) -> Queries:
+        """Queries of the keys asked, one for each, at `times` (int64 ms)."""
+        return self._queries(self._keys.codes, times)
+
+    def _queries(self, codes: Int, times: Int) -> Queries:
+        packed = Axis.over(self._keys.count, times).pack(codes, times)
+        if ascends(packed):
+            return Queries(codes, times, None)
+        order = np.argsort(packed)
         return Queries(codes[order], times[order], order)
 
     def _alive(self, queries: Queries, window: int, chosen: Bool | None) -> Int:
@@ -131,7 +178,10 @@ class Scan:
     ) -> tuple[Int, Float]:
         """(int64 number of visible events, float64 sum of their `values`, finite), per query in the caller's order."""
         if values is None and chosen is None and self._merged is None and self._longest_lag < window:
-            return queries.scatter(self._count(queries, window)), np.zeros(len(queries.keys))
+            if self._counting is None or self._counting.queries is not queries:
+                happened = self._ts if self._longest_lag else self._available
+                self._counting = _Counting(self._keys.count, self._codes, happened, self._available, queries)
+            return queries.scatter(self._counting.count(window)), np.zeros(len(queries.keys))
         if values is None:
             return queries.scatter(self.totals(queries, window, chosen=chosen)[0]), np.zeros(len(queries.keys))
         own = values
@@ -182,21 +232,6 @@ class Scan:
         """The most ms from an event to its availability."""
         return int((self._available - self._ts).max(initial=0))
 
-    @cached_property
-    def _all(self) -> tuple[Axis, Int, Int]:
-        """An axis for all events, and on it, ascending, when they become available and when they happened."""
-        axis = Axis.over(self._keys.count, self._ts, self._available)
-        entered = np.sort(axis.pack(self._codes, self._available))
-        return axis, entered, np.sort(axis.pack(self._codes, self._ts)) if self._longest_lag else entered
-
-    def _count(self, queries: Queries, window: int) -> Int:
-        """Visible events of all, per query; windows longer than every lag share what they search."""
-        axis, available, happened = self._all
-        if self._came is None or self._came[0] is not queries:
-            self._came = queries, np.searchsorted(available, axis.pack(queries.keys, queries.times), "left")
-        went = np.searchsorted(happened, axis.pack(queries.keys, queries.times - window), "right")
-        return np.where(queries.keys >= 0, self._came[1] - went, 0)
-
     def _totals_merged(
         self, queries: Queries, window: int, rows: Int, terms: Terms | None
     ) -> tuple[Int, tuple[Parts, ...]]:
@@ -221,6 +256,7 @@ class Scan:
             return np.full(len(queries.keys), -1, np.int64)
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
         axis = Axis.over(self._keys.count, ts, available)
+        assert self._id is not None
         by_time = np.lexsort((self._id[rows], axis.pack(codes, ts)))
         rank = np.empty(len(rows), np.int64)
         rank[by_time] = np.arange(len(rows))
@@ -267,6 +303,44 @@ class Scan:
         entered = np.searchsorted(np.sort(both.pack(codes, begin)), asked, "left")
         left = np.searchsorted(np.sort(both.pack(codes, end)), asked, "right")
         return queries.scatter(np.where(queries.keys >= 0, entered - left, 0))
+
+
+class _Counting:
+    """Counts all events, for windows that are longer than every lag: they share what they search.
+
+    On its axis there is as much room before the first moment as between the first and the last, so that a window's far edge is a
+    subtraction away.
+    """
+
+    def __init__(self, keys: int, codes: Int, ts: Int, available: Int, queries: Queries) -> None:
+        self.queries = queries
+        held = Axis.over(keys, ts, available, queries.times)
+        self._longest = held.span
+        axis = Axis.roomy(keys, held)
+        self._asked = axis.pack(queries.keys, queries.times)
+        entered = axis.pack(codes, available)
+        entered.sort()
+        self._happened = entered
+        if ts is not available:
+            self._happened = axis.pack(codes, ts)
+            self._happened.sort()
+        self._came = reached(entered, self._asked, "left")
+        self._known: Bool | None = queries.keys >= 0
+        if self._known.all():
+            self._known = None
+
+    def count(self, window: int) -> Int:
+        """Visible events, per query."""
+        count = self._came - reached(self._happened, self._asked - min(window, self._longest), "right")
+        return count if self._known is None else np.where(self._known, count, 0)
+
+
+def reached(moments: Int, asked: Int, side: Literal["left", "right"]) -> Int:
+    """`np.searchsorted(moments, asked, side)` of ascending ones: the fewer are looked up among the others."""
+    if 2 * len(moments) > len(asked):
+        return np.searchsorted(moments, asked, side)
+    places = np.searchsorted(asked, moments, "right" if side == "left" else "left")
+    return np.cumsum(np.bincount(places, minlength=len(asked) + 1)[: len(asked)])
 
 
 def united(codes: Int, values: Int, begin: Int, end: Int) -> tuple[Int, Int, Int]:
@@ -343,9 +417,14 @@ def slot_of(hashes: Int, slots: int) -> NDArray[np.int32]:
     return slot
 
 
+def ascends(values: Int) -> bool:
+    """Whether none is less than the one before it."""
+    return bool((values[1:] >= values[:-1]).all())
+
+
 def ascending(packed: Int) -> Int:
     """Order of rows by `packed`; equal ones come in any order. Numpy's sort is vectorised where it need not be stable."""
-    order: Int = np.arange(len(packed)) if (packed[1:] >= packed[:-1]).all() else np.argsort(packed)
+    order: Int = np.arange(len(packed)) if ascends(packed) else np.argsort(packed)
     return order
 
 

@@ -30,9 +30,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.merge_scan import Bool, Int
+from genrank.pipelines.merge_scan import Bool, Int, mix
 
 DRIVER = 0
 """Slot of what is collected: the driver takes it from there."""
@@ -276,12 +276,17 @@ class NormalizedRows:
 
     day: Int
     """The day each row belongs to."""
-    same: Int
-    """Equal for rows that are the same event (or the same snapshot key and day)."""
+    same: Int | None
+    """Equal for rows that are the same event (or the same snapshot key and day); None where rows of one user, day and id are."""
     rows: pa.Table
-    """Columns of the source's partial (`partials.partial_schema`)."""
+    """Columns of the source's partial (`partials.partial_schema`) but those that repeat another (`partials.repeated_columns`)."""
     found: Mapping[str, Bool]
     """Snapshot -> which rows it knows; counted, not kept."""
+
+    @property
+    def event(self) -> Int:
+        """Equal for rows that are the same event."""
+        return mix(int64s(self.rows, "u"), self.day, int64s(self.rows, "id")) if self.same is None else self.same
 
     @staticmethod
     def tag(source: str) -> str:
@@ -290,14 +295,17 @@ class NormalizedRows:
 
     def table(self) -> pa.Table:
         """As it travels."""
-        own = {_DAY: pa.array(self.day.astype(np.int32)), _SAME: pa.array(self.same)}
+        own = {_DAY: pa.array(self.day.astype(np.int32))}
+        if self.same is not None:
+            own[_SAME] = pa.array(self.same)
         own |= {f"{_FOUND}{name}": pa.array(known) for name, known in self.found.items()}
         return pa.table(own | dict(zip(self.rows.column_names, self.rows.columns, strict=True)))
 
     def only(self, rows: Bool) -> NormalizedRows:
         """Those of the rows."""
         found = {name: known[rows] for name, known in self.found.items()}
-        return NormalizedRows(self.day[rows], self.same[rows], self.rows.filter(pa.array(rows)), found)
+        same = None if self.same is None else self.same[rows]
+        return NormalizedRows(self.day[rows], same, self.rows.filter(pa.array(rows)), found)
 
     @classmethod
     def of(cls, table: pa.Table) -> NormalizedRows:
@@ -306,7 +314,7 @@ class NormalizedRows:
         found = [name for name in table.column_names if name.startswith(_FOUND)]
         return cls(
             int64s(table, _DAY),
-            int64s(table, _SAME),
+            int64s(table, _SAME) if _SAME in table.column_names else None,
             table.select(kept),
             {name.removeprefix(_FOUND): table.column(name).to_numpy() for name in found},
         )
@@ -368,7 +376,7 @@ class BucketMessage:
 
 @dataclass(frozen=True)
 class KeyQueries:
-    """Exposures that ask what happened at their keys; one value per exposure."""
+    """Exposures that ask what happened at their keys; one value per exposure and key."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         {"key": pa.int64(), "ts": pa.int64(), "start": pa.int64(), "position": pa.int64(), "bucket": pa.int32()}
@@ -381,7 +389,7 @@ class KeyQueries:
     start: Int
     """Epoch ms of its window's start."""
     position: Int
-    """Its row among the bucket's exposures."""
+    """Its row among the bucket's exposures, or among their keys where one is a list."""
     bucket: NDArray[np.int32]
 
     @staticmethod
@@ -409,9 +417,9 @@ class KeyAnswers:
     """Cross features of a key set at exposures of a bucket."""
 
     position: pa.Array | pa.ChunkedArray
-    """The exposure's row among the bucket's."""
+    """As of the queries."""
     features: Mapping[str, pa.Array | pa.ChunkedArray]
-    """Feature -> its value, one per exposure."""
+    """Feature -> its value, one per query."""
 
     @staticmethod
     def tag(key_set: str) -> str:
@@ -429,9 +437,8 @@ class KeyAnswers:
         return cls(table.column("position"), {name: table.column(name) for name in names})
 
     def in_order(self) -> dict[str, pa.Array]:
-        """Feature -> its value, by the exposures' position."""
+        """Feature -> its value, by the queries' position."""
         position = single_array(self.position).to_numpy()
         at = np.empty(len(position), np.int64)
         at[position] = np.arange(len(position))
-        order = pa.array(at)
-        return {name: single_array(column).take(order) for name, column in self.features.items()}
+        return {name: taken(single_array(column), at) for name, column in self.features.items()}

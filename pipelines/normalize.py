@@ -21,7 +21,7 @@ from genrank.pipelines.columns import compute, infinite_numbers, joined_columns,
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows
-from genrank.pipelines.partials import PartialRef, partial_schema
+from genrank.pipelines.partials import PartialRef, partial_schema, repeated_columns
 from genrank.pipelines.quarantine import Reasons, failed_conditions, quarantined
 from genrank.pipelines.raw_rows import arrival, content_hash, declared, hashed_ids, is_null, null_as_zero
 from genrank.pipelines.snapshot_join import join_snapshot
@@ -100,15 +100,17 @@ class Normalizer:
         columns = {
             "u": pa.array(user),
             "ts": pa.array(ts),
-            "arrived": pa.array(arrived),
             "id": pa.array(content_hash(rows, tuple(source.columns))),
         }
-        if source.name == self.schema.candidates.source:
+        repeated = repeated_columns(source)
+        if "arrived" not in repeated:
+            columns["arrived"] = pa.array(arrived)
+        if source.name == self.schema.candidates.source and "user" not in repeated:
             columns["user"] = rows.column(source.user)
-        content = content_hash(rows, source.dedup) if source.dedup else columns["id"].to_numpy()
-        same = mix(user, home, content)
+        same = mix(user, home, content_hash(rows, source.dedup)) if source.dedup else None
         frame, found = self._joined(source, frame, home)
-        columns |= compute(frame, source, self.columns[source.name])
+        own = tuple(column for column in self.columns[source.name] if column.name not in repeated)
+        columns |= compute(frame, source, own)
         message = NormalizedRows(home, same, pa.table(columns), found)
         yield from self._finite(source, rows, message, slot_of(mix(user), self.buckets))
 

@@ -6,19 +6,29 @@ Every row read is accounted for: in = out + duplicates + quarantined by reason.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrank.pipelines.arrays import int64s
+from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.merge_scan import Axis, Bool, Int, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, order_by
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows, tag_parts
+from genrank.pipelines.partials import with_repeated
 from genrank.schemas import files
+
+
+class PartialColumns(NamedTuple):
+    """How the files of a source's partials look."""
+
+    names: tuple[str, ...]
+    repeated: Mapping[str, str]
+    """Those that are not sent because they hold what another does (`partials.repeated_columns`)."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class PartialWriter:
     """Writes files below `staging`; travels to tasks by pickle."""
 
     staging: str
+    columns: Mapping[str, PartialColumns]
+    """Source -> those of its files."""
 
     def write(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: all rows of a bucket, a file per source and day; reports what was written."""
@@ -38,25 +50,35 @@ class PartialWriter:
                 yield PartialReport.pieces(list(self._partial(bucket, source, rows)))
 
     def _partial(self, bucket: int, source: str, rows: NormalizedRows) -> Iterator[PartialReport]:
-        user, ts, arrived, id_ = (int64s(rows.rows, name) for name in ("u", "ts", "arrived", "id"))
-        kept = first_of_each(rows.same, arrived, id_)
-        for day in np.unique(rows.day).tolist():
-            at = np.flatnonzero(kept & (rows.day == day))
-            at = at[by_user_and_time(user[at], ts[at], id_[at])]
+        if not rows.rows.num_rows:
+            return
+        names, repeated = self.columns[source]
+        user, ts, arrived, id_ = (int64s(rows.rows, repeated.get(name, name)) for name in ("u", "ts", "arrived", "id"))
+        kept = first_of_each(rows.event, arrived, id_)
+        first = int(rows.day.min())
+        found = np.bincount(rows.day - first)
+        duplicates = np.bincount(rows.day[~kept] - first, minlength=len(found))
+        at = np.flatnonzero(kept)
+        at = at[by_day_user_and_time(rows.day[at], user[at], ts[at], id_[at])]
+        table = with_repeated(taken(rows.rows, at), names, repeated)
+        begin = 0
+        for place in np.flatnonzero(found).tolist():
+            day, size = first + place, int(found[place] - duplicates[place])
             path = self._stage(f"{source}-{day}-{bucket:05d}")
-            if len(at):
-                write_partial(rows.rows.take(pa.array(at)), path)
+            if size:
+                write_partial(table.slice(begin, size), path, repeated)
             yield PartialReport(
                 source,
                 day,
                 bucket,
-                str(path) if len(at) else "",
-                rows=len(at),
-                duplicates=int(((rows.day == day) & ~kept).sum()),
+                str(path) if size else "",
+                rows=size,
+                duplicates=int(duplicates[place]),
                 reason="",
-                joins={name: int(known[at].sum()) for name, known in rows.found.items()},
-                sha256=files.file_sha256(path) if len(at) else "",
+                joins={name: int(known[at[begin : begin + size]].sum()) for name, known in rows.found.items()},
+                sha256=files.file_sha256(path) if size else "",
             )
+            begin += size
 
     def _quarantine(self, bucket: int, source: str, rows: QuarantinedRows) -> Iterator[Piece]:
         for day in np.unique(rows.day).tolist():
@@ -76,27 +98,35 @@ class PartialWriter:
         return folder / f"{name}-{uuid.uuid4().hex[:12]}.parquet"
 
 
-def write_partial(table: pa.Table, path: Path) -> None:
-    """One file of a partial. Times and hashes hardly repeat: trying a dictionary on them first would take as long as writing them."""
+def write_partial(table: pa.Table, path: Path, repeated: Mapping[str, str]) -> None:
+    """One file of a partial. Times and hashes hardly repeat: trying a dictionary or a compression on them would take as long as writing
+    them. Users, by whom the file is sorted, repeat in runs, of which split bytes leave nothing."""
     unlike = ("ts", "arrived", "id")
+    users = [name for name in table.column_names if repeated.get(name, name) == "u"]
+    encodings = dict.fromkeys(unlike[:2], "DELTA_BINARY_PACKED") | dict.fromkeys(users, "BYTE_STREAM_SPLIT")
     pq.write_table(
         table,
         path,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[name for name in table.column_names if name not in unlike],
-        column_encoding=dict.fromkeys(("ts", "arrived"), "DELTA_BINARY_PACKED"),
+        compression={name: "none" if name in unlike else "zstd" for name in table.column_names},
+        compression_level={name: 1 for name in table.column_names if name not in unlike},
+        use_dictionary=[name for name in table.column_names if name not in unlike and name not in users],
+        column_encoding=encodings,
     )
     files.sync(path)
 
 
-def by_user_and_time(user: Int, ts: Int, id: Int) -> Int:
-    """Order of rows by (user, ts, id)."""
-    users = pa.array(user).dictionary_encode()
-    ascending = np.argsort(users.dictionary.to_numpy())
-    rank = np.empty(len(ascending), np.int64)
-    rank[ascending] = np.arange(len(ascending))
-    return order_by(Axis.over(len(rank), ts).pack(rank[users.indices.to_numpy()], ts), id)
+def by_day_user_and_time(day: Int, user: Int, ts: Int, id: Int) -> Int:
+    """Order of rows by (day, user, ts, id)."""
+    if not len(day):
+        return np.empty(0, np.int64)
+    users = Keys(user)
+    place = day - day.min()
+    # From the first time of each day, so that many users fit beside many days.
+    begin = np.full(int(place.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(begin, place, ts)
+    since = ts - begin[place]
+    codes = place * users.count + users.ranks[users.codes]
+    return order_by(Axis.over(len(begin) * users.count, since).pack(codes, since), id)
 
 
 def first_of_each(same: Int, arrived: Int, id: Int) -> Bool:

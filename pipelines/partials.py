@@ -13,21 +13,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from genrank.pipelines.arrays import int64s
+from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
-from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
+from genrank.pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.checked_json import checked, with_checksum
@@ -100,17 +99,25 @@ class PartialRef:
     sha256: Mapping[int, str] = field(default_factory=dict)
     """Bucket -> digest of its file."""
 
-    def read(self, bucket: int) -> bytes:
+    def path(self, bucket: int) -> str:
+        """Where a bucket's file lies."""
+        return os.path.join(self.folder, self.files[bucket])
+
+    def read(self, bucket: int, known: bool = False) -> bytes:
         """A bucket's file, as it was written.
+
+        Args:
+            known: it was compared with its digest before.
 
         Raises:
             UserError: it is missing, or another.
         """
-        path = os.path.join(self.folder, self.files[bucket])
+        path = self.path(bucket)
         remedy = f"remove {self.folder} and build again"
         with reading(path, remedy), open(path, "rb") as file:
             content = file.read()
-        if (wanted := self.sha256.get(bucket)) and hashlib.sha256(content).hexdigest() != wanted:
+        wanted = None if known else self.sha256.get(bucket)
+        if wanted and hashlib.sha256(content).hexdigest() != wanted:
             raise UserError(f"{path} is damaged: its digest is not that of its record; {remedy}")
         return content
 
@@ -163,10 +170,12 @@ class OpenFiles:
 
     Args:
         most: bytes of files and columns kept; what is read beyond is read again.
+        known: paths of files that were compared with their digests, by other tasks too; added to.
     """
 
-    def __init__(self, most: int = 64 << 20) -> None:
+    def __init__(self, most: int = 64 << 20, known: set[str] | None = None) -> None:
         self._left = most
+        self._known = set() if known is None else known
         self._files: dict[str, pq.ParquetFile] = {}
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}
 
@@ -176,7 +185,7 @@ class OpenFiles:
         Raises:
             UserError: it is missing, damaged, or another.
         """
-        path = f"{ref.folder}/{ref.files[bucket]}"
+        path = ref.path(bucket)
         lacking = [name for name in columns if (path, name) not in self._columns]
         found = {name: self._columns[path, name] for name in columns if name not in lacking}
         if lacking:
@@ -191,7 +200,8 @@ class OpenFiles:
     def _file(self, ref: PartialRef, bucket: int, path: str) -> pq.ParquetFile:
         if path in self._files:
             return self._files[path]
-        content = ref.read(bucket)
+        content = ref.read(bucket, path in self._known)
+        self._known.add(path)
         file = pq.ParquetFile(pa.py_buffer(content))
         if len(content) <= self._left:
             self._left -= len(content)
@@ -218,14 +228,37 @@ def load(
                 if bucket is not None and foreign:
                     table = table.filter(pa.array(bucket.holds(int64s(table, "u")))).select(list(columns))
                 if users is not None:
-                    wanted = pc.is_in(table.column("u"), value_set=users)
-                    if not pc.all(wanted, min_count=0).as_py():
-                        table = table.filter(wanted)
+                    table = of_users(table, users)
                 tables.append(table.append_column("_day", pa.array(np.full(table.num_rows, ref.day, np.int32))))
     if not tables:
         wanted = pa.schema([schema.field(name) for name in columns]).append(pa.field("_day", pa.int32()))
         return wanted.empty_table()
     return pa.concat_tables(tables).combine_chunks()
+
+
+def of_users(table: pa.Table, users: pa.Array) -> pa.Table:
+    """Rows whose `u`, in which the table ascends, is among the users (int64, ascending)."""
+    own, wanted = int64s(table, "u"), users.to_numpy()
+    begin, end = np.searchsorted(own, wanted, "left"), np.searchsorted(own, wanted, "right")
+    lengths = end - begin
+    return table if lengths.sum() == len(own) else taken(table, ranges(begin, lengths))
+
+
+def repeated_columns(source: EventLog | Snapshot) -> dict[str, str]:
+    """Columns of a log's partial that hold, row by row, what another one does: they are stored, but moved and read as the other."""
+    if isinstance(source, Snapshot):
+        return {}
+    repeated = {Column("id", source.user).name: "u"}
+    if source.arrival is None:
+        repeated["arrived"] = "ts"
+    if source.columns[source.user] == "int64":
+        repeated["user"] = "u"  # Of the exposures.
+    return repeated
+
+
+def with_repeated(rows: pa.Table, names: Iterable[str], repeated: Mapping[str, str]) -> pa.Table:
+    """The columns of these names, of rows that lack those which repeat another (`repeated_columns`)."""
+    return pa.table({name: rows.column(repeated.get(name, name)) for name in names})
 
 
 def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> pa.Schema:

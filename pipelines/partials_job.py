@@ -12,8 +12,8 @@ from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import AnyEngine, together
 from genrank.pipelines.messages import PartialReport
 from genrank.pipelines.normalize import Normalizer, ReadUnit
-from genrank.pipelines.partial_writer import PartialWriter
-from genrank.pipelines.partials import Partial, PartialRef, PartialStore
+from genrank.pipelines.partial_writer import PartialColumns, PartialWriter
+from genrank.pipelines.partials import Partial, PartialRef, PartialStore, partial_schema, repeated_columns
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.sources import Partition
 from genrank.schemas import EventLog, Snapshot, UserError
@@ -56,7 +56,13 @@ class PartialsJob:
                     snapshots.setdefault(name, {})[day] = self.store.ref(self.partials[name][at], at)
         wanted = {name: frozenset(days) for name, days in missing.items()}
         normalizer = Normalizer(plan.schema, plan.buckets, wanted, snapshots)
-        writer = PartialWriter(str(self.staging / "partials"))
+        layouts = {
+            source.name: PartialColumns(
+                tuple(partial_schema(plan.schema, source, plan.columns[source.name]).names), repeated_columns(source)
+            )
+            for source in map(plan.schema.source, missing)
+        }
+        writer = PartialWriter(str(self.staging / "partials"), layouts)
         units = []
         for name, days in missing.items():
             partitions = {p.day: p for day in days for p in plan.contents[name][day]}

@@ -34,7 +34,8 @@ def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) ->
         compression_level=1,
         use_dictionary=dictionaries,
         column_encoding=encodings,
-        write_statistics=True,
+        # Of values in lists nobody could skip a row group.
+        write_statistics=[field.name for field in table.schema if not pa.types.is_nested(field.type)],
         write_page_checksum=True,
     ) as writer:
         bounds = _row_groups(table)

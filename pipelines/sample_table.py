@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column
 from genrank.pipelines.days import dt_of
@@ -157,17 +157,21 @@ class _SampleTable:
         return pa.StructArray.from_arrays(children, fields=list(field.type))
 
     def _candidates(self) -> Leaves:
-        exposures, index = self.of.exposures, pa.array(self.rows)
+        exposures = self.of.exposures
         leaves: dict[str, pa.Array] = {}
         for feature in self.schema.candidates.features:
             if feature.stored:
                 column = feature_column(feature)
                 values = single_array(exposures.column(column.name)) if column else self.of.crossed[feature.name]
-                leaves[feature.name] = values.take(index)
-        leaves[TS] = single_array(exposures.column("ts")).take(index)
-        leaves[ITEM] = single_array(exposures.column(Column("id", self.schema.candidates.item).name)).take(index)
-        leaves[REQUEST] = self._requests().take(index)
+                leaves[feature.name] = self._kept(values)
+        leaves[TS] = self._kept(single_array(exposures.column("ts")))
+        leaves[ITEM] = self._kept(single_array(exposures.column(Column("id", self.schema.candidates.item).name)))
+        leaves[REQUEST] = self._kept(self._requests())
         return self.counts, leaves
+
+    def _kept(self, values: pa.Array) -> pa.Array:
+        """Those of the candidates, of values of all exposures."""
+        return values if len(self.rows) == len(values) else taken(values, self.rows)
 
     def _requests(self) -> pa.Array:
         """The request each exposure belongs to; a user's day is one where the exposures name none."""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
-from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, ascends, mix, order_by
 from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID
@@ -48,9 +48,8 @@ class Timeline(NamedTuple):
 
     def gather(self, rows: Int) -> dict[str, pa.Array]:
         """Every leaf, `ts` and `type` at `rows`."""
-        index = pa.array(rows)
         return {
-            **{name: leaf.take(index) for name, leaf in self.leaves.items()},
+            **{name: taken(leaf, rows) for name, leaf in self.leaves.items()},
             "ts": pa.array(self.ts[rows]),
             "type": pa.array(self.type[rows].astype(np.int32)),
         }
@@ -100,7 +99,10 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
     available before `settled`, by the sequence's own order, and whatever came later.
     """
-    users = Keys(int64s(rows, "u"))
+    user = int64s(rows, "u")
+    if ascends(user) and not (user[most:] == user[:-most]).any():
+        return rows  # Of a day, as its partial has them: nobody has more.
+    users = Keys(user)
     old = int64s(rows, "available") < settled
     many = np.bincount(users.codes[old], minlength=users.count) > most
     at = np.flatnonzero(old & many[users.codes])
@@ -134,7 +136,7 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
     order = order_by(packed, ts[rows], kind[rows], id_[rows])
     rows = rows[order]
     leaves = {
-        feature.name: single_array(table.column(f"{_LEAF}{feature.name}").take(pa.array(rows)), STORED_TYPES[stored])
+        feature.name: single_array(taken(table.column(f"{_LEAF}{feature.name}"), rows), STORED_TYPES[stored])
         for feature, stored in sequence_features(sequence)
     }
     return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users, id_[rows])

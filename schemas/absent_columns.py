@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,19 +25,21 @@ def may_be_missing(source: EventLog | Snapshot, column: str) -> bool:
     return column not in must
 
 
-def with_absent_columns(source: EventLog | Snapshot, path: Path | str, rows: pa.Table) -> pa.Table:
-    """The rows with every declared column under its physical name: from the path, by default, or null.
+def with_absent_columns(
+    source: EventLog | Snapshot, path: Path | str, rows: pa.Table, columns: Iterable[str] | None = None
+) -> pa.Table:
+    """The rows with the declared `columns` (default: all) under their physical names: from the path, by default, or null.
 
     Raises:
         UserError: a value in the path is not of the declared type.
     """
     named = path_values(path)
-    for column, declared in source.columns.items():
-        physical = source.physical(column)
+    for column in source.columns if columns is None else columns:
+        physical, declared = source.physical(column), source.columns[column]
         if physical in rows.column_names:
             continue
         value = _parsed(source, path, column, named[physical]) if physical in named else source.defaults.get(column)
-        array = pa.array([value], ARROW_TYPES[declared]).take(pa.nulls(rows.num_rows, pa.int32()).fill_null(0))
+        array = pa.repeat(pa.scalar(value, ARROW_TYPES[declared]), rows.num_rows)
         rows = rows.append_column(physical, array)
     return rows
 

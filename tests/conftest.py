@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 # Where a property test says nothing of its own; `HYPOTHESIS_EXAMPLES=1000 pytest ...` looks harder. No deadlines: machines are shared.
-settings.register_profile("tests", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")), deadline=None)
+settings.register_profile("tests", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")), deadline=None)
 settings.load_profile("tests")
 
 # A Spark worker must run the interpreter that runs the tests, not whichever python3 comes first on PATH.
@@ -25,7 +25,8 @@ kernels in Triton's interpreter, Spark (whose workers are other processes). DEEP
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Give all Spark tests to one worker (`--dist loadgroup`): one session serves them, and memory holds one JVM.
+    """Give all Spark tests to one worker (`--dist loadgroup`): one session serves them, and memory holds one JVM. Likewise the tests of a
+    file that share a fixture of its module, which two workers would make twice.
 
     Without Java they skip, saying so: the local engine serves there. Coverage is measured in `TRACED` tests.
     """
@@ -34,12 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
         deep = item.path.stem.removeprefix("test_") in DEEP
         if item.get_closest_marker("spark") or deep or not file.startswith(TRACED):
             item.add_marker(pytest.mark.no_cover)
+        if not item.get_closest_marker("spark") and _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(file))
     spark = [item for item in items if item.get_closest_marker("spark")]
     why = _no_java() if spark else ""
     for item in spark:
         item.add_marker(pytest.mark.xdist_group("spark"))
         if why:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    own = item.nodeid.partition("::")[0]
+    defined = (found[-1] for found in item._fixtureinfo.name2fixturedefs.values())
+    return any(fixture.scope == "module" and fixture.baseid == own for fixture in defined)
 
 
 def _no_java() -> str:

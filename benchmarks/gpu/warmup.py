@@ -45,7 +45,7 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for launch in attention_launches(dtype, 2, *dims, kind, device, seed=0):
             yield launch, False
     for dim in (512, 1024):
-        for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0)):
+        for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0), (1, 1)):
             for launch in norm_launches(bf16, dim, groups, gate, 0.0, device, seed=0, tokens=2**14):
                 yield launch, True
     for dim in (512, 768):

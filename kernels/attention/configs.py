@@ -33,11 +33,12 @@ import triton
 def config(rows: int, keys: int, warps: int, stages: int, tma: bool = False) -> triton.Config:
     """Blocks of `rows` queries and `keys` keys; tma: tiles are loaded by the tensor memory accelerator."""
     blocks = {"BLOCK_M": rows, "BLOCK_N": keys, "TMA": tma}
-    return triton.Config(blocks, num_warps=warps, num_stages=stages, pre_hook=shape_descriptors if tma else None)
+    return triton.Config(blocks, num_warps=warps, num_stages=stages, pre_hook=shape_descriptors)
 
 
 def shape_descriptors(named: dict[str, Any]) -> None:
-    """Descriptors load one block at a time: of keys in the forward and dQ kernels, of queries in the other."""
+    """Descriptors load one block at a time: of keys in the forward and dQ kernels, of queries in the other. Where a configuration leaves
+    them unused, too: their shape is part of what is compiled."""
     for name, block, width in (
         *(("k_desc", "BLOCK_N", "WIDTH"), ("v_desc", "BLOCK_N", "VALUE_WIDTH")),
         *(("q_desc", "BLOCK_M", "WIDTH"), ("grad_out_desc", "BLOCK_M", "VALUE_WIDTH")),
@@ -46,9 +47,14 @@ def shape_descriptors(named: dict[str, Any]) -> None:
             named[name].block_shape = [named[block], named[width]]
 
 
-def configs(*blocks: tuple[int, int, int, int]) -> list[triton.Config]:
-    """The largest blocks loading by TMA, then all of them without; the interpreter takes the last one."""
-    return [*(config(*b, tma=True) for b in blocks if max(b[:2]) == 128), *(config(*b) for b in blocks)]
+Blocks = tuple[int, int, int, int]
+"""Rows, keys, warps, stages."""
+
+
+def configs(*blocks: Blocks, tma: tuple[Blocks, ...] = ()) -> list[triton.Config]:
+    """The largest blocks, and `tma`, loading by TMA, then all of `blocks` without; the interpreter takes the last one."""
+    by_tma = (*(each for each in blocks if max(each[:2]) == 128), *tma)
+    return [*(config(*each, tma=True) for each in by_tma), *(config(*each) for each in blocks)]
 
 
 FORWARD_CONFIGS = configs(
@@ -62,6 +68,7 @@ BACKWARD_Q_CONFIGS = configs(
 BACKWARD_KV_CONFIGS = configs(
     *((32, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 3)),
     *((32, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1), (32, 32, 4, 2)),
+    tma=((64, 64, 8, 2),),
 )
 CONFIGS = {"forward": FORWARD_CONFIGS, "dq": BACKWARD_Q_CONFIGS, "dkv": BACKWARD_KV_CONFIGS}
 LAST_RESORTS = {"32x32x8"}

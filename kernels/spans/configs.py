@@ -27,7 +27,7 @@ def config(rows: int, keys: int, warps: int, stages: int) -> triton.Config:
 LAST_RESORT = config(16, 16, 4, 1)
 """Chosen only where nothing else fits: half a tensor core's tile of rows is wasted work wherever larger blocks do."""
 FORWARD = [*(config(*c) for c in ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
-BACKWARD_Q = [*(config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
+BACKWARD_Q = [*(config(*c) for c in ((64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 8, 1))), LAST_RESORT]
 BACKWARD_KV = [*(config(*c) for c in ((32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2))), LAST_RESORT]
 """The order is that of preference where none is timed."""
 VALUES = {"forward": 128, "backward": 112}

@@ -18,7 +18,16 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
-from genrank.pipelines.partials import Bucket, OpenFiles, PartialRef, load, partial_schema
+from genrank.pipelines.merge_scan import Keys
+from genrank.pipelines.partials import (
+    Bucket,
+    OpenFiles,
+    PartialRef,
+    load,
+    partial_schema,
+    repeated_columns,
+    with_repeated,
+)
 from genrank.schemas import ChangePoints, EventLog, Schema
 from genrank.schemas.files import reading as reading_file
 
@@ -37,10 +46,13 @@ class PastReader:
     _open: dict[int, OpenFiles] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Bucket -> its files, where a task reads several times."""
 
+    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Files that were compared with their digests, by whichever task of this process."""
+
     @contextmanager
     def several_times(self, bucket: int) -> Iterator[None]:
         """Within it, what is read of a bucket's partials is kept for being read again, as far as `OpenFiles` does."""
-        self._open[bucket] = OpenFiles()
+        self._open[bucket] = OpenFiles(known=self._known)
         try:
             yield
         finally:
@@ -63,32 +75,39 @@ class PastReader:
         """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
         names = columns if users is None or "u" in columns else [*columns, "u"]
         refs = [ref for ref in self.partials[source] if ref.day in days]
-        return load(refs, Bucket(bucket, self.buckets), names, self.schemas[source], users, self._open.get(bucket))
+        repeated = repeated_columns(self.schema.source(source))
+        stored = list(dict.fromkeys(repeated.get(name, name) for name in names))
+        opened = self._open.get(bucket)
+        rows = load(refs, Bucket(bucket, self.buckets), stored, self.schemas[source], users, opened)
+        return with_repeated(rows, (*names, "_day"), repeated)
 
     def events(
         self,
         wanted: Mapping[TileUse, ReadPlan],
         bucket: int,
         users: pa.Array | None = None,
-        asked: Mapping[KeySet, pa.Array] | None = None,
+        asked: Mapping[KeySet, Keys] | None = None,
+        lean: bool = False,
     ) -> dict[TileUse, pa.Table]:
-        """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those.
+        """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those, with their codes; `lean` leaves
+        out ids that no feature of the key sets asks for.
 
         A partial is read once, for all key sets. Where there is much to read, what may be merged is merged on the way, so that a
         task holds a few days in full, however many it reads.
         """
-        found: dict[TileUse, list[pa.Table]] = {
-            use: self._tiles(use, reading.compacted, bucket, asked and asked[use.key_set])
-            for use, reading in wanted.items()
-        }
+        found: dict[TileUse, list[pa.Table]] = {}
         for source in dict.fromkeys(use.source for use in wanted):
             log = self.schema.event_log(source)
             own = {use: reading for use, reading in wanted.items() if use.source == source}
-            columns = [name for use in own for name in cross_features.partial_columns(use.key_set, log)]
+            ids = not lean or any(cross_features.asks_ids(use.key_set, log) for use in own)
+            for use, reading in own.items():
+                tiles = self._tiles(use, reading.compacted, bucket, asked[use.key_set] if asked is not None else None)
+                found[use] = tiles if ids else [tile.drop_columns(["id"]) for tile in tiles]
+            columns = [name for use in own for name in cross_features.partial_columns(use.key_set, log, ids)]
             days = sorted({day for reading in own.values() for day in reading.days})
             for rows, much in self._chunks(source, days, bucket, list(dict.fromkeys(columns)), users):
                 for use, reading in own.items():
-                    keys = asked and asked[use.key_set]
+                    keys = asked[use.key_set] if asked is not None else None
                     everything = len(reading.days) == len(days)
                     found[use] += self._at_keys(use.key_set, log, reading, rows, keys, much, everything)
         return {use: pa.concat_tables(tables) for use, tables in found.items()}
@@ -113,7 +132,7 @@ class PastReader:
         log: EventLog,
         reading: ReadPlan,
         rows: pa.Table,
-        asked: pa.Array | None,
+        asked: Keys | None,
         merge: bool,
         everything: bool,
     ) -> Iterator[pa.Table]:
@@ -129,10 +148,10 @@ class PastReader:
             mine = run_of == number
             table = rows if mine.all() else rows.filter(pa.array(mine))
             table = cross_features.events_at_keys(key_set, log, table)
-            if asked is not None:
-                table = table.filter(pc.is_in(table.column("key"), value_set=asked))
             if reading.runs or reading.compacted:
                 table = cross_features.mergeable(key_set, log, table)
+            if asked is not None:
+                table = cross_features.coded(table, asked)
             if number:
                 moment = self.schema.local_days.start(reading.runs[number - 1][-1])
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
@@ -162,7 +181,7 @@ class PastReader:
 
     # ------------------------------------------------------------------ what is compacted
 
-    def _tiles(self, use: TileUse, refs: Iterable[PartialRef], bucket: int, asked: pa.Array | None) -> list[pa.Table]:
+    def _tiles(self, use: TileUse, refs: Iterable[PartialRef], bucket: int, asked: Keys | None) -> list[pa.Table]:
         """A bucket's share of tiles: of its users' keys those in its users' files, all `asked` among them; of other keys, which any bucket
         may deal with, every so many-th file."""
         own = Bucket(bucket, self.buckets)
@@ -174,7 +193,7 @@ class PastReader:
             else:
                 numbers = range(bucket, ref.buckets, self.buckets)
             for table in read_files(ref, numbers):
-                tables.append(table if asked is None else table.filter(pc.is_in(table.column("key"), value_set=asked)))
+                tables.append(table if asked is None else cross_features.coded(table, asked))
         return tables
 
     def _histories(self, refs: Iterable[PartialRef], bucket: int, users: pa.Array | None) -> list[pa.Table]:

@@ -38,7 +38,7 @@ class DecayedSumEvaluation(Evaluation):
         answers = np.zeros(len(block))
         for number in np.unique(block).tolist():
             own = np.flatnonzero(block == number)
-            asked = Queries(queries.keys[own], queries.times[own], queries.order[own])
+            asked = Queries(queries.keys[own], queries.times[own], queries.places[own])
             origin = number * MOST_HALF_LIVES
 
             def terms(rows: Int, origin: int = origin) -> tuple[Parts, ...]:

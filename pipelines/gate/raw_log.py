@@ -313,5 +313,5 @@ def _read(source: EventLog | Snapshot, unit: RawUnit, names: list[str]) -> pa.Ta
         file = open_rows(unit.path)
         held = [name for name in physical if name in file.schema_arrow.names]
         table = file.read_row_groups(list(unit.row_groups), columns=held, use_threads=False)
-    table = with_absent_columns(source, unit.path, table)
+    table = with_absent_columns(source, unit.path, table, names)
     return table.select(physical).rename_columns(names)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines.arrays import int64s, single_array
+from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import feature_column, needed
 from genrank.pipelines.days import day_number
@@ -155,10 +155,10 @@ class OnlineFeatures:
         if found is None:
             return reasons
         with self._adding:
-            same, first = np.unique(found.same, return_index=True)
+            same, first = np.unique(found.event, return_index=True)
             new = ~_among(same, self._same[source]) & ~_among(int64s(found.rows, "id")[first], self._known[source])
             if new.any():
-                added = found.rows.take(pa.array(np.sort(first[new]))).select(self._partials[source].names)
+                added = taken(found.rows, np.sort(first[new])).select(self._partials[source].names)
                 self._builder.add(source, added)
                 self._same[source] = np.sort(np.concatenate([self._same[source], same[new]]), kind="stable")
                 self._state = self._builder.state()
@@ -283,7 +283,10 @@ class OnlineFeatures:
         keys = self._builder.keys.of(shown.columns, len(starts))
         for at, crossed in enumerate(self._builder.crossed):
             blocks = {log: state.blocks[at, log] for log in crossed.logs}
-            found += crossed.answers(blocks, keys[at], shown.ts, starts)
+            if crossed.key_set.listed:
+                found += crossed.of_lists(blocks, shown.columns, shown.ts, starts)
+            else:
+                found += crossed.answers(blocks, keys[at], shown.ts, starts)
         leaves = {name: shown.columns[column] for name, column in self._candidate_columns.items()} | stored(found)
         leaves["ts"] = pa.array(shown.ts)
         leaves["item"] = shown.columns[Column("id", candidates.item).name]

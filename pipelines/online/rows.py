@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import NormalizedRows, QuarantinedRows, tag_parts
 from genrank.pipelines.normalize import Normalizer
 from genrank.pipelines.online.snapshots import SnapshotDays
+from genrank.pipelines.partials import partial_schema, repeated_columns, with_repeated
 from genrank.schemas import EventLog
 from genrank.schemas.base import ARROW_TYPES
 
@@ -27,7 +28,7 @@ class OnlineNormalizer(Normalizer):
     held: Mapping[str, SnapshotDays] = field(default_factory=dict)
 
     def rows(self, source: EventLog, raw: pa.Table, partition: int) -> tuple[NormalizedRows | None, list[str]]:
-        """(the rows that can be used, the reasons of those that can't).
+        """(the rows that can be used, with every column of the log's partials, the reasons of those that can't).
 
         Args:
             source: the log.
@@ -44,7 +45,11 @@ class OnlineNormalizer(Normalizer):
                 reasons += piece.rows.column("reason").to_pylist()
             else:
                 good.append(piece.rows)
-        return (NormalizedRows.of(pa.concat_tables(good).combine_chunks()) if good else None), reasons
+        if not good:
+            return None, reasons
+        found = NormalizedRows.of(pa.concat_tables(good).combine_chunks())
+        names = partial_schema(self.schema, source, self.columns[source.name]).names
+        return replace(found, rows=with_repeated(found.rows, names, repeated_columns(source))), reasons
 
     def _joined(self, source: EventLog, frame: pl.DataFrame, home: Int) -> tuple[pl.DataFrame, dict[str, Bool]]:
         for name, columns in joined_columns(self.schema, source, self.columns[source.name]).items():

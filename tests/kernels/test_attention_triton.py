@@ -97,7 +97,7 @@ def check_error(case: Case, dtype: torch.dtype, blocks: Any) -> None:
         assert (got - want).abs().max() <= allowed, f"output {at}: {(got - want).abs().max()} > {allowed}"
 
 
-@interpreted(15)
+@interpreted(9)
 @given(
     batches(longest=50, most=3),
     st.sampled_from([torch.float32, torch.float16]),

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from genrank.pipelines import hot_keys
 from genrank.pipelines.compaction import sizes
 from genrank.pipelines.gate import data_docs
 from genrank.pipelines.gate.judge import Gate
 from tests.pipelines.plain_page import plain_page
-
-# The machine may be shared: how long an example takes says nothing.
-settings.register_profile("builder", deadline=None)
-settings.load_profile("builder")
 
 
 @pytest.fixture(scope="session")

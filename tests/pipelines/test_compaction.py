@@ -40,7 +40,7 @@ def long_schema() -> Schema:
     base = full_schema()
     longer = {"item_ctr": "9d", "item_long": "200h", "pair_recency": "10d", "item_dwell_sum": "5d", "user_shown": "8d"}
     longer |= {"user_category": "7d", "last_position": "9d", "items_seen": "9d", "item_users": "8d", "all_today": "6d"}
-    longer |= {"item_morning": "8d"}
+    longer |= {"item_morning": "8d", "user_tags": "8d", "word_ctr": "9d"}
     features = [
         feature.replace(window=longer.get(feature.name, feature.window))
         if isinstance(feature, CrossFeature)
@@ -110,7 +110,7 @@ def test_days_that_follow_each_other_equal_the_oracle(
 def test_one_by_one_equals_at_once_and_any_day_again(tmp_path: Path) -> None:
     """With blocks of the real sizes."""
     schema = long_schema()
-    days = write_world(tmp_path / "data", seed=51, users=5, items=4, days=15, per_day=30)
+    days = write_world(tmp_path / "data", seed=51, users=4, items=4, days=15, per_day=20)
     one_by_one(schema, tmp_path, days)
     build(BuildConfig(schema, tmp_path / "data", tmp_path / "once", days[0], days[-1], buckets=2))
     same_days(tmp_path, days, "out", "once")
@@ -118,7 +118,7 @@ def test_one_by_one_equals_at_once_and_any_day_again(tmp_path: Path) -> None:
     assert {len(block["covers"]) for block in found if "-by-" in str(block["use"])} >= {1, 4}  # type: ignore[arg-type]
     assert any("history" in str(block["use"]) for block in found)
     before = len(found)
-    for dt in (days[13], days[9]):
+    for dt in (days[12],):
         build(BuildConfig(schema, tmp_path / "data", tmp_path / "out", dt, dt, force=True, buckets=2))
     same_days(tmp_path, days, "out", "once")
     assert len(made(tmp_path / "out")) == before
@@ -135,7 +135,7 @@ def test_a_folder_that_an_earlier_release_began_with_other_buckets_grows(
 ) -> None:
     """Its partials' keys hold the number in `layout.json`, and its tiles and histories say no number."""
     schema = long_schema()
-    days = write_world(tmp_path / "data", seed=55, users=5, items=4, days=10, per_day=25)
+    days = write_world(tmp_path / "data", seed=55, users=4, items=4, days=8, per_day=20)
     notes = tmp_path / "out" / "partials"
     notes.mkdir(parents=True)
     Layout(3).write(notes / "layout.json")
@@ -169,7 +169,7 @@ def test_a_day_opens_no_partial_behind_a_block(tmp_path: Path) -> None:
 
 def test_a_late_row_behind_a_block_is_seen(small_compaction: None, tmp_path: Path) -> None:
     schema = long_schema()
-    days = write_world(tmp_path / "data", seed=53, users=3, items=3, days=11, per_day=30)
+    days = write_world(tmp_path / "data", seed=53, users=3, items=3, days=9, per_day=20)
     one_by_one(schema, tmp_path, days)
     write_late_click(tmp_path, days[3], arrives=days[5])
     found = status(schema, tmp_path / "data", tmp_path / "out")

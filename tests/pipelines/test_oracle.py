@@ -37,7 +37,7 @@ def test_every_column_equals_the_oracle(seed: int, users: int, items: int, per_d
     check(full_schema(), seed, users, items, per_day, hours)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10**6),
     place=st.sampled_from(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genrank.pipelines.engine import gather
 from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows
-from genrank.pipelines.partial_writer import PartialWriter, by_user_and_time, first_of_each
+from genrank.pipelines.partial_writer import PartialColumns, PartialWriter, by_day_user_and_time, first_of_each
 from genrank.pipelines.partials import Bucket, Partial, PartialRef, PartialStore, load
 from genrank.pipelines.quarantine import Reasons
 from genrank.pipelines.raw_rows import content_hash
@@ -32,9 +32,9 @@ def test_of_equal_rows_the_first_to_arrive_is_kept(rows: list[tuple[int, int, in
     assert sorted(kept) == sorted({key: min(row for row in rows if row[0] == key) for key, *_ in rows}.values())
 
 
-@given(st.lists(st.tuples(small, small, small), max_size=30))
-def test_rows_are_sorted_by_user_time_and_id(rows: list[tuple[int, int, int]]) -> None:
-    order = by_user_and_time(*(ints([row[i] for row in rows]) for i in range(3))).tolist()
+@given(st.lists(st.tuples(small, small, small, small), max_size=30))
+def test_rows_are_sorted_by_day_user_time_and_id(rows: list[tuple[int, int, int, int]]) -> None:
+    order = by_day_user_and_time(*(ints([row[i] for row in rows]) for i in range(4))).tolist()
     assert [rows[at] for at in order] == sorted(rows)
     assert sorted(order) == list(range(len(rows)))
 
@@ -79,7 +79,10 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     good = NormalizedRows(day, same, pa.table(columns), {"items": np.array([True, False, True, True])})
     bad = QuarantinedRows.because(pa.table({"a": [1, 2]}), ["x", "y"], ints([3, 3]))
     tables = {NormalizedRows.tag("clicks"): good.table(), QuarantinedRows.tag("clicks"): bad.table()}
-    reports = PartialReport.collected(gather(PartialWriter(str(tmp_path)).write(0, tables)))
+    writer = PartialWriter(
+        str(tmp_path), {"clicks": PartialColumns(("u", "ts", "arrived", "id", "again"), {"again": "u"})}
+    )
+    reports = PartialReport.collected(gather(writer.write(0, tables)))
     of = {(report.day, report.reason): report for report in reports}
     assert {key: (report.rows, report.duplicates) for key, report in of.items()} == {
         (3, ""): (2, 1),
@@ -88,7 +91,9 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         (3, "y"): (1, 0),
     }
     assert of[3, ""].joins == {"items": 1}
-    assert pq.read_table(of[3, ""].path).column("id").to_pylist() == [4, 2]
+    kept = pq.read_table(of[3, ""].path)
+    assert kept.column("id").to_pylist() == [4, 2]
+    assert kept.column("again").to_pylist() == kept.column("u").to_pylist() == [4, 5]
     assert pq.read_table(of[3, "x"].path).to_pylist() == [{"a": 1, "reason": "x"}, {"a": 2, "reason": "y"}]
 
 

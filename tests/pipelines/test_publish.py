@@ -54,7 +54,7 @@ def whole(out: Path, dt: str) -> list[str]:
 
 
 def test_kill_9_at_random_moments_leaves_the_old_day_or_the_new_one(tmp_path: Path) -> None:
-    days = write_world(tmp_path / "data", seed=41, days=3, users=4, per_day=60)
+    days = write_world(tmp_path / "data", seed=41, days=2, users=4, per_day=60)
     config = BuildConfig(full_schema(), tmp_path / "data", tmp_path / "out", days[0], days[-1], days_per_job=1)
     build(config)
     truth = {dt: whole(tmp_path / "out", dt) for dt in days}
@@ -62,9 +62,9 @@ def test_kill_9_at_random_moments_leaves_the_old_day_or_the_new_one(tmp_path: Pa
     start_builder(tmp_path, days).communicate()
     took = time.monotonic() - begun
     builds = {dt: set[str]() for dt in days}
-    for i in range(8):
+    for i in range(6):
         builder = start_builder(tmp_path, days)
-        time.sleep(took * i / 7)
+        time.sleep(took * i / 5)
         os.kill(builder.pid, signal.SIGKILL)
         builder.wait()
         for dt in days:
