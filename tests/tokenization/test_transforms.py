@@ -127,7 +127,7 @@ def test_autodis_of_other_sizes_are_computed_apart_and_every_parameter_learns() 
     torch.testing.assert_close(got, wanted)
     for out in (got, wanted):
         (out * torch.arange(1.0, 8.0)).sum().backward()
-    for name, each in alone.items():
+    for each in alone.values():
         for key, parameter in each.named_parameters():
             torch.testing.assert_close(inputs.get_parameter(key).grad, parameter.grad)
 
