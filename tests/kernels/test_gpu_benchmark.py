@@ -48,7 +48,7 @@ def test_what_keeps_the_card_busy_runs(tmp_path: Path, monkeypatch: pytest.Monke
     session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
     busy.busy(session)
     rows = {(row["section"], row["name"]): row for row in session.rows()}
-    assert len(rows) == 8 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
+    assert len(rows) == 9 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
     assert all(row["correct"] and row["largest_row"] > 2 for (section, _), row in rows.items() if section == "sparse")
     read = [rows["reading", f"256 tokens, readers {n}"]["batches"] for n in (0, 1)]
     assert read[0] == read[1] > 1
@@ -113,10 +113,10 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         import benchmarks.gpu.__main__
         from benchmarks.gpu import busy, correctness, mlperf, peers, repeat, report, speed, step, warmup
         from genrank.kernels.attention import gpu as attention_gpu
-        from genrank.kernels.idmap import gpu as idmap_gpu
         from genrank.kernels.jagged import gpu as jagged_gpu
         from genrank.kernels.norm import gpu as norm_gpu
         from genrank.kernels.rowwise import gpu as rowwise_gpu
+        from genrank.kernels.vocabulary import gpu as vocabulary_gpu
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
