@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from genrank.schemas.base import CANDIDATES, DAY_MS, USER, Duration, Name, format_duration, parse_duration
+from genrank.schemas.base import CANDIDATES, DAY_MS, Duration, Name, format_duration, parse_duration
 from genrank.schemas.expression import columns, nearest
 from genrank.schemas.features.base import Feature, Scope
 from genrank.schemas.messages import and_, condition_mistakes, twice
@@ -159,8 +159,8 @@ class CrossFeature(Feature):
 
     def mistakes(self, at: str, group: str, scope: Scope) -> Iterator[str]:
         """Which events it counts, by which keys, and what of each."""
-        if group not in (USER, CANDIDATES):
-            yield f"{at}: a cross feature is a statistic as of an exposure (or of the window's start, for the user); declare it under candidates"
+        if group != CANDIDATES:
+            yield f"{at}: a cross feature is a statistic as of an exposure; declare it under candidates, also where only the user is its key"
             return
         operation, logs = self.operation, scope.event_logs
         window = parse_duration(self.window)

@@ -20,12 +20,11 @@ def cross(**fields: Any) -> Schema:
 MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     "a cross feature of past events": (
         lambda: sequence(CrossFeature(name="x", op="count", source="clicks", keys=("user_id",), window="7d")),
-        "history.x: a cross feature is a statistic as of an exposure (or of the window's start, for the user); declare it under "
-        "candidates",
+        "history.x: a cross feature is a statistic as of an exposure; declare it under candidates, also where only the user is its key",
     ),
-    "a cross feature of the user by item": (
-        lambda: user(CrossFeature(name="x", op="count", source="clicks", keys=("user_id", "item_id"), window="7d")),
-        "user.x: key column 'item_id' is not in the user group",
+    "a cross feature of the user's profile": (
+        lambda: user(CrossFeature(name="x", op="count", source="clicks", keys=("user_id",), window="7d")),
+        "user.x: a cross feature is a statistic as of an exposure; declare it under candidates, also where only the user is its key",
     ),
     "a cross feature of an unknown log": (
         lambda: cross(source="click"),
