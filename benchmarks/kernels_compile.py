@@ -41,7 +41,6 @@ from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_cla
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
-from genrank.kernels.idmap import gpu as idmap_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
 from genrank.kernels.lookups import gpu as lookups_gpu
@@ -52,6 +51,8 @@ from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
 from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
+from genrank.kernels.vocabulary import gpu as vocabulary_gpu
+from genrank.kernels.vocabulary.layout import VocabularyPlace
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -184,16 +185,30 @@ def lookup_launches(device: str = "cpu") -> list[Launch]:
     return launches
 
 
-def idmap_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
+def vocabulary_launches(device: str = "cpu") -> list[Launch]:
+    """A step of a dynamic vocabulary, and new rows' initial weights by each initialiser, with either optimizer."""
+    place = VocabularyPlace(*[0] * 8, 63, 48, 16, 48, *[0] * 5, 16, 0, 0, 0, 16, 0)
     with torch.device(device):
-        # More than a chunk: sums that cross its end take another pass of the row-wise kernel.
+        ids, table, state = torch.zeros(16, dtype=torch.int64), torch.zeros(64, 32), torch.zeros(64)
+    numbers = vocabulary_gpu.reset_numbers(0.1, ids.device)
+    with recording() as launches:
+        sent = vocabulary_gpu.send([place], ids.device)
+        vocabulary_gpu.observe([place], sent, ids, ids[:1], 64)
+        vocabulary_gpu.look_up([place], sent)
+        for first, second in ((None, state), (table, state), (None, None)):
+            for normal in (True, False):
+                vocabulary_gpu.reset_rows(table, first, second, ids, ids, ids, numbers, normal=normal)
+    return launches
+
+
+def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
+    with torch.device(device):
+        # More than a chunk: sums that cross its end take another pass.
         count = rowwise_gpu.CHUNK + 32
-        keys, ids = torch.zeros(64, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+        ids = torch.zeros(count, dtype=torch.int64)
         table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
     adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
     with recording() as launches:
-        idmap_gpu.find_slots(keys, ids)
-        idmap_gpu.place(keys, keys, ids, ids)
         rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
         rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
     return launches
@@ -240,6 +255,7 @@ def other_cases() -> Iterator[Case]:
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
     yield Case("lookups", "fp32", EVERY, lookup_launches)
+    yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)
     for name, dtype in DTYPES.items():
         yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
@@ -252,7 +268,7 @@ def other_cases() -> Iterator[Case]:
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
         yield Case("silu_split 512", name, EVERY, lambda dtype=dtype: split_launches(dtype, 512))
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
-        yield Case("idmap", name, EVERY, lambda dtype=dtype: idmap_launches(dtype))
+        yield Case("rowwise", name, EVERY, lambda dtype=dtype: rowwise_launches(dtype))
 
 
 @dataclass(frozen=True)

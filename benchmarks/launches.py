@@ -5,14 +5,13 @@
 The step runs on PyTorch's meta device with the implementations that serve a GPU: every operation of PyTorch that isn't a view or an
 allocation counts once, a Triton kernel once for each time it is started, an op of ours in the encoder once. It is a lower bound: a sort, the
 backward of an embedding or of a layer norm are several kernels of PyTorch's, and clipping and AdamW, which take all parameters in about ten, are
-left out. Whatever waits for the device fails there, as it has no values: dynamic vocabularies, which do, are counted as hashed ones.
+left out. Whatever waits for the device fails there, as it has no values.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 import sys
 import tempfile
@@ -27,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genrank.kernels.launch import Launch, recording
-from genrank.model.losses import loss_sums, total_loss, weight_sums
+from genrank.model.interface import AUXILIARY
+from genrank.model.losses import total_loss
 from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
 from genrank.schemas.console import stdout
@@ -101,11 +101,13 @@ def launches_of_a_step(
     """
     fitted = {f"{group}.{name}": [1.0, 2.0] for group, name, _ in fitted_features(schema)}
     embeddings = Embeddings(make_plan(schema), backend="torch", device=META, boundaries=fitted)
-    tasks = [label.name for label in schema.labels]
-    model = choose_model(model_name, options or {}).build(embeddings, tasks)
+    chosen = choose_model(model_name, options or {})
+    model, task = chosen.build(embeddings, [label.name for label in schema.labels]), chosen.task(schema)
     assert isinstance(model, Ranker)
     model = model.to(META)
     count, sent = Launches(), batch.to(META)
+    with recording():
+        model.tokenizer.features(sent)  # Dynamic vocabularies make room for a batch's ids once.
     with count.counting():
         with count.of("features"):
             matrices = model.tokenizer.features(sent)
@@ -119,15 +121,10 @@ def launches_of_a_step(
         with count.of("heads and loss"):
             logits = model.logits(read, sent, features)
             if model.encoder_heads is not None:
-                logits |= {f"encoder {name}": logit for name, logit in model.encoder_heads(read).items()}
-            own = {name: logit for name, logit in logits.items() if name in tasks}
-            loss = total_loss(
-                loss_sums(own, sent.labels, sent.weights, schema.labels),
-                weight_sums(sent.weights, schema.labels),
-                schema.labels,
-            )
+                logits |= {AUXILIARY + name: logit for name, logit in model.encoder_heads(read).items()}
+            loss = total_loss(task.loss_sums(logits, sent), task.weights(model, sent), task.objectives)
         with count.of("heads and loss, backward"):
-            torch.autograd.backward([loss, *(x.sum() for name, x in logits.items() if name not in tasks)])
+            torch.autograd.backward(loss)
         with count.of("encoder, backward"):
             torch.autograd.backward(vectors, read.grad)
         with count.of("tokens, backward"):
@@ -136,19 +133,6 @@ def launches_of_a_step(
             learning = [name for name, matrix in features.items() if matrix.grad is not None]
             torch.autograd.backward([matrices[n] for n in learning], [features[n].grad for n in learning])
     return count
-
-
-def without_dynamic(schema: Schema) -> Schema:
-    """The schema with hashed vocabularies in the place of dynamic ones, which wait for the device to learn what is new."""
-
-    def hashed(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get("kind") == "dynamic":
-                return {"kind": "hashed", "size": value["capacity"]}
-            return {key: hashed(each) for key, each in value.items()}
-        return [hashed(each) for each in value] if isinstance(value, list) else value
-
-    return type(schema).model_validate(hashed(json.loads(schema.model_dump_json())))
 
 
 def main() -> None:
@@ -162,7 +146,7 @@ def main() -> None:
     parser.add_argument("--operations", action="store_true", help="each part's operations, too")
     args = parser.parse_args()
     os.environ["GENRANK_KERNELS"] = "triton"
-    schema = without_dynamic(load_schema(args.schema))
+    schema = load_schema(args.schema)
     with tempfile.TemporaryDirectory() as folder:
         publish(Path(folder), schema, random_day(schema, 24, 0))
         reader = SampleReader(Path(folder), schema, ["2026-01-01"], token_budget=2048, shuffle=False, prefetch=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.model.validation import Checked, Positive, Share
+from genrank.tokenization.stacked_parameters import stack_parameters
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def mlp(width: int, hidden: Sequence[int], out: int, dropout: float = 0.0) -> nn
 
 class Heads(nn.Module):
     """[C, dim] of any float dtype -> {task: logit [C]}, computed in the parameters' (float32) under autocast too: bfloat16's
-    logits would tie candidates.
+    logits would tie candidates. Each task's tower has parameters of its own; a layer of all towers is one product.
 
     Args:
         dim: width of the candidates' vectors.
@@ -47,7 +48,7 @@ class Heads(nn.Module):
         super().__init__()
         config = config or HeadConfig()
         self.tasks = tuple(tasks)
-        self.kind = config.kind
+        self.kind, self.dropout = config.kind, config.dropout
         width = dim
         if config.kind == "mmoe":
             width = config.expert_dim
@@ -67,11 +68,31 @@ class Heads(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> dict[str, Tensor]:
-        if self.kind == "mlp":
-            return {task: tower(x).squeeze(-1) for task, tower in self.towers.items()}
-        experts = torch.stack([expert(x) for expert in self.experts], 1)  # [C, experts, expert_dim]
-        result = {}
-        for task, tower in self.towers.items():
-            gate = self.gates[task](x).softmax(-1)
-            result[task] = tower(torch.einsum("ce,ced->cd", gate, experts)).squeeze(-1)
-        return result
+        if self.kind == "mmoe":
+            weight, bias = stack_parameters(_linear([expert[0][0] for expert in self.experts]))  # type: ignore[index]
+            (gates,) = stack_parameters([[gate.weight for gate in self.gates.values()]])  # type: ignore[misc]
+            experts = torch.relu(nn.functional.linear(x, weight.flatten(0, 1), bias.flatten()))
+            shares = nn.functional.linear(x, gates.flatten(0, 1)).view(len(x), *gates.shape[:2]).softmax(-1)
+            x = torch.bmm(shares, experts.view(len(x), *weight.shape[:2])).transpose(0, 1)
+        logits = torch.unbind(self._towers(x).squeeze(-1))
+        return dict(zip(self.towers, logits, strict=True))
+
+    def _towers(self, x: Tensor) -> Tensor:
+        """[C, width] of all tasks, or [tasks, C, width], to [tasks, C, 1]: every task's tower, a product a layer."""
+        layers = zip(*(tower.children() for tower in self.towers.values()), strict=True)
+        linear = [layer for layer in layers if isinstance(layer[0], nn.Linear)]
+        kinds = stack_parameters([kind for layer in linear for kind in _linear(layer)])
+        for number, (weight, bias) in enumerate(zip(kinds[::2], kinds[1::2], strict=True)):
+            if number:
+                x = nn.functional.dropout(torch.relu(x), self.dropout, self.training)
+            if x.ndim == 2:
+                x = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
+                x = x.view(len(x), *weight.shape[:2]).transpose(0, 1)
+            else:
+                x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        return x
+
+
+def _linear(layers: Sequence[nn.Module]) -> list[list[Tensor]]:
+    """Weights, and biases, of linear layers."""
+    return [[layer.get_parameter(name) for layer in layers] for name in ("weight", "bias")]

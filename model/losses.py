@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genrank.model.sampled_scores import sampled_scores
+from genrank.model.stacked_losses import TaskRow, stacked_loss_sums
 
 if TYPE_CHECKING:
     from genrank.schemas.label import Label
@@ -103,7 +104,11 @@ def predictions(logits: Mapping[str, Tensor], labels: Sequence[Label], keep_rate
 
 
 def loss_sums(
-    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Mapping[str, Tensor], labels: Sequence[Label]
+    logits: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    labels: Sequence[Label],
+    auxiliary: Sequence[Mapping[str, Tensor]] = (),
 ) -> dict[str, Tensor]:
     """Per task, the sum over candidates of weight * loss: cross entropy (binary) or half the squared error (value).
 
@@ -111,24 +116,22 @@ def loss_sums(
 
     Args:
         logits, targets, weights: per task [C] (raw logits, labels, the samples' weights: 0 where a label is not mature).
+        auxiliary: further logits of the same tasks, whose losses add their gradients and nothing to the values.
     """
-    probability = probabilities(logits, labels)
-    result: dict[str, Tensor] = {}
-    for label in labels:
-        y, w = targets[label.name].float(), weights[label.name].float()
-        if label.kind == "binary":
-            p = probability[label.name]
-            each = -(label.positive_weight * y * p.yes + (1 - y) * p.no)
-        else:
-            each = 0.5 * (logits[label.name].float() - y).square()
-        # An immature label may hold anything, NaN too: it must not reach the sum as 0 * NaN.
-        result[label.name] = torch.where(w > 0, w * each, torch.zeros_like(each)).sum()
-    return result
+    ordered = in_order(labels)
+    binary = [label for label in ordered if label.kind == "binary"]
+    names = [label.name for label in (*binary, *(label for label in ordered if label.kind == "value"))]
+    rows = [TaskRow(names.index(label.given) if label.given else None, label.positive_weight) for label in binary]
+    sets = [logits, *auxiliary]
+    stacked = torch.stack([each[name] for each in sets for name in names]).view(len(sets), len(names), -1)
+    y, w = (torch.stack([values[name] for name in names]).float() for values in (targets, weights))
+    own = dict(zip(names, stacked_loss_sums(stacked.float(), y, w, rows).unbind(), strict=True))
+    return {label.name: own[label.name] for label in labels}
 
 
 def weight_sums(weights: Mapping[str, Tensor], labels: Sequence[Label]) -> Tensor:
     """Sum of weights per task, float64 [tasks] in the labels' order: what ranks add up to normalise by the global count."""
-    return torch.stack([weights[label.name].double().sum() for label in labels])
+    return torch.stack([weights[label.name] for label in labels]).sum(1, dtype=torch.float64)
 
 
 class Weighted(Protocol):
@@ -146,8 +149,8 @@ class Weighted(Protocol):
 def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Weighted]) -> Tensor:
     """sum over tasks of label.weight * (loss sum / normaliser); a task without a single mature label adds nothing."""
     scale = normalisers.clamp(min=torch.finfo(torch.float64).tiny).reciprocal() * (normalisers > 0)
-    parts = [label.weight * sums[label.name] * scale[i].to(sums[label.name].dtype) for i, label in enumerate(labels)]
-    return torch.stack(parts).sum()
+    parts = torch.stack([sums[each.name] if each.weight == 1 else each.weight * sums[each.name] for each in labels])
+    return (parts * scale.to(parts.dtype)).sum()
 
 
 # ---------------------------------------------------------------------- retrieval

@@ -229,7 +229,7 @@ class FeatureTower(nn.Module):
 
 def _learned_by(weight: float, logit: Tensor) -> Tensor:
     """Its value, and `weight` times its gradient."""
-    return weight * logit + (1 - weight) * logit.detach()
+    return logit if weight == 1 else weight * logit + (1 - weight) * logit.detach()
 
 
 def _scale_matrices(encoder: nn.Module, scale: float) -> None:

@@ -66,7 +66,8 @@ class TrainStep:
         """
         self._set_learning_rate(at)
         torch.manual_seed(_mix(self.config.seed, at.step, self.ranks.rank))
-        normalisers = self.ranks.sum(torch.stack([self._weights(b) for b in batches]).sum(0))
+        weights_of = [self.task.weights(self.model, batch) for batch in batches]
+        normalisers = self.ranks.sum(torch.stack(weights_of).sum(0))
         learned, weighed = [0.0] * len(self.objectives), [0.0] * len(self.objectives)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -74,8 +75,8 @@ class TrainStep:
                 sums = self._loss_sums(batch)
                 # DDP and the sharded tables average over ranks; the normaliser is already global.
                 loss = total_loss(sums, normalisers, self.objectives) * self.ranks.size
-                each = torch.stack([s.detach().double() for s in sums.values()])
-                found, weights = self._read(each, batch)
+                each = torch.stack([s.detach() for s in sums.values()]).double()
+                found, weights = self._read(each, weights_of[i])
                 weighed = [a + b for a, b in zip(weighed, weights, strict=True)]
                 if self._is_sane(found, weights, batch, at):
                     torch.autograd.backward(loss)
@@ -99,9 +100,6 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * warm * decay_factor(config, at.step, at.total_steps)
 
-    def _weights(self, batch: Batch) -> Tensor:
-        return self.task.weights(self.model, batch)
-
     def _loss_sums(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
             output: dict[str, Tensor] = self.wrapped(batch)
@@ -117,10 +115,9 @@ class TrainStep:
 
     # ------------------------------------------------------------------ the guard
 
-    def _read(self, sums: Tensor, batch: Batch) -> tuple[list[float], list[float]]:
+    def _read(self, sums: Tensor, weights: Tensor) -> tuple[list[float], list[float]]:
         """Each task's loss sum and weight over all ranks. The one moment of a step at which the host waits for the device: whether
         to learn from the batch is decided before backward begins, and what the step reports is known then."""
-        weights = self._weights(batch)
         total_sums, total_weights = self.ranks.sum(torch.stack([sums.to(weights.device), weights])).tolist()
         return total_sums, total_weights
 

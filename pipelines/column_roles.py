@@ -10,12 +10,13 @@ import pyarrow as pa
 from genrank.schemas.stored import STORED_TYPES
 
 Role = Literal[
-    "id", "ids", "number", "time", "amount", "largest", "smallest", "spread", "decayed", "vector", "flag", "raw"
+    "id", "ids", "set", "number", "time", "amount", "largest", "smallest", "spread", "decayed", "vector", "flag", "raw"
 ]
 
 ROLE_TYPES: dict[Role, pa.DataType] = {
     "id": pa.int64(),
     "ids": STORED_TYPES["ids"],
+    "set": STORED_TYPES["ids"],
     "number": pa.float32(),
     "time": pa.int64(),
     "amount": pa.float64(),
@@ -40,6 +41,7 @@ class Column:
     |---|---|
     | id | int64, strings by `hash_strings`, null as MISSING_ID |
     | ids | list<int64>, nulls dropped, the first `limit` kept (0: all) |
+    | set | list<int64>, the different ids of a list in ascending order |
     | number | float32, null as NaN |
     | time | int64 epoch ms, null as MISSING_ID |
     | amount | float64 to be summed, null as NaN: whole numbers up to 2^53 as they are, others to 16 digits |

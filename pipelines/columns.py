@@ -34,6 +34,7 @@ from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.features import Feature
 from genrank.schemas.ids import MISSING_ID, hash_strings
 from genrank.schemas.stored import Stored
+from genrank.schemas.type_rules import ID_LISTS
 
 
 def owner(schema: Schema, source: EventLog | Snapshot, reference: str) -> tuple[EventLog | Snapshot, str] | None:
@@ -88,6 +89,11 @@ def cross_features(schema: Schema) -> list[CrossFeature]:
     return [feature for feature in of_candidates if isinstance(feature, CrossFeature)]
 
 
+def key_column(schema: Schema, key: str) -> Column:
+    """A key of cross features: one id, or the different ones of a list, of which each is a key."""
+    return Column("set" if column_type(schema, schema.exposures, key) in ID_LISTS else "id", key)
+
+
 def value_column(feature: CrossFeature) -> Column | None:
     """What events at keys hold for a cross feature, besides whether they meet `where`."""
     return evaluation_of(feature).value_column(feature)
@@ -134,7 +140,7 @@ def needed(schema: Schema) -> dict[str, tuple[Column, ...]]:
     for cross in cross_features(schema):
         for log in (exposures, *cross_sources(schema, cross)):
             for key in cross.keys:
-                add(log, Column("id", key))
+                add(log, key_column(schema, key))
         if (column := value_column(cross)) and column.kept:
             add(schema.event_log(cross.source), column.kept)
         if cross.where:
@@ -329,7 +335,7 @@ def _arrow(series: pl.Series) -> pa.Array:
 
 def fill(array: pa.Array, column: Column) -> pa.Array:
     """A joined column: rows without a partner hold null, which becomes the role's missing value."""
-    if column.role == "ids":
+    if column.role in ("ids", "set"):
         empty = pa.array([[]], ROLE_TYPES["ids"])
         return (
             pc.fill_null(array.cast(ROLE_TYPES["ids"]), empty[0]) if array.null_count else array.cast(ROLE_TYPES["ids"])
@@ -350,6 +356,8 @@ def store(array: pa.Array, column: Column) -> pa.Array:
         return _ids(array)
     if role == "ids":
         return _id_lists(array, column.limit)
+    if role == "set":
+        return _different(_id_lists(array, 0))
     if role == "vector":
         return _vectors(array)
     if role == "time":
@@ -389,6 +397,18 @@ def _id_lists(array: pa.Array, limit: int) -> pa.Array:
     counts = np.bincount(row[kept], minlength=len(lengths))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(ids[kept]), type=ROLE_TYPES["ids"])
+
+
+def _different(lists: pa.ListArray) -> pa.ListArray:
+    """Each list's different ids, ascending."""
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    ids, row = lists.flatten().to_numpy(), np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((ids, row))
+    ids, row = ids[order], row[order]
+    first = np.ones(len(ids), np.bool_)
+    first[1:] = (ids[1:] != ids[:-1]) | (row[1:] != row[:-1])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=len(lengths)))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(ids[first]), type=ROLE_TYPES["set"])
 
 
 def _vectors(array: pa.Array) -> pa.Array:

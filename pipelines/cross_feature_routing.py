@@ -100,17 +100,24 @@ class CrossFeatureRouter:
             users: ids of the exposures' users.
         """
         of_user = [key_set for key_set in self.key_sets if key_set.with_user(self.schema)]
-        asked = {key_set: Keys(cross_features.hashed_keys(key_set, exposures)[0]) for key_set in of_user}
+        timed = exposures.append_column("_start", pa.array(self._starts(int64s(exposures, "_day"))))
+        shown = {
+            key_set: cross_features.at_keys(
+                key_set, timed.select(["ts", "_start", *cross_features.key_columns(key_set)])
+            )
+            for key_set in of_user
+        }
+        asked = {key_set: Keys(cross_features.hashed_keys(key_set, rows)[0]) for key_set, rows in shown.items()}
         events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), asked, lean=True)
-        start = self._starts(int64s(exposures, "_day"))
         values: dict[str, pa.Array] = {}
         for key_set in self.key_sets:
             if key_set in asked:
                 own = {use.source: rows for use, rows in events.items() if use.key_set == key_set}
-                ts = int64s(exposures, "ts")
-                values |= dict(cross_features.answer(key_set, self.schema, asked[key_set], ts, start, own))
+                ts, start = (int64s(shown[key_set], name) for name in ("ts", "_start"))
+                answers = dict(cross_features.answer(key_set, self.schema, asked[key_set], ts, start, own))
             else:
-                values |= KeyAnswers.of(tables[KeyAnswers.tag(key_set.tag)]).in_order()
+                answers = KeyAnswers.of(tables[KeyAnswers.tag(key_set.tag)]).in_order()
+            values |= cross_features.of_exposures(key_set, answers, exposures)
         return values
 
     # ------------------------------------------------------------------ a bucket's exposures and events at keys
@@ -123,6 +130,7 @@ class CrossFeatureRouter:
             shown = self.reader.load(own, self.days, bucket, ["ts", *cross_features.key_columns(key_set)])
             if not shown.num_rows:
                 continue
+            shown = cross_features.at_keys(key_set, shown)
             keys, _ = cross_features.hashed_keys(key_set, shown)
             yield (
                 key_set,

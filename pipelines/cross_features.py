@@ -2,6 +2,7 @@
 
 Features with the same keys are answered together. Where the keys hold the user, the user's bucket has all it takes; otherwise
 exposures and events travel to a slot of their key's hash, are answered there, and the answers travel back to the user's bucket.
+Where a key is a list, a row stands at a key for each of its ids (`at_keys`), and an exposure's answers become one (`of_exposures`).
 
 A past day that lies inside a window, or outside it, for every moment of the days built need not be read event by event: its
 tile says the same, a row per key (`tile`). `ranges_of_tiles` says which days those are; the days that a window's edge passes
@@ -13,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines import decay, spread
+from genrank.pipelines import decay, list_keys, spread
 from genrank.pipelines.column_roles import NUMBERS, Column
-from genrank.pipelines.columns import cross_features, cross_sources, value_column
+from genrank.pipelines.columns import cross_features, cross_sources, key_column, value_column
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.exact_sums import grouped, rounded, split
@@ -37,11 +39,18 @@ class KeySet:
     keys: tuple[str, ...]
     features: tuple[CrossFeature, ...]
     distinct: str = ""
+    listed: str = ""
+    """The key that is a list; empty where none is."""
 
     @property
     def tag(self) -> str:
         """Its name in messages and folders: the keys, and the value counted distinct."""
         return ",".join(self.keys) + (f"#{self.distinct}" if self.distinct else "")
+
+    @property
+    def list_column(self) -> str:
+        """The column of a partial that holds `listed`."""
+        return Column("set", self.listed).name
 
     def with_user(self, schema: Schema) -> bool:
         """Whether all events of a key are the same user's."""
@@ -62,7 +71,13 @@ def key_sets(schema: Schema) -> list[KeySet]:
     for feature in cross_features(schema):
         distinct = (feature.value or "") if evaluation_of(feature).keyed_by_value else ""
         groups.setdefault((tuple(sorted(feature.keys)), distinct), []).append(feature)
-    return [KeySet(keys, tuple(features), distinct) for (keys, distinct), features in sorted(groups.items())]
+
+    def listed(keys: tuple[str, ...]) -> str:
+        return next((key for key in keys if key_column(schema, key).role == "set"), "")
+
+    return [
+        KeySet(keys, tuple(features), distinct, listed(keys)) for (keys, distinct), features in sorted(groups.items())
+    ]
 
 
 def days_back(schema: Schema) -> dict[str, int]:
@@ -88,11 +103,16 @@ def event_columns(key_set: KeySet, log: EventLog) -> list[Column]:
 
 def key_columns(key_set: KeySet) -> list[str]:
     """Columns of a partial that hold the keys."""
-    return [Column("id", key).name for key in key_set.keys]
+    return [key_set.list_column if key == key_set.listed else Column("id", key).name for key in key_set.keys]
+
+
+def at_keys(key_set: KeySet, table: pa.Table) -> pa.Table:
+    """Rows of a partial, where a key is a list one for each of its ids."""
+    return list_keys.exploded(table, key_set.list_column) if key_set.listed else table
 
 
 def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
-    """(hash of each row's keys, whether all of them are present)."""
+    """(hash of each row's keys, whether all of them are present), of rows as `at_keys` gives them."""
     columns = [int64_column(table, name) for name in key_columns(key_set)]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
@@ -113,6 +133,9 @@ def asks_ids(key_set: KeySet, log: EventLog) -> bool:
 
 def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
     """Rows of a log's partial as the kernel reads them: key, ts, available, id (if it is there) and the columns of `event_columns`."""
+    if key_set.listed:
+        own = [name for name in partial_columns(key_set, log) if name in table.column_names]
+        table = at_keys(key_set, table.select(own))
     keys, present = hashed_keys(key_set, table)
     out = pa.table(
         {
@@ -301,7 +324,7 @@ def _total(values: Int, codes: Int, groups: int) -> Int:
 def answer(
     key_set: KeySet, schema: Schema, keys: Keys, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
 ) -> Iterator[tuple[str, pa.Array]]:
-    """(feature, its value at each query) of every feature of the key set.
+    """(feature, its value at each query) of every feature of the key set; where a key is a list, in float64.
 
     Args:
         keys: the queries' hashed keys.
@@ -345,12 +368,27 @@ def answer(
             partial(count_all, start, window),
         )
         result = evaluation_of(feature).answer(question)
-        if feature.stored == "id":
-            yield feature.name, pa.array(result.astype(np.int64))
-            continue
-        if result.dtype.kind == "f" and (np.abs(result) > np.finfo(np.float32).max).any():
-            raise beyond_float32(feature)
-        yield feature.name, pa.array(result.astype(np.float32))
+        yield feature.name, pa.array(result.astype(np.float64)) if key_set.listed else _as_stored(feature, result)
+
+
+def of_exposures(key_set: KeySet, answers: Mapping[str, pa.Array], exposures: pa.Table) -> Mapping[str, pa.Array]:
+    """Feature -> its value at each exposure, of those at the exposures' keys."""
+    if not key_set.listed:
+        return answers
+    number = list_keys.keys_of(exposures.column(key_set.list_column))
+    values: dict[str, pa.Array] = {}
+    for feature in key_set.features:
+        one = list_keys.reduced(feature.reduction, answers[feature.name].to_numpy(), number)
+        values[feature.name] = _as_stored(feature, one)
+    return values
+
+
+def _as_stored(feature: CrossFeature, values: NDArray[Any]) -> pa.Array:
+    if feature.stored == "id":
+        return pa.array(values.astype(np.int64))
+    if values.dtype.kind == "f" and (np.abs(values) > np.finfo(np.float32).max).any():
+        raise beyond_float32(feature)
+    return pa.array(values.astype(np.float32))
 
 
 def beyond_float32(feature: CrossFeature) -> UserError:

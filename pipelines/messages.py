@@ -376,7 +376,7 @@ class BucketMessage:
 
 @dataclass(frozen=True)
 class KeyQueries:
-    """Exposures that ask what happened at their keys; one value per exposure."""
+    """Exposures that ask what happened at their keys; one value per exposure and key."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         {"key": pa.int64(), "ts": pa.int64(), "start": pa.int64(), "position": pa.int64(), "bucket": pa.int32()}
@@ -389,7 +389,7 @@ class KeyQueries:
     start: Int
     """Epoch ms of its window's start."""
     position: Int
-    """Its row among the bucket's exposures."""
+    """Its row among the bucket's exposures, or among their keys where one is a list."""
     bucket: NDArray[np.int32]
 
     @staticmethod
@@ -417,9 +417,9 @@ class KeyAnswers:
     """Cross features of a key set at exposures of a bucket."""
 
     position: pa.Array | pa.ChunkedArray
-    """The exposure's row among the bucket's."""
+    """As of the queries."""
     features: Mapping[str, pa.Array | pa.ChunkedArray]
-    """Feature -> its value, one per exposure."""
+    """Feature -> its value, one per query."""
 
     @staticmethod
     def tag(key_set: str) -> str:
@@ -437,7 +437,7 @@ class KeyAnswers:
         return cls(table.column("position"), {name: table.column(name) for name in names})
 
     def in_order(self) -> dict[str, pa.Array]:
-        """Feature -> its value, by the exposures' position."""
+        """Feature -> its value, by the queries' position."""
         position = single_array(self.position).to_numpy()
         at = np.empty(len(position), np.int64)
         at[position] = np.arange(len(position))

@@ -7,7 +7,9 @@ seen when, and on nothing else: not on the device, on the order inside a batch, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -50,6 +52,67 @@ class Entries:
         return Entries(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
+class AnyVocabulary(Protocol):
+    """`DynamicVocabulary`, or on a GPU `tokenization.device_vocabulary.DeviceVocabulary`: the same rows and statistics from the same ids."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids and rows lie."""
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+
+    @property
+    def next_row(self) -> int:
+        """Rows from here on have never been given."""
+
+    def __len__(self) -> int:
+        """Ids that have a row."""
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """[N] int64 ids -> [N] int64 logical rows, changing nothing: evaluation."""
+
+    def answer(
+        self, asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See `answers`, of vocabularies of this class."""
+
+    def state(self) -> tuple[int, Entries]:
+        """The training step and every entry, ascending by id: equal for equal histories."""
+
+    def load(self, step: int, entries: Entries) -> None:
+        """Goes on from a `state`, also of a table with less capacity.
+
+        Raises:
+            ValueError: an entry's row is beyond this table's capacity.
+        """
+
+
+class Asked(NamedTuple):
+    """The ids of a batch for one vocabulary."""
+
+    vocabulary: AnyVocabulary
+    ids: Tensor
+    """[N] int64; what they hold afterwards is undefined."""
+    start: int
+    """First physical row of the table."""
+
+
+def answers(
+    asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch's ids to [N] int64 physical rows; and [K] int64 physical rows that got a new owner, whose weights and optimizer state must be reset
+    before they're read; on a GPU those are followed by -1.
+
+    Args:
+        asked: of one kind of vocabulary.
+        now: [] int64 epoch ms of the batch: ids are counted, admitted and evicted on the way; None: evaluation, which changes nothing.
+        group: ranks that keep replicas of the vocabularies.
+    """
+    return asked[0].vocabulary.answer(asked, now, group) if asked else []
+
+
 class DynamicVocabulary:
     """id -> row of one dynamic logical table, which grows as ids appear, up to its capacity.
 
@@ -89,6 +152,20 @@ class DynamicVocabulary:
         rows[rows < 0] = UNKNOWN_ROW
         return rows.masked_fill_(ids == MISSING_ID, MISSING_ROW)
 
+    def answer(
+        self, asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `answers`."""
+        found = []
+        for vocabulary, ids, start in asked:
+            assert isinstance(vocabulary, DynamicVocabulary)
+            if now is None:
+                found.append((vocabulary.rows_of(ids) + start, ids[:0]))
+            else:
+                rows, given = vocabulary.observe(ids, int(now) if len(ids) else 0, group)
+                found.append((rows + start, given + start))
+        return found
+
     def observe(self, ids: Tensor, now: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
         """Counts one sighting of every id, admits and evicts: training.
 
@@ -101,7 +178,7 @@ class DynamicVocabulary:
             [N] int64 logical rows; and [K] int64 logical rows that got a new owner, whose weights and optimizer state must be
             reset before they're read.
         """
-        distinct, _, counts = unique_inverse_counts(_allowed(ids[ids != MISSING_ID]))
+        distinct, counts = distinct_sightings(ids)
         if group is not None and dist.get_world_size(group) > 1:
             distinct, counts, now = all_sightings(distinct, counts, now, group)
         given = self.update(distinct, counts, now)
@@ -210,6 +287,12 @@ class DynamicVocabulary:
         self._use_rows(int(self.entries.rows.max()) + 1 if len(owned) else SPECIAL_ROWS)
         self.owner[self.entries.rows[owned]] = owned
         self.free = SPECIAL_ROWS + (self.owner[SPECIAL_ROWS : self.next_row] < 0).nonzero().squeeze(1)
+
+
+def distinct_sightings(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] int64 ids -> distinct ones, ascending, without missing ones, and how often each occurs."""
+    distinct, _, counts = unique_inverse_counts(_allowed(ids[ids != MISSING_ID]))
+    return distinct, counts
 
 
 def all_sightings(ids: Tensor, counts: Tensor, now: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genrank.schemas.errors import UserError
 from genrank.tokenization.batch import Batch
-from genrank.tokenization.dynamic import DynamicVocabulary
+from genrank.tokenization.dynamic import AnyVocabulary, Asked, DynamicVocabulary, answers
 from genrank.tokenization.features import Encoded, GroupEncoder, GroupInputs, fitted_features
 from genrank.tokenization.merged_lookups import Found, MergedLookups, serves
 from genrank.tokenization.merged_vectors import Scales
@@ -109,9 +109,7 @@ class Embeddings(nn.Module):
         self.to(device)
         self.backend = choose_backend(backend)
         self.group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-        self.vocabularies = {
-            name: DynamicVocabulary(table, device) for name, (table, _) in plan.logical.items() if table.dynamic
-        }
+        self.vocabularies = _make_vocabularies(plan, torch.device(device))
         """Logical table -> the ids that have rows in it."""
         self.frozen = False
         """Rows neither learn nor change their owners: no gradient reaches them, and no id is admitted or evicted."""
@@ -275,21 +273,24 @@ class Embeddings(nn.Module):
         Returns:
             The merged tables' rows that got a new owner.
         """
+        asked = {
+            name: Asked(
+                self.vocabularies[name], torch.cat(where) if len(where) > 1 else where[0], self.plan.start_of(name)
+            )
+            for name, where in ids_of.items()
+            if where and name in self.vocabularies
+        }
+        if batch.filler:
+            asked = {name: each._replace(ids=each.ids[:0]) for name, each in asked.items()}
         renewed = []
-        for name, vocabulary in self.vocabularies.items():
-            merged, start = self.plan.logical[name][1], self.plan.start_of(name)
-            where = ids_of[name]
-            if not where:
-                continue
-            ids = (torch.cat(where) if len(where) > 1 else where[0])[: 0 if batch.filler else None]
-            if self.training and not self.frozen:
-                rows, given = vocabulary.observe(ids, int(batch.window_start.max()) if len(ids) else 0, self.group)
-                if len(given):
-                    renewed.append((merged.name, given + start))
-            else:
-                rows = vocabulary.rows_of(ids)
-            if len(rows):
-                for target, part in zip(where, torch.split(rows + start, list(map(len, where))), strict=True):
+        now = None
+        if self.training and not self.frozen:
+            now = batch.window_start.amax() if len(batch.window_start) else batch.window_start.new_zeros(())
+        for name, (rows, given) in zip(asked, answers(list(asked.values()), now, self.group), strict=True):
+            if len(given):
+                renewed.append((self.plan.logical[name][1].name, given))
+            if len(rows) and rows is not ids_of[name][0]:
+                for target, part in zip(ids_of[name], torch.split(rows, list(map(len, ids_of[name]))), strict=True):
                     target.copy_(part)
         return renewed
 
@@ -358,6 +359,15 @@ def _make_tables(
     from genrank.tokenization.torchrec_tables import TorchrecTables
 
     return TorchrecTables(plan, device, lr, seed, sharding)
+
+
+def _make_vocabularies(plan: Plan, device: torch.device) -> dict[str, AnyVocabulary]:
+    tables = {name: table for name, (table, _) in plan.logical.items() if table.dynamic}
+    if serves(torch.empty(0, device=device)):
+        from genrank.tokenization.device_vocabulary import DeviceVocabulary
+
+        return {name: DeviceVocabulary(table, device) for name, table in tables.items()}
+    return {name: DynamicVocabulary(table, device) for name, table in tables.items()}
 
 
 def _table_columns(plan: Plan, group: str) -> Iterator[_TableColumns]:

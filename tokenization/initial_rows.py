@@ -21,12 +21,44 @@ def initial_rows(table: MergedTable, rows: Tensor, seed: int) -> Tensor:
     of evictions. Counter-based: 53 bits of `splitmix64` per element, through the inverse normal distribution where it is normal.
     """
     starts = torch.tensor(table.starts, device=rows.device)
-    keys = torch.tensor([hash_string(f"{seed}/{member.name}") for member in table.members], device=rows.device)
+    keys = torch.tensor(_keys(table, seed), device=rows.device)
     member = torch.bucketize(rows, starts, right=True) - 1
     counter = (rows - starts[member])[:, None] * table.dim + torch.arange(table.dim, device=rows.device)
     bits = splitmix64(splitmix64(counter) ^ keys[member][:, None]) >> 11 & (2**53 - 1)
     uniform = (bits.double() + 0.5) * 2.0**-53
     return _spread(table.initializer, uniform).float()
+
+
+class DeviceReset:
+    """The same on a GPU, written where the rows lie, with the optimizer's state: `kernels.vocabulary`."""
+
+    def __init__(self, table: MergedTable, device: torch.device) -> None:
+        from genrank.kernels.vocabulary import gpu
+
+        self.table, self.device = table, device
+        self.starts = torch.tensor(table.starts).to(device)
+        match table.initializer:
+            case Normal(std=scale) | Uniform(bound=scale):
+                self.numbers = gpu.reset_numbers(scale, device)
+            case Zeros():
+                self.numbers = gpu.reset_numbers(0.0, device)
+        self._keys: dict[int, Tensor] = {}
+        """Of each seed."""
+
+    def __call__(self, weight: Tensor, first: Tensor | None, second: Tensor | None, rows: Tensor, seed: int) -> None:
+        """Initial weights and state of [K] int64 physical rows; those below 0, which come last, are none."""
+        from genrank.kernels.launch import to_device
+        from genrank.kernels.vocabulary import gpu
+
+        if seed not in self._keys:
+            self._keys = {seed: to_device(_keys(self.table, seed), self.device)}
+        normal = isinstance(self.table.initializer, Normal)
+        gpu.reset_rows(weight, first, second, rows, self.starts, self._keys[seed], self.numbers, normal=normal)
+
+
+def _keys(table: MergedTable, seed: int) -> list[int]:
+    """What the random numbers of each logical table begin from."""
+    return [hash_string(f"{seed}/{member.name}") for member in table.members]
 
 
 def _spread(initializer: Initializer, uniform: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Tables(Protocol):
         """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
 
     def reset(self, merged: str, rows: Tensor) -> None:
-        """Initial weights, and no optimizer state, for [K] int64 physical rows."""
+        """Initial weights, and no optimizer state, for [K] int64 physical rows; on a GPU those below 0, which come last, are none."""
 
     def shards(self, merged: str) -> list[Shard]:
         """The rows of a merged table that this process holds."""

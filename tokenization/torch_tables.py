@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from genrank.kernels.dispatch import backend_for
 from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_, sum_rows
 from genrank.schemas.ids import SPECIAL_ROWS
 from genrank.tokenization import buffer_pool
-from genrank.tokenization.initial_rows import INIT_CHUNK, initial_rows
+from genrank.tokenization.initial_rows import INIT_CHUNK, DeviceReset, initial_rows
 from genrank.tokenization.plan import MergedTable, Plan
 from genrank.tokenization.table_backend import EPS, Shard, StatePlace
 
@@ -64,7 +65,7 @@ class TorchTables:
         self.held = held
 
     def reset(self, merged: str, rows: Tensor) -> None:
-        """Initial weights, and no optimizer state, for [K] int64 physical rows."""
+        """Initial weights, and no optimizer state, for [K] int64 physical rows; on a GPU those below 0, which come last, are none."""
         self.tables[merged].reset(rows, self.seed)
 
     def shards(self, merged: str) -> list[Shard]:
@@ -105,9 +106,13 @@ class TorchTable:
         self.first = _zeros((table.rows, table.dim) if adam else (0, table.dim), place, pinned)
         """[rows, dim]: Adam's first moment."""
         self.gathered: list[tuple[Tensor, Tensor]] = []
+        self.on_device = DeviceReset(table, device) if table.dynamic and backend_for(self.weight) == "triton" else None
 
     def reset(self, rows: Tensor, seed: int) -> None:
         """As `Tables.reset`."""
+        if self.on_device is not None:
+            self._reset_on_device(self.on_device, rows, seed)
+            return
         self.weight[rows] = initial_rows(self.table, rows, seed)
         # Gradients held for a row's last owner are not the next one's.
         kept = [(at, grad, ~torch.isin(at, rows)) for at, grad in self.gathered]
@@ -116,6 +121,21 @@ class TorchTable:
         self.second[rows] = 0
         if len(self.first):
             self.first[rows] = 0
+
+    def _reset_on_device(self, reset: DeviceReset, rows: Tensor, seed: int) -> None:
+        """Without learning how many there are, unless the optimizer's state is the host's."""
+        first, second = (self.first if len(self.first) else None), self.second
+        reset(self.weight, None if self.apart else first, None if self.apart else second, rows, seed)
+        if self.gathered:
+            renewed = torch.zeros(len(self.weight) + 1, dtype=torch.bool, device=rows.device)
+            renewed.index_fill_(0, rows % len(renewed), True)
+            # The next owner is read, so has a gradient: that one of 0 is summed with it changes nothing.
+            self.gathered = [(at, grad.masked_fill(renewed[at][:, None], 0)) for at, grad in self.gathered]
+        if self.apart:
+            at = rows[rows >= 0].to("cpu")
+            second[at] = 0
+            if first is not None:
+                first[at] = 0
 
     def update(self, rows: Tensor, grads: Tensor, lr: float) -> None:
         """One step of the table's optimizer on [K] rows, which may repeat, with [K, dim] gradients."""

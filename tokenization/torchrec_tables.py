@@ -138,7 +138,7 @@ class TorchrecTables:
             )
 
     def reset(self, merged: str, rows: Tensor) -> None:
-        """Initial weights, and no optimizer state, for [K] int64 physical rows; every rank passes the same rows."""
+        """Initial weights, and no optimizer state, for [K] int64 physical rows (below 0: none); every rank passes the same rows."""
         for shard in self._shards[merged]:
             own = rows[(rows >= shard.first) & (rows < shard.first + len(shard.weight))]
             shard.weight[own - shard.first] = initial_rows(self.plan.by_name[merged], own, self.seed)

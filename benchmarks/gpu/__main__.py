@@ -25,18 +25,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import busy, correctness, repeat, report, speed, step, warmup
+from benchmarks.gpu import busy, correctness, mlperf, repeat, report, speed, step, warmup
 from benchmarks.gpu.peers import META
 from benchmarks.gpu.session import Session, environment
 
 WARMUP = 0.25
 SECTIONS = {
     "correctness": 0.35,
-    "attention": 0.55,
-    "gluon": 0.61,
-    "order": 0.64,
-    "step": 0.74,
-    "busy": 0.88,
+    "attention": 0.52,
+    "gluon": 0.58,
+    "order": 0.61,
+    "step": 0.70,
+    "mlperf": 0.79,
+    "busy": 0.90,
     "repeat": 0.95,
     "around": 0.96,
     "tma": 0.97,
@@ -109,6 +110,7 @@ def run_section(session: Session, name: str, *numbers: str) -> None:
         "tma": speed.tma,
         "flex": speed.flex,
         "step": step.step,
+        "mlperf": mlperf.mlperf,
         "busy": busy.busy,
     }
     return sections[name](session)

@@ -7,10 +7,14 @@ marketplace's schema, as `benchmarks.reader` writes them.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,9 @@ def busy(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for budget in (256,) if session.rehearse else BUDGETS:
             session.attempt("lookups", f"{budget} tokens", lambda b=budget: lookups(session, Path(folder), b))
+        for capacity in (8,) if session.rehearse else (1 << 14, 1 << 20):
+            name = f"lookups among {capacity} rows"
+            session.attempt("vocabulary", name, lambda c=capacity: vocabulary(session, c))
         for budget in (256,) if session.rehearse else BUDGETS:
             for readers in (0, 1) if session.rehearse else (0, 1, 2, 4):
                 name = f"{budget} tokens, readers {readers}"
@@ -131,8 +138,10 @@ def reading(session: Session, folder: Path, budget: int, readers: int) -> dict[s
 
 
 def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
-    """A batch's features to tokens and back, tables' updates included: all at once, and one after another; both give the same."""
+    """A batch's features to tokens and back, tables' updates included: all at once; the same with the dynamic vocabularies in PyTorch, which waits
+    for the device; and feature by feature. All give the same."""
     from genrank.model.registry import choose_model
+    from genrank.tokenization.dynamic import DynamicVocabulary
     from genrank.tokenization.embedding import Embeddings
     from genrank.tokenization.features import fitted_features
     from genrank.tokenization.plan import make_plan
@@ -141,19 +150,23 @@ def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
     declared = schema()
     edges = {f"{group}.{name}": [1.0, 10.0, 100.0] for group, name, _ in fitted_features(declared)}
     reader = SampleReader(samples(session, folder), declared, ["2026-01-01"], token_budget=budget, prefetch=0)
-    batch = next(iter(reader)).to(session.device)
+    # In turn: a batch's ids are new once only.
+    batches = [batch.to(session.device) for batch in itertools.islice(reader, 8)]
     row: dict[str, Any] = {}
     found: list[list[Tensor]] = []
-    for name in ("merged_ms", "apart_ms"):
+    for name in ("merged_ms", "vocabularies_wait_ms", "apart_ms"):
         torch.manual_seed(0)
         embeddings = Embeddings(make_plan(declared), backend="torch", device=session.device, boundaries=edges)
-        embeddings.merged = embeddings.merged if name == "merged_ms" else None
+        embeddings.merged = None if name == "apart_ms" else embeddings.merged
+        if name == "vocabularies_wait_ms":
+            logical = {table: embeddings.plan.logical[table][0] for table in embeddings.vocabularies}
+            embeddings.vocabularies = {t: DynamicVocabulary(each, session.device) for t, each in logical.items()}
         tokenizer = (
             choose_model("mtgr-tiny" if session.rehearse else "mtgr-small").build(embeddings, ["click"]).tokenizer
         )
 
-        def step(tokenizer: Any = tokenizer) -> Tensor:
-            x: Tensor = tokenizer(batch).x
+        def step(tokenizer: Any = tokenizer, turn: Any = itertools.cycle(batches)) -> Tensor:
+            x: Tensor = tokenizer(next(turn)).x
             x.backward(torch.ones_like(x))
             return x.detach()
 
@@ -163,6 +176,61 @@ def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
             row[name] = round(session.time_ms(step), 2)
     differences = [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
     return {**row, "difference": max(differences), "correct": max(differences) < 1e-3}
+
+
+def vocabulary(session: Session, capacity: int) -> dict[str, Any]:
+    """A dynamic vocabulary of a stream that overfills it: ms a step of the kernels, which must not wait, and of PyTorch on the same device, which
+    waits; every row, count and eviction as on a CPU."""
+    import genrank.schemas as s
+    from genrank.kernels.launch import to_device
+    from genrank.schemas.table import LogicalTable
+    from genrank.tokenization.device_vocabulary import DeviceVocabulary
+    from genrank.tokenization.dynamic import Asked, DynamicVocabulary, answers
+
+    table = LogicalTable("ids", ("candidates.ids",), 64, s.Dynamic(capacity=capacity, evict="frequency", max_age="9ms"))
+    size, steps = (12, 2) if session.rehearse else (1 << 18, 24)
+    generator = torch.Generator().manual_seed(0)
+    # Ids as popular as 1 / rank, from a catalogue four times as large, of which a share is new each time.
+    ranks = (torch.rand(steps, size, generator=generator, dtype=torch.float64) * math.log(4 * capacity + size)).exp()
+    stream = ranks.long() + torch.arange(steps)[:, None] * (capacity // 8)
+    sent = stream.to(session.device)
+    ours = DeviceVocabulary(table, session.device)
+    others = [DynamicVocabulary(table, session.device), DynamicVocabulary(table, "cpu")]
+    clocks = [to_device([now], sent.device) for now in range(steps)]
+    same, spent = True, {"ms": 0.0, "waiting_ms": 0.0}
+    for now, ids in enumerate(sent):
+        wanted, _ = others[1].observe(stream[now], now)
+        for name, each in (("ms", ours), ("waiting_ms", others[0])):
+            asked = [Asked(each, ids.clone(), 0)]
+            wait(session)
+            began = time.perf_counter()
+            # The first step makes room for as many ids; Triton's first launches compile, and ask for the device's properties.
+            with must_not_wait(session, name == "ms" and now > 0):
+                ((rows, _),) = answers(asked, clocks[now])
+            wait(session)
+            spent[name] += 1e3 * (time.perf_counter() - began) if now else 0.0
+            same = same and torch.equal(rows.cpu(), wanted)
+    (_, found), (_, exact) = ours.state(), others[1].state()
+    same = same and all(torch.equal(vars(found)[name].cpu(), values) for name, values in vars(exact).items())
+    timed = {} if session.rehearse else {name: round(ms / (steps - 1), 3) for name, ms in spent.items()}
+    return {"ids": size, **timed, "correct": same}
+
+
+def wait(session: Session) -> None:
+    if session.device == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def must_not_wait(session: Session, strict: bool) -> Iterator[None]:
+    """Inside, what waits for the device raises."""
+    if strict and session.device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if session.device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def training(session: Session, folder: Path, budget: int, readers: int) -> dict[str, Any]:

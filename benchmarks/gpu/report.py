@@ -141,9 +141,17 @@ def order_lines(results: dict[str, Any]) -> list[str]:
 
 
 BUSY = {
+    "shapes": ("the field's shapes, encoder", ("forward_ms", "step_ms", "tokens_per_s", "mfu", "published_ms")),
+    "shapes anchors": (
+        "supervised positions a second",
+        ("listen_anchors_per_s", "day_anchors_per_s", "ratio", "listen_tokens", "day_tokens"),
+    ),
+    "shapes attention": ("their attention alone", ("forward_ms", "forward_tflops", "backward_ms", "backward_tflops")),
+    "shapes meta": ("Meta's attention", ("forward_ms", "forward_tflops", "backward_ms", "backward_tflops")),
     "sparse": ("sparse optimizer", ("entries", "largest_row", "ms", "pytorch_ms", "gb_s")),
     "reading": ("reading alone", ("batches", "ms", "tokens_per_s")),
-    "lookups": ("features to tokens and back", ("merged_ms", "apart_ms", "difference")),
+    "lookups": ("features to tokens and back", ("merged_ms", "vocabularies_wait_ms", "apart_ms", "difference")),
+    "vocabulary": ("a dynamic vocabulary alone", ("ids", "ms", "waiting_ms")),
     "training": ("`genrank train`", ("step_ms", "input_wait", "tokens_per_s", "mfu", "cores_to_read")),
     "block": (
         "pieces of the block, and apart",
@@ -153,7 +161,7 @@ BUSY = {
 
 
 def busy_lines(results: dict[str, Any]) -> list[str]:
-    """The sparse optimizer, reading, lookups, training with them, and pieces of the block."""
+    """The field's shapes, the sparse optimizer, reading, lookups, training with them, and pieces of the block."""
     lines = []
     for section, (title, keys) in BUSY.items():
         lines += ["", f"| {title} | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]

@@ -14,10 +14,11 @@ from benchmarks.gpu.shapes import Shape, shapes
 from benchmarks.kernels_cases import hstu
 from benchmarks.kernels_compile import (
     attention_launches,
-    idmap_launches,
     jagged_launches,
     norm_launches,
+    rowwise_launches,
     split_launches,
+    vocabulary_launches,
 )
 from benchmarks.kernels_gluon import gluon_launches
 from genrank.kernels.launch import Launch
@@ -44,7 +45,7 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for launch in attention_launches(dtype, 2, *dims, kind, device, seed=0):
             yield launch, False
     for dim in (512, 1024):
-        for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0)):
+        for groups, gate in ((4, 0), (4, 1), (4, 2), (1, 0), (1, 1)):
             for launch in norm_launches(bf16, dim, groups, gate, 0.0, device, seed=0, tokens=2**14):
                 yield launch, True
     for dim in (512, 768):
@@ -56,7 +57,7 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
                 yield launch, False
         for launch in jagged_launches(dtype, device):
             yield launch, False
-    for launch in idmap_launches(fp32, device):
+    for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device)):
         yield launch, False
     yield from step.launches(device)
 

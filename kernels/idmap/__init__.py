@@ -1,7 +1,6 @@
 """Embedding rows for raw ids.
 
-op.py     the map, unique, and what runs on CPU
-gpu.py    launches on GPU; triton_probe.py: the kernels
+op.py     the map, and unique; on a GPU `kernels.vocabulary` is in its place
 """
 
 from genrank.kernels.idmap.op import EMPTY, TOMBSTONE, IdMap, Inserted, unique_inverse_counts

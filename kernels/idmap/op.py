@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genrank.kernels.dispatch import backend_for
-
 EMPTY = -(2**63)
 """Slot never used: a probe ends here."""
 TOMBSTONE = EMPTY + 1
@@ -144,10 +142,6 @@ def logical_shift(x: Tensor, by: int) -> Tensor:
 
 def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
     """int64 [N]: the slot of each id, -1 where there is none. All ids probe at once, one slot further each round."""
-    if backend_for(keys) == "triton":
-        from genrank.kernels.idmap import gpu
-
-        return gpu.find_slots(keys, ids)
     found = torch.full(ids.shape, -1, dtype=torch.int64, device=ids.device)
     pending = torch.arange(len(ids), device=ids.device)
     slot = hash_ids(ids) & (len(keys) - 1)
@@ -163,10 +157,6 @@ def find_slots(keys: Tensor, ids: Tensor) -> Tensor:
 
 def place(keys: Tensor, rows: Tensor, ids: Tensor, new_rows: Tensor) -> int:
     """Store distinct ids that the map does not hold; the number of EMPTY slots that this took."""
-    if backend_for(keys) == "triton":
-        from genrank.kernels.idmap import gpu
-
-        return gpu.place(keys, rows, ids, new_rows)
     taken = 0
     slot = hash_ids(ids) & (len(keys) - 1)
     claims = torch.empty_like(keys)

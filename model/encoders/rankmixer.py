@@ -11,12 +11,13 @@ X = [C, T, D]: features' columns side by side, cut into T pieces of equal width,
 `norm`: "post" as printed above, "pre" as the paper's text and its reimplementations have it: each sublayer reads norm(x), and the sum isn't
 normalised. With `experts` above 1 each F_t is a ReLU-gated mixture, F_t(s) = sum_e ReLU(h_t(s))_e F_te(s) (section 3.3): no top-k, an L1
 penalty on the gates whose weight adapts until `active` of the experts are used. Dense training, sparse inference: two routers; in training
-the output is the mean of both mixtures and the penalty is on the second router alone; in evaluation the second decides alone and only the
-experts it opens are computed.
+every other candidate is routed by the one, the rest by the other, and the penalty is on the second router alone; in evaluation the second
+decides alone and only the experts it opens are computed.
 
 Readings taken: the global token is what TokenMixer-Large likens to BERT's [CLS], "all groups' collective information": one linear map of all tokens
 side by side; its auxiliary losses read the mean of the tokens between layers, each by heads of its own (`shallow_loss`); sequences' pooled vectors make `sequence_tokens` of the T tokens; how the paper joins its two routers in training isn't
-printed (the mean is ours); the penalty's weight follows ReMoE's rule (arXiv:2412.14711, equation 8).
+printed (candidates by turns is ours: of a mean of both mixtures, which was tried, the second alone is badly calibrated, since the first makes up in
+training for what the penalty takes from it); the penalty's weight follows ReMoE's rule (arXiv:2412.14711, equation 8).
 """
 
 from __future__ import annotations
@@ -231,7 +232,8 @@ class SparseMixture(nn.Module):
             return self._opened(x, sparse)
         gates = sparse
         if self.training:
-            gates = (F.relu(self.dense_router(x)) + self._penalised(sparse)) / 2
+            by_sparse = (torch.arange(len(x), device=x.device) % 2 == 1)[:, None, None]
+            gates = torch.where(by_sparse, self._penalised(sparse), F.relu(self.dense_router(x)))
         every = self.feed(x.repeat_interleave(self.experts, 1)).unflatten(1, (-1, self.experts))
         mixed: Tensor = (gates.unsqueeze(-1) * every).sum(2)
         return mixed

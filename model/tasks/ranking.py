@@ -82,15 +82,12 @@ class Ranking(Task[Model]):
     def loss_sums(self, output: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Per label, over the batch's candidates. Auxiliary logits and the model's added loss, which counts with the first label that has
         weight, add their gradient and nothing to the value."""
-        sums = loss_sums(output, batch.labels, batch.weights, self.schema.labels)
         others: dict[str, dict[str, Tensor]] = {}
         for key, logit in output.items():
             if key.startswith(AUXILIARY):
                 which, _, label = key.removeprefix(AUXILIARY).rpartition("/")
                 others.setdefault(which, {})[label] = logit
-        for second in others.values():
-            for name, own in loss_sums(second, batch.labels, batch.weights, self.schema.labels).items():
-                sums[name] = sums[name] + (own - own.detach())
+        sums = loss_sums(output, batch.labels, batch.weights, self.schema.labels, list(others.values()))
         if (added := output.get(ADDED_LOSS)) is not None:
             first = next((label for label in self.schema.labels if label.weight), None)
             if first is not None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from genrank.pipelines.arrays import single_array
+from genrank.pipelines.columns import key_column
 from genrank.pipelines.days import dt_of
 from genrank.pipelines.labels import logs_of
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
@@ -50,7 +51,7 @@ INVARIANTS = {
     "candidate_sees": "candidate_sees counts the realtime events available strictly before the exposure",
     "realtime_sees": "realtime_sees counts the realtime events available strictly before the event",
     "finite": "numbers are finite, or NaN where they are missing",
-    "cross_features": "counts are whole, none of counts, rates and recencies is negative",
+    "cross_features": "counts are whole (but for their mean over a list), none of counts, rates and recencies is negative",
     "labels": "binary labels are 0 or 1, values are finite, and a label is positive only where the one it is given is",
     "label_weights": "a label has weight where it is mature, and only there: finite, and not negative",
     "max_length": "no sequence or candidate list is longer than the schema allows",
@@ -299,11 +300,14 @@ class _File:
                 wrong = values < 0
                 if feature.op != "recency":
                     wrong |= np.isnan(values)
-                if feature.op in ("count", "distinct"):
+                if feature.op in ("count", "distinct") and not self._mean_over_list(feature):
                     wrong |= values != np.floor(values)
                 self._wrong(
                     "cross_features", wrong, f"{CANDIDATES}.{feature.name}", group.sample, values, f"a {feature.op}"
                 )
+
+    def _mean_over_list(self, feature: CrossFeature) -> bool:
+        return feature.reduction == "mean" and any(key_column(self.schema, key).role == "set" for key in feature.keys)
 
     def _labels(self) -> None:
         sample, labels = self.groups[LABELS].sample, self.groups[LABELS].values

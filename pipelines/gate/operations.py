@@ -93,6 +93,16 @@ def _last(feature: CrossFeature, hits: Window, trials: Window, at: int) -> float
     return math.nan if value is None else float(value)
 
 
+def reduced(feature: CrossFeature, values: list[float]) -> float:
+    """The values at the ids of a key that is a list, as one."""
+    there = [value for value in values if not _is_nan(value)]
+    if not there:
+        return math.nan
+    if feature.reduction in ("max", "min"):
+        return max(there) if feature.reduction == "max" else min(there)
+    return math.fsum(there) / (len(there) if feature.reduction == "mean" else 1)
+
+
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 

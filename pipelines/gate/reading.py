@@ -145,7 +145,7 @@ class RawDay:
         answered = []
         for feature in features:
             asked = rows if self.schema.exposures.user in feature.keys else rows[:ELSEWHERE]
-            own = [key for key in sorted(feature.keys) if "." not in key]
+            own = [key for key in sorted(feature.keys) if "." not in key and not shown.is_list(key)]
             logs = dict.fromkeys((feature.source, feature.per or feature.source))
             if not own and any(
                 sum(self._rows(source, d) for d in range(since[source], self.day + 1)) > SMALL for source in logs

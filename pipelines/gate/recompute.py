@@ -8,6 +8,7 @@ events lie in [t, t + W] and arrived before `as_of`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from genrank.pipelines.gate.operations import RECOUNTS, Window
+from genrank.pipelines.gate.operations import RECOUNTS, Window, reduced
 from genrank.pipelines.gate.raw_log import ARRIVED, ID, TS, USER, Bool, evaluate, holds, stored_id
 from genrank.schemas import CrossFeature, EventLog, Events, EventSequence, Label, Schema, expression
 from genrank.schemas.base import DAY_MS, parse_duration
@@ -42,6 +43,7 @@ class LogRows:
     """The first day read: of its days from here on, every row of the users and keys asked for is there."""
     conditions: dict[str, Bool] = field(default_factory=dict)
     keys: dict[str, Int] = field(default_factory=dict)
+    elements: dict[str, tuple[Int, Int]] = field(default_factory=dict)
     found: dict[tuple[tuple[str, ...], tuple[int, ...]], Int] = field(default_factory=dict)
     users: dict[int, Int] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -73,13 +75,46 @@ class LogRows:
         return self.frame[ID].to_numpy()
 
     def at(self, references: tuple[str, ...], values: tuple[int, ...]) -> Int:
-        """Rows whose columns are these stored ids; none where one of them is missing."""
+        """Rows whose columns are these stored ids, or lists that hold them; none where one of them is missing."""
         if (references, values) not in self.found:
             there = np.full(self.frame.height, MISSING_ID not in values)
             for reference, value in zip(references, values, strict=True):
-                there &= self.ids(reference) == value
+                there &= self._hold(reference, value) if self.is_list(reference) else self.ids(reference) == value
             self.found[references, values] = np.flatnonzero(there)
         return self.found[references, values]
+
+    def keys_of(self, references: tuple[str, ...], row: int) -> list[tuple[int, ...]]:
+        """The stored ids of a row's columns; of a list each different one in turn, or one that is missing."""
+        each = []
+        for reference in references:
+            if self.is_list(reference):
+                row_of, ids = self._elements(reference)
+                each.append(sorted(set(ids[row_of == row].tolist())) or [MISSING_ID])
+            else:
+                each.append([int(self.ids(reference)[row])])
+        return list(itertools.product(*each))
+
+    def is_list(self, reference: str) -> bool:
+        """Whether a column holds lists."""
+        return isinstance(self.column(reference).dtype, pl.List)
+
+    def _hold(self, reference: str, value: int) -> Bool:
+        row_of, ids = self._elements(reference)
+        found = np.zeros(self.frame.height, np.bool_)
+        found[row_of[ids == value]] = True
+        return found
+
+    def _elements(self, reference: str) -> tuple[Int, Int]:
+        """([elements] row, [elements] stored id) of lists."""
+        if reference not in self.elements:
+            lists = self.cells(reference)
+            listed = [(row, one) for row, ids in enumerate(lists) for one in ids or () if one is not None]
+            known = {one: stored_id(one) for one in {one for _, one in listed}}
+            self.elements[reference] = (
+                np.array([row for row, _ in listed], np.int64),
+                np.array([known[one] for _, one in listed], np.int64),
+            )
+        return self.elements[reference]
 
     def of_user(self, user: int) -> Int:
         """Rows of a user, by its stored id."""
@@ -207,7 +242,12 @@ class Recomputation:
         at = self.start if feature.as_of == "window_start" else int(self.exposures.ts[row])
         if feature.op not in RECOUNTS or not self.exposures.knows(*feature.keys):
             return UNKNOWN
-        keys = tuple(int(self.exposures.ids(key)[row]) for key in feature.keys)
+        values = [self._at(feature, keys, at) for keys in self.exposures.keys_of(feature.keys, row)]
+        if any(value is UNKNOWN for value in values):
+            return UNKNOWN
+        return reduced(feature, values) if any(map(self.exposures.is_list, feature.keys)) else values[0]
+
+    def _at(self, feature: CrossFeature, keys: tuple[int, ...], at: int) -> Value:
         windows = []
         for log in dict.fromkeys((feature.source, feature.per or feature.source)):
             window = self._window(feature, self.logs[log], keys, at)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrank.pipelines import cross_features
+from genrank.pipelines import cross_features, list_keys
+from genrank.pipelines.arrays import int64s
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import value_column
 from genrank.pipelines.cross_feature_ops import Evaluation, Question, evaluation_of
@@ -281,9 +282,20 @@ class CrossFeatures:
             question = StandingQuestion(plan, of(plan.feature.source, plan.at_start), at, partial(trials, plan))
             yield plan, plan.evaluation.answer(question)[back]
 
+    def of_lists(
+        self, blocks: Blocks, columns: Mapping[str, pa.Array], ts: Int, start: Int
+    ) -> Iterator[tuple[FeaturePlan, NDArray[Any]]]:
+        """As `answers` where a key is a list, [exposures], by the key columns of the exposures."""
+        own = {name: columns[name] for name in self.key_columns}
+        rows = cross_features.at_keys(self.key_set, pa.table({"ts": ts, "start": start, **own}))
+        keys, _ = cross_features.hashed_keys(self.key_set, rows)
+        number = list_keys.keys_of(columns[self.key_set.list_column])
+        for plan, answers in self.answers(blocks, keys, int64s(rows, "ts"), int64s(rows, "start")):
+            yield plan, list_keys.reduced(plan.feature.reduction, answers.astype(np.float64), number)
+
 
 class HashedKeys:
-    """The keys of several key sets, hashed together: those with as many columns in one go.
+    """The keys of several key sets, hashed together: those with as many columns in one go; not of those with a list.
 
     Args:
         sets: the key sets.
@@ -292,9 +304,10 @@ class HashedKeys:
     def __init__(self, sets: Sequence[CrossFeatures]) -> None:
         self._alike: dict[int, list[int]] = {}
         """Number of columns -> positions of the key sets."""
+        self._names: list[list[str]] = [[] if of.key_set.listed else of.key_columns for of in sets]
         for at, of in enumerate(sets):
-            self._alike.setdefault(len(of.key_columns), []).append(at)
-        self._names = [of.key_columns for of in sets]
+            if not of.key_set.listed:
+                self._alike.setdefault(len(of.key_columns), []).append(at)
 
     def of(self, columns: Mapping[str, pa.Array], rows: int) -> list[Int]:
         """[rows] hashed keys of exposures, of each key set."""

@@ -17,7 +17,16 @@ import pyarrow as pa
 
 from genrank.pipelines.arrays import single_array, to_polars
 from genrank.pipelines.column_roles import NUMBERS, Column
-from genrank.pipelines.columns import compute, cross_features, feature_column, fill, owner, references, store
+from genrank.pipelines.columns import (
+    compute,
+    cross_features,
+    feature_column,
+    fill,
+    key_column,
+    owner,
+    references,
+    store,
+)
 from genrank.pipelines.merge_scan import Int
 from genrank.pipelines.online.conditions import bounds_of, surely_met
 from genrank.pipelines.online.snapshots import SnapshotDays
@@ -58,7 +67,7 @@ class ExposureReader:
         log = self._log
         self._user, self._item = Column("id", log.user), Column("id", schema.candidates.item)
         asked = {column for feature in schema.candidates.features if (column := feature_column(feature))}
-        asked |= {Column("id", key) for feature in cross_features(schema) for key in feature.keys}
+        asked |= {key_column(schema, key) for feature in cross_features(schema) for key in feature.keys}
         asked |= {self._item} | ({Column("id", schema.candidates.request)} if schema.candidates.request else set())
         self._own: list[tuple[Column, str, str, bool]] = []
         """(column, its name, the log's column, whether requests have it) of those that are one of the log's."""

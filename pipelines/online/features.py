@@ -283,7 +283,10 @@ class OnlineFeatures:
         keys = self._builder.keys.of(shown.columns, len(starts))
         for at, crossed in enumerate(self._builder.crossed):
             blocks = {log: state.blocks[at, log] for log in crossed.logs}
-            found += crossed.answers(blocks, keys[at], shown.ts, starts)
+            if crossed.key_set.listed:
+                found += crossed.of_lists(blocks, shown.columns, shown.ts, starts)
+            else:
+                found += crossed.answers(blocks, keys[at], shown.ts, starts)
         leaves = {name: shown.columns[column] for name, column in self._candidate_columns.items()} | stored(found)
         leaves["ts"] = pa.array(shown.ts)
         leaves["item"] = shown.columns[Column("id", candidates.item).name]

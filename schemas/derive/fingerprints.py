@@ -27,7 +27,7 @@ from genrank.schemas.source_meaning import Meaning, column_meaning, references_m
 # ---------------------------------------------------------------------- the whole
 
 _WITHOUT_MEANING = {"description", "owner", "drift"}
-_LATER = {"token_groups", "half_life", "value_transform"}
+_LATER = {"token_groups", "half_life", "reduce", "value_transform"}
 """Fields that earlier releases didn't have: without a value they mean what they meant then."""
 _UNORDERED = {"sources", "features", "labels", "valid", "dedup", "post_exposure", "on", "keys"}
 

@@ -10,19 +10,22 @@ from pydantic import Field
 from genrank.schemas.base import CANDIDATES, DAY_MS, USER, Duration, Name, format_duration, parse_duration
 from genrank.schemas.expression import columns, nearest
 from genrank.schemas.features.base import Feature, Scope
-from genrank.schemas.messages import condition_mistakes, twice
+from genrank.schemas.messages import and_, condition_mistakes, twice
 from genrank.schemas.operations import Operation, OperationName, operation_names, operation_of
 from genrank.schemas.source import EventLog
 from genrank.schemas.source_meaning import Meaning, references_meaning, rows_meaning, sql_meaning
 from genrank.schemas.stored import Stored
 from genrank.schemas.table import Table
 from genrank.schemas.transforms import Transform
-from genrank.schemas.type_rules import IDS, families, id_space, split
+from genrank.schemas.type_rules import ID_LISTS, IDS, Types, families, id_space, split
 
 LONGEST_WINDOW_MS = 90 * DAY_MS
 """How far back the events of cross features are kept."""
 MOST_HALF_LIVES = 64
 """How many half-lives a window may have: what is older weighs less than 2^-64."""
+
+Reduction = Literal["mean", "sum", "max", "min"]
+"""How the values at the keys of a list become one."""
 
 
 class CrossFeature(Feature):
@@ -33,6 +36,10 @@ class CrossFeature(Feature):
 
     `keys` are columns of the exposure (`"user_id"`, `"item_id"`, `"items.category"`) that the events carry too (their own column
     of that name, or through the same snapshot). Empty keys: over all events.
+
+    One of the keys may be a list of ids (`"items.topics"`): an event counts at each different id of its list, and what the op gives at each
+    different id of the exposure's becomes one value by `reduce`, in which missing values are left out. A null or empty list is a key that
+    was never seen.
 
     Ops: `count`; `rate` = (count of `where` + prior * strength) / (count of all + strength); `sum`, `mean`, `max`, `min`, `last` of `value`;
     `std` = population standard deviation of `value`; `decayed_count` and `decayed_sum` = sum of 2^(-(t - ts) / half_life), or of `value` times
@@ -56,6 +63,8 @@ class CrossFeature(Feature):
     prior: float = Field(default=0.0, ge=0)
     strength: float = Field(default=0.0, ge=0)
     """Pseudo-count of the prior in `rate`."""
+    reduce: Reduction | None = None
+    """Of a key that is a list: how the values at its ids become one; default `mean`. `sum` is for operations that are 0 without events."""
     half_life: Duration | None = None
     """`decayed_count` and `decayed_sum`: after how long an event counts half. The window still bounds what is read, and may be 64 half-lives
     long: one of 30 leaves out less than a billionth of a steady stream."""
@@ -70,6 +79,11 @@ class CrossFeature(Feature):
     def operation(self) -> Operation:
         """What `op` names."""
         return operation_of(self.op)
+
+    @property
+    def reduction(self) -> Reduction:
+        """`reduce`, the default resolved."""
+        return self.reduce or "mean"
 
     # ------------------------------------------------------------------ what it reads
 
@@ -124,6 +138,7 @@ class CrossFeature(Feature):
         logs = [scope.event_logs[name] for name in self.past_logs]
         exposures = scope.event_logs[scope.exposures_name]
         known = scope.snapshots
+        listed = self._lists(scope.joined(exposures.columns))
         return {
             "op": self.op,
             "logs": [rows_meaning(log) for log in logs],
@@ -137,6 +152,7 @@ class CrossFeature(Feature):
             "strength": self.strength,
             "as_of": self.as_of if group == CANDIDATES else "window_start",
             **({"half_life": self.half_life} if self.half_life else {}),
+            **({"reduce": self.reduction} if listed else {}),
         }
 
     # ------------------------------------------------------------------ its mistakes
@@ -161,6 +177,7 @@ class CrossFeature(Feature):
             yield from self._key_mistakes(at, group, scope, logs[name])
         for name in twice(self.keys):
             yield f"{at}: keys name {name!r} twice"
+        yield from self._reduce_mistakes(at, scope.offered(group))
         if self.source in logs:
             yield from self._value_mistakes(at, scope, logs[self.source])
             if self.where is not None:
@@ -186,6 +203,22 @@ class CrossFeature(Feature):
             longest = format_duration(MOST_HALF_LIVES * half_life)
             yield f"{at}: window {self.window} is more than {MOST_HALF_LIVES} half-lives of {self.half_life}, and what is older counts nothing; shorten it to {longest}"
 
+    def _lists(self, types: Types) -> list[str]:
+        """Keys that are lists."""
+        return [key for key in dict.fromkeys(self.keys) if types.get(key) in ID_LISTS]
+
+    def _reduce_mistakes(self, at: str, types: Types) -> Iterator[str]:
+        listed = self._lists(types)
+        if len(listed) > 1:
+            yield f"{at}: keys {and_(map(repr, listed))} are lists; one key at most may be, so count by one of them, or by a column of pairs"
+        if not listed:
+            if self.reduce is not None and all(key in types for key in self.keys):
+                yield f"{at}: reduce={self.reduce!r} makes one value of those at the ids of a list, and no key is a list; drop it"
+        elif self._kept_as_id:
+            yield f"{at}: {self.op} with a table is an id for each id of {listed[0]!r}, and ids don't become one; drop the table, or count by another key"
+        elif self.reduce == "sum" and self.operation.missing != "0":
+            yield f"{at}: reduce='sum' adds up what is 0 without events, and {self.op} is {self.operation.missing}; use mean, max or min"
+
     def _key_mistakes(self, at: str, group: str, scope: Scope, log: EventLog) -> Iterator[str]:
         exposures = scope.event_logs.get(scope.exposures_name)
         if exposures is None:
@@ -199,8 +232,8 @@ class CrossFeature(Feature):
                 snapshot, _ = split(key)
                 through = f" (nor {scope.snapshots[snapshot].key!r}, the key of {snapshot})" if snapshot else ""
                 yield f"{at}: events of {log.name} have no column {key!r}{through}; add it to the source, or drop the key"
-            elif ours[key] not in IDS:
-                yield f"{at}: key {key!r} is of type {ours[key]}; a key is of type int64, int32, bool or string"
+            elif ours[key] not in (*IDS, *ID_LISTS):
+                yield f"{at}: key {key!r} is of type {ours[key]}; a key is of type int64, int32, bool or string, or a list of int64 or string"
             elif families([ours[key]]) != families([theirs[key]]):
                 yield f"{at}: key {key!r} is {ours[key]} in {exposures.name} but {theirs[key]} in {log.name}: they would never meet"
 
@@ -249,10 +282,9 @@ class CrossFeature(Feature):
         smoothed = self.operation.takes_prior and self.strength
         prior = f", towards {self.prior:g} with strength {self.strength:g}" if smoothed else ""
         halved = f", halved every {self.half_life}" if self.half_life else ""
+        reduced = f", {self.reduce} over the list" if self.reduce else ""
         when = ", as of the day's start" if self.as_of == "window_start" else ""
-        return (
-            f"{self.op}{of} {'in' if of else 'of'} {self.source}{over}{where}{by} in {self.window}{halved}{prior}{when}"
-        )
+        return f"{self.op}{of} {'in' if of else 'of'} {self.source}{over}{where}{by} in {self.window}{halved}{prior}{when}{reduced}"
 
 
 def _ops(having: Callable[[Operation], bool], *, quoted: bool = False) -> str:

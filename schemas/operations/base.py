@@ -64,7 +64,7 @@ class Operation(ABC):
     long_tail: ClassVar[bool] = False
     """Whether most results are small and a few are huge."""
     missing: ClassVar[str]
-    """What it gives without any event, in words: `0`, `missing`."""
+    """What it gives without any event, in words: `0`, `missing`. What is `0` may be added up over a key that is a list."""
 
     @property
     def needs_value(self) -> bool:

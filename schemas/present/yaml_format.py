@@ -113,7 +113,8 @@ def _text(text: str) -> object:
     # Line breaks that are written as they are would be read as spaces; in double quotes they are escaped.
     if any(character in text for character in "\n\r\x85\u2028\u2029"):
         return DoubleQuotedScalarString(text)
-    if any(resolver.resolve(ScalarNode, text, (True, False)) != _STRING for resolver in _RESOLVERS):
+    # A question mark or colon would begin a mapping's key or value in a list on one line.
+    if text.startswith(("?", ":")) or any(r.resolve(ScalarNode, text, (True, False)) != _STRING for r in _RESOLVERS):
         return SingleQuotedScalarString(text)
     return text
 

@@ -15,7 +15,7 @@ from genrank.schemas.base import ARROW_TYPES, parse_duration
 from genrank.schemas.derive.tables import logical_tables
 from genrank.schemas.features import Feature
 from genrank.schemas.operations import operation_names
-from genrank.schemas.review.diff import require_samples
+from genrank.schemas.review.diff import diff, require_samples
 from genrank.schemas.transforms import Transform
 from genrank.schemas.vocabularies import Vocabulary
 
@@ -42,6 +42,13 @@ def test_history_only_leaves_out_the_users_statistics_and_nothing_else() -> None
     assert left == keyed and len(keyed) > 15
     assert (schema.user, schema.sequences, schema.labels) == (whole.user, whole.sequences, whole.labels)
     require_samples(whole, schema, "samples of the whole schema")
+
+
+def test_tag_statistics_are_added_and_nothing_else() -> None:
+    whole, variant = example("marketplace"), load_schema(str(ROOT / "examples/marketplace/tag_statistics.py"))
+    added = [change.where for change in diff(whole, variant) if change.cost == "rebuild"]
+    assert sorted(added) == ["candidates.user_tag_clicks_30m", "candidates.user_tag_ctr_30d"]
+    require_samples(variant, whole, "samples of the variant")
 
 
 def test_the_request_s_context_needs_no_other_samples() -> None:

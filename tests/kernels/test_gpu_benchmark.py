@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import busy, repeat, report, speed, warmup
+from benchmarks.gpu import busy, mlperf, peers, repeat, report, speed, warmup
 from benchmarks.gpu.report import PAGE, page, targets_met, wrong
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
@@ -48,12 +48,52 @@ def test_what_keeps_the_card_busy_runs(tmp_path: Path, monkeypatch: pytest.Monke
     session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
     busy.busy(session)
     rows = {(row["section"], row["name"]): row for row in session.rows()}
-    assert len(rows) == 8 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
+    assert len(rows) == 9 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
     assert all(row["correct"] and row["largest_row"] > 2 for (section, _), row in rows.items() if section == "sparse")
     read = [rows["reading", f"256 tokens, readers {n}"]["batches"] for n in (0, 1)]
     assert read[0] == read[1] > 1
     shown = "\n".join(report.busy_lines({"rows": session.rows()}))
     assert "difference" in shown and shown.count("256 tokens, readers 1") == 2 and not wrong({"rows": session.rows()})
+
+
+def test_the_fields_shapes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In miniature; what is read, and what sees what, as at full size."""
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    monkeypatch.setattr(mlperf, "META", tmp_path / "none")
+    monkeypatch.setattr(mlperf, "LISTENS", 2)
+    session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
+    mlperf.mlperf(session)
+    rows = {(row["section"], row["name"]): row for row in session.rows()}
+    assert not any("error" in row for row in rows.values()), rows
+    stacks = [row for (section, _), row in rows.items() if section == "shapes"]
+    assert len(stacks) == 2 and not wrong({"rows": session.rows()})
+    assert rows["shapes meta", "DLRMv3 inference"]["left_out"] == "peers/generative-recommenders is not there"
+    anchors = rows["shapes anchors", "L=12"]
+    assert (anchors["listen_anchors"], anchors["day_anchors"], anchors["ratio"]) == (2, 4, 2.0)
+    assert anchors["day_tokens"] == anchors["listen_tokens"] + 2 * 2 * 2
+    day = mlperf.user_days(1, 12)
+    history = day.tokens - 4
+    assert day.end.tolist() == [*range(1, history + 3), history, history + 1], (
+        "a listen isn't seen by its own candidate"
+    )
+    full = mlperf.inference_case(False)
+    assert len(full.make().offsets) == 33 and [len(case.make().offsets) for case in mlperf.training_cases(False)] == [
+        65,
+        33,
+    ]
+    config = full.config(False)
+    assert (config.layers, config.dim, config.heads, config.qk_dim, config.v_dim) == (5, 512, 4, 128, 128)
+    shown = "\n".join(report.busy_lines({"rows": session.rows()}))
+    assert "| recommendation_v4 L=12 |" in shown and "is not there" in shown
+
+
+def test_configurations_of_the_peer_that_crash_are_left_out() -> None:
+    crashes = {"BLOCK_M": 32, "BLOCK_N": 128, "UNROLL": 4, "SEQUENCE_PARALLEL": False}
+    assert (
+        not peers.kept(crashes)
+        and peers.kept({**crashes, "UNROLL": 1})
+        and not peers.kept({"BLOCK_M": 16, "BLOCK_N": 64})
+    )
 
 
 def test_torch_triton_and_numpy_are_all_it_imports() -> None:
@@ -71,12 +111,12 @@ def test_torch_triton_and_numpy_are_all_it_imports() -> None:
         sys.meta_path.insert(0, Missing())
         assert {"tqdm", "pydantic", "pyarrow", "pandas", "matplotlib"} <= here
         import benchmarks.gpu.__main__
-        from benchmarks.gpu import busy, correctness, peers, repeat, report, speed, step, warmup
+        from benchmarks.gpu import busy, correctness, mlperf, peers, repeat, report, speed, step, warmup
         from genrank.kernels.attention import gpu as attention_gpu
-        from genrank.kernels.idmap import gpu as idmap_gpu
         from genrank.kernels.jagged import gpu as jagged_gpu
         from genrank.kernels.norm import gpu as norm_gpu
         from genrank.kernels.rowwise import gpu as rowwise_gpu
+        from genrank.kernels.vocabulary import gpu as vocabulary_gpu
         print("imported")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)

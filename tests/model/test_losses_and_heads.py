@@ -46,6 +46,40 @@ def test_loss_equals_probabilities_multiplied_out() -> None:
     assert total_loss(sums, counts, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_gradients_of_all_sets_are_those_of_probabilities_multiplied_out_in_float64() -> None:
+    """Two sets of logits over one set of labels: the second's loss is learned from and not counted."""
+    labels = [SPENT, BUY, CLICK, CART, Label(name="seen", column="v", given="click", positive_weight=0.5)]
+    logits, y, w = draw()
+    g = torch.Generator().manual_seed(3)
+    logits["seen"], y["seen"], w["seen"] = (torch.rand(50, generator=g, dtype=torch.float64).round() for _ in range(3))
+    for task in y:
+        y[task][w[task] == 0] = float("nan")
+    sets = [{task: (3 * k * x).requires_grad_() for task, x in logits.items()} for k in (1.0, -0.7)]
+    parts = {label.name: i + 1.0 for i, label in enumerate(labels)}
+    sums = loss_sums(sets[0], y, w, labels, sets[1:])
+    sum(parts[task] * each for task, each in sums.items()).backward()
+    got = [{task: x.grad.clone() for task, x in each.items()} for each in sets]
+    values = []
+    for each in sets:
+        p = {task: x.detach().clone().requires_grad_() for task, x in each.items()}
+        chance = {"click": p["click"].sigmoid()}
+        chance |= {task: chance["click"] * p[task].sigmoid() for task in ("cart", "seen")}
+        chance["buy"] = chance["cart"] * p["buy"].sigmoid()
+        of_task = {"spent": (p["spent"] - y["spent"].nan_to_num()) ** 2 / 2}
+        for label in labels:
+            if label.kind == "binary":
+                q, target = chance[label.name], y[label.name].nan_to_num()
+                of_task[label.name] = -(label.positive_weight * target * q.log() + (1 - target) * torch.log1p(-q))
+        total = {task: (w[task] * x).sum() for task, x in of_task.items()}
+        values.append(total)
+        sum(parts[task] * x for task, x in total.items()).backward()
+        for task, x in p.items():
+            torch.testing.assert_close(got[len(values) - 1][task], x.grad, rtol=2e-5, atol=2e-5)
+    assert list(sums) == [label.name for label in labels]
+    for task, x in sums.items():
+        assert x.item() == pytest.approx(values[0][task].item(), rel=1e-5)
+
+
 def test_a_task_without_mature_labels_adds_nothing_and_no_nan() -> None:
     logits, y, w = draw()
     logits["click"].requires_grad_()
@@ -113,6 +147,21 @@ def test_log_q_makes_the_sampled_normaliser_unbiased() -> None:
     )
     expected = F.cross_entropy(F.normalize(query, dim=-1) @ items.T / 0.5, torch.tensor([0]))
     assert got.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 3)])
+def test_towers_computed_together_are_each_task_s_own(hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    heads, x = Heads(6, ["a", "b", "c"], HeadConfig(hidden=hidden)), torch.randn(8, 6, requires_grad=True)
+    got, own = heads(x), {task: tower(x).squeeze(-1) for task, tower in heads.towers.items()}
+    assert list(got) == list(own)
+    inputs = [x, *heads.parameters()]
+    found, wanted = (
+        torch.autograd.grad(sum((k + 1) * each.square().sum() for k, each in enumerate(logits.values())), inputs)
+        for logits in (got, own)
+    )
+    torch.testing.assert_close((got, found), (own, wanted))
+    assert len(heads(x[:0])["a"]) == 0
 
 
 def test_mmoe_is_its_gated_sum() -> None:

@@ -7,6 +7,7 @@ raise. What a meta device would let through is looked for: copies from the host 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,6 +32,7 @@ from genrank.model.registry import choose_model
 from genrank.model.retriever import Retriever
 from genrank.model.tasks.ranking import Ranking
 from genrank.model.train_step import TrainStep
+from genrank.schemas.schema import Schema
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
@@ -137,8 +139,7 @@ def test_a_training_step(option: str, schema, batch: Batch, monkeypatch: pytest.
 
 
 def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features, lookups and in backward the tables' own optimizer, too. Not so with dynamic vocabularies: which ids are new is known
-    on the device only, and `tokenization.dynamic` waits to learn them."""
+    """Features, lookups and in backward the tables' own optimizer, too."""
     from random_samples import BOUNDARIES
 
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
@@ -150,6 +151,29 @@ def test_a_training_step_with_its_tables(schema, batch: Batch, monkeypatch: pyte
         model(batch.to(META))["click"].sum().backward()
     updates = [x for x in launches if x.kernel.__name__ == "rowwise_kernel" and x.constants["FIRST"]]
     assert len(updates) == len(plan.tables) > 1
+
+
+def test_a_training_step_with_dynamic_vocabularies(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that are new, rows that are given, evicted and initialised, while gradients are gathered besides: all on the device."""
+    from random_samples import BOUNDARIES, demo_schema
+
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    declared = demo_schema().model_dump_json()
+    dynamic = '{"kind":"dynamic","capacity":997,"admit_after":2,"max_age":"3d"}'
+    found = Schema.model_validate_json(declared.replace('{"kind":"hashed","size":997}', dynamic))
+    plan = make_plan(found)
+    embeddings = Embeddings(plan, backend="torch", device=META, boundaries=BOUNDARIES)
+    assert list(embeddings.vocabularies) == ["item"]
+    model = choose_model("mtgr-tiny").build(embeddings, ["click"]).to(META)
+    with nothing_waits(), recording() as launches:
+        with embeddings.accumulate():
+            model(batch.to(META))["click"].sum().backward()
+        model(batch.to(META))["click"].sum().backward()
+        model.eval()
+        model(batch.to(META))
+    counts = Counter(launch.kernel.__name__ for launch in launches)
+    assert counts["give_kernel"] == counts["release_kernel"] == counts["reset_kernel"] == 2
+    assert counts["look_up_kernel"] == 3
 
 
 def test_a_step_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

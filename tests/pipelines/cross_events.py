@@ -32,6 +32,7 @@ from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.ids import MISSING_ID
 
 COLUMNS = {"user_id": "int64", "item_id": "int64", "ts": "int64", "amount": "float64", "shop": "int64"}
+COLUMNS |= {"tags": "list<int64>"}
 SHOP = Table(name="shop", dim=4, vocabulary=Hashed(size=50))
 DAYS = 9
 """Events lie on days 0 .. DAYS - 1 of the epoch."""
@@ -72,6 +73,20 @@ def features_at(*keys: str) -> tuple[CrossFeature, ...]:
     )
 
 
+def features_at_lists(*keys: str) -> tuple[CrossFeature, ...]:
+    """Some operations at some keys, of which `tags` is a list, with every reduction."""
+    common = {"source": "clicks", "keys": keys}
+    stem = "_".join(keys)
+    return (
+        CrossFeature(name=f"{stem}_count", op="count", window="3d", reduce="sum", **common),
+        CrossFeature(name=f"{stem}_rate", op="rate", per="exposures", prior=0.25, strength=2, window="2d", **common),
+        CrossFeature(name=f"{stem}_mean", op="mean", value="amount", window="2d", reduce="mean", **common),
+        CrossFeature(name=f"{stem}_min", op="min", value="amount", window="7h", reduce="max", **common),
+        CrossFeature(name=f"{stem}_recency", op="recency", window="4d", reduce="min", **common),
+        CrossFeature(name=f"{stem}_shops", op="distinct", value="shop", window="4d", reduce="max", **common),
+    )
+
+
 def schema_of(*features: CrossFeature) -> Schema:
     exposures, clicks = (
         EventLog(name=name, path=f"{name}/dt={{dt}}", columns=COLUMNS, delay=delay)
@@ -96,6 +111,7 @@ class Event:
     amount: float | None
     shop: int | None
     id: int = 0
+    tags: tuple[int, ...] = ()
 
     @property
     def available(self) -> int:
@@ -118,6 +134,7 @@ def random_events(seed: int, number: int) -> list[Event]:
             amount=None if draw.integers(5) == 0 else float(draw.integers(-2, 5)),
             shop=None if draw.integers(5) == 0 else int(draw.integers(1, 5)),
             id=number,
+            tags=tuple(np.flatnonzero(draw.integers(2, size=3)).tolist()),
         )
         for number in draw.permutation(number).tolist()
     ]
@@ -139,7 +156,7 @@ def partial_of(schema: Schema, log: str, found: Sequence[Event], columns: Sequen
         "user": [event.user for event in rows],
         "_day": [event.ts // DAY_MS for event in rows],
     }
-    of = {"user_id": "user", "item_id": "item", "ts": "ts", "amount": "amount", "shop": "shop"}
+    of = {"user_id": "user", "item_id": "item", "ts": "ts", "amount": "amount", "shop": "shop", "tags": "tags"}
     for column in columns:
         if column.role == "flag":
             values[column.name] = [event.amount is not None and event.amount > 1 for event in rows]
@@ -182,7 +199,10 @@ def by_definition(
             if event.log == log
             and event.available < at
             and at - window < event.ts < at
-            and all(getattr(event, key.removesuffix("_id")) == value for key, value in keys.items())
+            and all(
+                value in event.tags if key == "tags" else getattr(event, key.removesuffix("_id")) == value
+                for key, value in keys.items()
+            )
         ]
 
     chosen = [e for e in seen(feature.source) if not feature.where or (e.amount is not None and e.amount > 1)]

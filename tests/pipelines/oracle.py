@@ -11,6 +11,7 @@ import math
 import statistics
 import struct
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -311,35 +312,57 @@ class Oracle:
     def candidate(self, feature: Any, exposure: Row, start: int) -> Any:
         if not isinstance(feature, CrossFeature):
             return self.keep(feature, exposure)
+        keys = {key: self.column(exposure, key) for key in feature.keys}
+        listed = [key for key in feature.keys if self.is_list(key)]
+        if not listed:
+            value = self.statistic(feature, exposure, start, keys)
+            return value if isinstance(value, set) else float32(value)
+        elements = {one for one in keys[listed[0]] or [] if one is not None} or {None}
+        values = [self.statistic(feature, exposure, start, keys | {listed[0]: one}) for one in elements]
+        there = [value for value in values if not math.isnan(value)]
+        if not there:
+            return math.nan
+        total = sum(map(Fraction, there))
+        exact = {"mean": total / len(there), "sum": total, "max": max(there), "min": min(there)}[
+            feature.reduce or "mean"
+        ]
+        return float32(float(exact))
+
+    def is_list(self, key: str) -> bool:
+        name, _, column = key.rpartition(".")
+        source = self.schema.source(name) if name else self.schema.exposures
+        return source.columns[column].startswith("list")
+
+    def statistic(self, feature: CrossFeature, exposure: Row, start: int, keys: Row) -> Any:
         at = start if feature.as_of == "window_start" else exposure["ts"]
-        events = self.visible(feature, feature.source, exposure, at)
+        events = self.visible(feature, feature.source, keys, at)
         if feature.where:
             events = [e for e in events if self.sql(feature.where, e["row"])]
         if feature.op == "count":
             return float(len(events))
         if feature.op == "rate":
-            shown = len(self.visible(feature, feature.per or feature.source, exposure, at)) + feature.strength
-            return float32((len(events) + feature.prior * feature.strength) / shown if shown else feature.prior)
+            shown = len(self.visible(feature, feature.per or feature.source, keys, at)) + feature.strength
+            return (len(events) + feature.prior * feature.strength) / shown if shown else feature.prior
         if feature.op == "recency":
-            return float32((at - max(e["ts"] for e in events)) / 1000) if events else math.nan
+            return (at - max(e["ts"] for e in events)) / 1000 if events else math.nan
         if feature.half_life:
             events = [e for e in events if feature.value is None or e["row"][feature.value] is not None]
             values = [1.0 if feature.value is None else e["row"][feature.value] for e in events]
             ages = [(at - e["ts"]) / parse_duration(feature.half_life) for e in events]
-            return float32(math.fsum(value * 2**-age for value, age in zip(values, ages, strict=True)))
+            return math.fsum(value * 2**-age for value, age in zip(values, ages, strict=True))
         assert feature.value is not None
         events = [e for e in events if e["row"][feature.value] is not None]
         values = [e["row"][feature.value] for e in events]
         if feature.op == "distinct":
             return float(len(set(values)))
         if feature.op == "sum":
-            return float32(math.fsum(values))
+            return math.fsum(values)
         if feature.op in ("max", "min"):
-            return float32({"max": max, "min": min}[feature.op](values)) if values else math.nan
+            return float({"max": max, "min": min}[feature.op](values)) if values else math.nan
         if feature.op == "std":
-            return float32(statistics.pstdev(values)) if values else math.nan
+            return statistics.pstdev(values) if values else math.nan
         if feature.op == "mean":
-            return float32(math.fsum(values) / len(values)) if values else math.nan
+            return math.fsum(values) / len(values) if values else math.nan
         newest = max((e["ts"] for e in events), default=None)
         kind = feature.stored
         # Events of the very same millisecond are ordered by a hash: any of their values will do.
@@ -347,17 +370,19 @@ class Oracle:
             self.store(kind, None)
         }
 
-    def visible(self, feature: CrossFeature, source: str, exposure: Row, at: int) -> list[Row]:
-        keys = [self.column(exposure, key) for key in feature.keys]
-        if any(key is None for key in keys):
+    def visible(self, feature: CrossFeature, source: str, keys: Row, at: int) -> list[Row]:
+        if None in keys.values():
             return []
+
+        def holds(event: Row, key: str) -> bool:
+            found = self.column(event, key)
+            return keys[key] in found if isinstance(found, list) else bool(found == keys[key])
+
         window = parse_duration(feature.window)
         return [
             e
             for e in self.logs[source]
-            if e["available"] < at
-            and at - window < e["ts"] < at
-            and [self.column(e, key) for key in feature.keys] == keys
+            if e["available"] < at and at - window < e["ts"] < at and all(holds(e, key) for key in feature.keys)
         ]
 
     def label(self, label: Any, exposure: Row) -> tuple[Any, float]:

@@ -28,6 +28,14 @@ def test_lists_keep_the_first_so_many_ids_or_all(lists: list[list[int | None] | 
 
 
 @settings(deadline=None)
+@given(st.lists(st.none() | st.lists(IDS | st.sampled_from([1, 2]), max_size=6), max_size=8))
+def test_sets_hold_each_id_once(lists: list[list[int | None] | None]) -> None:
+    stored = store(pa.array(lists, pa.list_(pa.int64())), Column("set", "x"))
+    assert stored.type == ROLE_TYPES["set"]
+    assert stored.to_pylist() == [sorted(set(ids or []) - {None}) for ids in lists]
+
+
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=8))
 def test_strings_are_stored_by_their_hash(texts: list[str | None]) -> None:
     stored = store(pa.array(texts, pa.string()), Column("id", "x")).to_pylist()
@@ -50,9 +58,11 @@ def test_a_list_from_sql_is_kept_whole() -> None:
     assert store(pa.array([[3, 1, 2], None]), column).to_pylist() == [[3, 1, 2], []]
 
 
-@pytest.mark.parametrize(("role", "missing"), [("id", MISSING_ID), ("time", MISSING_ID), ("flag", False), ("ids", [])])
+@pytest.mark.parametrize(
+    ("role", "missing"), [("id", MISSING_ID), ("time", MISSING_ID), ("flag", False), ("ids", []), ("set", [])]
+)
 def test_nulls_are_stored_as_what_is_missing(role: str, missing: object) -> None:
-    types = {"flag": pa.bool_(), "ids": pa.list_(pa.int64())}
+    types = {"flag": pa.bool_(), "ids": pa.list_(pa.int64()), "set": pa.list_(pa.int64())}
     assert store(pa.array([None], types.get(role, pa.int64())), Column(role, "x")).to_pylist() == [missing]
 
 

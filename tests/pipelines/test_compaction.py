@@ -40,7 +40,7 @@ def long_schema() -> Schema:
     base = full_schema()
     longer = {"item_ctr": "9d", "item_long": "200h", "pair_recency": "10d", "item_dwell_sum": "5d", "user_shown": "8d"}
     longer |= {"user_category": "7d", "last_position": "9d", "items_seen": "9d", "item_users": "8d", "all_today": "6d"}
-    longer |= {"item_morning": "8d"}
+    longer |= {"item_morning": "8d", "user_tags": "8d", "word_ctr": "9d"}
     features = [
         feature.replace(window=longer.get(feature.name, feature.window))
         if isinstance(feature, CrossFeature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +33,7 @@ from tests.pipelines.cross_events import (
     by_definition,
     events,
     features_at,
+    features_at_lists,
     partial_of,
     schema_of,
 )
@@ -38,7 +41,8 @@ from tests.pipelines.cross_events import (
 BY_ITEM = schema_of(*features_at("item_id"))
 # Keys that hold a feature as of the day's start aren't cut in slices: none of the items' does.
 OF_ITEMS = tuple(feature for feature in features_at("item_id") if feature.as_of == "exposure")
-EVERYWHERE = schema_of(*OF_ITEMS, *features_at("user_id"), *features_at())
+OF_TAGS = (*features_at_lists("tags"), *features_at_lists("tags", "user_id"))
+EVERYWHERE = schema_of(*OF_ITEMS, *features_at("user_id"), *features_at(), *OF_TAGS)
 
 
 def held(schema: Schema, found: Sequence[Event], buckets: int = 1) -> Held:
@@ -134,7 +138,7 @@ def test_by_way_of_the_keys_slots(found: list[Event], buckets: int, slots: int, 
     days = (DAYS - 2, DAYS - 1)
     reader = held(EVERYWHERE, found, buckets)
     cut = {mix(np.array([item], np.int64)).item(): number for item, number in hot.items()}
-    tags = [key_set.tag for key_set in key_sets(EVERYWHERE) if key_set.keys == ("item_id",)]
+    tags = [key_set.tag for key_set in key_sets(EVERYWHERE) if key_set.keys in (("item_id",), ("tags",))]
     plans = {use: ReadPlan((), tuple(range(DAYS))) for use in tile_uses(EVERYWHERE)}
     router = CrossFeatureRouter(EVERYWHERE, buckets, days, reader, plans, dict.fromkeys(tags, cut), slots)
     routed = list(joined(piece for bucket in range(buckets) for piece in router.route(bucket)))
@@ -157,9 +161,15 @@ def test_by_way_of_the_keys_slots(found: list[Event], buckets: int, slots: int, 
         shown += exposures.num_rows
         for feature in (one for one in EVERYWHERE.candidates.features if isinstance(one, CrossFeature)):
             for value, row in zip(values[feature.name].to_pylist(), exposures.to_pylist(), strict=True):
-                keys = {key: row["u"] if key == "user_id" else row["id(item_id)"] for key in feature.keys}
+                of = {"user_id": [row["u"]], "item_id": [row["id(item_id)"]], "tags": row["set(tags)"] or [None]}
                 at = row["ts"] // DAY_MS * DAY_MS if feature.as_of == "window_start" else row["ts"]
-                expected = by_definition(feature, found, keys, at)
+                each = [
+                    by_definition(feature, found, dict(zip(feature.keys, keys, strict=True)), at)
+                    for keys in itertools.product(*(of[key] for key in feature.keys))
+                ]
+                there = [one for one in each if one is not None]
+                reduce = {"mean": statistics.fmean, "sum": sum, "max": max, "min": min}[feature.reduction]
+                expected = reduce(there) if there else None
                 assert is_value(feature, value, expected), (feature.name, value, expected)
     assert shown == sum(event.log == "exposures" and event.ts // DAY_MS in days for event in found)
 

@@ -19,7 +19,7 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import cross_features, feature_column
 from genrank.pipelines.columns import needed as columns_needed
 from genrank.pipelines.config import BuildConfig
-from genrank.pipelines.cross_features import answer, events_at_keys, hashed_keys, key_sets
+from genrank.pipelines.cross_features import answer, at_keys, events_at_keys, hashed_keys, key_sets, of_exposures
 from genrank.pipelines.days import day_number
 from genrank.pipelines.merge_scan import Keys
 from genrank.pipelines.online.features import OnlineFeatures
@@ -182,15 +182,18 @@ class Kept(OnlineFeatures):
         schema = self.schema
         found, reasons = self._normalizer(day).rows(schema.exposures, asked, day)
         assert found is not None and not reasons
-        ts, start = found.rows.column("ts").to_numpy(), schema.local_days.start(day)
+        start = schema.local_days.start(day)
         values: dict[str, pa.Array] = {"ts": found.rows.column("ts")}
         for key_set in key_sets(schema):
             events = {
                 log: events_at_keys(key_set, schema.event_log(log), self.loaded[log]).combine_chunks()
                 for log in key_set.windows(schema)
             }
-            keys, _ = hashed_keys(key_set, found.rows)
-            values |= answer(key_set, schema, Keys(keys), ts, np.full(len(ts), start), events)
+            shown = at_keys(key_set, found.rows)
+            keys, _ = hashed_keys(key_set, shown)
+            ts = shown.column("ts").to_numpy()
+            answers = dict(answer(key_set, schema, Keys(keys), ts, np.full(len(ts), start), events))
+            values |= of_exposures(key_set, answers, found.rows)
         for feature in schema.candidates.features:
             if column := feature_column(feature):
                 values[feature.name] = found.rows.column(column.name)

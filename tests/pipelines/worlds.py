@@ -168,6 +168,31 @@ def full_schema(**candidates: object) -> Schema:
         ),
         CrossFeature(name="all_today", op="count", source="exposures", keys=(), window="1d"),
         CrossFeature(
+            name="user_tags", op="count", source="exposures", keys=("user_id", "tags"), window="30h", reduce="sum"
+        ),
+        CrossFeature(name="user_tag", op="count", source="exposures", keys=("user_id", "tags"), window="6h"),
+        CrossFeature(name="tag_seen", op="recency", source="exposures", keys=("tags", "user_id"), window="2d"),
+        CrossFeature(
+            name="word_ctr",
+            op="rate",
+            source="clicks",
+            per="exposures",
+            keys=("items.words",),
+            window="2d",
+            prior=0.1,
+            strength=5,
+            reduce="max",
+        ),
+        CrossFeature(
+            name="word_dwell",
+            op="max",
+            source="clicks",
+            value="dwell",
+            keys=("items.words",),
+            window="7d",
+            reduce="min",
+        ),
+        CrossFeature(
             name="item_morning", op="count", source="clicks", keys=("item_id",), window="2d", as_of="window_start"
         ),
     )

@@ -48,6 +48,8 @@ from genrank.schemas import (
     Zeros,
 )
 from genrank.schemas.base import ColumnType, parse_duration
+from genrank.schemas.operations import operation_of
+from genrank.schemas.type_rules import ID_LISTS
 
 Draw = Callable[[st.SearchStrategy], object]
 Types = dict[str, ColumnType]
@@ -214,6 +216,12 @@ class _Drawing:
             if c in exposures.columns and c not in hidden and t in ("bool", "int32", "int64", "string")
         ]
         keys = tuple(draw(st.lists(st.sampled_from(sorted(both)), unique=True, max_size=3)))
+        lists = sorted(
+            c for c, t in log.columns.items() if c in exposures.columns and c not in hidden and t in ID_LISTS
+        )
+        listed = bool(lists) and draw(st.booleans())
+        if listed:
+            keys += (draw(st.sampled_from(lists)),)
         numbers = sorted(c for c, t in log.columns.items() if t.startswith(("bool", "int", "float")))
         scalars = sorted(c for c, t in log.columns.items() if t.startswith(("bool", "int", "float", "string")))
         ids = sorted(c for c, t in log.columns.items() if t in ("int32", "int64", "string"))
@@ -235,7 +243,7 @@ class _Drawing:
                     "recency",
                     "distinct",
                     "decayed_count",
-                    "last id",
+                    *([] if listed else ["last id"]),
                     *(["sum", "mean", "max", "min", "std", "last", "decayed_sum"] if numbers else []),
                 ]
             )
@@ -245,6 +253,9 @@ class _Drawing:
             space = "strings" if log.columns[value] == "string" else "integers"
             return CrossFeature(**common, op="last", value=value, table=draw(st.sampled_from(self.shared[space])))
         common |= {"op": op, "transform": draw(st.none() | transforms())}
+        if listed:
+            adds_up = ["sum"] if operation_of(op).missing == "0" else []
+            common["reduce"] = draw(st.sampled_from([None, "mean", "max", "min", *adds_up]))
         if op.startswith("decayed"):
             long_enough = [
                 h for h in ("6h", "1d", "7d", "90d") if parse_duration(h) * 64 >= parse_duration(common["window"])

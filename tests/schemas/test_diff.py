@@ -354,6 +354,11 @@ def test_new_cross_feature_and_side_information_are_one_declaration() -> None:
     cross = CrossFeature(
         name="buys_30d", op="count", source="purchases", keys=("user_id", "items.category"), window="30d"
     )
+    listed = cross.replace(keys=("user_id", "items.tags"))
     side = Categorical(name="category", column="items.category", vocabulary=Hashed(size=50), dim=8)
     assert {c.where for c in diff(SHOP, candidates(cross)) if c.cost == "rebuild"} == {"candidates.buys_30d"}
     assert {c.where for c in diff(SHOP, sequence(side)) if c.cost == "rebuild"} == {"history.category"}
+    assert [str(c) for c in diff(candidates(listed), candidates(listed.replace(reduce="max")))] == [
+        "candidates.buys_30d: reduce none -> max | rebuild: candidates.buys_30d of every day"
+    ]
+    assert [c.cost for c in diff(candidates(listed), candidates(listed.replace(reduce="mean")))] == ["nothing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from strategies import schemas
 from genrank.schemas import Schema, UserError, from_json, from_yaml, load_schema, to_json, to_yaml
 from genrank.schemas.derive.sample_schema import SCHEMA_KEY, arrow_schema
 from genrank.schemas.present.serialization import json_schema
+from genrank.schemas.present.yaml_format import styled, yaml_reader, yaml_writer
 
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -28,6 +30,14 @@ def test_round_trips_are_the_identity(schema: Schema) -> None:
         assert read.fingerprint == schema.fingerprint
         assert read.samples_fingerprint == schema.samples_fingerprint
         assert read.model_fingerprint == schema.model_fingerprint
+
+
+@pytest.mark.parametrize("text", ["? a", "?", ": a", "- a", "& a", "# a", "a: b", " a", "'", "on"])
+def test_texts_that_look_like_syntax_are_read_as_texts(text: str) -> None:
+    data = {"values": [text, "x"], "key": {text: text}, "text": text}
+    written = io.StringIO()
+    yaml_writer().dump(styled(data), written)
+    assert yaml_reader().load(written.getvalue()) == data
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=SLOW_TO_DRAW)
@@ -201,7 +211,7 @@ PYTHON_MISTAKES = {
     ),
     "another declaration's field": (
         "from schemas import CrossFeature\nCrossFeature(name='x', column='y', op='mean', source='clicks', window='1d')",
-        ":2: CrossFeature: unknown field 'column'; there is as_of, half_life, keys, name, op, per, prior, source, strength, table, transform, value, ",
+        ":2: CrossFeature: unknown field 'column'; there is as_of, half_life, keys, name, op, per, prior, reduce, source, strength, table, transform, value, ",
     ),
     "a missing field": (
         "from schemas import Table\nTable(name='t', dim=8)",

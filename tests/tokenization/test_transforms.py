@@ -111,6 +111,27 @@ def test_autodis(temperature: float) -> None:
     torch.testing.assert_close(got.double(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-5)
 
 
+def test_autodis_of_other_sizes_are_computed_apart_and_every_parameter_learns() -> None:
+    """Padded to another's size a number has its own gradients, and a small one isn't padded to the size of a large one."""
+    kinds = {"a": s.AutoDis(buckets=4, dim=3), "b": s.AutoDis(buckets=40, dim=2), "c": s.AutoDis(buckets=7, dim=2)}
+    torch.manual_seed(1)
+    inputs = AutoDisInputs(list(kinds.items()))
+    assert [each.buckets for each in inputs.sets] == [7, 40] and inputs.widths == [("a", 3), ("c", 2), ("b", 2)]
+    assert not [name for name in inputs.state_dict() if not name.startswith("of_")]
+    x = torch.tensor([[0.5, math.nan, -2.0], [1.0, 3.0, math.nan], [math.nan, 0.1, -9.0]])
+    alone = {name: AutoDisInputs([(name, kind)]) for name, kind in kinds.items()}
+    for name, each in alone.items():
+        each.load_state_dict({k: v for k, v in inputs.state_dict().items() if k.startswith(f"of_{name}.")})
+    got = inputs(inputs.prepare(x))
+    wanted = torch.cat([alone[name](alone[name].prepare(x["abc".index(name)][None])) for name in "acb"], 1)
+    torch.testing.assert_close(got, wanted)
+    for out in (got, wanted):
+        (out * torch.arange(1.0, 8.0)).sum().backward()
+    for each in alone.values():
+        for key, parameter in each.named_parameters():
+            torch.testing.assert_close(inputs.get_parameter(key).grad, parameter.grad)
+
+
 def test_the_order_of_columns() -> None:
     found = input_families([("a", s.Dense()), ("b", s.AutoDis()), ("c", s.Log1p()), ("d", s.AutoDis(dim=2))])
     assert [(kind, [name for name, _ in members]) for kind, members in found] == [

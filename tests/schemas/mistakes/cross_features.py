@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from schemas_shop import ITEMS, candidates, sequence, user
+from schemas_shop import ITEMS, SHOP, candidates, sequence, source, user
 
-from genrank.schemas import CrossFeature, Log1p, Schema
+from genrank.schemas import Candidates, CrossFeature, Log1p, Schema
+
+OWN: dict[str, Any] = {"name": "x", "op": "count", "source": "clicks", "keys": ("user_id",), "window": "7d"}
 
 
 def cross(**fields: Any) -> Schema:
     """The shop with one more cross feature, `x`: clicks of the user in a week, changed by `fields`."""
-    own = {"name": "x", "op": "count", "source": "clicks", "keys": ("user_id",), "window": "7d"} | fields
-    return candidates(CrossFeature(**own))
+    return candidates(CrossFeature(**OWN | fields))
 
 
 MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
@@ -57,6 +58,32 @@ MISTAKES: dict[str, tuple[Callable[[], Schema], str]] = {
     "a key that is no id either": (
         lambda: cross(keys=("price",), source="purchases"),
         "candidates.x: key 'price' is of type float32; a key is of type int64, int32, bool or string",
+    ),
+    "two keys that are lists": (
+        lambda: source("items", columns={**SHOP.source("items").columns, "words": "list<string>"}).replace(
+            candidates=Candidates(features=(CrossFeature(**OWN | {"keys": ("items.tags", "user_id", "items.words")}),))
+        ),
+        "candidates.x: keys 'items.tags' and 'items.words' are lists; one key at most may be, so count by one of them",
+    ),
+    "a key that is a list of numbers": (
+        lambda: cross(keys=("items.vector",)),
+        "candidates.x: key 'items.vector' is of type list<float32>; a key is of type int64, int32, bool or string, or a list of int64 or string",
+    ),
+    "a reduction of one value": (
+        lambda: cross(reduce="max"),
+        "candidates.x: reduce='max' makes one value of those at the ids of a list, and no key is a list; drop it",
+    ),
+    "a reduction over an unknown list": (
+        lambda: cross(keys=("items.tag",), reduce="max"),
+        "candidates.x: key column 'tag' is not in items; did you mean 'tags'?",
+    ),
+    "a reduction of ids": (
+        lambda: cross(op="last", value="item_id", table=ITEMS, keys=("user_id", "items.tags")),
+        "candidates.x: last with a table is an id for each id of 'items.tags', and ids don't become one; drop the table",
+    ),
+    "a sum of rates": (
+        lambda: cross(op="rate", per="exposures", keys=("items.tags",), reduce="sum", prior=0.1, strength=20),
+        "candidates.x: reduce='sum' adds up what is 0 without events, and rate is the prior; use mean, max or min",
     ),
     "a key of two types": (
         lambda: cross(keys=("request_id",), source="purchases"),
