@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -103,6 +104,13 @@ def schema() -> Any:
     return load_schema(str(ROOT / "examples" / "marketplace" / "schema.py"))
 
 
+def small_vocabularies(declared: Any) -> Any:
+    """The schema with dynamic tables of 64 rows, of which each step's kernels read every one: seconds in an interpreter."""
+    from genrank.schemas import from_json, to_json
+
+    return from_json(re.sub(r'("capacity": ?)[0-9]+', r"\g<1>64", to_json(declared)))
+
+
 def samples(session: Session, folder: Path) -> Path:
     """Where they are; written when they are first asked for."""
     from benchmarks.reader import publish, random_day
@@ -147,7 +155,7 @@ def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
     from genrank.tokenization.plan import make_plan
     from genrank.tokenization.reader import SampleReader
 
-    declared = schema()
+    declared = small_vocabularies(schema()) if session.rehearse else schema()
     edges = {f"{group}.{name}": [1.0, 10.0, 100.0] for group, name, _ in fitted_features(declared)}
     reader = SampleReader(samples(session, folder), declared, ["2026-01-01"], token_budget=budget, prefetch=0)
     # In turn: a batch's ids are new once only.
@@ -174,7 +182,8 @@ def lookups(session: Session, folder: Path, budget: int) -> dict[str, Any]:
         found.append([step(), *(weight.clone() for weight in weights)])
         if not session.rehearse:
             row[name] = round(session.time_ms(step), 2)
-    differences = [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+    first, *others = found
+    differences = [float((a - b).abs().max()) for other in others for a, b in zip(first, other, strict=True)]
     return {**row, "difference": max(differences), "correct": max(differences) < 1e-3}
 
 

@@ -64,7 +64,7 @@ def kernel_and_reference(order: Order | None, inputs: list[Tensor], grouped: boo
     return results[0], results[1]
 
 
-@interpreted(12)
+@interpreted(8)
 @given(
     st.integers(1, 40),
     st.sampled_from([16, 24, 64]),
@@ -122,7 +122,7 @@ def test_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.library.opcheck(torch.ops.genrank.add_norm_backward, (*plain, *rest))
 
 
-@interpreted(12)
+@interpreted(8)
 @given(
     st.integers(1, 40),
     st.sampled_from([16, 24]),

@@ -68,7 +68,7 @@ def exactly(inputs: list[Tensor], upstream: Tensor, call: SpanCall) -> list[Tens
     return [whole.detach(), *grads]
 
 
-@interpreted(12)
+@interpreted(8)
 @given(
     draw_spans(longest=50, most=3),
     st.sampled_from([torch.float32, torch.float16]),

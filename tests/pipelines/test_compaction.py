@@ -219,7 +219,7 @@ def test_blocks_hold_what_a_schema_asks_and_no_other_schemas_are_read() -> None:
 
 
 class Watching(LocalEngine):
-    """Notes how many exposures each slot of cross features gets."""
+    """Notes how many exposures each slot of cross features gets of the key sets whose keys are no lists, which ask once an element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,10 @@ class Watching(LocalEngine):
 
     def exchange(self, title: str, frames: Sequence[list[Stored]], slots: int, step: Step) -> list[Stored]:
         def watched(slot: int, tables: dict[str, pa.Table]) -> Iterable[Piece]:
-            self.asked += [rows.num_rows for tag, rows in tables.items() if tag.startswith("queries:")]
+            for tag, rows in tables.items():
+                kind, _, keys = tag.partition(":")
+                if kind == "queries" and not {"tags", "items.words"} & set(keys.split(",")):
+                    self.asked.append(rows.num_rows)
             return step(slot, tables)
 
         return super().exchange(title, frames, slots, watched if title.startswith("cross features") else step)

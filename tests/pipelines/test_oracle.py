@@ -230,6 +230,6 @@ def same_labels(schema: Schema, a: Row, b: Row) -> bool:
     return all(same([float(v) for v in a[label.name]], list(b[label.name])) for label in schema.labels)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_big_random_log_equals_the_oracle(seed: int) -> None:
     check(full_schema(), seed, users=6, items=4, per_day=120, hours=30)

@@ -13,7 +13,7 @@ from genrank.schemas.errors import UserError
 from genrank.schemas.expression import MOST_LEVELS, parse
 from genrank.schemas.manifest import SampleManifest
 
-DEPTHS = (600, 10_000)
+DEPTHS = (600, 5_000)
 """Beyond the interpreter's own levels, and beyond a C stack's."""
 
 
@@ -67,7 +67,7 @@ def test_manifests(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 @pytest.mark.parametrize(
     "text",
-    ["null", "[" * 2_000, '{"a": ' * 2_000, "- " * 2_000 + "1", ""],
+    ["null", "[" * 1_200, '{"a": ' * 1_200, "- " * 1_200 + "1", ""],
     ids=["null", "lists", "mappings", "items", "nothing"],
 )
 def test_configurations(tmp_path: Path, suffix: str, text: str, capsys, monkeypatch) -> None:
