@@ -37,7 +37,7 @@ def busy(session: Session) -> None:
         session.write({"section": "reading", "name": "all", "left_out": f"{', '.join(lacking)} not installed"})
         return
     with tempfile.TemporaryDirectory() as folder:
-        for budget in (256,) if session.rehearse else BUDGETS:
+        for budget in (64,) if session.rehearse else BUDGETS:
             session.attempt("lookups", f"{budget} tokens", lambda b=budget: lookups(session, Path(folder), b))
         for capacity in (8,) if session.rehearse else (1 << 14, 1 << 20):
             name = f"lookups among {capacity} rows"
