@@ -17,27 +17,27 @@ from torch import Tensor
 from genrank.kernels.launch import to_device
 from genrank.kernels.vocabulary import gpu
 from genrank.kernels.vocabulary.layout import EMPTY, TOMBSTONE, Counter, VocabularyPlace
-from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import SPECIAL_ROWS
 from genrank.schemas.table import LogicalTable
-from genrank.schemas.vocabularies import Dynamic
-from genrank.tokenization.dynamic import EVICTED_SHARE, Asked, Entries, all_sightings, distinct_sightings
+from genrank.tokenization.dynamic import (
+    EVICTED_SHARE,
+    Asked,
+    DeclaredVocabulary,
+    Entries,
+    all_sightings,
+    distinct_sightings,
+)
 
 MAX_LOAD = 0.75
 """Slots in use (tombstones included) before all are filled anew."""
 FIRST_ROOM = 256
 
 
-class DeviceVocabulary:
+class DeviceVocabulary(DeclaredVocabulary):
     """id -> row of one dynamic logical table, as `tokenization.dynamic.DynamicVocabulary`, whose arrays a step changes by kernels."""
 
     def __init__(self, table: LogicalTable, device: torch.device | str) -> None:
-        assert isinstance(table.vocabulary, Dynamic)
-        self.name = table.name
-        self.vocabulary = table.vocabulary
-        self.max_age = parse_duration(self.vocabulary.max_age) if self.vocabulary.max_age else None
-        self.device = torch.device(device)
-        self.step = 0
+        super().__init__(table, device)
         self._clear(FIRST_ROOM)
 
     def _clear(self, room: int) -> None:

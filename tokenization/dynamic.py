@@ -113,7 +113,19 @@ def answers(
     return asked[0].vocabulary.answer(asked, now, group) if asked else []
 
 
-class DynamicVocabulary:
+class DeclaredVocabulary:
+    """What either kind knows of its table, and how many training steps there were."""
+
+    def __init__(self, table: LogicalTable, device: torch.device | str) -> None:
+        assert isinstance(table.vocabulary, Dynamic)
+        self.name = table.name
+        self.vocabulary = table.vocabulary
+        self.max_age = parse_duration(self.vocabulary.max_age) if self.vocabulary.max_age else None
+        self.device = torch.device(device)
+        self.step = 0
+
+
+class DynamicVocabulary(DeclaredVocabulary):
     """id -> row of one dynamic logical table, which grows as ids appear, up to its capacity.
 
     An id gets a row at its `admit_after`-th sighting; until then, and when there is no row to be had, it reads the unknown row.
@@ -122,12 +134,7 @@ class DynamicVocabulary:
     """
 
     def __init__(self, table: LogicalTable, device: torch.device | str = "cpu") -> None:
-        assert isinstance(table.vocabulary, Dynamic)
-        self.name = table.name
-        self.vocabulary = table.vocabulary
-        self.max_age = parse_duration(self.vocabulary.max_age) if self.vocabulary.max_age else None
-        self.device = torch.device(device)
-        self.step = 0
+        super().__init__(table, device)
         self.map = IdMap(1024, self.device)
         self.entries = Entries.empty(0, self.device)
         self.owner = torch.full((SPECIAL_ROWS,), -1, dtype=torch.int64, device=self.device)

@@ -150,7 +150,7 @@ class CrossFeature(Feature):
             "where": sql_meaning(known, logs[0], self.where),
             "prior": self.prior,
             "strength": self.strength,
-            "as_of": self.as_of if group == CANDIDATES else "window_start",
+            "as_of": self.as_of,
             **({"half_life": self.half_life} if self.half_life else {}),
             **({"reduce": self.reduction} if listed else {}),
         }
