@@ -78,7 +78,7 @@ def test_a_process_killed_at_a_random_step_and_started_again_equals_one_never_ki
     def run(out: Path) -> list[str]:
         return command(
             "train", "--schema", schema_file, "--samples", samples, "--dates", DAY, "--out", out, "--token-budget", 150,
-            "--epochs", 3, "--checkpoint-every", 3, "--deterministic", "--device", "cpu", "--seed", 5,
+            "--epochs", 2, "--checkpoint-every", 3, "--deterministic", "--device", "cpu", "--seed", 5,
         )  # fmt: skip
 
     assert finish(run(tmp_path / "whole"))[0] == 0
