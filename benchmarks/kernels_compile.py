@@ -38,6 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
+from benchmarks.kernels_heads import loss_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
@@ -255,6 +256,7 @@ def other_cases() -> Iterator[Case]:
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
     yield Case("lookups", "fp32", EVERY, lookup_launches)
+    yield Case("losses", "fp32", EVERY, loss_launches)
     yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)
     for name, dtype in DTYPES.items():
         yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
@@ -284,7 +286,7 @@ class Job:
     def source(self) -> ASTSource:
         kernel = self.launch.kernel
         constants = {**self.launch.constants, **self.config.kwargs}
-        signature: dict[str, str] = {}
+        signature: dict[str, str | tuple[str, ...]] = {}
         constexprs: dict[tuple[int, ...], object] = {}
         attrs: dict[tuple[int, ...], list[list[object]]] = {}
         values = dict(zip(kernel.arg_names, self.launch.arguments, strict=False)) | constants
@@ -296,7 +298,7 @@ class Job:
             if name in constants or value is None or (type(value) is int and value == 1 and not varies):
                 signature[name], constexprs[(at,)] = "constexpr", value
                 continue
-            signature[name] = type_name(value)
+            signature[name] = tuple(map(type_name, value)) if isinstance(value, tuple) else type_name(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and not varies):
                 attrs[(at,)] = [["tt.divisibility", 16]]
         return source_class(kernel)(kernel, signature, constexprs, attrs)

@@ -81,7 +81,7 @@ def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     monkeypatch.setattr(torch, "baddbmm", stacked)
     warmed = {specialisation(launch) for launch, tuned in step.launches("cpu") if tuned}
-    wanted = {"pack_kernel", *(name for names in list(step.PARTS.values())[:2] for name in names)}
+    wanted = {"pack_kernel", "losses_kernel", *(name for names in list(step.PARTS.values())[:2] for name in names)}
     for case in step.cases(False):
         small = dataclasses.replace(case, config=dataclasses.replace(case.config, layers=1), samples=12)
         with recording() as launches:
