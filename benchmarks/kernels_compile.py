@@ -38,7 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
-from benchmarks.kernels_heads import loss_launches
+from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
@@ -270,6 +270,7 @@ def other_cases() -> Iterator[Case]:
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
         yield Case("silu_split 512", name, EVERY, lambda dtype=dtype: split_launches(dtype, 512))
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
+        yield Case("shared_rows", name, EVERY, lambda dtype=dtype: shared_launches(dtype))
         yield Case("rowwise", name, EVERY, lambda dtype=dtype: rowwise_launches(dtype))
 
 

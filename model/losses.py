@@ -149,9 +149,9 @@ class Weighted(Protocol):
 
 def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Weighted]) -> Tensor:
     """sum over tasks of label.weight * (loss sum / normaliser); a task without a single mature label adds nothing."""
-    scale = normalisers.clamp(min=torch.finfo(torch.float64).tiny).reciprocal() * (normalisers > 0)
+    scale = F.threshold(normalisers, 0.0, math.inf).reciprocal()
     parts = torch.stack([sums[each.name] if each.weight == 1 else each.weight * sums[each.name] for each in labels])
-    return (parts * scale.to(parts.dtype)).sum()
+    return parts.dot(scale.to(parts.dtype))
 
 
 # ---------------------------------------------------------------------- retrieval

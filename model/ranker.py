@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
+from genrank.kernels.shared_rows import add_shared_relu
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
 from genrank.model.encoders import Counts, Encoder, EncoderConfig, SequenceEncoder, build_encoder
@@ -221,8 +222,8 @@ class FeatureTower(nn.Module):
         Args:
             features: of the candidates and the users, `Tokenizer.features`.
         """
-        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-        first = torch.relu(self.candidate(features[CANDIDATES]) + self.user(features[USER])[owner])
+        own, shared = self.candidate(features[CANDIDATES]), self.user(features[USER])
+        first = add_shared_relu(own, shared, batch.candidates.offsets)
         last: Tensor = self.rest(nn.functional.dropout(first, self.dropout, self.training))
         return last
 
