@@ -160,9 +160,11 @@ def split_launches(dtype: torch.dtype, inner: int, device: str = "cpu", tokens: 
 def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
+        rows, table = torch.zeros(64, dtype=torch.int64), torch.zeros(9, 256)
     with recording() as launches:
         jagged_gpu.concat_op([x], [offsets])
         jagged_gpu.split_op(x, [offsets], [64])
+        jagged_gpu.assemble(x, rows, table, [rows, rows])
     return launches
 
 
@@ -181,7 +183,7 @@ def lookup_launches(device: str = "cpu") -> list[Launch]:
             given = {"most": 64, "dim": 32, "norm": norm}
             lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
             lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
-        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3))
+        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3), 9)
     return launches
 
 
