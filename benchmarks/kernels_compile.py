@@ -46,6 +46,7 @@ from genrank.kernels.launch import Launch, recording
 from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
+from genrank.kernels.rowwise import RowUpdate
 from genrank.kernels.rowwise import gpu as rowwise_gpu
 from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
@@ -209,10 +210,10 @@ def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
         count = rowwise_gpu.CHUNK + 32
         ids = torch.zeros(count, dtype=torch.int64)
         table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
-    adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
+    state = table[:, 0].contiguous()
     with recording() as launches:
-        rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        for mean in (None, table):
+            rowwise_gpu.rowwise([RowUpdate(table, mean, state, ids, grads, 0.1, 1e-8, (0.9, 0.999), 2)])
     return launches
 
 
