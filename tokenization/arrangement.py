@@ -110,7 +110,7 @@ class Arrangement:
     inverse: Tensor
     """[T] int64: the place of each."""
     offsets: Tensor
-    """[B+1] int64."""
+    """[B+1] int64, or on a GPU int32."""
     layout: Layout
     timestamps: Tensor
     """[T] int64 epoch ms."""
@@ -205,6 +205,7 @@ def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], rows: Positional
 
     records: list[gpu.Part] = []
     first = 0
+    times = -1 if rows is None or rows.times is None else rows.times
     lengths = histories = torch.zeros(len(batch), dtype=torch.int64)
     sees = {REALTIME_GROUP: batch.realtime_sees, CANDIDATE_GROUP: batch.candidate_sees}
     for part in parts:
@@ -215,12 +216,11 @@ def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], rows: Positional
         else:
             group, seen = batch.groups[part.name], sees.get(part.kind)
             tokens = len(group.ts) * k
-            timed = rows is not None and rows.times is not None and part.kind != USER_GROUP
             record = gpu.Part(
                 *(group.offsets.data_ptr(), group.ts.data_ptr(), tokens, k, part.kind, first),
                 0 if seen is None else seen.data_ptr(),
                 *((count.first, count.limit, int(count.newest)) if count else (-1, 0, 0)),
-                rows.times if timed else -1,
+                times if part.kind != USER_GROUP else -1,
             )
             on_host = group.host_lengths * k
         records.append(record)

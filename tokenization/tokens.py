@@ -206,10 +206,9 @@ class Tokenizer(nn.Module):
         """
         if self._rows is None:
             return permuted(x, order, inverse)
-        table = [each.weight for each in self.positions.values()]  # type: ignore[union-attr]
-        table += [] if self.time is None else [self.time.weight]
+        table = [*self.positions.parameters(), *([] if self.time is None else [self.time.weight]), self.zero_row]
         rows = [each[len(each) - len(x) :] for each in place.positional]
-        return permuted(x, order, inverse, torch.cat([*table, self.zero_row]), rows)  # type: ignore[arg-type]
+        return permuted(x, order, inverse, torch.cat(table), rows)
 
     def _candidates(self, batch: Batch, matrices: Mapping[str, Tensor], place: Arrangement) -> Candidates:
         part = Part(CANDIDATES, CANDIDATE_GROUP, self.shape.candidate)

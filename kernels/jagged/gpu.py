@@ -136,22 +136,25 @@ class Part(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """What `arrange_kernel` writes, int64 unless said otherwise; see `tokenization.tokens.Arrangement`."""
+    """What `arrange_kernel` writes; see `tokenization.arrangement.Arrangement`."""
 
     order: Tensor
+    """[T] int64, as the next two."""
     inverse: Tensor
     timestamps: Tensor
     groups: Tensor
-    """[T] int32."""
+    """[T] int32, as the next four."""
     position: Tensor
     users: Tensor
     known: Tensor
     sees: Tensor
     offsets: Tensor
+    """[B+1] int32."""
     users_of: Tensor
+    """[B] int64, as the next."""
     known_of: Tensor
     positions: Tensor
-    """[T], part after part: rows of the positional table."""
+    """[T] int64, part after part: rows of the positional table."""
     buckets: Tensor
     """Likewise."""
 
@@ -170,9 +173,10 @@ def arrange_tokens(parts: list[Part], starts: Tensor, kinds: tuple[int, int, int
     """
     device, samples, tokens = starts.device, len(starts), sum(part.tokens for part in parts)
     sizes = [*[tokens] * 8, samples + 1, samples, samples, tokens, tokens]
+    short = range(3, 9)
     made = Arranged(
         *(
-            torch.empty(size, dtype=torch.int32 if i == 3 else torch.int64, device=device)
+            torch.empty(size, dtype=torch.int32 if i in short else torch.int64, device=device)
             for i, size in enumerate(sizes)
         )
     )
