@@ -47,6 +47,7 @@ from genrank.kernels.launch import Launch, recording
 from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
+from genrank.kernels.rowwise import RowUpdate
 from genrank.kernels.rowwise import gpu as rowwise_gpu
 from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
@@ -161,9 +162,11 @@ def split_launches(dtype: torch.dtype, inner: int, device: str = "cpu", tokens: 
 def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
+        rows, table = torch.zeros(64, dtype=torch.int64), torch.zeros(9, 256)
     with recording() as launches:
         jagged_gpu.concat_op([x], [offsets])
         jagged_gpu.split_op(x, [offsets], [64])
+        jagged_gpu.assemble(x, rows, table, [rows, rows])
     return launches
 
 
@@ -182,7 +185,7 @@ def lookup_launches(device: str = "cpu") -> list[Launch]:
             given = {"most": 64, "dim": 32, "norm": norm}
             lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
             lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
-        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3))
+        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3), 9)
     return launches
 
 
@@ -208,10 +211,10 @@ def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
         count = rowwise_gpu.CHUNK + 32
         ids = torch.zeros(count, dtype=torch.int64)
         table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
-    adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
+    state = table[:, 0].contiguous()
     with recording() as launches:
-        rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        for mean in (None, table):
+            rowwise_gpu.rowwise([RowUpdate(table, mean, state, ids, grads, 0.1, 1e-8, (0.9, 0.999), 2)])
     return launches
 
 

@@ -110,10 +110,16 @@ def local_positions(offsets: Tensor, length: int) -> Tensor:
 
 
 def row_scale(divisor: Divisor, mask: IntervalMask) -> Tensor:
-    """float32 [Tq]: `1/n` of each query. `n >= 1`, because a query sees itself.
+    """float32 [Tq]: `1/n` of each query. `n >= 1`, because a query sees itself. Found once per batch; a compiler finds common parts itself.
 
     Raises: ValueError for a divisor that is neither "length", "visible" nor a positive integer.
     """
+    if torch.compiler.is_compiling():
+        return _row_scale(divisor, mask)
+    return planned(mask, ("scale", divisor), lambda: _row_scale(divisor, mask))
+
+
+def _row_scale(divisor: Divisor, mask: IntervalMask) -> Tensor:
     q_offsets, k_offsets, q_positions, begin, end = mask
     if divisor == "visible":
         if q_positions is None:
