@@ -145,7 +145,9 @@ class Step:
 
     def flops(self) -> int:
         """Of the encoder's matrix products over visible pairs, forward and backward, as the trainer counts them."""
-        return 3 * self.case.config.flops(Counts(len(self.tokens.x), self.case.batch().pairs))
+        batch, rows = self.case.batch(), self.tokens.candidate_rows.cpu()
+        seen = int((batch.end - batch.begin)[rows].sum())
+        return 3 * self.case.config.flops(Counts(batch.tokens, batch.pairs, len(rows), seen))
 
 
 # --- correctness ------------------------------------------------------------------------------------------------------

@@ -81,9 +81,10 @@ class Stack(Encoder[StackState]):
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
+        few = rows is None and len(tokens.candidate_rows) < len(tokens.x)
         rows = tokens.candidate_rows if rows is None else rows
         if not self.config.listwise:
-            return self._vectors(tokens, rows)
+            return self._vectors(tokens, rows, alone=few)
         tokens, place, spans = by_request(tokens)
         return self._vectors(tokens, place[rows], spans)
 
@@ -91,15 +92,19 @@ class Stack(Encoder[StackState]):
         """[T, dim]: every token's vector."""
         return self._vectors(tokens, None)
 
-    def _vectors(self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None) -> Tensor:
-        """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all."""
+    def _vectors(
+        self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None, *, alone: bool = False
+    ) -> Tensor:
+        """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all. alone: and which
+        alone have queries there."""
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
         x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
         groups = self._groups(tokens)
         tokens, change = dataclasses.replace(tokens, group_ids=groups), None
         for number, block in enumerate(self.blocks, 1):
-            given = (x, tokens, positions, seconds, change, rows if number == self.config.layers else None, spans)
+            last = number == self.config.layers
+            given = (x, tokens, positions, seconds, change, rows if last else None, spans, alone and last)
             if self.recompute and self.training:
                 x, change = checkpoint(block, *given, use_reentrant=False)
             else:
