@@ -222,20 +222,31 @@ class Norm(nn.Module):
         group_ids: Tensor,
         scale: float,
         dtype: torch.dtype | None = None,
+        shift: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(x + scale * change, its norm), each [T, dim]: one pass on a GPU where the norm has weights and a bias a column.
+        """(x + scale * (change + shift), its norm), each [T, dim]: one pass on a GPU where the norm is `adds`' kind.
 
         Args:
             change: [T, dim]; None: nothing.
             dtype: what reads the norm wants it in; None: x's.
+            shift: [dim], of `adds`' kinds.
         """
         if change is None:
             return x, self(x, group_ids)
-        if self.kind not in ("gln", "layer") or torch.compiler.is_compiling():
-            x = added(x, change, scale)
+        if not adds(self.kind):
+            x = added(x, change if shift is None else change + shift, scale)
             return x, self(x, group_ids)
-        groups = group_ids if self.kind == "gln" else None
-        return add_norm(x, change, self.weight, self.bias, group_ids=groups, scale=scale, eps=self.eps, dtype=dtype)
+        return add_norm(
+            x,
+            change,
+            self.weight,
+            self.bias,
+            group_ids=group_ids if self.kind == "gln" else None,
+            scale=scale,
+            eps=self.eps,
+            dtype=dtype,
+            shift=shift,
+        )
 
     def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
         """[T, dim], [T] int32 -> [T, dim]."""
@@ -248,6 +259,11 @@ class Norm(nn.Module):
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
+
+
+def adds(kind: OutputNormKind) -> bool:
+    """Whether a norm of this kind has the residual's addition in its own pass: it has weights and a bias a column, and no compiler fuses them."""
+    return kind in ("gln", "layer") and not torch.compiler.is_compiling()
 
 
 class Projected(NamedTuple):
@@ -264,11 +280,16 @@ class Projected(NamedTuple):
 
 
 class Block(nn.Module):
-    """[T, dim] -> [T, dim] by the equations above."""
+    """[T, dim] -> [T, dim] by the equations above.
 
-    def __init__(self, config: BlockConfig) -> None:
+    Args:
+        following: the norm that reads what it gives; None: another block's.
+    """
+
+    def __init__(self, config: BlockConfig, following: NormKind | None = None) -> None:
         super().__init__()
         self.config = config
+        self.following: NormKind = config.input_norm if following is None else following
         inner = config.heads * config.v_dim
         self.sizes = [inner, inner, config.heads * config.qk_dim, config.heads * config.qk_dim]
         groups = config.group_count
@@ -297,22 +318,24 @@ class Block(nn.Module):
         positions: Tensor | None,
         seconds: Tensor | None,
         change: Tensor | None = None,
+        shift: Tensor | None = None,
         wanted: Tensor | None = None,
         spans: Spans | None = None,
         alone: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """[T, dim] -> the residual and what is to be added to it, each [T, dim]: every token reads those that it sees.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[T, dim] -> the residual, what is to be added to it, each [T, dim], and what of that is one row for all, [dim] or None: every token reads
+        those that it sees.
 
         The addition is the next block's: with the norm after it, it is one pass over memory.
 
         Args:
-            change: to be added to x first.
+            change, shift: to be added to x first.
             wanted: [R] int64: only these rows of the result; each at most once.
             spans: what each token sees, where an interval doesn't name it.
             alone: whether no other row than the wanted ones, which then ascend, asks at all: there are far fewer of them than tokens.
         """
         config = self.config
-        x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x))
+        x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x), shift)
         asking = wanted if alone else None
         rows = self._split(normed, asking)
         attended = self._attended(rows, tokens, self.bias(positions, seconds), spans, asking).flatten(1)
@@ -321,7 +344,11 @@ class Block(nn.Module):
             x, *read = pick_rows(wanted, x) if alone else pick_rows(wanted, x, attended, u)
             attended, u = read or (attended, u)
             group_ids = group_ids.index_select(0, wanted)
-        return x, self.out(self._gate(attended, u, group_ids))
+        gated = self._gate(attended, u, group_ids)
+        if not adds(self.following):
+            return x, self.out(gated), None
+        # A copy: under FSDP a block's own parameters are gone when the next one runs.
+        return x, F.linear(gated, self.out.weight), self.out.bias.clone()
 
     def _attended(
         self, rows: Projected, tokens: Tokens, bias: RelativeBias | None, spans: Spans | None, asking: Tensor | None

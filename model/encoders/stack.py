@@ -76,7 +76,8 @@ class Stack(Encoder[StackState]):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers - 1))
+        self.blocks.append(Block(config, config.final_norm))
         self.final_norm = Norm(config.final_norm, config.dim, config.eps, groups=config.group_count)
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
@@ -101,18 +102,19 @@ class Stack(Encoder[StackState]):
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
         x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
         groups = self._groups(tokens)
-        tokens, change = dataclasses.replace(tokens, group_ids=groups), None
+        tokens = dataclasses.replace(tokens, group_ids=groups)
+        change = shift = None
         for number, block in enumerate(self.blocks, 1):
             last = number == self.config.layers
-            given = (x, tokens, positions, seconds, change, rows if last else None, spans, alone and last)
+            given = (x, tokens, positions, seconds, change, shift, rows if last else None, spans, alone and last)
             if self.recompute and self.training:
-                x, change = checkpoint(block, *given, use_reentrant=False)
+                x, change, shift = checkpoint(block, *given, use_reentrant=False)
             else:
-                x, change = block(*given)
+                x, change, shift = block(*given)
         groups = groups if rows is None else groups.index_select(0, rows)
         # As PyTorch's layer norm under autocast.
         dtype = None if autocast_dtype(x) is None else torch.float32
-        return self.final_norm.after(x, change, groups, self.config.residual_scale, dtype)[1]
+        return self.final_norm.after(x, change, groups, self.config.residual_scale, dtype, shift)[1]
 
     # ------------------------------------------------------------------ in two parts
 
