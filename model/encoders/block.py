@@ -92,6 +92,9 @@ class BlockConfig(EncoderConfig):
     """Of the gated output, before its projection."""
     attention_dropout: Share = 0.0
     residual_scale: Annotated[float, Bounds(low=0)] = 1.0
+    stream: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the residual stream under autocast (`--precision bf16`): bfloat16 is half the memory traffic of additions and norms, and rounds
+    what each layer adds. Training in fp32 has no autocast, and refuses bfloat16."""
     final_norm: NormKind = "layer"
     eps: Scale = 1e-6
     feature_norm: bool = False
@@ -258,7 +261,7 @@ class Norm(nn.Module):
             return (normed * self.weight[:, None] + self.bias[:, None]).flatten(1)
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps) if self.kind == "rms" else x
 
 
 def adds(kind: OutputNormKind) -> bool:
@@ -450,6 +453,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
+
+
+def streamed(x: Tensor, config: BlockConfig) -> Tensor:
+    """Tokens in the dtype of the residual stream."""
+    return x if autocast_dtype(x) is None else x.to(getattr(torch, config.stream))
 
 
 def added(x: Tensor, change: Tensor, scale: float) -> Tensor:

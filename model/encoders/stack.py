@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
 from genrank.kernels.spans import Spans, make_spans
-from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype
+from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype, streamed
 from genrank.model.encoders.interface import Candidates, Encoder
 from genrank.model.encoders.jagged_rows import Joined
 from genrank.model.encoders.listwise import attend, by_request, rivals_of
@@ -100,7 +100,7 @@ class Stack(Encoder[StackState]):
         alone have queries there."""
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
-        x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
+        x = functional.dropout(streamed(tokens.x, self.config), self.config.input_dropout, self.training)
         groups = self._groups(tokens)
         tokens = dataclasses.replace(tokens, group_ids=groups)
         change = shift = None
@@ -140,7 +140,7 @@ class Stack(Encoder[StackState]):
             if share is None
             else torch.repeat_interleave(share, state.offsets.diff(), output_size=seconds.shape[0])
         )
-        x = sequence.x
+        x = streamed(sequence.x, self.config)
         for block in self._blocks():
             rows = block.project(x, groups)
             state.keys.append(rows.k)
@@ -231,7 +231,7 @@ class Stack(Encoder[StackState]):
         share: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """[R, dim]: what the layers make of further rows; and every layer's keys and values, theirs among them."""
-        x, seconds = new.x, new.joined.rows(state.seconds, new.seconds)
+        x, seconds = streamed(new.x, self.config), new.joined.rows(state.seconds, new.seconds)
         keys, values = [], []
         for block, before, values_before in zip(self._blocks(), state.keys, state.values, strict=True):
             rows = block.project(x, new.group_ids)

@@ -227,6 +227,27 @@ def test_candidates_that_ask_alone_in_the_last_layer_are_as_among_all_rows(name:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["mtgr", "hstu", "mtgr, other choices", "ultra"])
+def test_a_stream_in_bfloat16_is_close_to_one_in_float32(name: str) -> None:
+    """Under autocast; without, there is no difference."""
+    ultra = UltraHstuConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4, local=3, prefix=1)
+    config = ultra if name == "ultra" else VARIANTS[name]
+    tokens = draw_tokens(4, config.dim)
+    tokens.x = tokens.x.float()
+    found = {}
+    for on in (True, False):
+        for stream in ("float32", "bfloat16"):
+            torch.manual_seed(0)
+            encoder = build_encoder(dataclasses.replace(config, stream=stream))
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                found[on, stream] = encoder(tokens)
+            found[on, stream].float().square().sum().backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+    torch.testing.assert_close(*(found[True, s].float() for s in ("float32", "bfloat16")), rtol=0.05, atol=0.05)
+    assert not torch.equal(found[True, "float32"], found[True, "bfloat16"])
+    assert torch.equal(found[False, "float32"], found[False, "bfloat16"])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_recomputed_activations_give_the_same_gradients(recompute: bool) -> None:
     torch.manual_seed(0)
