@@ -157,7 +157,7 @@ def limits(runs: Sequence[Run], paper: Paper, factor: float) -> list[Limit]:
             "larger reading tasks (`READ_ROWS`), larger buckets",
         ),
         Limit(
-            "a day's files (samples, partials of two logs) are more than 100,000: as many renames and lines of records by the driver",
+            "a day's files (samples, partials of two logs) are more than 100,000: as many lines of records by the driver (tasks rename them)",
             first(lambda rows: 3 * bucket_count(rows) > 100_000),
             "larger buckets",
         ),

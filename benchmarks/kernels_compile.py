@@ -39,6 +39,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.kernels_features import autodis_launches, lookup_launches, vocabulary_launches
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
+from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
@@ -47,6 +48,7 @@ from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
+from genrank.kernels.rowwise import RowUpdate
 from genrank.kernels.rowwise import gpu as rowwise_gpu
 from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
@@ -142,9 +144,9 @@ def norm_launches(
         _, statistics = norm_gpu.norm_gate_op(*rest)
         norm_gpu.norm_gate_backward_op(attn, *rest[:5], statistics, gate, dropout, seed)
         if not gate:
-            stream = attn.float()
-            norm_gpu.add_norm_op(stream, attn, weight, bias, group_ids, 1.0, 1e-6, dtype)
-            norm_gpu.add_norm_backward_op(stream, attn, stream, weight, bias, group_ids, statistics, 1.0, dtype)
+            stream, shift = attn.float(), weight[0]
+            norm_gpu.add_norm_op(stream, attn, shift, weight, bias, group_ids, 1.0, 1e-6, dtype)
+            norm_gpu.add_norm_backward_op(stream, attn, stream, shift, weight, bias, group_ids, statistics, 1.0, dtype)
     return launches
 
 
@@ -159,9 +161,11 @@ def split_launches(dtype: torch.dtype, inner: int, device: str = "cpu", tokens: 
 def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         x, offsets = torch.zeros(64, 256, dtype=dtype), torch.tensor([0, 64])
+        rows, table = torch.zeros(64, dtype=torch.int64), torch.zeros(9, 256)
     with recording() as launches:
         jagged_gpu.concat_op([x], [offsets])
         jagged_gpu.split_op(x, [offsets], [64])
+        jagged_gpu.assemble(x, rows, table, [rows, rows])
     return launches
 
 
@@ -171,10 +175,10 @@ def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
         count = rowwise_gpu.CHUNK + 32
         ids = torch.zeros(count, dtype=torch.int64)
         table, grads = torch.zeros(64, 128), torch.zeros(count, 128, dtype=dtype)
-    adam = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "step": 2, "weight_decay": 0.0}
+    state = table[:, 0].contiguous()
     with recording() as launches:
-        rowwise_gpu.rowwise(table, None, table[:, 0].contiguous(), ids, grads, **adam)
-        rowwise_gpu.rowwise(table, table, table[:, 0].contiguous(), ids, grads, **adam)
+        for mean in (None, table):
+            rowwise_gpu.rowwise([RowUpdate(table, mean, state, ids, grads, 0.1, 1e-8, (0.9, 0.999), 2)])
     return launches
 
 
@@ -219,6 +223,7 @@ def other_cases() -> Iterator[Case]:
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
     yield Case("lookups", "fp32", EVERY, lookup_launches)
+    yield Case("losses", "fp32", EVERY, loss_launches)
     yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)
     for buckets, dim in ((16, 8), (LARGEST, 32)):
         record_autodis = functools.partial(autodis_launches, buckets, dim)
@@ -235,6 +240,7 @@ def other_cases() -> Iterator[Case]:
             yield Case(f"norm {dim} groups {groups} {('plain', 'norm_gate', 'gate_norm')[gate]}", name, EVERY, record)
         yield Case("silu_split 512", name, EVERY, lambda dtype=dtype: split_launches(dtype, 512))
         yield Case("jagged", name, EVERY, lambda dtype=dtype: jagged_launches(dtype))
+        yield Case("shared_rows", name, EVERY, lambda dtype=dtype: shared_launches(dtype))
         yield Case("rowwise", name, EVERY, lambda dtype=dtype: rowwise_launches(dtype))
 
 
@@ -251,7 +257,7 @@ class Job:
     def source(self) -> ASTSource:
         kernel = self.launch.kernel
         constants = {**self.launch.constants, **self.config.kwargs}
-        signature: dict[str, str] = {}
+        signature: dict[str, str | tuple[str, ...]] = {}
         constexprs: dict[tuple[int, ...], object] = {}
         attrs: dict[tuple[int, ...], list[list[object]]] = {}
         values = dict(zip(kernel.arg_names, self.launch.arguments, strict=False)) | constants
@@ -263,7 +269,7 @@ class Job:
             if name in constants or value is None or (type(value) is int and value == 1 and not varies):
                 signature[name], constexprs[(at,)] = "constexpr", value
                 continue
-            signature[name] = type_name(value)
+            signature[name] = tuple(map(type_name, value)) if isinstance(value, tuple) else type_name(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and not varies):
                 attrs[(at,)] = [["tt.divisibility", 16]]
         return source_class(kernel)(kernel, signature, constexprs, attrs)

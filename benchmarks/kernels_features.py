@@ -30,7 +30,7 @@ def lookup_launches(device: str = "cpu") -> list[Launch]:
             given = {"most": 64, "dim": 32, "norm": norm}
             lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
             lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
-        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3))
+        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3), 9)
     return launches
 
 

@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genrank.kernels.launch import Launch, recording
-from genrank.model.interface import AUXILIARY
 from genrank.model.losses import total_loss
 from genrank.model.ranker import Ranker
 from genrank.model.registry import choose_model
@@ -120,8 +119,6 @@ def launches_of_a_step(
         read = leaf(vectors)
         with count.of("heads and loss"):
             logits = model.logits(read, sent, features)
-            if model.encoder_heads is not None:
-                logits |= {AUXILIARY + name: logit for name, logit in model.encoder_heads(read).items()}
             loss = total_loss(task.loss_sums(logits, sent), task.weights(model, sent), task.objectives)
         with count.of("heads and loss, backward"):
             torch.autograd.backward(loss)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genrank.kernels import losses
 from genrank.model.sampled_scores import sampled_scores
-from genrank.model.stacked_losses import TaskRow, stacked_loss_sums
 
 if TYPE_CHECKING:
     from genrank.schemas.label import Label
@@ -121,11 +121,12 @@ def loss_sums(
     ordered = in_order(labels)
     binary = [label for label in ordered if label.kind == "binary"]
     names = [label.name for label in (*binary, *(label for label in ordered if label.kind == "value"))]
-    rows = [TaskRow(names.index(label.given) if label.given else None, label.positive_weight) for label in binary]
-    sets = [logits, *auxiliary]
-    stacked = torch.stack([each[name] for each in sets for name in names]).view(len(sets), len(names), -1)
-    y, w = (torch.stack([values[name] for name in names]).float() for values in (targets, weights))
-    own = dict(zip(names, stacked_loss_sums(stacked.float(), y, w, rows).unbind(), strict=True))
+    rows = [
+        losses.TaskRow(names.index(label.given) if label.given else None, label.positive_weight) for label in binary
+    ]
+    sets = [[each[name] for name in names] for each in (logits, *auxiliary)]
+    y, w = ([values[name] for name in names] for values in (targets, weights))
+    own = dict(zip(names, losses.loss_sums(sets, y, w, rows).unbind(), strict=True))
     return {label.name: own[label.name] for label in labels}
 
 
@@ -148,9 +149,9 @@ class Weighted(Protocol):
 
 def total_loss(sums: Mapping[str, Tensor], normalisers: Tensor, labels: Sequence[Weighted]) -> Tensor:
     """sum over tasks of label.weight * (loss sum / normaliser); a task without a single mature label adds nothing."""
-    scale = normalisers.clamp(min=torch.finfo(torch.float64).tiny).reciprocal() * (normalisers > 0)
+    scale = F.threshold(normalisers, 0.0, math.inf).reciprocal()
     parts = torch.stack([sums[each.name] if each.weight == 1 else each.weight * sums[each.name] for each in labels])
-    return (parts * scale.to(parts.dtype)).sum()
+    return parts.dot(scale.to(parts.dtype))
 
 
 # ---------------------------------------------------------------------- retrieval

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
+from genrank.kernels.shared_rows import add_shared_relu
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
 from genrank.model.encoders import Counts, Encoder, EncoderConfig, SequenceEncoder, build_encoder
 from genrank.model.event_loss import EventHeads
-from genrank.model.heads import HeadConfig, Heads
+from genrank.model.heads import HeadConfig, Heads, JointHeads
 from genrank.model.interface import ADDED_LOSS, AUXILIARY, Model, Phase
 from genrank.model.validation import ConfigError
 from genrank.schemas.errors import UserError
@@ -129,6 +130,7 @@ class Ranker(EncoderModel):
         width = self.encoder.config.out_dim + (config.tower[-1] if config.tower else 0)
         self.heads = Heads(width, tasks, head)
         self.encoder_heads = Heads(self.encoder.config.out_dim, tasks, head) if config.encoder_loss else None
+        self.joint = JointHeads([self.heads, self.encoder_heads]) if self.encoder_heads is not None else None
         own = self.encoder.config
         self.shallow_heads = nn.ModuleList(Heads(own.out_dim, tasks, head) for _ in range(own.shallow_outputs))
         weight, schema = config.event_weight, embeddings.plan.schema
@@ -159,9 +161,6 @@ class Ranker(EncoderModel):
         if self.training and len(self.shallow_heads):
             vectors, *shallow = torch.split(vectors, self.encoder.config.out_dim, 1)
         logits = self.logits(vectors, batch, features)
-        if self.training and self.encoder_heads is not None:
-            for name, logit in self.encoder_heads(vectors).items():
-                logits[AUXILIARY + name] = _learned_by(self.encoder.config.encoder_loss, logit)
         for depth, vector in enumerate(shallow):
             for name, logit in self.shallow_heads[depth](vector).items():
                 logits[f"{AUXILIARY}{depth}/{name}"] = _learned_by(self.encoder.config.shallow_loss, logit)
@@ -170,15 +169,19 @@ class Ranker(EncoderModel):
         return logits
 
     def logits(self, vectors: Tensor, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made.
+        """{label: logit [C]} of candidates whose vectors ([C, out_dim]) the encoder has made; in training also `AUXILIARY` + label, where the
+        encoder has a loss of its own.
 
         Args:
             features: of the candidates and the users, `Tokenizer.features`.
         """
-        if self.tower is not None:
-            vectors = torch.cat([vectors, self.tower(batch, features)], 1)
-        found: dict[str, Tensor] = self.heads(vectors)
-        return found
+        whole = vectors if self.tower is None else torch.cat([vectors, self.tower(batch, features)], 1)
+        if self.joint is None or not self.training:
+            found: dict[str, Tensor] = self.heads(whole)
+            return found
+        found, second = self.joint([whole, vectors])
+        weight = self.encoder.config.encoder_loss
+        return found | {AUXILIARY + name: _learned_by(weight, logit) for name, logit in second.items()}
 
     def _encode(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """[C, out_dim], and in training the events' loss, where they have one."""
@@ -221,8 +224,8 @@ class FeatureTower(nn.Module):
         Args:
             features: of the candidates and the users, `Tokenizer.features`.
         """
-        owner = torch.repeat_interleave(batch.candidates.lengths, output_size=len(batch.item))
-        first = torch.relu(self.candidate(features[CANDIDATES]) + self.user(features[USER])[owner])
+        own, shared = self.candidate(features[CANDIDATES]), self.user(features[USER])
+        first = add_shared_relu(own, shared, batch.candidates.offsets)
         last: Tensor = self.rest(nn.functional.dropout(first, self.dropout, self.training))
         return last
 

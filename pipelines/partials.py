@@ -26,7 +26,9 @@ from pydantic import BaseModel, ConfigDict
 from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.column_roles import ROLE_TYPES, Column
 from genrank.pipelines.days import dt_of
+from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.merge_scan import Bool, Int, mix, ranges, slot_of
+from genrank.pipelines.moving import move_files
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.base import ARROW_TYPES
 from genrank.schemas.checked_json import checked, with_checksum
@@ -147,19 +149,19 @@ class PartialStore:
             day, str(self.folder(partial.source, day, partial.key)), partial.files, partial.buckets, partial.sha256
         )
 
-    def commit(self, partial: Partial, day: int, staged: dict[int, Path]) -> None:
+    def commit(self, engine: AnyEngine, partial: Partial, day: int, staged: dict[int, Path]) -> None:
         """Move the winners' files (which are on the disk) in and make the partial visible, by one rename."""
         files = {partial.files[bucket]: path for bucket, path in staged.items()}
-        install(self.folder(partial.source, day, partial.key), files, PARTIAL, with_checksum(partial.model_dump_json()))
+        folder = self.folder(partial.source, day, partial.key)
+        install(engine, folder, files, PARTIAL, with_checksum(partial.model_dump_json()))
 
 
-def install(final: Path, files: Mapping[str, Path], record: str, text: str) -> None:
+def install(engine: AnyEngine, final: Path, files: Mapping[str, Path], record: str, text: str) -> None:
     """A folder of staged `files` (by their names in it, on the disk already) and a record of them, there whole or not at all."""
     building = final.with_name(f".{final.name}-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    for name, path in files.items():
-        os.rename(path, building / name)
+    move_files(engine, [(path, building / name) for name, path in files.items()])
     write_atomically(building / record, text)
     shutil.rmtree(final, ignore_errors=True)
     move(building, final)

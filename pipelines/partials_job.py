@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from operator import attrgetter
@@ -11,6 +10,7 @@ from pathlib import Path
 from genrank.pipelines.days import dt_of
 from genrank.pipelines.engine import AnyEngine, together
 from genrank.pipelines.messages import PartialReport
+from genrank.pipelines.moving import move_files
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partial_writer import PartialColumns, PartialWriter
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore, partial_schema, repeated_columns
@@ -94,15 +94,16 @@ class PartialsJob:
                 )
                 require_every_row(partial, self.plan.rows_of(name, day))
                 self._keep_quarantine(name, day, key, {report.path for report in bad})
-                self.store.commit(partial, day, staged)
+                self.store.commit(self.engine, partial, day, staged)
                 self.partials[name][day] = partial
 
     def _keep_quarantine(self, source: str, day: int, key: str, paths: Iterable[str]) -> None:
         folder = self.plan.out / "quarantine" / f"dt={dt_of(day)}" / source
         shutil.rmtree(folder, ignore_errors=True)
-        for i, path in enumerate(sorted(paths)):
-            folder.mkdir(parents=True, exist_ok=True)
-            os.rename(path, folder / f"{key}-{i:05d}.parquet")
+        moves = [(Path(path), folder / f"{key}-{i:05d}.parquet") for i, path in enumerate(sorted(paths))]
+        if moves:
+            folder.mkdir(parents=True)
+            move_files(self.engine, moves)
 
 
 def require_every_row(partial: Partial, rows: int) -> None:

@@ -4,7 +4,6 @@ judges them, and each day is published.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.gate.judge import Expected, Gate, QuarantineRate
 from genrank.pipelines.leaf_summaries import join_summaries
 from genrank.pipelines.messages import KeyCount, LeafSummary, SampleReport
+from genrank.pipelines.moving import move_files
 from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.partials_job import Partials
 from genrank.pipelines.plan import FEWEST_BUCKETS, BuildPlan
@@ -154,13 +154,14 @@ class SamplesJob:
     def _publish(self, day: int, reports: list[SampleReport]) -> SampleManifest:
         staged = self.staging / "publish" / f"dt={dt_of(day)}"
         staged.mkdir(parents=True)
-        files = []
+        files, moves = [], []
         for report in sorted(reports, key=lambda report: report.bucket):
             if report.path:
                 name = f"part-{report.bucket:05d}.parquet"
-                os.rename(report.path, staged / name)
+                moves.append((Path(report.path), staged / name))
                 path = f"build={self.run_id}/{name}"
                 files.append(DataFile(path=path, rows=report.rows, bytes=report.bytes, sha256=report.sha256))
+        move_files(self.engine, moves)
         of_day = self._of_day(day)
         counts = Counts.model_validate(
             {

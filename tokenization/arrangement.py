@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from genrank.kernels.dispatch import backend_for
 from genrank.kernels.jagged import interleave
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization import event_actions
-from genrank.tokenization.batch import Batch, pick
+from genrank.tokenization.batch import Batch, Group, pick
 from genrank.tokenization.plan import tokens_per_row
 from genrank.tokenization.projections import tokens_of
 from genrank.tokenization.visibility import CANDIDATE as CANDIDATE_GROUP
@@ -34,6 +34,19 @@ class Counted(NamedTuple):
     """The largest."""
     newest: bool
     """From the newest event on, instead of the oldest."""
+    first: int = 0
+    """The positional table's row of position 0."""
+
+
+class PositionalRows(NamedTuple):
+    """Which rows of one table are positions of sequences, which time buckets, and which is zero."""
+
+    counted: Mapping[str, Counted]
+    """Of each sequence."""
+    times: int | None
+    """The row of the first time bucket; None: there are none."""
+    zero: int
+    """Of tokens that have no position, or no time."""
 
 
 class Part(NamedTuple):
@@ -97,7 +110,7 @@ class Arrangement:
     inverse: Tensor
     """[T] int64: the place of each."""
     offsets: Tensor
-    """[B+1] int64."""
+    """[B+1] int64, or on a GPU int32."""
     layout: Layout
     timestamps: Tensor
     """[T] int64 epoch ms."""
@@ -111,10 +124,9 @@ class Arrangement:
     """[B] int64: user tokens of each sample."""
     known: Tensor
     """[B] int64: user and history tokens of each."""
-    positions: Mapping[str, Tensor] = field(default_factory=dict)
-    """Sequence -> [tokens] int64: each token's learned position. On a GPU alone, as time buckets are: they come with the places."""
-    buckets: Mapping[str, Tensor] = field(default_factory=dict)
-    """Group of events or candidates -> [rows] int64: `time_bucket` of the time since the window's start."""
+    positional: tuple[Tensor, ...] = ()
+    """[T] int64 each, group by group: the rows of the positional table (`PositionalRows`) that are added to each token, those of positions and
+    those of `time_bucket`."""
 
     def of_candidates(self, schema: Schema, batch: Batch, parts: Sequence[Part]) -> tuple[Layout, Tensor]:
         """Where candidates that are no rows would lie, and [C] int64 the sample of each."""
@@ -130,7 +142,7 @@ def arrange(
     schema: Schema,
     batch: Batch,
     parts: Sequence[Part] | None = None,
-    counted: Mapping[str, Counted] | None = None,
+    rows: PositionalRows | None = None,
 ) -> Arrangement:
     """The places of a batch's tokens: sample after sample, each in the order U | S... | R | C.
 
@@ -138,11 +150,11 @@ def arrange(
 
     Args:
         parts: what a sample's tokens are; by default the schema's user tokens, every event and one token a candidate.
-        counted: of each sequence that has learned positions.
+        rows: of the positional table, where there is one.
     """
     parts = parts_of(schema) if parts is None else parts
     if len(batch) and backend_for(batch.window_start) == "triton":
-        return _arrange_in_one_launch(batch, parts, counted or {})
+        return _arrange_in_one_launch(batch, parts, rows)
     times, kinds, sees = [], [], []
     none = torch.zeros_like(batch.window_start)
     per_part, users, known = [], none, none
@@ -184,40 +196,41 @@ def arrange(
         history_lengths=histories,
         users=users,
         known=known,
+        positional=() if rows is None else _positional(batch, parts, rows),
     )
 
 
-def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], counted: Mapping[str, Counted]) -> Arrangement:
+def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], rows: PositionalRows | None) -> Arrangement:
     from genrank.kernels.jagged import gpu
 
     records: list[gpu.Part] = []
-    first = positions = buckets = 0
+    first = 0
+    times = -1 if rows is None or rows.times is None else rows.times
     lengths = histories = torch.zeros(len(batch), dtype=torch.int64)
     sees = {REALTIME_GROUP: batch.realtime_sees, CANDIDATE_GROUP: batch.candidate_sees}
     for part in parts:
-        k, count = part.per_row, counted.get(part.name)
+        k, count = part.per_row, rows.counted.get(part.name) if rows else None
         if part.separator:
             record = gpu.Part(0, batch.window_start.data_ptr(), len(batch), 1, part.kind, first, 0, -1, 0, 0, -1)
             on_host = torch.ones_like(lengths)
         else:
             group, seen = batch.groups[part.name], sees.get(part.kind)
             tokens = len(group.ts) * k
-            timed = part.kind != USER_GROUP
             record = gpu.Part(
                 *(group.offsets.data_ptr(), group.ts.data_ptr(), tokens, k, part.kind, first),
                 0 if seen is None else seen.data_ptr(),
-                *((positions, count.limit, int(count.newest)) if count else (-1, 0, 0)),
-                buckets if timed else -1,
+                *((count.first, count.limit, int(count.newest)) if count else (-1, 0, 0)),
+                times if part.kind != USER_GROUP else -1,
             )
-            positions += tokens if count else 0
-            buckets += len(group.ts) if timed else 0
             on_host = group.host_lengths * k
         records.append(record)
         first += record.tokens
         lengths = lengths + on_host
         histories = histories + on_host if part.kind == HISTORY_GROUP else histories
-    made = gpu.arrange_tokens(records, batch.window_start, (USER_GROUP, HISTORY_GROUP, REALTIME_GROUP, CANDIDATE_GROUP))
-    own = [(part.name, record) for part, record in zip(parts, records, strict=True)]
+    zero = -1 if rows is None else rows.zero
+    made = gpu.arrange_tokens(
+        records, batch.window_start, (USER_GROUP, HISTORY_GROUP, REALTIME_GROUP, CANDIDATE_GROUP), zero
+    )
     return Arrangement(
         order=made.order,
         inverse=made.inverse,
@@ -229,9 +242,40 @@ def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], counted: Mapping
         history_lengths=histories,
         users=made.users_of,
         known=made.known_of,
-        positions={n: made.positions[r.positions : r.positions + r.tokens] for n, r in own if r.positions >= 0},
-        buckets={n: made.buckets[r.buckets : r.buckets + r.tokens // r.per_row] for n, r in own if r.buckets >= 0},
+        positional=() if rows is None else (made.positions, made.buckets),
     )
+
+
+def _positional(batch: Batch, parts: Sequence[Part], rows: PositionalRows) -> tuple[Tensor, Tensor]:
+    positions, buckets = [], []
+    for part in parts:
+        count = None if part.separator else rows.counted.get(part.name)
+        group = batch.groups[part.name]
+        none = batch.window_start.new_full((len(batch) if part.separator else part.per_row * len(group.ts),), rows.zero)
+        positions.append(none if count is None else count.first + positions_of(group, part.per_row, count))
+        if part.separator or part.kind == USER_GROUP or rows.times is None:
+            buckets.append(none)
+        else:
+            buckets.append(rows.times + repeated(buckets_of(batch, group), part.per_row))
+    return torch.cat(positions), torch.cat(buckets)
+
+
+def positions_of(group: Group, k: int, counted: Counted) -> Tensor:
+    """[k * N] int64 of a group's N rows of k tokens: history counts from where `wants.positions` says; realtime from the oldest, because how
+    many follow must not show."""
+    n = torch.arange(k * len(group.ts), device=group.ts.device)
+    lengths = group.lengths * k
+    if counted.newest:
+        place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
+    else:
+        place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
+    return place.clamp_(max=counted.limit)
+
+
+def buckets_of(batch: Batch, group: Group) -> Tensor:
+    """[N] int64: `time_bucket` of the time between the window's start and each of a group's N rows."""
+    start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
+    return time_bucket(group.ts - start)
 
 
 def _realtime_seen(schema: Schema, batch: Batch, part: Part, parts: Sequence[Part]) -> Tensor:

@@ -129,8 +129,8 @@ class Vectors(torch.autograd.Function):
             norm=ctx.norm,  # type: ignore[attr-defined]
         )
         if ctx.learns:  # type: ignore[attr-defined]
-            for name, grad in zip(batch.rows, torch.split(of_tables, sizes), strict=True):
-                tables.learn(name, batch.rows[name], grad.view(-1, dims[name]))
+            own = zip(batch.rows.items(), torch.split(of_tables, sizes), strict=True)
+            tables.learn({name: (rows, grad.view(-1, dims[name])) for (name, rows), grad in own})
         shapes = ctx.shapes  # type: ignore[attr-defined]
         parts = torch.split(of_blocks, [shape.numel() for shape in shapes])
         return *[None] * 5, *(part.view(shape) for part, shape in zip(parts, shapes, strict=True))

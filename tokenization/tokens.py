@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genrank.kernels.jagged import Permute
+from genrank.kernels.jagged import permuted
 from genrank.schemas.derive.columns import SchemaScope
 from genrank.schemas.derive.tables import TYPE
 from genrank.schemas.errors import UserError
+from genrank.schemas.group import EventSequence
 from genrank.schemas.schema import CANDIDATES, USER, Schema
 from genrank.tokenization import event_actions
 from genrank.tokenization.arrangement import (
@@ -19,11 +20,12 @@ from genrank.tokenization.arrangement import (
     Arrangement,
     Counted,
     Part,
+    PositionalRows,
     arrange,
+    buckets_of,
     group_kinds,
     parts_of,
     repeated,
-    time_bucket,
     token_shape,
     tokens_of_event,
 )
@@ -48,6 +50,8 @@ class Tokenizer(nn.Module):
     Raises:
         UserError: groups of features that the encoder asks for are not the schema's, or requests that it doesn't declare.
     """
+
+    zero_row: Tensor
 
     def __init__(self, embeddings: Embeddings, d_model: int, wants: Wants | None = None) -> None:
         super().__init__()
@@ -82,21 +86,27 @@ class Tokenizer(nn.Module):
         for positions in self.positions.values():
             assert isinstance(positions, nn.Embedding)
             nn.init.normal_(positions.weight, std=0.02)
-        self._counted = {
-            s.name: Counted(
-                s.max_length * tokens_of_event(schema, s.name, wants) - 1,
-                s.scope == "history" and wants.positions == "newest",
-            )
-            for s in sequences
-        }
         self.d_model = d_model
         self.time = nn.Embedding(2 * TIME_BUCKETS, d_model) if wants.ages else None
         if self.time is not None:
             nn.init.normal_(self.time.weight, std=0.02)
+        self._rows = self._positional_rows(sequences)
+        self.register_buffer("zero_row", torch.zeros(1, d_model), persistent=False)
         self.separators = nn.ParameterDict(
             {f"of_{part.name}": 0.02 * torch.randn(d_model) for part in self.parts if part.separator}
         )
         self.to(next(embeddings.buffers()).device)
+
+    def _positional_rows(self, sequences: Sequence[EventSequence]) -> PositionalRows | None:
+        counted, first = {}, 0
+        for each in sequences:
+            rows = each.max_length * tokens_of_event(self.schema, each.name, self.wants)
+            newest = each.scope == "history" and self.wants.positions == "newest"
+            counted[each.name] = Counted(rows - 1, newest, first)
+            first += rows
+        times = first if self.wants.ages else None
+        zero = first + (2 * TIME_BUCKETS if self.wants.ages else 0)
+        return PositionalRows(counted, times, zero) if zero else None
 
     def forward(self, batch: Batch) -> Tokens:
         """The tokens of a batch on the embeddings' device."""
@@ -121,7 +131,7 @@ class Tokenizer(nn.Module):
         """
         if self.wants.newest:
             batch, matrices = newest_events(self.schema, batch, matrices, self.wants.newest)
-        place = arrange(self.schema, batch, self.parts, self._counted)
+        place = arrange(self.schema, batch, self.parts, self._rows)
         pieces = []
         for part in self.parts:
             if not known and part.kind <= HISTORY_GROUP:
@@ -129,14 +139,14 @@ class Tokenizer(nn.Module):
             elif part.separator:
                 pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
             elif part.per_row:
-                pieces.append(self._tokens(batch, part, matrices[part.name], place))
+                pieces.append(self.projections[f"of_{part.name}"](matrices[part.name]))
             else:
                 pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         begin, end = self.wants.rule(place.layout)
         if not known:
             return self._later(torch.cat(pieces), batch, matrices, place, begin, end)
         return Tokens(
-            x=Permute.apply(torch.cat(pieces), place.order, place.inverse),  # type: ignore[no-untyped-call]
+            x=self._assembled(torch.cat(pieces), place, place.order, place.inverse),
             offsets=place.offsets.to(torch.int32),
             group_ids=place.layout.group,
             begin=begin,
@@ -172,7 +182,7 @@ class Tokenizer(nn.Module):
             return None if values is None else values[kept]
 
         return Tokens(
-            x=pieces[place.order[kept] - (len(group) - len(pieces))],
+            x=self._assembled(pieces, place, place.order[kept] - (len(group) - len(pieces)), None),
             offsets=offsets.to(torch.int32),
             group_ids=group[kept],
             begin=begin[kept],
@@ -188,30 +198,25 @@ class Tokenizer(nn.Module):
             candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
         )
 
-    def _tokens(self, batch: Batch, part: Part, matrix: Tensor, place: Arrangement | None = None) -> Tensor:
-        """[N * per_row, d_model]: the tokens of a group's N rows.
+    def _assembled(self, x: Tensor, place: Arrangement, order: Tensor, inverse: Tensor | None) -> Tensor:
+        """[T, d_model]: the last T tokens, group by group, with their positions and times, in an order.
 
         Args:
-            place: knows the rows' positions and time buckets, where a GPU's kernel found them.
+            inverse: of the order; None: without a gradient.
         """
-        group, name = batch.groups[part.name], f"of_{part.name}"
-        tokens: Tensor = self.projections[name](matrix)
-        if name in self.positions:
-            found = place.positions.get(part.name) if place is not None else None
-            tokens = tokens + self.positions[name](self._position(group, part) if found is None else found)
-        if self.time is not None and part.kind != USER_GROUP:
-            bucket = place.buckets.get(part.name) if place is not None else None
-            if bucket is None:
-                start = torch.repeat_interleave(batch.window_start, group.lengths, output_size=len(group.ts))
-                bucket = time_bucket(group.ts - start)
-            tokens = tokens + repeated(self.time(bucket), part.per_row)
-        return tokens
+        if self._rows is None:
+            return permuted(x, order, inverse)
+        table = [*self.positions.parameters(), *([] if self.time is None else [self.time.weight]), self.zero_row]
+        rows = [each[len(each) - len(x) :] for each in place.positional]
+        return permuted(x, order, inverse, torch.cat(table), rows)
 
     def _candidates(self, batch: Batch, matrices: Mapping[str, Tensor], place: Arrangement) -> Candidates:
         part = Part(CANDIDATES, CANDIDATE_GROUP, self.shape.candidate)
         layout, owner = place.of_candidates(self.schema, batch, self.parts)
         begin, end = self.wants.rule(layout)
-        x = self._tokens(batch, part, matrices[CANDIDATES])
+        x = self.projections[f"of_{CANDIDATES}"](matrices[CANDIDATES])
+        if self.time is not None:
+            x = x + repeated(self.time(buckets_of(batch, batch.candidates)), part.per_row)
         x = x.view(len(owner), part.per_row, x.shape[-1])
         requests = batch.request if self.wants.requests else None
         return Candidates(x, owner, begin, end, batch.candidates.ts, requests)
@@ -237,17 +242,6 @@ class Tokenizer(nn.Module):
                 of_part[:, 0] = types + ranges[part.name].start
             found.append(of_part.flatten())
         return pick(torch.cat(found), place.order)
-
-    def _position(self, group: Group, part: Part) -> Tensor:
-        """[k * N] int64: history counts from where `wants.positions` says; realtime from the oldest, because how many follow must not show."""
-        k = part.per_row
-        n = torch.arange(k * len(group.ts), device=group.ts.device)
-        lengths = group.lengths * k
-        if self._counted[part.name].newest:
-            place = torch.repeat_interleave(group.offsets[1:] * k - 1, lengths, output_size=len(n)) - n
-        else:
-            place = n - torch.repeat_interleave(group.offsets[:-1] * k, lengths, output_size=len(n))
-        return place.clamp_(max=self._counted[part.name].limit)
 
 
 def newest_events(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from genrank.kernels.dispatch import backend_for
-from genrank.kernels.rowwise import rowwise_adagrad_, rowwise_adam_, sum_rows
+from genrank.kernels.rowwise import ADAM_BETAS, RowUpdate, rowwise_updates_, sum_rows
 from genrank.schemas.ids import SPECIAL_ROWS
 from genrank.tokenization import buffer_pool
 from genrank.tokenization.initial_rows import INIT_CHUNK, DeviceReset, initial_rows
@@ -48,17 +48,21 @@ class TorchTables:
         vectors: Tensor = _Lookup.apply(self.anchor, rows, table, self)  # type: ignore[no-untyped-call]
         return vectors
 
-    def learn(self, merged: str, rows: Tensor, grad: Tensor) -> None:
-        """A step of a merged table's optimizer, by [K] int64 rows' gradients [K, dim]; while held they are gathered."""
-        table = self.tables[merged]
-        table.gathered.append((rows, grad))
-        if self.held:
-            return
-        if len(table.gathered) > 1:
-            rows = torch.cat([rows for rows, _ in table.gathered])
-            grad = torch.cat([grad for _, grad in table.gathered])
-        table.gathered.clear()
-        table.update(rows, grad, self.lr)
+    def learn(self, gradients: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """A step of each merged table's optimizer, by [K] int64 rows and their gradients [K, dim]; while held they are gathered."""
+        steps = []
+        for merged, given in gradients.items():
+            table = self.tables[merged]
+            table.gathered.append(given)
+            if self.held:
+                continue
+            rows, grad = given if len(table.gathered) == 1 else map(torch.cat, zip(*table.gathered, strict=True))
+            table.gathered.clear()
+            if table.apart:
+                table.update_apart(rows, grad, self.lr)
+            else:
+                steps.append(table.step(rows, grad, self.lr))
+        rowwise_updates_(steps)
 
     def hold(self, held: bool) -> None:
         """While held, backward gathers gradients without applying them; the next backward after it applies all at once."""
@@ -137,29 +141,33 @@ class TorchTable:
             if first is not None:
                 first[at] = 0
 
-    def update(self, rows: Tensor, grads: Tensor, lr: float) -> None:
-        """One step of the table's optimizer on [K] rows, which may repeat, with [K, dim] gradients."""
+    def step(self, rows: Tensor, grads: Tensor, lr: float) -> RowUpdate:
+        """The next step of the table's optimizer, on [K] rows, which may repeat, with [K, dim] gradients."""
         self.steps += 1
-        if not self.apart:
-            self._step(self.weight, self.first, self.second, rows, grads, lr)
-            return
+        return self._update(self.weight, self.first, self.second, rows, grads, lr)
+
+    def update_apart(self, rows: Tensor, grads: Tensor, lr: float) -> None:
+        """Take the next step where the optimizer's state is in host memory."""
+        self.steps += 1
         rows, grads = sum_rows(rows, grads)
         at = rows.to("cpu")
         weight, second = self.weight[rows], self.second[at].to(rows.device)
         first = self.first[at].to(rows.device) if len(self.first) else self.first
-        self._step(weight, first, second, torch.arange(len(rows), device=rows.device), grads, lr)
+        places = torch.arange(len(rows), device=rows.device)
+        rowwise_updates_([self._update(weight, first, second, places, grads, lr)])
         self.weight[rows] = weight
         self.second[at] = second.to("cpu")
         if len(self.first):
             self.first[at] = first.to("cpu")
 
-    def _step(self, weight: Tensor, first: Tensor, second: Tensor, rows: Tensor, grads: Tensor, lr: float) -> None:
+    def _update(
+        self, weight: Tensor, first: Tensor, second: Tensor, rows: Tensor, grads: Tensor, lr: float
+    ) -> RowUpdate:
         optimizer = self.table.optimizer
         lr, decay = lr * optimizer.lr_scale, optimizer.weight_decay
         if optimizer.kind == "rowwise_adam":
-            rowwise_adam_(weight, first, second, rows, grads, step=self.steps, lr=lr, eps=EPS, weight_decay=decay)
-            return
-        rowwise_adagrad_(weight, second, rows, grads, lr=lr, eps=EPS, weight_decay=decay)
+            return RowUpdate(weight, first, second, rows, grads, lr, EPS, ADAM_BETAS, self.steps, decay)
+        return RowUpdate(weight, None, second, rows, grads, lr, EPS, weight_decay=decay)
 
 
 class _Lookup(torch.autograd.Function):
@@ -174,7 +182,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
-        ctx.tables.learn(ctx.table.table.name, ctx.rows, grad)  # type: ignore[attr-defined]
+        ctx.tables.learn({ctx.table.table.name: (ctx.rows, grad)})  # type: ignore[attr-defined]
         return None, None, None, None
 
 

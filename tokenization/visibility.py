@@ -19,18 +19,18 @@ USER, HISTORY, REALTIME, CANDIDATE = range(4)
 
 @dataclass
 class Layout:
-    """Where the tokens of a batch lie; T tokens, one sample after another."""
+    """Where the tokens of a batch lie; T tokens, one sample after another. int64, or on a GPU int32."""
 
     position: Tensor
-    """[T] int64: the token's place in its sample."""
+    """[T]: the token's place in its sample."""
     group: Tensor
     """[T] int32: USER, HISTORY, REALTIME or CANDIDATE."""
     users: Tensor
-    """[T] int64: user tokens of the token's sample."""
+    """[T]: user tokens of the token's sample."""
     known: Tensor
-    """[T] int64: user and history tokens of the token's sample: all that was available before the window."""
+    """[T]: user and history tokens of the token's sample: all that was available before the window."""
     sees: Tensor
-    """[T] int64: realtime tokens that were available strictly before this one was (a candidate: before its exposure).
+    """[T]: realtime tokens that were available strictly before this one was (a candidate: before its exposure).
     0 for user and history tokens."""
 
 

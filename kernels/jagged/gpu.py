@@ -5,6 +5,7 @@ Nothing here waits for the device: row counts come from shapes, samples are foun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +13,14 @@ import triton
 from torch import Tensor
 
 from genrank.kernels.jagged.triton_arrange import arrange_kernel
-from genrank.kernels.jagged.triton_move import move_rows_kernel
+from genrank.kernels.jagged.triton_move import assemble_kernel, move_rows_kernel
 from genrank.kernels.launch import Tuned, to_device
 
-move_tuned = Tuned(
-    move_rows_kernel,
-    [triton.Config({"ROWS": r, "COLUMNS": c}, num_warps=4, num_stages=1) for r, c in ((16, 128), (8, 256), (32, 64))],
-    ["dim"],
-)
+TILES = [
+    triton.Config({"ROWS": r, "COLUMNS": c}, num_warps=4, num_stages=1) for r, c in ((16, 128), (8, 256), (32, 64))
+]
+move_tuned = Tuned(move_rows_kernel, TILES, ["dim"])
+assemble_tuned = Tuned(assemble_kernel, TILES, ["dim"])
 
 
 def move(parts: list[Tensor], whole: Tensor, offsets: list[Tensor], split: bool) -> None:
@@ -87,6 +88,19 @@ def _differentiate_concat(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 concat_op.register_autograd(_differentiate_concat, setup_context=_save_concat)
 
 
+def assemble(x: Tensor, order: Tensor, table: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """`op.permuted` with one or two rows of the table added to each."""
+    x, table = unit_stride(x), table.contiguous()
+    tokens, dim = x.shape
+    out = torch.empty(tokens, dim, dtype=torch.promote_types(x.dtype, table.dtype), device=x.device)
+    assemble_tuned(
+        lambda chosen: (triton.cdiv(tokens, chosen["ROWS"]), triton.cdiv(dim, chosen["COLUMNS"])),
+        [x, order, table, rows[0], rows[-1], out, tokens, dim, x.stride(0)],
+        {"TWO": len(rows) > 1},
+    )
+    return out
+
+
 def unit_stride(x: Tensor) -> Tensor:
     """x [tokens, dim] with adjacent columns, copied only if they are not."""
     return x if x.stride(1) == 1 else x.contiguous()
@@ -112,54 +126,57 @@ class Part(NamedTuple):
     sees: int
     """[N] int32: realtime events seen, of a realtime part's rows or of candidates; 0: none."""
     positions: int
-    """First place among the positions; -1: has none."""
+    """The positional table's row of position 0; -1: has none."""
     limit: int
     """Largest position."""
     newest: int
     """1: positions count from the newest row."""
     buckets: int
-    """First place among the time buckets, one a row; -1: has none."""
+    """The positional table's row of time bucket 0; -1: has none."""
 
 
 class Arranged(NamedTuple):
-    """What `arrange_kernel` writes, int64 unless said otherwise; see `tokenization.tokens.Arrangement`."""
+    """What `arrange_kernel` writes; see `tokenization.arrangement.Arrangement`."""
 
     order: Tensor
+    """[T] int64, as the next two."""
     inverse: Tensor
     timestamps: Tensor
     groups: Tensor
-    """[T] int32."""
+    """[T] int32, as the next four."""
     position: Tensor
     users: Tensor
     known: Tensor
     sees: Tensor
     offsets: Tensor
+    """[B+1] int32."""
     users_of: Tensor
+    """[B] int64, as the next."""
     known_of: Tensor
     positions: Tensor
-    """Of the parts that have some, one part after another."""
+    """[T] int64, part after part: rows of the positional table."""
     buckets: Tensor
-    """Likewise, one a row."""
+    """Likewise."""
 
 
 # Every part shares a launch, and the work is moving bytes: one configuration.
 arrange_tuned = Tuned(arrange_kernel, [triton.Config({"BLOCK": 256}, num_warps=4, num_stages=1)], [])
 
 
-def arrange_tokens(parts: list[Part], starts: Tensor, kinds: tuple[int, int, int, int]) -> Arranged:
+def arrange_tokens(parts: list[Part], starts: Tensor, kinds: tuple[int, int, int, int], zero: int) -> Arranged:
     """Where the tokens of a batch go, sample by sample, part by part.
 
     Args:
         starts: [B] int64: each sample's window.
         kinds: the numbers of user, history, realtime and candidate.
+        zero: the positional table's row for tokens without a position or a time.
     """
     device, samples, tokens = starts.device, len(starts), sum(part.tokens for part in parts)
-    positions = sum(part.tokens for part in parts if part.positions >= 0)
-    buckets = sum(part.tokens // part.per_row for part in parts if part.buckets >= 0)
-    sizes = [*[tokens] * 3, tokens, *[tokens] * 4, samples + 1, samples, samples, positions, buckets]
+    sizes = [*[tokens] * 8, samples + 1, samples, samples, tokens, tokens]
+    short = range(3, 9)
     made = Arranged(
         *(
-            torch.empty(size, dtype=torch.int32 if i == 3 else torch.int64, device=device)
+            torch.empty(size, dtype=torch.int32 if i in short else torch.int64, device=device)
             for i, size in enumerate(sizes)
         )
     )
@@ -167,7 +184,7 @@ def arrange_tokens(parts: list[Part], starts: Tensor, kinds: tuple[int, int, int
     most = max(max(part.tokens for part in parts), samples + 1)
     arrange_tuned(
         lambda chosen: (triton.cdiv(most, chosen["BLOCK"]), len(parts) + 1),
-        [table, starts, *made, tokens, samples, (samples + 1).bit_length()],
+        [table, starts, *made, tokens, samples, (samples + 1).bit_length(), zero],
         {
             **dict(zip(("USER", "HISTORY", "REALTIME", "CANDIDATE"), kinds, strict=True)),
             "PARTS": len(parts),

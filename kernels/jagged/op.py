@@ -31,7 +31,7 @@ def jagged_concat(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         whole = gpu.concat_op([values.to(dtype) for values, _ in parts], [offsets for _, offsets in parts])
         return whole, torch.stack([offsets for _, offsets in parts]).sum(0).to(parts[0][1].dtype)
     order, inverse, offsets = interleave([offsets for _, offsets in parts], [len(values) for values, _ in parts])
-    whole = Permute.apply(torch.cat([values for values, _ in parts]), order, inverse)  # type: ignore[no-untyped-call]
+    whole = permuted(torch.cat([values for values, _ in parts]), order, inverse)
     return whole, offsets
 
 
@@ -60,20 +60,54 @@ def interleave(
     return order, inverse, offsets
 
 
+def permuted(
+    x: Tensor, order: Tensor, inverse: Tensor | None, table: Tensor | None = None, rows: Sequence[Tensor] = ()
+) -> Tensor:
+    """out[t] = x[order[t]] + sum over r of table[r[order[t]]]: one pass over memory on a GPU, whatever is added.
+
+    Args:
+        x: [T, D].
+        order: [T] int64, a permutation; inverse: its inverse, for the gradient; None: there is none.
+        table: [R, D], whose last row is zero and stays so.
+        rows: each [T] int64, of the table.
+
+    Returns: [T, D] of the dtype that x and table promote to. Differentiable in both; the table's gradient is summed in a fixed order.
+    """
+    out: Tensor = Permute.apply(x, order, inverse, table, *rows)  # type: ignore[no-untyped-call]
+    return out
+
+
 class Permute(torch.autograd.Function):
-    """Rows in a new order; the gradient is a gather by the inverse, not a scatter."""
+    """`permuted`. The gradient is a gather by the inverse, not a scatter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        """X [T, D], order and inverse int64 [T] -> [T, D]."""
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
+    def forward(
+        ctx: Any, x: Tensor, order: Tensor, inverse: Tensor | None, table: Tensor | None, *rows: Tensor
+    ) -> Tensor:
+        """As `permuted`."""
+        ctx.save_for_backward(inverse, *rows)
+        ctx.dtype, ctx.table = x.dtype, 0 if table is None else len(table)
+        if table is None or not rows:
+            return x.index_select(0, order)
+        if len(x) and backend_for(x) == "triton":
+            from genrank.kernels.jagged import gpu
+
+            return gpu.assemble(x, order, table, rows)
+        whole = x.index_select(0, order).to(torch.promote_types(x.dtype, table.dtype))
+        for each in rows:
+            whole += table.index_select(0, each.index_select(0, order))
+        return whole
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient's rows in the inverse order."""
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x and of the table."""
+        inverse, *rows = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        of_table = None
+        for each in rows if ctx.table else ():
+            part = torch.ops.aten.embedding_dense_backward(grad, each, ctx.table, ctx.table - 1, False)
+            of_table = part if of_table is None else of_table.add_(part)
+        return grad.to(ctx.dtype), None, None, of_table, *(None for _ in rows)
 
 
 def check_parts(offsets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

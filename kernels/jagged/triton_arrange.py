@@ -11,10 +11,10 @@ from genrank.kernels.lookups.triton_rows import column, owner_of
 BUCKETS = tl.constexpr(64)
 
 
-@triton.jit(do_not_specialize=(*VARYING, "samples", "steps"))
+@triton.jit(do_not_specialize=(*VARYING, "samples", "steps", "zero"))
 def arrange_kernel(
     parts, starts, order, inverse, timestamps, groups, position, users, known, sees, offsets, users_of, known_of, positions, buckets,
-    tokens, samples, steps, USER: tl.constexpr, HISTORY: tl.constexpr, REALTIME: tl.constexpr, CANDIDATE: tl.constexpr,
+    tokens, samples, steps, zero, USER: tl.constexpr, HISTORY: tl.constexpr, REALTIME: tl.constexpr, CANDIDATE: tl.constexpr,
     PARTS: tl.constexpr, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK tokens of a part, or (beyond the last part) what is known of BLOCK samples. `parts` [PARTS, FIELDS] as `gpu.Part`; `starts`
@@ -90,13 +90,16 @@ def arrange_kernel(
     tl.store(known + place, of_known, mask=real)
     tl.store(sees + place, seen, mask=real)
     where, limit, newest = tl.load(part + 7), tl.load(part + 8), tl.load(part + 9)
+    positional = at * 0 + zero
     if where >= 0:
         counted = tl.where(newest == 1, end * k - 1 - at, at - begin * k)
-        tl.store(positions + where + at, tl.minimum(counted, limit), mask=real)
-    bucket_at = tl.load(part + 10)
-    if bucket_at >= 0:
+        positional = where + tl.minimum(counted, limit)
+    tl.store(positions + first + at, positional, mask=real)
+    buckets_at = tl.load(part + 10)
+    timed = at * 0 + zero
+    if buckets_at >= 0:
         delta = ts - tl.load(starts + sample, mask=real, other=0)
         octaves = tl.log2(1.0 + tl.abs(delta).to(tl.float64) / 1000.0)
         bucket = tl.minimum((2.0 * octaves).to(tl.int64), BUCKETS - 1)
-        bucket = tl.where(delta < 0, BUCKETS - 1 - bucket, BUCKETS + bucket)
-        tl.store(buckets + bucket_at + row, bucket, mask=real & (at == row * k))
+        timed = buckets_at + tl.where(delta < 0, BUCKETS - 1 - bucket, BUCKETS + bucket)
+    tl.store(buckets + first + at, timed, mask=real)

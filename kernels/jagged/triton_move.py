@@ -1,4 +1,4 @@
-"""The kernel that moves a part's rows to their place among other parts' rows."""
+"""The kernels that move rows to their place: a part's among other parts' rows, and rows in an order, with rows of a table added."""
 
 from __future__ import annotations
 
@@ -33,3 +33,23 @@ def move_rows_kernel(
         tl.store(at_part, tl.load(at_whole, mask=inside, other=0.0), mask=inside)
     else:
         tl.store(at_whole, tl.load(at_part, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def assemble_kernel(
+    x_rows, order, table, one, other, out, tokens, dim, stride,
+    TWO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """out[t] = x[order[t]] + table[one[order[t]]], and (TWO) + table[other[order[t]]]; table and out contiguous."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = row < tokens
+    inside = real[:, None] & (column < dim)[None, :]
+    source = tl.load(order + row, mask=real, other=0)
+    x = tl.load(x_rows + source[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    first = tl.load(one + source, mask=real, other=0)
+    x += tl.load(table + first[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if TWO:
+        second = tl.load(other + source, mask=real, other=0)
+        x += tl.load(table + second[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row.to(tl.int64)[:, None] * dim + column[None, :], x.to(out.dtype.element_ty), mask=inside)

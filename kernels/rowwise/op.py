@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from genrank.kernels.dispatch import backend_for
+from genrank.kernels.rowwise.update import RowUpdate
+
+ADAM_BETAS = (0.9, 0.999)
 
 
 def rowwise_adagrad_(
@@ -24,21 +29,7 @@ def rowwise_adagrad_(
 
     Args: table: [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D].
     """
-    if backend_for(table) == "triton":
-        from genrank.kernels.rowwise import gpu
-
-        decay = weight_decay
-        return gpu.rowwise(
-            table, None, state, rows, grads, lr=lr, eps=eps, betas=(0.0, 0.0), step=1, weight_decay=decay
-        )
-    distinct, total = sum_rows(rows, grads)
-    if weight_decay:
-        total += weight_decay * table.index_select(0, distinct)
-    # index_select and index_copy_ take a third of the time of indexing on a CPU.
-    squares = state.index_select(0, distinct) + total.square().mean(1)
-    state.index_copy_(0, distinct, squares)
-    step = (lr * total / (squares.sqrt() + eps).unsqueeze(1)).to(table.dtype)
-    table.index_copy_(0, distinct, table.index_select(0, distinct) - step)
+    rowwise_updates_([RowUpdate(table, None, state, rows, grads, lr, eps, weight_decay=weight_decay)])
 
 
 def rowwise_adam_(
@@ -50,7 +41,7 @@ def rowwise_adam_(
     *,
     step: int,
     lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: tuple[float, float] = ADAM_BETAS,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> None:
@@ -62,17 +53,43 @@ def rowwise_adam_(
     Args: table: [R, D]; mean: float32 [R, D]; state: float32 [R]; rows: int64 [N], repeats allowed; grads: [N, D];
         step: 1 for the first call.
     """
-    if backend_for(table) == "triton":
+    rowwise_updates_([RowUpdate(table, mean, state, rows, grads, lr, eps, betas, step, weight_decay)])
+
+
+def rowwise_updates_(updates: Sequence[RowUpdate]) -> None:
+    """Steps of several tables on one device, each as its optimiser defines it; on a GPU one sort serves them all."""
+    if updates and backend_for(updates[0].table) == "triton":
         from genrank.kernels.rowwise import gpu
 
-        decay = weight_decay
-        return gpu.rowwise(table, mean, state, rows, grads, lr=lr, eps=eps, betas=betas, step=step, weight_decay=decay)
+        gpu.rowwise(updates)
+        return
+    for update in updates:
+        if update.mean is None:
+            _adagrad(update)
+        else:
+            _adam(update, update.mean)
+
+
+def _adagrad(update: RowUpdate) -> None:
+    table, _, state, rows, grads, lr, eps, _, _, weight_decay = update
+    distinct, total = sum_rows(rows, grads)
+    if weight_decay:
+        total += weight_decay * table.index_select(0, distinct)
+    # index_select and index_copy_ take a third of the time of indexing on a CPU.
+    squares = state.index_select(0, distinct) + total.square().mean(1)
+    state.index_copy_(0, distinct, squares)
+    step = (lr * total / (squares.sqrt() + eps).unsqueeze(1)).to(table.dtype)
+    table.index_copy_(0, distinct, table.index_select(0, distinct) - step)
+
+
+def _adam(update: RowUpdate, mean: Tensor) -> None:
+    table, _, state, rows, grads, lr, eps, betas, step, weight_decay = update
     distinct, total = sum_rows(rows, grads)
     mean[distinct] = betas[0] * mean[distinct] + (1 - betas[0]) * total
     state[distinct] = betas[1] * state[distinct] + (1 - betas[1]) * total.square().mean(1)
     scale = (state[distinct] / (1 - betas[1] ** step)).sqrt() + eps
-    update = mean[distinct] / (1 - betas[0] ** step) / scale.unsqueeze(1)
-    table[distinct] -= (lr * (update + weight_decay * table[distinct].float())).to(table.dtype)
+    change = mean[distinct] / (1 - betas[0] ** step) / scale.unsqueeze(1)
+    table[distinct] -= (lr * (change + weight_decay * table[distinct].float())).to(table.dtype)
 
 
 def sum_rows(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:

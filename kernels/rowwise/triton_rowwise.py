@@ -15,15 +15,16 @@ import triton.language as tl
 from genrank.kernels.launch import VARYING
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=(*VARYING, "row_base", "entry_base"))
 def rowwise_kernel(
-    table, mean, state, rows, order, grads, shares, share_sums, count, dim, lr, eps, beta1, beta2, correction1, correction2, weight_decay,
+    table, mean, state, rows, order, grads, shares, share_sums, count, dim, row_base, entry_base,
+    lr, eps, beta1, beta2, correction1, correction2, weight_decay,
     ADAM: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """A program an entry; it has something to do where a chunk or a run of equal rows begins.
 
-    `rows`: [count], equal ones side by side; below 0: nothing. In the first pass (FIRST) entry i's gradient is grads[order[i]], later
-    grads[i]. `shares`, `share_sums`: rows [2 chunks] and sums [2 chunks, dim] float32 of the next pass.
+    `rows`: [count], equal ones side by side, row_base more than the table's; below 0: nothing. In the first pass (FIRST) entry i's gradient is
+    grads[order[i] - entry_base], later grads[i]. `shares`, `share_sums`: rows [2 chunks] and sums [2 chunks, dim] float32 of the next pass.
     """
     first = tl.program_id(0)
     row = tl.load(rows + first)
@@ -40,7 +41,7 @@ def rowwise_kernel(
     while more > 0:
         at = stop + tl.arange(0, PIECE)
         same = (at < end) & (tl.load(rows + at, mask=at < end, other=-1) == row)
-        source = tl.load(order + at, mask=same, other=0) if FIRST else at.to(tl.int64)
+        source = tl.load(order + at, mask=same, other=entry_base) - entry_base if FIRST else at.to(tl.int64)
         some = same & (row >= 0)
         grad = tl.load(grads + source[:, None] * dim + column[None, :], mask=some[:, None] & inside[None, :], other=0.0)
         total += tl.sum(grad.to(tl.float32), 0)
@@ -63,7 +64,7 @@ def rowwise_kernel(
         tl.store(share_sums + (2 * chunk + 1) * dim + column, nothing, mask=inside & (place == 0) & (stop == end))
     if (whole == 0) | (row < 0):
         return
-    row = row.to(tl.int64)
+    row = row.to(tl.int64) - row_base
     at = table + row * dim + column
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     if ADAM == 0:

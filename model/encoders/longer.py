@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genrank.kernels.jagged import Permute
+from genrank.kernels.jagged import permuted
 from genrank.kernels.merge import group_offsets, merge_rows
 from genrank.kernels.spans import make_spans
 from genrank.model.encoders.interface import Candidates, Counts, Encoder, EncoderConfig
@@ -214,7 +214,7 @@ class Longer(Encoder[list[LayerKeys]]):
         # Laid out sample by sample again: the users' rows, the groups, the realtime rows.
         groups = group_offsets(offsets, k)
         order, inverse, new = _between(whole, groups, of_others, count)
-        x: Tensor = Permute.apply(flat, order, inverse)  # type: ignore[no-untyped-call]
+        x = permuted(flat, order, inverse)
         sample = torch.repeat_interleave(new.diff(), output_size=len(order))
         place = torch.arange(len(order), device=order.device) - new[sample]
         fewer = whole.history - groups.diff()

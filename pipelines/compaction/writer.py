@@ -42,6 +42,7 @@ def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, staging
             made.append(
                 _commit(
                     plan,
+                    engine,
                     use,
                     recipe,
                     [r for r in reports if (r.use, r.first, r.last) == (number, recipe.first, recipe.last)],
@@ -51,7 +52,9 @@ def compact(plan: CompactionPlan, engine: AnyEngine, reader: PastReader, staging
     plan.missing = {}
 
 
-def _commit(plan: CompactionPlan, use: Use, recipe: TileRecipe, reports: Sequence[CompactedReport]) -> PartialRef:
+def _commit(
+    plan: CompactionPlan, engine: AnyEngine, use: Use, recipe: TileRecipe, reports: Sequence[CompactedReport]
+) -> PartialRef:
     keys, present = plan.keys[use.source], plan.partials[use.source]
     covers = {dt_of(d): keys[d] for d in range(recipe.first, recipe.last + 1) if d in present}
     written = [report for report in reports if report.path]
@@ -68,7 +71,7 @@ def _commit(plan: CompactionPlan, use: Use, recipe: TileRecipe, reports: Sequenc
     )
     folder = plan.root / record.use / f"dt={record.last}" / digest([record.first, covers])
     staged = {files[report.bucket]: Path(report.path) for report in written}
-    install(folder, staged, RECORD, with_checksum(record.model_dump_json()))
+    install(engine, folder, staged, RECORD, with_checksum(record.model_dump_json()))
     return PartialRef(recipe.last, str(folder), record.files, plan.buckets, record.sha256)
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
     *("move_rows_kernel", "rowwise_kernel", "merge_kernel"),
-    *("rows_kernel", "vectors_kernel", "vectors_backward_kernel", "arrange_kernel", "pack_kernel"),
+    *("rows_kernel", "vectors_kernel", "vectors_backward_kernel", "arrange_kernel", "assemble_kernel", "pack_kernel"),
+    *("losses_kernel", "shared_forward_kernel", "shared_backward_kernel"),
     *("begin_kernel", "clear_kernel", "enter_kernel", "count_kernel", "plan_kernel", "select_kernel", "release_kernel"),
     *("free_rows_kernel", "give_kernel", "look_up_kernel", "reset_kernel"),
     *("autodis_kernel", "autodis_backward_kernel", "autodis_parameters_kernel"),

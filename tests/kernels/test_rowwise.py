@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.kernels.launch import Tuned, recording
-from genrank.kernels.rowwise import gpu, rowwise_adagrad_, rowwise_adam_
+from genrank.kernels.rowwise import RowUpdate, gpu, rowwise_adagrad_, rowwise_adam_, rowwise_updates_
 from genrank.kernels.rowwise.triton_rowwise import rowwise_kernel
 
 ROWS, DIM = 9, 5
@@ -94,6 +94,34 @@ def test_updates_of_many_passes(optimizer: str, monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(state.double(), expected_state, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["triton", ""])
+def test_tables_updated_together_are_as_each_alone(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, of unlike sizes and optimisers, one without a gradient."""
+    monkeypatch.setenv("GENRANK_KERNELS", backend)
+    torch.manual_seed(0)
+    rows = [torch.randint(0, size, (count,)) for size, count in ((3, 300), (50, 7), (9, 0), (1, 130))]
+    tables = [torch.randn(size, dim) for size, dim in ((3, 5), (50, 20), (9, 4), (1, 1))]
+
+    def steps(tables: list[Tensor]) -> list[RowUpdate]:
+        generator = torch.Generator().manual_seed(1)
+        return [
+            RowUpdate(
+                *(table, torch.zeros_like(table) if at % 2 else None, torch.ones(len(table)), rows[at]),
+                *(torch.randn(len(rows[at]), table.shape[1], generator=generator), 0.1, 1e-8, (0.9, 0.999), 2, 0.1),
+            )
+            for at, table in enumerate(tables)
+        ]
+
+    together, alone = steps([t.clone() for t in tables]), steps([t.clone() for t in tables])
+    rowwise_updates_(together)
+    for each in alone:
+        rowwise_updates_([each])
+    for a, b, before in zip(together, alone, tables, strict=True):
+        assert torch.equal(a.table, b.table) and torch.equal(a.state, b.state)
+        assert a.mean is None or torch.equal(a.mean, b.mean)
+        assert torch.equal(a.table, before) == (len(a.rows) == 0)
+
+
 @pytest.mark.parametrize("count", [1, 128, 129, 8_192, 8_193, 1 << 20])
 def test_a_program_sums_a_chunk_at_most_and_passes_are_few(count: int) -> None:
     """What a batch of one row costs: all of its gradients go through the passes."""
@@ -101,9 +129,7 @@ def test_a_program_sums_a_chunk_at_most_and_passes_are_few(count: int) -> None:
         table, state = torch.zeros(50, 32), torch.zeros(50)
         rows, grads = torch.zeros(count, dtype=torch.int64), torch.zeros(count, 32)
     with recording() as launches:
-        gpu.rowwise(
-            table, None, state, rows, grads, lr=0.1, eps=1e-8, betas=(0.0, 0.0), step=1, weight_decay=0.0
-        )  # fmt: skip
+        gpu.rowwise([RowUpdate(table, None, state, rows, grads, 0.1, 1e-8)])
     names = launches[0].kernel.arg_names
     counts = [dict(zip(names, launch.arguments, strict=False))["count"] for launch in launches]
     assert counts[0] == count and counts[-1] <= gpu.CHUNK and len(counts) <= 4

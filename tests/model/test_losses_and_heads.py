@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genrank.model.heads import HeadConfig, Heads
+from genrank.model.heads import HeadConfig, Heads, JointHeads
 from genrank.model.losses import in_order, loss_sums, predictions, sampled_softmax, total_loss, weight_sums
 from genrank.schemas import Label, UserError
 
@@ -162,6 +162,27 @@ def test_towers_computed_together_are_each_task_s_own(hidden: tuple[int, ...]) -
     )
     torch.testing.assert_close((got, found), (own, wanted))
     assert len(heads(x[:0])["a"]) == 0
+
+
+@pytest.mark.parametrize("config", [HeadConfig(hidden=()), HeadConfig(hidden=(5, 3)), HeadConfig("mmoe", (4,), 3, 5)])
+def test_heads_of_one_product_a_layer_are_each_their_own(config: HeadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels run; parameters stay each heads' own."""
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    torch.manual_seed(0)
+    heads = [Heads(6, ["a", "b", "c"], config), Heads(4, ["a", "b", "c"], config)]
+    joint, x = JointHeads(heads), torch.randn(8, 6, requires_grad=True)
+    leaves = [x, *(each for own in heads for each in own.parameters())]
+    found, wanted = [], []
+    for results, logits in (
+        (found, joint([x, x[:, :4]])),
+        (wanted, [heads[0](x), heads[1](x[:, :4])]),
+    ):
+        total = sum((k + 1) * each.square().sum() for k, own in enumerate(logits) for each in own.values())
+        results += [*(each for own in logits for each in own.values()), *torch.autograd.grad(total, leaves)]
+        assert [list(own) for own in logits] == [["a", "b", "c"]] * 2
+    torch.testing.assert_close(found, wanted)
+    assert not joint.state_dict() and not list(joint.parameters())
 
 
 def test_mmoe_is_its_gated_sum() -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from genrank.pipelines import moving
 from genrank.pipelines.build import BuildConfig, build
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.spark_engine import SparkEngine
@@ -35,7 +36,10 @@ def stored(out: Path, dt: str) -> list[bytes]:
     return found
 
 
-def test_spark_equals_local_to_the_bit(tmp_path: Path, spark_engine: SparkEngine) -> None:
+def test_spark_equals_local_to_the_bit(
+    tmp_path: Path, spark_engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "FILES", 1)  # tasks rename what was staged
     days = write_world(tmp_path / "data", seed=11, users=12, items=8, per_day=200)
     schema = full_schema(negative_keep_rate=0.7, max_candidates=9)
     for name, engine in (("local", None), ("spark", spark_engine)):

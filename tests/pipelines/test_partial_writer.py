@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrank.pipelines.engine import gather
+from genrank.pipelines.local_engine import LocalEngine
 from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows
 from genrank.pipelines.partial_writer import PartialColumns, PartialWriter, by_day_user_and_time, first_of_each
@@ -113,7 +114,7 @@ def test_a_committed_partial_is_found_and_read(tmp_path: Path) -> None:
         quarantined={"x": 3},
     )
     assert store.find("clicks", day, "abc") is None
-    store.commit(partial, day, {1: tmp_path / "staged.parquet"})
+    store.commit(LocalEngine(), partial, day, {1: tmp_path / "staged.parquet"})
     assert store.find("clicks", day, "abc") == partial and partial.rows_in == 6
     ref = store.ref(partial, day)
     read = load([ref], Bucket(1, 2), ["u", "ts"], table.schema, pa.array([2]))

@@ -12,7 +12,7 @@ import torch
 from random_samples import BOUNDARIES, demo_schema, write_random_samples
 
 import genrank.schemas as s
-from genrank.tokenization.arrangement import TIME_BUCKETS, Part, time_bucket
+from genrank.tokenization.arrangement import TIME_BUCKETS, Counted, positions_of, time_bucket
 from genrank.tokenization.batch import Batch
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.jagged_tokens import Tokens
@@ -152,11 +152,11 @@ def test_token_is_the_projection_of_its_features_plus_position_and_time(
 
 def test_positions_count_from_the_window(case: tuple[s.Schema, Batch, Tokenizer, Tokens]) -> None:
     """History from its newest event, realtime from its oldest: an event's position never depends on what follows it."""
-    schema, batch, tokenizer, _ = case
+    schema, batch, _, _ = case
     for sequence in schema.sequences:
         group, k = batch.groups[sequence.name], 1 + len(sequence.interleave)
-        part = Part(sequence.name, tokenizer.kinds[sequence.name], k)
-        got = tokenizer._position(group, part).tolist()
+        counted = Counted(10**6, sequence.scope == "history")
+        got = positions_of(group, k, counted).tolist()
         wanted = []
         for n in group.lengths.tolist():
             places = range(n * k)

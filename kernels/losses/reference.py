@@ -1,4 +1,4 @@
-"""The losses of all tasks in one computation, with its backward written: tasks are rows, and a task is no launch of its own.
+"""The definition of the tasks' losses, and what runs on CPU: tasks are rows, and the backward is written.
 
     each = -(positive_weight y log p + (1 - y) log(1 - p))   (binary),   (logit - y)^2 / 2   (value)
     sum  = sum over candidates of weight * each
@@ -25,15 +25,8 @@ class TaskRow(NamedTuple):
     positive_weight: float
 
 
-def stacked_loss_sums(logits: Tensor, targets: Tensor, weights: Tensor, binary: Sequence[TaskRow]) -> Tensor:
-    """[T] float32: sums of T tasks' losses over C candidates, of the first of S sets of logits.
-
-    Args:
-        logits: [S, T, C] float32; the binary tasks' first. The gradient of every set is that of its own loss; those after the first add
-            nothing to the value.
-        targets, weights: [T, C] float32. Where a weight isn't above 0 the target isn't read.
-        binary: of the first len(binary) rows; the others are values.
-    """
+def reference_loss_sums(logits: Tensor, targets: Tensor, weights: Tensor, binary: Sequence[TaskRow]) -> Tensor:
+    """[T]: as `loss_sums`, of logits [S, T, C], targets and weights [T, C] of one floating dtype."""
     sums: Tensor = _LossSums.apply(logits, targets, weights, binary)  # type: ignore[no-untyped-call]
     return sums
 
