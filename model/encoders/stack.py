@@ -103,7 +103,8 @@ class Stack(Encoder[StackState]):
         x = functional.dropout(streamed(tokens.x, self.config), self.config.input_dropout, self.training)
         groups = self._groups(tokens)
         tokens = dataclasses.replace(tokens, group_ids=groups)
-        change = shift = None
+        change: Tensor | None = None
+        shift: Tensor | None = None
         for number, block in enumerate(self.blocks, 1):
             last = number == self.config.layers
             given = (x, tokens, positions, seconds, change, shift, rows if last else None, spans, alone and last)
