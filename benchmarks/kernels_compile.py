@@ -145,9 +145,9 @@ def norm_launches(
         _, statistics = norm_gpu.norm_gate_op(*rest)
         norm_gpu.norm_gate_backward_op(attn, *rest[:5], statistics, gate, dropout, seed)
         if not gate:
-            stream = attn.float()
-            norm_gpu.add_norm_op(stream, attn, weight, bias, group_ids, 1.0, 1e-6, dtype)
-            norm_gpu.add_norm_backward_op(stream, attn, stream, weight, bias, group_ids, statistics, 1.0, dtype)
+            stream, shift = attn.float(), weight[0]
+            norm_gpu.add_norm_op(stream, attn, shift, weight, bias, group_ids, 1.0, 1e-6, dtype)
+            norm_gpu.add_norm_backward_op(stream, attn, stream, shift, weight, bias, group_ids, statistics, 1.0, dtype)
     return launches
 
 

@@ -30,6 +30,11 @@ SPIKES_IN_A_ROW = 5
 """So many skipped steps are no accident of one batch: training stops."""
 
 
+def trains_in_bf16(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether a step runs under autocast."""
+    return config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+
+
 class TrainStep:
     """A model with its optimizers, which learns a step's batches at a time.
 
@@ -51,7 +56,7 @@ class TrainStep:
         self.model, self.task, self.embeddings = model, task, embeddings
         self.config, self.ranks, self.folder = config, ranks, folder
         self.objectives = task.objectives
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+        self.bf16 = trains_in_bf16(config, ranks)
         self.wrapped = spread(model, ranks, config.dense_parallel)
         self.optimizer = adamw(model, config.lr, config.weight_decay)
 

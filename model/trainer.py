@@ -20,6 +20,7 @@ from genrank.model.checkpoint import find_checkpoint, read_manifest, steps_of
 from genrank.model.checkpoint_manager import CheckpointManager
 from genrank.model.config import TrainConfig, samples_folder
 from genrank.model.documents import Best, EvalRow, LogRow, StepRow, Summary, Versions, read_document, write_document
+from genrank.model.encoders import EncoderConfig
 from genrank.model.encoders.block import parameter_count
 from genrank.model.flops import matmul_rate
 from genrank.model.interface import Model
@@ -29,7 +30,7 @@ from genrank.model.ranks import Ranks, join_ranks
 from genrank.model.registry import ChosenModel, choose_model, recorded_model
 from genrank.model.run_dir import RunDir
 from genrank.model.tasks.base import Metrics
-from genrank.model.train_step import TrainStep
+from genrank.model.train_step import TrainStep, trains_in_bf16
 from genrank.model.whole_fit import fit_whole
 from genrank.schemas.errors import UserError
 from genrank.schemas.manifest import build_ids
@@ -85,6 +86,7 @@ class Trainer:
         self.samples = samples_folder(config.samples)
         origin = find_checkpoint(config.from_checkpoint, report=ranks.is_main) if config.from_checkpoint else None
         self.chosen = _choose(config, origin)
+        self._require_its_stream()
         self.task = self.chosen.task(config.schema)
         readers = reader_processes(config, ranks)
         self.reader = make_reader(
@@ -227,6 +229,13 @@ class Trainer:
             self.folder.log(row)
 
     # ------------------------------------------------------------------ before it
+
+    def _require_its_stream(self) -> None:
+        own = self.chosen.config
+        if isinstance(own, EncoderConfig) and own.stream != "float32" and not trains_in_bf16(self.config, self.ranks):
+            raise UserError(
+                f"--set stream={own.stream}: without autocast nothing is rounded; give --precision bf16, or stream=float32"
+            )
 
     def _require_something_to_learn(self) -> None:
         config, days = self.config, ", ".join(self.config.dates)

@@ -136,8 +136,11 @@ class Prepared:
         torch.autograd.grad(self.forward(), [self.tokens.x, *self.encoder.parameters()], self.upstream.float())
 
     def flops(self) -> int:
-        """Of one forward pass over every row."""
-        return self.config.flops(Counts(self.batch.tokens, self.batch.pairs))
+        """Of one forward pass; where candidates alone are read, the last layer's are theirs."""
+        batch, rows = self.batch, self.tokens.candidate_rows.cpu()
+        few = len(rows) < batch.tokens
+        seen = int((batch.end - batch.begin)[rows].sum()) if few else 0
+        return self.config.flops(Counts(batch.tokens, batch.pairs, len(rows) if few else 0, seen))
 
     def facts(self) -> dict[str, int]:
         return {"samples": len(self.batch.offsets) - 1, "tokens": self.batch.tokens, "pairs": self.batch.pairs}

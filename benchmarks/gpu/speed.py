@@ -251,7 +251,8 @@ def runs_of_groups(tokens: int, device: str) -> Tensor:
 def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
     """A block's pieces as one op, and as the operations that they replace; and by how much their results differ, on some rows.
 
-    `sum and norm`: the residual (float32) plus a change (bfloat16) and the norm after it. `split`: a projection to four parts of `dim` with
+    `sum and norm`: the residual (float32) plus a change (bfloat16) and its bias, and the norm after it; apart the bias takes a pass forward that a
+    product would hide, and backward the sum over rows that it takes there too. `split`: a projection to four parts of `dim` with
     SiLU; of it backward, without its two matrix products, is what differs.
     """
     tokens = 32 if session.rehearse else 2**29 // (4 * dim)
@@ -262,7 +263,7 @@ def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
         return torch.randn(shape, generator=generator).to(session.device, dtype).requires_grad_()
 
     groups = runs_of_groups(tokens, session.device)
-    x, weight, bias = drawn(tokens, dim), drawn(4, dim), drawn(4, dim)
+    x, weight, bias, added = drawn(tokens, dim), drawn(4, dim), drawn(4, dim), drawn(dim)
     change, above = drawn(tokens, dim, dtype=half), torch.randn(tokens, dim, device=session.device)
     matrix = (0.05 * drawn(4 * dim, dim, dtype=half)).detach().requires_grad_()
     shift = drawn(4 * dim, dtype=half)
@@ -271,11 +272,11 @@ def measure_block(session: Session, name: str, dim: int) -> dict[str, Any]:
     def sum_and_norm(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         first, second = (x, change) if n == tokens else (x[:n], change[:n])
         if apart:
-            whole = first + second
+            whole = first + (second + added.to(half))
             found = [whole, group_layer_norm(whole, groups[:n], weight, bias).to(half)]
         else:
-            found = list(add_norm(first, second, weight, bias, group_ids=groups[:n], dtype=half))
-        return found, [above[:n], above[:n].to(half)], [x, change, weight, bias]
+            found = list(add_norm(first, second, weight, bias, group_ids=groups[:n], dtype=half, shift=added))
+        return found, [above[:n], above[:n].to(half)], [x, change, weight, bias, added]
 
     def split(apart: bool, n: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         given = change if n == tokens else change[:n], matrix, shift, sizes, 4 * dim

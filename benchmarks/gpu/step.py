@@ -94,6 +94,15 @@ def cases(rehearse: bool) -> list[Case]:
     return [Case(f"mtgr-{size} K=300", PRESETS[f"mtgr-{size}"], 64, 1000, 100, 300) for size in ("small", "large")]
 
 
+def with_streams(given: list[Case]) -> list[Case]:
+    """Each of the cases, and beside it the same with its residual stream in bfloat16."""
+    other = [
+        dataclasses.replace(c, name=f"{c.name} stream", config=dataclasses.replace(c.config, stream="bfloat16"))
+        for c in given
+    ]
+    return [each for pair in zip(given, other, strict=True) for each in pair]
+
+
 Encode = Callable[[Tokens], Tensor]
 
 
@@ -145,7 +154,9 @@ class Step:
 
     def flops(self) -> int:
         """Of the encoder's matrix products over visible pairs, forward and backward, as the trainer counts them."""
-        return 3 * self.case.config.flops(Counts(len(self.tokens.x), self.case.batch().pairs))
+        batch, rows = self.case.batch(), self.tokens.candidate_rows.cpu()
+        seen = int((batch.end - batch.begin)[rows].sum())
+        return 3 * self.case.config.flops(Counts(batch.tokens, batch.pairs, len(rows), seen))
 
 
 # --- correctness ------------------------------------------------------------------------------------------------------
@@ -363,14 +374,15 @@ def group_norm(x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor, eps: flo
 
 
 def launches(device: str) -> Iterator[tuple[Launch, bool]]:
-    """What a step launches, as `benchmarks.gpu.warmup` compiles it: by taking the step with one layer on fewer samples, whose
-    integers are multiples of 16 where those of the timed batch are. No kernel runs; checks take the first configuration only."""
+    """What a step launches, as `benchmarks.gpu.warmup` compiles it: by taking the step with two layers, the last being unlike the others, on fewer samples,
+    whose integers are multiples of 16 where those of the timed batch are. No kernel runs; checks take the first configuration only."""
     for size in ("small", "large"):
-        config = dataclasses.replace(PRESETS[f"mtgr-{size}"], layers=1)
+        config = dataclasses.replace(PRESETS[f"mtgr-{size}"], layers=2)
         case = Case("", config, 16, 600, 100, 324)
-        for half in (True, False) if size == "small" else (True,):
+        taken = [(each, True) for each in with_streams([case])] + [(case, False)] * (size == "small")
+        for each, half in taken:
             with implementation("triton"), recording() as found:
-                step = Step(case, device, half)
+                step = Step(each, device, half)
                 step.loss().backward()
             yield from ((launch, half) for launch in found)
 
@@ -379,7 +391,7 @@ def step(session: Session) -> None:
     with environment("GENRANK_AUTOTUNE", "0"):
         session.attempt("correctness", "a step's losses", lambda: check_losses(session))
     session.attempt("correctness", "a step waits for nothing", lambda: check_waiting(session))
-    for case in cases(session.rehearse):
+    for case in with_streams(cases(session.rehearse)):
         session.attempt("step", case.name, lambda c=case: measure(session, c))
     for how in ("dense", "flex"):
         for case in cases(session.rehearse):

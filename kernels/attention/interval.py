@@ -109,6 +109,26 @@ def local_positions(offsets: Tensor, length: int) -> Tensor:
     return index - offsets[sample].to(torch.int32)
 
 
+def asked_by(mask: IntervalMask, rows: Tensor) -> IntervalMask:
+    """The mask with an empty interval for each query but those of `rows` ([R] int64)."""
+    asks = torch.zeros_like(mask.begin, dtype=torch.bool).index_fill_(0, rows, True)
+    return mask._replace(begin=mask.begin * asks, end=mask.end * asks)
+
+
+def queries_of(mask: IntervalMask, rows: Tensor) -> IntervalMask:
+    """The mask of these queries alone ([R] int64, ascending), of one whose queries are its keys.
+
+    Raises ValueError on CPU for rows that don't ascend.
+    """
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool((rows.diff() <= 0).any()):
+        raise ValueError("rows must ascend, each at most once: queries are taken sample by sample")
+    offsets = mask.k_offsets
+    q_offsets = torch.searchsorted(rows, offsets.to(rows.dtype)).to(offsets.dtype)
+    sample = torch.searchsorted(offsets, rows.to(offsets.dtype), right=True) - 1
+    positions = (rows - offsets[sample]).to(torch.int32)
+    return IntervalMask(q_offsets, offsets, positions, mask.begin[rows], mask.end[rows])
+
+
 def row_scale(divisor: Divisor, mask: IntervalMask) -> Tensor:
     """float32 [Tq]: `1/n` of each query. `n >= 1`, because a query sees itself. Found once per batch; a compiler finds common parts itself.
 

@@ -22,9 +22,17 @@ from torch import Tensor
 from genrank.kernels.attention import cpu
 from genrank.kernels.attention.bias import RelativeBias
 from genrank.kernels.attention.call import FLAT_SCHEMA, TENSORS, AttentionCall
-from genrank.kernels.attention.interval import Divisor, IntervalMask, check_if_requested, row_scale
+from genrank.kernels.attention.interval import (
+    Divisor,
+    IntervalMask,
+    asked_by,
+    check_if_requested,
+    queries_of,
+    row_scale,
+)
 from genrank.kernels.attention.reference import reference_attention, reference_keep
 from genrank.kernels.dispatch import backend_for, draw_seed
+from genrank.kernels.rows import lay_rows, pick_rows
 
 
 def interval_attention(
@@ -41,6 +49,7 @@ def interval_attention(
     dropout: float = 0.0,
     seed: int | None = None,
     max_length: int | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """SiLU attention in which query q of a sample sees keys `[begin_q, end_q)` of that sample and itself.
 
@@ -57,15 +66,22 @@ def interval_attention(
         dropout: probability with which each attention weight is zeroed (the others are divided by `1 - dropout`).
         seed: of the dropout; drawn from PyTorch's generator when None. One seed always gives one mask on one backend.
         max_length: tokens of the longest sample, if the host knows it: what the choice of a configuration depends on, else the mean length.
+        rows: int64 [R], ascending: only these tokens ask. q is then theirs, [R, H, Dqk], and so is the result; keys and values are all tokens'.
 
-    Returns: [T, H, Dv], dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
+    Returns: [T, H, Dv] ([R, H, Dv] with rows), dtype of v. Differentiable in q, k, v and both bias tables. A sample's result depends on
         nothing but that sample, never on the batch's other lengths.
 
     Raises: TypeError for wrong dtypes, ValueError for wrong shapes or intervals that leave their sample; the latter on
         GPU only under `GENRANK_KERNELS_CHECK=1` (otherwise they are clamped to it).
     """
-    check_inputs(q, k, v, offsets, offsets, begin, end, bias)
     mask = IntervalMask(offsets, offsets, None, begin, end)
+    laid = rows is not None and backend_for(q) == "triton"
+    if rows is not None and laid:
+        # Its backward takes a query a key: the others' are zeros and see themselves alone, one tile of keys a block of queries.
+        q, mask = lay_rows(rows, q, len(k)), asked_by(mask, rows)
+    elif rows is not None:
+        mask = queries_of(mask, rows)
+    check_inputs(q, k, v, mask.q_offsets, mask.k_offsets, mask.begin, mask.end, bias)
     scale = row_scale(divisor, mask)
     bias = bias or RelativeBias()
     if not 0.0 <= dropout < 1.0:
@@ -74,7 +90,8 @@ def interval_attention(
     seed = draw_seed(seed) if dropout > 0.0 else 0
     longest = -1 if max_length is None else int(max_length)
     call = AttentionCall(mask, scale, bias, alpha, float(dropout), seed, divisor != "visible", longest)
-    return attend(q, k, v, call)
+    out = attend(q, k, v, call)
+    return pick_rows(rows, out)[0] if rows is not None and laid else out
 
 
 def delta_attention(

@@ -32,12 +32,13 @@ def backward_config(rows: int, warps: int, stages: int) -> triton.Config:
 
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
     """Whether the rows (and in backward the weight gradients) of a program stay in registers."""
-    values: int = chosen.kwargs["ROWS"] * arguments["WIDTH"] * (7 if "strip" in arguments else 4)
+    each = 7 + arguments["SHIFT"] if "strip" in arguments else 4
+    values: int = chosen.kwargs["ROWS"] * arguments["WIDTH"] * each
     values += 2 * arguments.get("GROUP_WIDTH", 0) * arguments["WIDTH"]
     return values <= 120 * 32 * int(chosen.num_warps)
 
 
-KEY = ["WIDTH", "GATE", "ADD", "GROUPED", "DROPOUT"]
+KEY = ["WIDTH", "GATE", "ADD", "SHIFT", "GROUPED", "DROPOUT"]
 forward_tuned = Tuned(
     norm_forward_kernel, [config(8, 4), config(4, 4), config(1, 4), config(4, 8), config(2, 8)], KEY, fits
 )
@@ -68,7 +69,9 @@ def norm_gate_op(
     """attn, u: [T, D]; weight, bias: [G, D]; gate: PLAIN (no u), NORM_GATE or GATE_NORM. Also the statistics, float32 [2, T]."""
     attn, gated = unit_stride(attn), attn if u is None else unit_stride(u)
     out, statistics = attn.new_empty(attn.shape), attn.new_empty((2, len(attn)), dtype=torch.float32)
-    _forward(attn, gated, attn, weight, bias, group_ids, out, out, statistics, gate, False, 1.0, eps, dropout, seed)
+    _forward(
+        *(attn, gated, attn, None, weight, bias, group_ids, out, out, statistics, gate, False, 1.0, eps, dropout, seed)
+    )
     return out, statistics
 
 
@@ -91,7 +94,8 @@ def norm_gate_backward_op(
     du = attn.new_empty(attn.shape if u is not None else (0, attn.shape[1]))
     second = du if u is not None else dattn
     of_weights = _backward(
-        *(grad, attn, gated, None, weight, bias, group_ids, statistics, dattn, second, gate, False, 1.0, dropout, seed)
+        *(grad, attn, gated, None, None, weight, bias, group_ids, statistics, dattn, second),
+        *(gate, False, 1.0, dropout, seed),
     )
     return [dattn, du, *of_weights]
 
@@ -100,6 +104,7 @@ def norm_gate_backward_op(
 def add_norm_op(
     x: Tensor,
     change: Tensor,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -107,11 +112,11 @@ def add_norm_op(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x + scale * change in x's dtype; its norm in `dtype`; the statistics. x, change: [T, D]; weight, bias: [G, D]."""
+    """x + scale * (change + shift) in x's dtype; its norm in `dtype`; the statistics. x, change: [T, D]; shift: [D]; weight, bias: [G, D]."""
     x, change = unit_stride(x), unit_stride(change)
     whole, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=dtype)
     statistics = x.new_empty((2, len(x)), dtype=torch.float32)
-    _forward(x, x, change, weight, bias, group_ids, whole, normed, statistics, PLAIN, True, scale, eps, 0.0, 0)
+    _forward(x, x, change, shift, weight, bias, group_ids, whole, normed, statistics, PLAIN, True, scale, eps, 0.0, 0)
     return whole, normed, statistics
 
 
@@ -120,6 +125,7 @@ def add_norm_backward_op(
     above: Tensor | None,
     grad: Tensor,
     whole: Tensor,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -127,11 +133,21 @@ def add_norm_backward_op(
     scale: float,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """dx, dchange in `dtype`, dweight, dbias. above: the gradient of the sum itself; grad: of its norm."""
+    """dx, dchange in `dtype`, dweight, dbias, and where there is a shift dshift. above: the gradient of the sum itself; grad: of its norm."""
     grad = unit_stride(grad)
     dx, dchange = whole.new_empty(whole.shape), whole.new_empty(whole.shape, dtype=dtype)
     of_weights = _backward(
-        *(grad, whole, whole, None if above is None else unit_stride(above), weight, bias, group_ids, statistics),
+        *(
+            grad,
+            whole,
+            whole,
+            None if above is None else unit_stride(above),
+            shift,
+            weight,
+            bias,
+            group_ids,
+            statistics,
+        ),
         *(dx, dchange, PLAIN, True, scale, 0.0, 0),
     )
     return [dx, dchange, *of_weights]
@@ -141,6 +157,7 @@ def _forward(
     attn: Tensor,
     gated: Tensor,
     change: Tensor,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -160,11 +177,12 @@ def _forward(
     forward_tuned(
         lambda chosen: (triton.cdiv(tokens, chosen["ROWS"]),),
         [
-            *(attn, gated, change, weight.contiguous(), bias.contiguous(), weight if group_ids is None else group_ids),
+            *(attn, gated, change, weight if shift is None else shift.contiguous(), weight.contiguous()),
+            *(bias.contiguous(), weight if group_ids is None else group_ids),
             *(whole, out, statistics, tokens, dim, eps, scale, seed, round(dropout * 2**24), 1.0 / (1.0 - dropout)),
             *(attn.stride(0), gated.stride(0), change.stride(0)),
         ],
-        flags(dim, group_ids, gate, dropout) | {"ADD": add},
+        flags(dim, group_ids, gate, dropout) | {"ADD": add, "SHIFT": shift is not None},
     )
 
 
@@ -173,6 +191,7 @@ def _backward(
     attn: Tensor,
     gated: Tensor,
     above: Tensor | None,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -185,28 +204,31 @@ def _backward(
     dropout: float,
     seed: int,
 ) -> list[Tensor]:
-    """dweight and dbias; dattn and `second` are written."""
+    """dweight, dbias, and where there is a shift dshift; dattn and `second` are written."""
     tokens, dim = attn.shape
     groups = weight.shape[0]
     # A multiple of 16, which Triton compiles a kernel for: whatever the batch, it is the same one.
     strip = max(16, triton.cdiv(triton.cdiv(tokens, STRIPS), 16) * 16)
     strips = triton.cdiv(tokens, strip)
-    partial = torch.empty(2, strips, groups, dim, dtype=torch.float32, device=attn.device)
+    shifts = int(shift is not None)
+    partial = torch.empty(strips, 2 * groups + shifts, dim, dtype=torch.float32, device=attn.device)
     beside = grad if above is None else above
     if tokens:
         backward_tuned(
             lambda chosen: (strips,),
             [
                 *(grad, attn, gated, beside, weight.contiguous(), bias.contiguous()),
-                *(weight if group_ids is None else group_ids, statistics, dattn, second, partial[0], partial[1]),
+                *(weight if group_ids is None else group_ids, statistics, dattn, second, partial),
                 *(tokens, dim, scale, seed, round(dropout * 2**24), 1.0 / (1.0 - dropout)),
                 *(grad.stride(0), attn.stride(0), gated.stride(0), beside.stride(0), strip),
             ],
             flags(dim, group_ids, gate, dropout)
-            | {"ADD": add, "ABOVE": above is not None, "GROUPS": groups, "GROUP_WIDTH": triton.next_power_of_2(groups)},
+            | {"ADD": add, "SHIFT": bool(shifts), "ABOVE": above is not None}
+            | {"GROUPS": groups, "GROUP_WIDTH": triton.next_power_of_2(groups)},
         )
-    of_weight, of_bias = partial.sum(1)
-    return [of_weight.to(weight.dtype, copy=True), of_bias.to(bias.dtype, copy=True)]
+    of_weight, of_bias, of_shift = torch.split(partial.sum(0), [groups, groups, shifts])
+    found = [of_weight.to(weight.dtype, copy=True), of_bias.to(bias.dtype, copy=True)]
+    return found if shift is None else [*found, of_shift[0].to(shift.dtype, copy=True)]
 
 
 def flags(dim: int, group_ids: Tensor | None, gate: int, dropout: float) -> dict[str, Any]:
@@ -239,6 +261,7 @@ def _(grad: Tensor, attn: Tensor, u: Tensor | None, weight: Tensor, bias: Tensor
 def _(
     x: Tensor,
     change: Tensor,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -255,6 +278,7 @@ def _(
     above: Tensor | None,
     grad: Tensor,
     whole: Tensor,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     group_ids: Tensor | None,
@@ -262,8 +286,8 @@ def _(
     scale: float,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    dchange = whole.new_empty(whole.shape, dtype=dtype)
-    return [whole.new_empty(whole.shape), dchange, weight.new_empty(weight.shape), bias.new_empty(bias.shape)]
+    of_weights = [like.new_empty(like.shape) for like in (weight, bias, shift) if like is not None]
+    return [whole.new_empty(whole.shape), whole.new_empty(whole.shape, dtype=dtype), *of_weights]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -279,9 +303,9 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, change, weight, bias, group_ids, ctx.scale, _, _ = inputs
+    _, change, shift, weight, bias, group_ids, ctx.scale, _, _ = inputs
     whole, _, statistics = output
-    ctx.save_for_backward(whole, weight, bias, group_ids, statistics)
+    ctx.save_for_backward(whole, shift, weight, bias, group_ids, statistics)
     ctx.dtype = change.dtype
     ctx.set_materialize_grads(False)
 
@@ -292,7 +316,8 @@ def _differentiate_sum(
     if grad is None:
         grad = torch.zeros_like(ctx.saved_tensors[0])
     found = torch.ops.genrank.add_norm_backward(above, grad, *ctx.saved_tensors, ctx.scale, ctx.dtype)
-    return *found, *[None] * 4
+    dx, dchange, dweight, dbias, *dshift = found
+    return dx, dchange, dshift[0] if dshift else None, dweight, dbias, *[None] * 4
 
 
 norm_gate_op.register_autograd(_differentiate, setup_context=_save)

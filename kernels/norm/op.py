@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genrank.kernels.dispatch import backend_for, draw_seed
-from genrank.kernels.norm.reference import Order, reference_norm, reference_norm_gate
+from genrank.kernels.norm.reference import Order, reference_norm, reference_norm_gate, reference_sum
 
 
 def group_layer_norm(x: Tensor, group_ids: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -39,28 +39,32 @@ def add_norm(
     scale: float = 1.0,
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A residual's addition and the norm that reads it, in one pass over memory: s = x + scale * change, and norm(s).
+    """A residual's addition and the norm that reads it, in one pass over memory: s = x + scale * (change + shift), and norm(s).
 
-    Backward is one pass, too: the norm's gradient and that of s itself are added where they are found.
+    Backward is one pass, too: the norm's gradient and that of s itself are added where they are found, and summed over rows for the shift, which
+    is the bias of the product that made `change`.
 
     Args:
-        x, change: [T, D], of any float dtype each; weight, bias: [D], or [G, D] with group_ids int32 [T].
+        x, change: [T, D], of any float dtype each; weight, bias: [D], or [G, D] with group_ids int32 [T]; shift: [D].
         dtype: of the norm; None: x's.
-    Returns: (s [T, D] in x's dtype, norm(s) [T, D]). Differentiable in x, change, weight and bias.
+    Returns: (s [T, D] in x's dtype, norm(s) [T, D]). Differentiable in x, change, weight, bias and shift.
     Raises: ValueError for shapes that disagree.
     """
     if change.shape != x.shape:
         raise ValueError(f"x {list(x.shape)} and change {list(change.shape)} must have one shape")
     check(x, group_ids, weight, bias)
+    if shift is not None and shift.shape != x.shape[1:]:
+        raise ValueError(f"shift must be [{x.shape[1]}], got {list(shift.shape)}")
     dtype = x.dtype if dtype is None else dtype
     if backend_for(x) == "triton":
         from genrank.kernels.norm import gpu
 
         weight, bias = weight.view(-1, weight.shape[-1]), bias.view(-1, bias.shape[-1])
-        whole, normed, _ = gpu.add_norm_op(x, change, weight, bias, group_ids, scale, eps, dtype)
+        whole, normed, _ = gpu.add_norm_op(x, change, shift, weight, bias, group_ids, scale, eps, dtype)
         return whole, normed
-    whole = x + change if scale == 1.0 else x + scale * change
+    whole = reference_sum(x, change, shift, scale)
     return whole, reference_norm(whole, group_ids, weight, bias, eps).to(dtype)
 
 

@@ -18,6 +18,12 @@ def reference_norm(x: Tensor, group_ids: Tensor | None, weight: Tensor, bias: Te
     return F.layer_norm(x, x.shape[-1:], None, None, eps) * F.embedding(groups, weight) + F.embedding(groups, bias)
 
 
+def reference_sum(x: Tensor, change: Tensor, shift: Tensor | None, scale: float) -> Tensor:
+    """`x + scale * (change + shift)` in x's dtype; shapes as in `add_norm`."""
+    change = change if shift is None else change + shift
+    return (x + change if scale == 1.0 else x + scale * change).to(x.dtype)
+
+
 def reference_norm_gate(
     attn: Tensor, u: Tensor, weight: Tensor, bias: Tensor, order: Order, group_ids: Tensor | None, eps: float
 ) -> Tensor:

@@ -23,12 +23,13 @@ def kept(row, column, seed, threshold, inverse_keep):
 
 @triton.jit(do_not_specialize=VARYING)
 def norm_forward_kernel(
-    attn_data, u_data, change_data, weight_data, bias_data, group_data, sum_data, out_data, statistics,
+    attn_data, u_data, change_data, shift_data, weight_data, bias_data, group_data, sum_data, out_data, statistics,
     tokens, dim, eps, scale, seed, threshold, inverse_keep, attn_stride, u_stride, change_stride,
-    GATE: tl.constexpr, ADD: tl.constexpr, GROUPED: tl.constexpr, DROPOUT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    GATE: tl.constexpr, ADD: tl.constexpr, SHIFT: tl.constexpr, GROUPED: tl.constexpr, DROPOUT: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """out = norm(attn) * weight + bias for ROWS rows; GATE 1 multiplies by u after it, GATE 2 before. ADD: of attn + scale * change, which is
-    written to `sum_data`. `statistics` [2, tokens]: mean and 1 / standard deviation."""
+    """out = norm(attn) * weight + bias for ROWS rows; GATE 1 multiplies by u after it, GATE 2 before. ADD: of attn + scale * (change + shift), which
+    is written to `sum_data`; SHIFT: there is a shift [dim]. `statistics` [2, tokens]: mean and 1 / standard deviation."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     inside = (row < tokens)[:, None] & (column < dim)[None, :]
@@ -39,6 +40,8 @@ def norm_forward_kernel(
         u = tl.load(u_data + far * u_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if ADD:
         change = tl.load(change_data + far * change_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        if SHIFT:
+            change += tl.load(shift_data + column, mask=column < dim, other=0.0).to(tl.float32)[None, :]
         whole = (x + scale * change).to(sum_data.dtype.element_ty)
         tl.store(sum_data + far * dim + column[None, :], whole, mask=inside)
         x = whole.to(tl.float32)
@@ -65,13 +68,13 @@ def norm_forward_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def norm_backward_kernel(
-    grad_data, attn_data, u_data, above_data, weight_data, bias_data, group_data, statistics, dattn_data, du_data, dweight_data, dbias_data,
+    grad_data, attn_data, u_data, above_data, weight_data, bias_data, group_data, statistics, dattn_data, du_data, sums_data,
     tokens, dim, scale, seed, threshold, inverse_keep, grad_stride, attn_stride, u_stride, above_stride, strip,
-    GATE: tl.constexpr, ADD: tl.constexpr, ABOVE: tl.constexpr, GROUPED: tl.constexpr, GROUPS: tl.constexpr, DROPOUT: tl.constexpr,
-    WIDTH: tl.constexpr, GROUP_WIDTH: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    GATE: tl.constexpr, ADD: tl.constexpr, SHIFT: tl.constexpr, ABOVE: tl.constexpr, GROUPED: tl.constexpr, GROUPS: tl.constexpr,
+    DROPOUT: tl.constexpr, WIDTH: tl.constexpr, GROUP_WIDTH: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dattn, du, and this strip's part of dweight and dbias [strips, GROUPS, dim]. ABOVE: what was normalised has a gradient of its own, which
-    is added. ADD: attn is the sum, and `du_data` takes the gradient of what was added, scale * dattn."""
+    """dattn, du, and this strip's part of the sums over rows, [strips, 2 * GROUPS + SHIFT, dim]: dweight, dbias, dshift. ABOVE: what was normalised has
+    a gradient of its own, which is added. ADD: attn is the sum, and `du_data` takes the gradient of what was added, scale * dattn."""
     pid = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     which = tl.arange(0, GROUP_WIDTH)
@@ -79,6 +82,7 @@ def norm_backward_kernel(
     dbias = tl.zeros([GROUP_WIDTH, WIDTH], dtype=tl.float32)
     of_weight = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     of_bias = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
+    of_shift = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     begin = pid * strip
     end = tl.minimum(begin + strip, tokens)
     current = 0
@@ -121,6 +125,8 @@ def norm_backward_kernel(
             dx += tl.load(above_data + far * above_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
         if ADD:
             tl.store(du_data + far * dim + column[None, :], (dx * scale).to(du_data.dtype.element_ty), mask=inside)
+        if SHIFT:
+            of_shift += dx
         tl.store(dattn_data + far * dim + column[None, :], dx.to(dattn_data.dtype.element_ty), mask=inside)
         if GROUPED:
             lowest = tl.min(tl.where(real, group, 1 << 30), 0)
@@ -146,7 +152,10 @@ def norm_backward_kernel(
     mine = (which == current)[:, None]
     dweight += tl.where(mine, tl.sum(of_weight, 0)[None, :], 0.0)
     dbias += tl.where(mine, tl.sum(of_bias, 0)[None, :], 0.0)
-    at = (pid * GROUPS + which)[:, None] * dim + column[None, :]
+    sums_data += pid * (2 * GROUPS + SHIFT) * dim
+    at = which[:, None] * dim + column[None, :]
     there = (which < GROUPS)[:, None] & (column < dim)[None, :]
-    tl.store(dweight_data + at, dweight, mask=there)
-    tl.store(dbias_data + at, dbias, mask=there)
+    tl.store(sums_data + at, dweight, mask=there)
+    tl.store(sums_data + GROUPS * dim + at, dbias, mask=there)
+    if SHIFT:
+        tl.store(sums_data + 2 * GROUPS * dim + column, tl.sum(of_shift, 0) * scale, mask=column < dim)

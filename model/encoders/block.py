@@ -20,10 +20,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from genrank.kernels.attention import RelativeBias, interval_attention
 from genrank.kernels.norm import Order, add_norm, group_layer_norm, norm_gate
+from genrank.kernels.rows import pick_rows
 from genrank.kernels.silu_split import silu_split
 from genrank.kernels.spans import Spans
 from genrank.model.encoders.interface import Counts, EncoderConfig
@@ -92,6 +92,9 @@ class BlockConfig(EncoderConfig):
     """Of the gated output, before its projection."""
     attention_dropout: Share = 0.0
     residual_scale: Annotated[float, Bounds(low=0)] = 1.0
+    stream: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the residual stream under autocast (`--precision bf16`): bfloat16 is half the memory traffic of additions and norms, and rounds
+    what each layer adds. Training in fp32 has no autocast, and refuses bfloat16."""
     final_norm: NormKind = "layer"
     eps: Scale = 1e-6
     feature_norm: bool = False
@@ -188,10 +191,19 @@ class BlockConfig(EncoderConfig):
         return dataclasses.replace(self, group_count=shape.sequences + 2) if self.norm_groups == "sequence" else self
 
     def flops(self, counts: Counts) -> int:
-        """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them."""
-        inner = self.heads * self.v_dim
-        dense = self.dim * self.heads * 2 * (self.qk_dim + self.v_dim) + inner * (3 if self.concat_ua else 1) * self.dim
-        return self.layers * (2 * counts.tokens * dense + 2 * counts.pairs * self.heads * (self.qk_dim + self.v_dim))
+        """Floating point operations of one forward pass (a multiply-add is two); a training step is three of them.
+
+        Those that the result needs: of the last layer the candidates' rows alone, and of the others their keys and values; all rows without
+        candidates, and where events are learned from.
+        """
+        pair = self.heads * (self.qk_dim + self.v_dim)
+        row = self.dim * pair
+        out = self.heads * self.v_dim * (3 if self.concat_ua else 1) * self.dim
+        layer = counts.tokens * (2 * row + out) + counts.pairs * pair
+        last = layer
+        if counts.candidates and not self.history_loss:
+            last = counts.tokens * row + counts.candidates * (row + out) + (counts.seen + counts.candidates) * pair
+        return 2 * ((self.layers - 1) * layer + last)
 
 
 class Norm(nn.Module):
@@ -213,20 +225,31 @@ class Norm(nn.Module):
         group_ids: Tensor,
         scale: float,
         dtype: torch.dtype | None = None,
+        shift: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(x + scale * change, its norm), each [T, dim]: one pass on a GPU where the norm has weights and a bias a column.
+        """(x + scale * (change + shift), its norm), each [T, dim]: one pass on a GPU where the norm is `adds`' kind.
 
         Args:
             change: [T, dim]; None: nothing.
             dtype: what reads the norm wants it in; None: x's.
+            shift: [dim], of `adds`' kinds.
         """
         if change is None:
             return x, self(x, group_ids)
-        if self.kind not in ("gln", "layer") or torch.compiler.is_compiling():
-            x = added(x, change, scale)
+        if not adds(self.kind):
+            x = added(x, change if shift is None else change + shift, scale)
             return x, self(x, group_ids)
-        groups = group_ids if self.kind == "gln" else None
-        return add_norm(x, change, self.weight, self.bias, group_ids=groups, scale=scale, eps=self.eps, dtype=dtype)
+        return add_norm(
+            x,
+            change,
+            self.weight,
+            self.bias,
+            group_ids=group_ids if self.kind == "gln" else None,
+            scale=scale,
+            eps=self.eps,
+            dtype=dtype,
+            shift=shift,
+        )
 
     def forward(self, x: Tensor, group_ids: Tensor) -> Tensor:
         """[T, dim], [T] int32 -> [T, dim]."""
@@ -238,28 +261,38 @@ class Norm(nn.Module):
             return (normed * self.weight[:, None] + self.bias[:, None]).flatten(1)
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps) if self.kind == "rms" else x
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps) if self.kind == "rms" else x
+
+
+def adds(kind: OutputNormKind) -> bool:
+    """Whether a norm of this kind has the residual's addition in its own pass: it has weights and a bias a column, and no compiler fuses them."""
+    return kind in ("gln", "layer") and not torch.compiler.is_compiling()
 
 
 class Projected(NamedTuple):
-    """What a block computes of each row alone."""
+    """What a block computes of each row alone; U and Q of the R rows that ask, by default all T."""
 
     u: Tensor
-    """[T, heads * v_dim]."""
+    """[R, heads * v_dim]."""
     v: Tensor
     """[T, heads, v_dim]."""
     q: Tensor
-    """[T, heads, qk_dim]."""
+    """[R, heads, qk_dim]."""
     k: Tensor
     """[T, heads, qk_dim]."""
 
 
 class Block(nn.Module):
-    """[T, dim] -> [T, dim] by the equations above."""
+    """[T, dim] -> [T, dim] by the equations above.
 
-    def __init__(self, config: BlockConfig) -> None:
+    Args:
+        following: the norm that reads what it gives; None: another block's.
+    """
+
+    def __init__(self, config: BlockConfig, following: NormKind | None = None) -> None:
         super().__init__()
         self.config = config
+        self.following: NormKind = config.input_norm if following is None else following
         inner = config.heads * config.v_dim
         self.sizes = [inner, inner, config.heads * config.qk_dim, config.heads * config.qk_dim]
         groups = config.group_count
@@ -288,29 +321,41 @@ class Block(nn.Module):
         positions: Tensor | None,
         seconds: Tensor | None,
         change: Tensor | None = None,
+        shift: Tensor | None = None,
         wanted: Tensor | None = None,
         spans: Spans | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """[T, dim] -> the residual and what is to be added to it, each [T, dim]: every token reads those that it sees.
+        alone: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[T, dim] -> the residual, what is to be added to it, each [T, dim], and what of that is one row for all, [dim] or None: every token reads
+        those that it sees.
 
         The addition is the next block's: with the norm after it, it is one pass over memory.
 
         Args:
-            change: to be added to x first.
+            change, shift: to be added to x first.
             wanted: [R] int64: only these rows of the result; each at most once.
             spans: what each token sees, where an interval doesn't name it.
+            alone: whether no other row than the wanted ones, which then ascend, asks at all: there are far fewer of them than tokens.
         """
         config = self.config
-        x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x))
-        rows = self._split(normed)
-        attended = self._attended(rows, tokens, self.bias(positions, seconds), spans).flatten(1)
+        x, normed = self.input_norm.after(x, change, tokens.group_ids, config.residual_scale, autocast_dtype(x), shift)
+        asking = wanted if alone else None
+        rows = self._split(normed, asking)
+        attended = self._attended(rows, tokens, self.bias(positions, seconds), spans, asking).flatten(1)
         u, group_ids = rows.u, tokens.group_ids
         if wanted is not None:
-            x, attended, u = pick_rows(wanted, x, attended, u)
+            x, *read = pick_rows(wanted, x) if alone else pick_rows(wanted, x, attended, u)
+            attended, u = read or (attended, u)
             group_ids = group_ids.index_select(0, wanted)
-        return x, self.out(self._gate(attended, u, group_ids))
+        gated = self._gate(attended, u, group_ids)
+        if not adds(self.following):
+            return x, self.out(gated), None
+        # A copy: under FSDP a block's own parameters are gone when the next one runs.
+        return x, F.linear(gated, self.out.weight), self.out.bias.clone()
 
-    def _attended(self, rows: Projected, tokens: Tokens, bias: RelativeBias | None, spans: Spans | None) -> Tensor:
+    def _attended(
+        self, rows: Projected, tokens: Tokens, bias: RelativeBias | None, spans: Spans | None, asking: Tensor | None
+    ) -> Tensor:
         config = self.config
         if spans is not None:
             return attend(
@@ -336,16 +381,30 @@ class Block(nn.Module):
             bias=bias,
             dropout=config.attention_dropout if self.training else 0.0,
             max_length=tokens.max_length,
+            rows=asking,
         )
 
     def project(self, x: Tensor, group_ids: Tensor) -> Projected:
         """[T, dim] -> U, V, Q and K of the rows."""
         return self._split(self.input_norm(x, group_ids))
 
-    def _split(self, normed: Tensor) -> Projected:
-        config = self.config
-        active = sum(self.sizes) if config.activation == "uvqk" else self.sizes[0]
-        u, v, q, k = silu_split(normed, self.uvqk.weight, self.uvqk.bias, self.sizes, active)
+    def _split(self, normed: Tensor, asking: Tensor | None = None) -> Projected:
+        config, weight, bias = self.config, self.uvqk.weight, self.uvqk.bias
+        everything = config.activation == "uvqk"
+        if asking is None:
+            u, v, q, k = silu_split(normed, weight, bias, self.sizes, sum(self.sizes) if everything else self.sizes[0])
+        else:
+            (few,) = pick_rows(asking, normed)
+            weights = torch.split(weight, self.sizes)
+            biases = None if bias is None else torch.split(bias, self.sizes)
+
+            def part(rows: Tensor, first: int, second: int, active: int) -> tuple[Tensor, ...]:
+                own = None if biases is None else torch.cat([biases[first], biases[second]])
+                sizes = [self.sizes[first], self.sizes[second]]
+                return silu_split(rows, torch.cat([weights[first], weights[second]]), own, sizes, active)
+
+            u, q = part(few, 0, 2, self.sizes[0] + self.sizes[2] if everything else self.sizes[0])
+            v, k = part(normed, 1, 3, self.sizes[1] + self.sizes[3] if everything else 0)
         return Projected(
             u,
             v.view(-1, config.heads, config.v_dim),
@@ -396,29 +455,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
+def streamed(x: Tensor, config: BlockConfig) -> Tensor:
+    """Tokens in the dtype of the residual stream."""
+    return x if autocast_dtype(x) is None else x.to(getattr(torch, config.stream))
+
+
 def added(x: Tensor, change: Tensor, scale: float) -> Tensor:
     """x + scale * change."""
     return x + change if scale == 1.0 else x + scale * change
-
-
-def pick_rows(rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """Some rows of each of [T, ...], each row at most once."""
-    return tuple(_Rows.apply(value, rows) for value in values)  # type: ignore[no-untyped-call]
-
-
-class _Rows(torch.autograd.Function):
-    """Backward copies, where that of `index_select` adds up, in an order of its own."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = values.shape  # type: ignore[attr-defined]
-        return values.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None  # type: ignore[attr-defined]
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:

@@ -14,7 +14,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,11 @@ class EncoderConfig(Checked):
         """Weight, in training, of an event's loss beside a candidate's; 0: candidates alone are learned from. Its encoder's `forward` takes
         the rows whose vectors are wanted, and no event's first token sees the event's second."""
         return 0.0
+
+    @property
+    def stream(self) -> Literal["float32", "bfloat16"]:
+        """Dtype of the residual stream under autocast. Without autocast it is the weights'."""
+        return "float32"
 
     @property
     def auxiliary_hidden(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.attention import Divisor, delta_attention, interval_attention, local_positions
 from genrank.kernels.spans import Spans, make_spans
-from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype
+from genrank.model.encoders.block import Block, BlockConfig, Norm, autocast_dtype, streamed
 from genrank.model.encoders.interface import Candidates, Encoder
 from genrank.model.encoders.jagged_rows import Joined
 from genrank.model.encoders.listwise import attend, by_request, rivals_of
@@ -76,14 +76,16 @@ class Stack(Encoder[StackState]):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers - 1))
+        self.blocks.append(Block(config, config.final_norm))
         self.final_norm = Norm(config.final_norm, config.dim, config.eps, groups=config.group_count)
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """[C, dim]: the candidates' vectors; of other rows of the tokens ([R] int64) where given."""
+        few = rows is None and len(tokens.candidate_rows) < len(tokens.x)
         rows = tokens.candidate_rows if rows is None else rows
         if not self.config.listwise:
-            return self._vectors(tokens, rows)
+            return self._vectors(tokens, rows, alone=few)
         tokens, place, spans = by_request(tokens)
         return self._vectors(tokens, place[rows], spans)
 
@@ -91,23 +93,28 @@ class Stack(Encoder[StackState]):
         """[T, dim]: every token's vector."""
         return self._vectors(tokens, None)
 
-    def _vectors(self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None) -> Tensor:
-        """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all."""
+    def _vectors(
+        self, tokens: Tokens, rows: Tensor | None, spans: Spans | None = None, *, alone: bool = False
+    ) -> Tensor:
+        """Of rows of the tokens ([R] int64, each at most once), for which alone the last block gates and projects; None: of all. alone: and which
+        alone have queries there."""
         positions = candidate_positions(tokens) if self.config.position_reach else None
         seconds = tokens.timestamps // 1000 if self.config.time_buckets else None
-        x = functional.dropout(tokens.x, self.config.input_dropout, self.training)
+        x = functional.dropout(streamed(tokens.x, self.config), self.config.input_dropout, self.training)
         groups = self._groups(tokens)
-        tokens, change = dataclasses.replace(tokens, group_ids=groups), None
+        tokens = dataclasses.replace(tokens, group_ids=groups)
+        change = shift = None
         for number, block in enumerate(self.blocks, 1):
-            given = (x, tokens, positions, seconds, change, rows if number == self.config.layers else None, spans)
+            last = number == self.config.layers
+            given = (x, tokens, positions, seconds, change, shift, rows if last else None, spans, alone and last)
             if self.recompute and self.training:
-                x, change = checkpoint(block, *given, use_reentrant=False)
+                x, change, shift = checkpoint(block, *given, use_reentrant=False)
             else:
-                x, change = block(*given)
+                x, change, shift = block(*given)
         groups = groups if rows is None else groups.index_select(0, rows)
         # As PyTorch's layer norm under autocast.
         dtype = None if autocast_dtype(x) is None else torch.float32
-        return self.final_norm.after(x, change, groups, self.config.residual_scale, dtype)[1]
+        return self.final_norm.after(x, change, groups, self.config.residual_scale, dtype, shift)[1]
 
     # ------------------------------------------------------------------ in two parts
 
@@ -133,7 +140,7 @@ class Stack(Encoder[StackState]):
             if share is None
             else torch.repeat_interleave(share, state.offsets.diff(), output_size=seconds.shape[0])
         )
-        x = sequence.x
+        x = streamed(sequence.x, self.config)
         for block in self._blocks():
             rows = block.project(x, groups)
             state.keys.append(rows.k)
@@ -224,7 +231,7 @@ class Stack(Encoder[StackState]):
         share: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """[R, dim]: what the layers make of further rows; and every layer's keys and values, theirs among them."""
-        x, seconds = new.x, new.joined.rows(state.seconds, new.seconds)
+        x, seconds = streamed(new.x, self.config), new.joined.rows(state.seconds, new.seconds)
         keys, values = [], []
         for block, before, values_before in zip(self._blocks(), state.keys, state.values, strict=True):
             rows = block.project(x, new.group_ids)

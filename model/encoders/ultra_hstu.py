@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genrank.kernels.norm import Order
 from genrank.kernels.spans import SpanBias, Spans, make_spans, span_attention
-from genrank.model.encoders.block import Block, BlockConfig, Norm, NormKind, Projected
+from genrank.model.encoders.block import Block, BlockConfig, Norm, NormKind, Projected, streamed
 from genrank.model.encoders.channels import Channel, channels_of
 from genrank.model.encoders.interface import Candidates, Counts, Encoder
 from genrank.model.encoders.jagged_rows import Joined, Rows, in_order, newest, rows_of
@@ -165,7 +165,7 @@ class UltraHstu(Encoder[list[StackState]]):
     # ------------------------------------------------------------------ one stack
 
     def _layers(self, stack: nn.Module, sequence: Tokens) -> list[LayerState]:
-        config, x, rows = self.config, sequence.x, rows_of(sequence)
+        config, x, rows = self.config, streamed(sequence.x, self.config), rows_of(sequence)
         fewer = torch.zeros_like(rows.users)
         made: list[LayerState] = []
         blocks = cast(list[Block], list(cast(nn.ModuleList, stack)))
@@ -200,7 +200,7 @@ class UltraHstu(Encoder[list[StackState]]):
     def _score(self, stack: nn.Module, norm: nn.Module, state: list[LayerState], candidates: Candidates) -> Tensor:
         sorted_ = in_order(candidates)
         given = sorted_.candidates
-        x, seconds = given.x.squeeze(1), given.timestamps // 1000
+        x, seconds = streamed(given.x.squeeze(1), self.config), given.timestamps // 1000
         group = torch.full_like(given.end, CANDIDATE)
         for block, of in zip(cast(list[Block], list(cast(nn.ModuleList, stack))), state, strict=True):
             joined = Joined(of.rows.offsets, given.owner)

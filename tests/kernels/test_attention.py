@@ -22,6 +22,8 @@ from genrank.kernels.attention import (
     row_scale,
 )
 from genrank.kernels.attention import cpu as attention_cpu
+from genrank.kernels.attention.interval import asked_by, queries_of
+from genrank.kernels.attention.plan import make_plan as gpu_plan
 
 from .cases import MASKS, Batch, batches, make_batch
 
@@ -145,6 +147,43 @@ def test_delta_queries_equal_the_rows_of_the_whole(batch: Batch, seed: int, with
             divisor=divisor, bias=bias,
         )  # fmt: skip
         torch.testing.assert_close(some, whole[chosen])
+
+
+@pytest.mark.parametrize("backend", ["", "reference"])
+@settings(max_examples=8, deadline=None)
+@given(batches(longest=20), st.integers(0, 2**31), st.sampled_from(DIVISORS), st.booleans())
+def test_rows_that_ask_alone_get_what_they_got_among_all(
+    backend: str, batch: Batch, seed: int, divisor: Divisor, with_bias: bool
+) -> None:
+    """And keys, values and tables the same gradients, where nothing reads the others' results."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = draw_qkv(batch.tokens, 2, (4, 6), torch.float64)
+    bias = draw_bias(batch.tokens, 2, torch.float64) if with_bias else None
+    leaves = [q, k, v, *([bias.position_table, bias.time_table] if bias else [])]
+    rows = (torch.rand(batch.tokens, generator=generator) < 0.4).nonzero().squeeze(1)
+    given = (batch.offsets, batch.begin, batch.end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENRANK_KERNELS", backend)
+        among = interval_attention(q, k, v, *given, divisor=divisor, bias=bias)[rows]
+        alone = interval_attention(q[rows], k, v, *given, divisor=divisor, bias=bias, rows=rows)
+    torch.testing.assert_close(alone, among)
+    upstream = torch.randn(among.shape, generator=generator, dtype=torch.float64)
+    found = [
+        torch.autograd.grad(out, leaves, upstream, allow_unused=True, materialize_grads=True) for out in (alone, among)
+    ]
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_rows_that_do_not_ask_cost_nothing() -> None:
+    batch = make_batch([40, 0, 90], "causal")
+    few = queries_of(batch.mask, torch.tensor([39, 41]))
+    plan = attention_cpu.make_plan(few, batch.tokens, 1)
+    assert sum(tile.count * tile.rows * tile.keys for tile in plan.tiles) == 40 + 2
+    asked = asked_by(batch.mask, torch.tensor([39, 41]))
+    assert gpu_plan(asked, batch.tokens).pairs == 42 + batch.tokens
+    with pytest.raises(ValueError, match="rows must ascend"):
+        queries_of(batch.mask, torch.tensor([41, 39]))
 
 
 def test_dropout_keeps_the_mean_and_repeats_with_its_seed() -> None:

@@ -241,6 +241,27 @@ def test_delta_queries(batch: Batch, seed: int) -> None:
     torch.testing.assert_close(some, whole[chosen], rtol=1e-4, atol=1e-5)
 
 
+def test_rows_that_ask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' queries are zeros: candidates' results are the same to the bit, and their keys' gradients to rounding."""
+    batch = make_batch([40, 0, 1, 9], "mtgr", seed=11)
+    case = Case(batch, torch.float32, (16, 16), 1, "position", "visible")
+    at = local_positions(batch.offsets, batch.tokens)
+    rows = ((at < batch.begin) | (at >= batch.end)).nonzero().squeeze(1)
+    assert 0 < len(rows) < batch.tokens
+    found = []
+    for dtype, backend in ((torch.float64, ""), (torch.float32, "triton")):
+        monkeypatch.setenv("GENRANK_KERNELS", backend)
+        leaves = [x.to(dtype).requires_grad_() for x in (*case.inputs, *case.bias.tables)]
+        q, k, v, table = leaves
+        given = {"divisor": "visible", "bias": case.bias._replace(position_table=table)}
+        place = (batch.offsets, batch.begin, batch.end)
+        out = interval_attention(q[rows], k, v, *place, rows=rows, **given)
+        found.append([out, *torch.autograd.grad(out, leaves, case.upstream[rows].to(dtype))])
+        assert torch.equal(out, interval_attention(q, k, v, *place, **given)[rows]) or not backend
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
 def test_strided_heads_and_autograd_through_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """q, k, v as views of one projection, as models pass them."""
     batch = make_batch([20, 9], "mtgr", seed=1)

@@ -33,6 +33,7 @@ def test_it_runs_and_equals_its_dense_peer(tmp_path: Path, monkeypatch: pytest.M
     ours, dense, flex = (rows[kind, "mtgr K=8"]["first_loss"] for kind in ("step", "step dense", "step flex"))
     assert dense == pytest.approx(ours, rel=1e-5), "the peer computes something else"
     assert flex != ours, "it has a softmax"
+    assert rows["step", "mtgr K=8 stream"]["first_loss"] == ours, "there is no autocast in a rehearsal"
 
 
 def test_losses_that_differ_or_do_not_fall_are_wrong() -> None:
@@ -82,8 +83,8 @@ def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch, "baddbmm", stacked)
     warmed = {specialisation(launch) for launch, tuned in step.launches("cpu") if tuned}
     wanted = {"pack_kernel", "losses_kernel", *(name for names in list(step.PARTS.values())[:2] for name in names)}
-    for case in step.cases(False):
-        small = dataclasses.replace(case, config=dataclasses.replace(case.config, layers=1), samples=12)
+    for case in step.with_streams(step.cases(False)):
+        small = dataclasses.replace(case, config=dataclasses.replace(case.config, layers=2), samples=12)
         with recording() as launches:
             step.Step(small, "cpu", half=True).loss().backward()
         assert {launch.kernel.__name__ for launch in launches} == wanted

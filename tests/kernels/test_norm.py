@@ -118,8 +118,10 @@ def test_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = [t.detach() for t in (attn, attn, u, weight, bias)]
     torch.library.opcheck(torch.ops.genrank.norm_gate_backward, (*plain, groups, torch.ones(2, 5), 2, 0.0, 0))
     rest = (groups, torch.ones(2, 5), 1.0, torch.float32)
-    torch.library.opcheck(torch.ops.genrank.add_norm, (attn, u, weight, bias, groups, 1.0, 1e-6, torch.float32))
-    torch.library.opcheck(torch.ops.genrank.add_norm_backward, (*plain, *rest))
+    shift = torch.ones(16, requires_grad=True)
+    given = (attn, u, shift, weight, bias, groups, 1.0, 1e-6, torch.float32)
+    torch.library.opcheck(torch.ops.genrank.add_norm, given)
+    torch.library.opcheck(torch.ops.genrank.add_norm_backward, (*plain[:3], shift.detach(), *plain[3:], *rest))
 
 
 @interpreted(8)
@@ -130,9 +132,10 @@ def test_registered_as_pytorch_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from([torch.float32, torch.float16]),
     st.sampled_from([1.0, 0.5]),
     st.booleans(),
+    st.booleans(),
 )
 def test_the_sum_and_its_norm(
-    tokens: int, dim: int, runs: list[int], half: torch.dtype, scale: float, normed_alone: bool
+    tokens: int, dim: int, runs: list[int], half: torch.dtype, scale: float, normed_alone: bool, shifted: bool
 ) -> None:
     """Groups in runs, as a batch has them; the change in another dtype than the residual, and the norm too."""
     x, change, weight, bias, _ = draw(tokens, dim, 4, torch.float32)
@@ -141,11 +144,15 @@ def test_the_sum_and_its_norm(
     results = []
     for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         low = half if backend == "triton" else torch.float64
-        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, change, weight, bias)]
+        shift = torch.linspace(-1, 1, dim)
+        leaves = [
+            t.detach().to(dtype).requires_grad_() for t in (x, change, weight, bias, *([shift] if shifted else []))
+        ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GENRANK_KERNELS", backend)
-            given = (leaves[0], leaves[1].to(low), *leaves[2:])
-            whole, normed = add_norm(*given, group_ids=groups, scale=scale, dtype=low)
+            given = (leaves[0], leaves[1].to(low), *leaves[2:4])
+            own = leaves[4] if shifted else None
+            whole, normed = add_norm(*given, group_ids=groups, scale=scale, dtype=low, shift=own)
             assert whole.dtype == dtype and normed.dtype == low
             upstream = torch.linspace(-1, 1, whole.numel()).view(whole.shape).to(dtype)
             loss = (normed * upstream.to(low)).to(dtype).sum()

@@ -17,6 +17,7 @@ from genrank.model.checkpoint import load_optimizer_state, optimizer_state
 from genrank.model.config import TrainConfig
 from genrank.model.train_step import TrainStep
 from genrank.model.trainer import train
+from genrank.schemas.errors import UserError
 
 MODELS = ("mtgr-tiny", "hstu-tiny", "din", "dlrm", "dcn", "sasrec", "hstu-retrieval-tiny")
 COMPILED = {
@@ -84,6 +85,29 @@ def test_three_steps(
     assert train(config).steps == STEPS
     rows = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3] and all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_stream_in_bfloat16_learns_and_resumes_exactly(schema, samples, tmp_path: Path) -> None:
+    """Beside the stream in float32: losses that are close; and without autocast it is refused."""
+
+    def config(out: str, stream: str, steps: int, precision: str = "bf16") -> TrainConfig:
+        return TrainConfig(
+            schema=schema, samples=samples, dates=("2026-01-01",), out=tmp_path / out, model="mtgr-tiny",
+            settings={"stream": stream}, token_budget=300, max_steps=steps, precision=precision, log_every=1,
+            checkpoint_every=1, device="cpu", seed=3,
+        )  # fmt: skip
+
+    def losses(out: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (tmp_path / out / "log.jsonl").read_text().splitlines()]
+
+    train(config("whole", "bfloat16", 3))
+    train(config("parts", "bfloat16", 2))
+    train(config("parts", "bfloat16", 3))
+    train(config("float32", "float32", 3))
+    assert losses("whole") == losses("parts") != losses("float32")
+    assert losses("whole") == pytest.approx(losses("float32"), rel=0.02)
+    with pytest.raises(UserError, match="--set stream=bfloat16: without autocast"):
+        train(config("refused", "bfloat16", 1, precision="fp32"))
 
 
 @pytest.mark.parametrize(

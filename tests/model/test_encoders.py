@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from genrank.model.encoders import (
     PRESETS,
@@ -30,6 +31,7 @@ from genrank.model.encoders import (
     split,
 )
 from genrank.model.encoders.stochastic_length import stochastic_length
+from genrank.model.ranker import visible_pairs
 from genrank.model.registry import choose_model
 from genrank.model.validation import ConfigError
 from genrank.tokenization.embedding import Embeddings
@@ -206,6 +208,46 @@ def test_encoder_equals_its_equations_forward_and_backward(name: str, seed: int)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_candidates_that_ask_alone_in_the_last_layer_are_as_among_all_rows(name: str) -> None:
+    """Values and every gradient, in float64: what the others' last queries and gates give, nothing reads."""
+    torch.manual_seed(0)
+    encoder = build_encoder(VARIANTS[name]).double()
+    tokens = draw_tokens(4, encoder.config.dim)
+    tokens.x.requires_grad_()
+    leaves = [tokens.x, *encoder.parameters()]
+    alone, among = encoder(tokens), encoder.encode(tokens)[tokens.candidate_rows]
+    torch.testing.assert_close(alone, among, rtol=1e-9, atol=1e-12)
+    direction = torch.randn_like(alone)
+    for a, b in zip(
+        torch.autograd.grad((alone * direction).sum(), leaves),
+        torch.autograd.grad((among * direction).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mtgr", "hstu", "mtgr, other choices", "ultra"])
+def test_a_stream_in_bfloat16_is_close_to_one_in_float32(name: str) -> None:
+    """Under autocast; without, there is no difference."""
+    ultra = UltraHstuConfig(dim=6, layers=2, heads=2, qk_dim=3, v_dim=4, local=3, prefix=1)
+    config = ultra if name == "ultra" else VARIANTS[name]
+    tokens = draw_tokens(4, config.dim)
+    tokens.x = tokens.x.float()
+    found = {}
+    for on in (True, False):
+        for stream in ("float32", "bfloat16"):
+            torch.manual_seed(0)
+            encoder = build_encoder(dataclasses.replace(config, stream=stream))
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                found[on, stream] = encoder(tokens)
+            found[on, stream].float().square().sum().backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+    torch.testing.assert_close(*(found[True, s].float() for s in ("float32", "bfloat16")), rtol=0.05, atol=0.05)
+    assert not torch.equal(found[True, "float32"], found[True, "bfloat16"])
+    assert torch.equal(found[False, "float32"], found[False, "bfloat16"])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_recomputed_activations_give_the_same_gradients(recompute: bool) -> None:
     torch.manual_seed(0)
@@ -258,6 +300,20 @@ def test_flops_count_what_the_equations_multiply() -> None:
         c.flops(Counts(tokens, pairs))
         == projection + 2 * pairs * (c.qk_dim + c.v_dim) + 2 * tokens * 3 * c.v_dim * c.dim
     )
+
+
+@pytest.mark.parametrize("name", ["mtgr", "hstu, public code"])
+def test_flops_are_those_of_the_products_that_forward_takes(name: str) -> None:
+    """PyTorch counts the products with weights: of the last layer, U, Q and the output are the candidates' alone."""
+    c, tokens = VARIANTS[name], draw_tokens(2, VARIANTS[name].dim)
+    with FlopCounterMode(display=False) as counter:
+        build_encoder(c).double()(tokens)
+    of_pair, count = 2 * c.heads * (c.qk_dim + c.v_dim), len(tokens.candidate_rows)
+    pairs, seen = int(visible_pairs(tokens)), int((tokens.end - tokens.begin)[tokens.candidate_rows].sum())
+    counts = Counts(len(tokens.x), pairs, count, seen)
+    assert c.flops(counts) == counter.get_total_flops() + of_pair * ((c.layers - 1) * pairs + seen + count)
+    every = dataclasses.replace(c, visibility="causal", history_loss=0.1)
+    assert every.flops(counts) == every.flops(Counts(len(tokens.x), pairs)) > c.flops(counts)
 
 
 def test_with_an_equal_start_a_token_is_the_key_of_its_own_query() -> None:

@@ -224,8 +224,8 @@ def test_launching_norms() -> None:
     with nothing_waits(), recording() as launches:
         _, statistics = norm_gpu.norm_gate_op._init_fn(x, x, *tables, *rest)
         norm_gpu.norm_gate_backward_op._init_fn(x, x, x, *tables, groups, statistics, norm_gpu.GATE_NORM, 0.0, 0)
-        norm_gpu.add_norm_op._init_fn(x, x, *tables, groups, 1.0, 1e-6, x.dtype)
-        norm_gpu.add_norm_backward_op._init_fn(x, x, x, *tables, groups, statistics, 1.0, x.dtype)
+        norm_gpu.add_norm_op._init_fn(x, x, x[0], *tables, groups, 1.0, 1e-6, x.dtype)
+        norm_gpu.add_norm_backward_op._init_fn(x, x, x, x[0], *tables, groups, statistics, 1.0, x.dtype)
     assert len(launches) == 4
 
 
