@@ -58,13 +58,9 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
                 yield launch, False
         for launch in (*jagged_launches(dtype, device), *shared_launches(dtype, device)):
             yield launch, False
-<<<<<<< HEAD
     for launch in autodis_launches(16, 8, device):
         yield launch, True
-    for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device)):
-=======
     for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device), *loss_launches(device)):
->>>>>>> wt-loss
         yield launch, False
     yield from step.launches(device)
 
