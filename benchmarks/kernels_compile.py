@@ -37,14 +37,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.kernels_features import autodis_launches, lookup_launches, vocabulary_launches
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
 from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.autodis import LARGEST
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
-from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.merge import gpu as merge_gpu
 from genrank.kernels.norm import gpu as norm_gpu
 from genrank.kernels.rowwise import RowUpdate
@@ -53,8 +54,6 @@ from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
 from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
-from genrank.kernels.vocabulary import gpu as vocabulary_gpu
-from genrank.kernels.vocabulary.layout import VocabularyPlace
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -170,41 +169,6 @@ def jagged_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     return launches
 
 
-def lookup_launches(device: str = "cpu") -> list[Launch]:
-    """All of a batch's lookups, features at one scale or not, and the places of its tokens."""
-    with torch.device(device):
-        ints, floats, wide = (torch.zeros(64, dtype=t) for t in (torch.int64, torch.float32, torch.float64))
-        instructions, vectors = (torch.zeros(2, width, dtype=torch.int64) for width in (8, 6))
-        seen = torch.zeros(64, dtype=torch.int32)
-    program = lookups_gpu.RowProgram(instructions, floats, ints, ints, wide, ints, ints, ints[:1], 0, 24)
-    group = lookups_gpu.GroupPlace(0, 0)
-    parts = [jagged_gpu.Part(0, 0, 64, 1, kind, 0, 0, 0, 9, 0, 0) for kind in range(4)]
-    with recording() as launches:
-        lookups_gpu.find_rows(program, [lookups_gpu.RowPlace(0, 64, 0)] * 2, [group], [(0, 1)], seen, 48, ints, floats)
-        for norm in (True, False):
-            given = {"most": 64, "dim": 32, "norm": norm}
-            lookups_gpu.gather_vectors(vectors, ints, ints, ints, floats, floats, floats, eps=1e-8, **given)
-            lookups_gpu.scatter_gradients(vectors, ints, ints, floats, floats, floats, floats, rows=64, **given)
-        jagged_gpu.arrange_tokens(parts, ints, (0, 1, 2, 3), 9)
-    return launches
-
-
-def vocabulary_launches(device: str = "cpu") -> list[Launch]:
-    """A step of a dynamic vocabulary, and new rows' initial weights by each initialiser, with either optimizer."""
-    place = VocabularyPlace(*[0] * 8, 63, 48, 16, 48, *[0] * 5, 16, 0, 0, 0, 16, 0)
-    with torch.device(device):
-        ids, table, state = torch.zeros(16, dtype=torch.int64), torch.zeros(64, 32), torch.zeros(64)
-    numbers = vocabulary_gpu.reset_numbers(0.1, ids.device)
-    with recording() as launches:
-        sent = vocabulary_gpu.send([place], ids.device)
-        vocabulary_gpu.observe([place], sent, ids, ids[:1], 64)
-        vocabulary_gpu.look_up([place], sent)
-        for first, second in ((None, state), (table, state), (None, None)):
-            for normal in (True, False):
-                vocabulary_gpu.reset_rows(table, first, second, ids, ids, ids, numbers, normal=normal)
-    return launches
-
-
 def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     with torch.device(device):
         # More than a chunk: sums that cross its end take another pass.
@@ -261,6 +225,9 @@ def other_cases() -> Iterator[Case]:
     yield Case("lookups", "fp32", EVERY, lookup_launches)
     yield Case("losses", "fp32", EVERY, loss_launches)
     yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)
+    for buckets, dim in ((16, 8), (LARGEST, 32)):
+        record_autodis = functools.partial(autodis_launches, buckets, dim)
+        yield Case(f"autodis {buckets}x{dim}", "fp32", EVERY, record_autodis)
     for name, dtype in DTYPES.items():
         yield Case("merge", name, EVERY, lambda dtype=dtype: merge_launches(dtype))
         for dim, groups, gate, dropout in ((512, 4, 0, 0.0), (512, 1, 1, 0.1), (512, 4, 2, 0.1), (2048, 1, 1, 0.0)):
@@ -327,10 +294,10 @@ class Job:
             for op in ("UTCHMMA", "UTCQMMA", "HGMMA", "HMMA", "QMMA")
             if (n := len(re.findall(rf"\b{op}\b", sass)))
         ]
-        text = ", ".join(f"{k}={v}" for k, v in self.config.kwargs.items())
+        chosen = {**self.config.kwargs, "warps": self.config.num_warps, "stages": self.config.num_stages}
         return Row(
             digest, self.launch.kernel.__name__, self.case, self.dtype, self.arch,
-            f"{text}, warps={self.config.num_warps}, stages={self.config.num_stages}",
+            ", ".join(f"{k}={v}" for k, v in chosen.items()),
             numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, ", ".join(found) or "none",
             round(time.perf_counter() - start, 1), triton.__version__,
         )  # fmt: skip

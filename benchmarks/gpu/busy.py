@@ -36,6 +36,8 @@ def busy(session: Session) -> None:
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         session.write({"section": "reading", "name": "all", "left_out": f"{', '.join(lacking)} not installed"})
         return
+    for count in (70,) if session.rehearse else (2_048, 65_536):
+        session.attempt("autodis", f"{count} values", lambda n=count: autodis(session, n))
     with tempfile.TemporaryDirectory() as folder:
         for budget in (64,) if session.rehearse else BUDGETS:
             session.attempt("lookups", f"{budget} tokens", lambda b=budget: lookups(session, Path(folder), b))
@@ -93,6 +95,35 @@ def sparse(session: Session, name: str) -> dict[str, Any]:
         "pytorch_ms": round(plain, 3), "gb_s": round(1e-6 * 4 * dim * count / ms, 1), "error": error,
         "correct": error < 1e-3 and all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)),
     }  # fmt: skip
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def autodis(session: Session, count: int) -> dict[str, Any]:
+    """The marketplace's two AutoDis numbers by the kernels, and (apart) by PyTorch's operations: launches, not work, are the time of either."""
+    import genrank.schemas as s
+    from genrank.tokenization.transforms.autodis import AutoDisInputs
+
+    torch.manual_seed(0)
+    inputs = AutoDisInputs([("a", s.AutoDis()), ("b", s.AutoDis(buckets=8))]).to(session.device)
+    values = torch.randn(2, count)
+    values[:, ::5] = math.nan
+    values = values.to(session.device)
+    (together,) = inputs.sets
+    parameters = list(inputs.parameters())
+    upstream = torch.linspace(-1, 1, 16 * count, device=session.device).view(count, 16)
+    row: dict[str, Any] = {"values": count}
+    results: list[list[Tensor]] = []
+    for name, run in (("", together), ("apart_", together.by_operations)):
+        out = run(parameters, values)
+        results.append([out.detach(), *torch.autograd.grad(out, parameters, upstream, retain_graph=True)])
+        with torch.no_grad():
+            forward = session.time_ms(lambda: run(parameters, values))  # noqa: B023
+        backward = session.time_ms(lambda: torch.autograd.grad(out, parameters, upstream, retain_graph=True))  # noqa: B023
+        row |= {f"{name}forward_ms": round(forward, 4), f"{name}backward_ms": round(backward, 4)}
+    errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
+    return {**row, "difference": max(errors), "correct": max(errors) < 1e-3}
 
 
 # --- reading, and training with it ------------------------------------------------------------------------------------

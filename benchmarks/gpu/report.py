@@ -150,6 +150,10 @@ BUSY = {
     "shapes meta": ("Meta's attention", ("forward_ms", "forward_tflops", "backward_ms", "backward_tflops")),
     "sparse": ("sparse optimizer", ("entries", "largest_row", "ms", "pytorch_ms", "gb_s")),
     "reading": ("reading alone", ("batches", "ms", "tokens_per_s")),
+    "autodis": (
+        "AutoDis, and by PyTorch's operations",
+        ("forward_ms", "apart_forward_ms", "backward_ms", "apart_backward_ms", "difference"),
+    ),
     "lookups": ("features to tokens and back", ("merged_ms", "vocabularies_wait_ms", "apart_ms", "difference")),
     "vocabulary": ("a dynamic vocabulary alone", ("ids", "ms", "waiting_ms")),
     "training": ("`genrank train`", ("step_ms", "input_wait", "tokens_per_s", "mfu", "cores_to_read")),

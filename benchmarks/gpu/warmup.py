@@ -18,8 +18,8 @@ from benchmarks.kernels_compile import (
     norm_launches,
     rowwise_launches,
     split_launches,
-    vocabulary_launches,
 )
+from benchmarks.kernels_features import autodis_launches, vocabulary_launches
 from benchmarks.kernels_gluon import gluon_launches
 from benchmarks.kernels_heads import loss_launches, shared_launches
 from genrank.kernels.launch import Launch
@@ -58,6 +58,8 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
                 yield launch, False
         for launch in (*jagged_launches(dtype, device), *shared_launches(dtype, device)):
             yield launch, False
+    for launch in autodis_launches(16, 8, device):
+        yield launch, True
     for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device), *loss_launches(device)):
         yield launch, False
     yield from step.launches(device)

@@ -74,15 +74,15 @@ def interval_attention(
     Raises: TypeError for wrong dtypes, ValueError for wrong shapes or intervals that leave their sample; the latter on
         GPU only under `GENRANK_KERNELS_CHECK=1` (otherwise they are clamped to it).
     """
-    mask = IntervalMask(offsets, offsets, None, begin, end)
+    whole = mask = IntervalMask(offsets, offsets, None, begin, end)
     laid = rows is not None and backend_for(q) == "triton"
     if rows is not None and laid:
         # Its backward takes a query a key: the others' are zeros and see themselves alone, one tile of keys a block of queries.
         q, mask = lay_rows(rows, q, len(k)), asked_by(mask, rows)
     elif rows is not None:
-        mask = queries_of(mask, rows)
+        whole = mask = queries_of(mask, rows)
     check_inputs(q, k, v, mask.q_offsets, mask.k_offsets, mask.begin, mask.end, bias)
-    scale = row_scale(divisor, mask)
+    scale = row_scale(divisor, whole)  # of rows that ask it is the same, and the layers before know it
     bias = bias or RelativeBias()
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")

@@ -17,6 +17,7 @@ KERNELS = {
     *("losses_kernel", "shared_forward_kernel", "shared_backward_kernel"),
     *("begin_kernel", "clear_kernel", "enter_kernel", "count_kernel", "plan_kernel", "select_kernel", "release_kernel"),
     *("free_rows_kernel", "give_kernel", "look_up_kernel", "reset_kernel"),
+    *("autodis_kernel", "autodis_backward_kernel", "autodis_parameters_kernel"),
     *("span_forward_kernel", "span_backward_q_kernel", "span_backward_kv_kernel"),
 }
 HOPPER = {

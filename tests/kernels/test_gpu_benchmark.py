@@ -48,7 +48,7 @@ def test_what_keeps_the_card_busy_runs(tmp_path: Path, monkeypatch: pytest.Monke
     session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
     busy.busy(session)
     rows = {(row["section"], row["name"]): row for row in session.rows()}
-    assert len(rows) == 9 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
+    assert len(rows) == 10 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
     assert all(row["correct"] and row["largest_row"] > 2 for (section, _), row in rows.items() if section == "sparse")
     read = [rows["reading", f"256 tokens, readers {n}"]["batches"] for n in (0, 1)]
     assert read[0] == read[1] > 1

@@ -72,7 +72,7 @@ def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> N
     """A kernel that warming missed would compile while the clock of the rented machine runs. 12 of the 64 samples, all else as
     timed; no product is computed."""
 
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return x[..., :1].to(torch.bfloat16).expand(*x.shape[:-1], len(weight))
 
     def stacked(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:

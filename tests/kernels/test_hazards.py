@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from benchmarks.kernels_compile import vocabulary_launches
+from benchmarks.kernels_features import autodis_launches, vocabulary_launches
 from genrank.kernels import jagged, launch
 from genrank.kernels.attention import (
     AttentionCall,
@@ -24,6 +24,8 @@ from genrank.kernels.attention import (
     row_scale,
 )
 from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.autodis import Number, autodis, table
+from genrank.kernels.autodis import gpu as autodis_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Tuned, recording
 from genrank.kernels.norm import gpu as norm_gpu
@@ -36,7 +38,7 @@ from .cases import make_batch
 
 TUNED = {
     f"{module.__name__}.{name}": tuned
-    for module in (attention_gpu, jagged_gpu, norm_gpu, rowwise_gpu, vocabulary_gpu)
+    for module in (attention_gpu, autodis_gpu, jagged_gpu, norm_gpu, rowwise_gpu, vocabulary_gpu)
     for name, tuned in vars(module).items()
     if isinstance(tuned, Tuned)
 }
@@ -81,6 +83,9 @@ def test_no_op_leaves_memory_unwritten(poisoned: None, triton_backend: None) -> 
     parts = [torch.randn(int(half[-1]), 24, requires_grad=True) for half in halves]
     whole, _ = jagged.jagged_concat(list(zip(parts, halves, strict=True)))
     found += gradients(whole, *parts)
+    numbers = [Number(0, 3, 2, 1.0)]
+    parameters = [torch.randn(shape, requires_grad=True) for shape in numbers[0].shapes]
+    found += gradients(autodis(torch.ones(1, 3), numbers, parameters, table(numbers)), *parameters)
     assert all(t.isfinite().all() for t in found)
 
 
@@ -152,7 +157,7 @@ def test_nothing_waits_for_the_device(triton_backend: None) -> None:
         jagged_gpu.split_op._init_fn(whole, [offsets, offsets], [tokens, tokens])
         rowwise_adagrad_(table, state, rows, x, lr=0.1)
         rowwise_adam_(table, mean, state, rows, x, step=1, lr=0.1)
-    launches += vocabulary_launches("meta")
+    launches += [*autodis_launches(16, 8, "meta"), *vocabulary_launches("meta")]
     assert len({entry.kernel.__name__ for entry in launches}) == len({t.kernel for t in TUNED.values()})
 
 

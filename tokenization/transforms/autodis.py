@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from genrank.kernels.autodis import LARGEST, Number, autodis, table
+from genrank.kernels.dispatch import backend_for
 from genrank.schemas.transforms import AutoDis
 from genrank.tokenization.stacked_parameters import gather_parameters
 from genrank.tokenization.transforms.interface import InputEncoder
@@ -65,7 +67,7 @@ def _similar(transforms: Sequence[AutoDis]) -> bool:
 
 
 class _Together(nn.Module):
-    """Several AutoDis numbers in one computation, padded to the most buckets and the widest vector.
+    """Several AutoDis numbers in one computation: by one kernel, or padded to the most buckets and the widest vector.
 
     Args:
         order: which numbers of the family's.
@@ -80,6 +82,7 @@ class _Together(nn.Module):
     zero: Tensor
     skipped: Tensor
     columns: Tensor
+    kernel_places: Tensor
 
     def __init__(self, order: Sequence[int], transforms: Sequence[AutoDis]) -> None:
         super().__init__()
@@ -103,6 +106,8 @@ class _Together(nn.Module):
         self._constant("skipped", torch.eye(self.buckets))
         used = torch.arange(self.dim) < torch.tensor([[t.dim] for t in transforms])
         self._constant("columns", used.flatten().nonzero().squeeze(1))
+        self.numbers = [Number(row, t.buckets, t.dim, t.temperature) for row, t in zip(order, transforms, strict=True)]
+        self._constant("kernel_places", table(self.numbers))
 
     def forward(self, parameters: Sequence[Tensor], prepared: Tensor) -> Tensor:
         """[F, N] float32 with NaN for missing -> [N, sum of dims] float32.
@@ -110,6 +115,13 @@ class _Together(nn.Module):
         Args:
             parameters: `PARAMETERS` of each number.
         """
+        # A compiler fuses PyTorch's operations by itself.
+        if torch.compiler.is_compiling() or self.buckets > LARGEST or backend_for(prepared) == "blocked":
+            return self.by_operations(parameters, prepared)
+        return autodis(prepared, self.numbers, parameters, self.kernel_places)
+
+    def by_operations(self, parameters: Sequence[Tensor], prepared: Tensor) -> Tensor:
+        """`forward` by PyTorch's operations: on a CPU products of all numbers at once."""
         flat = gather_parameters(self.places, self.inverse, self.zero, self.sizes, parameters)
         count, h, d = len(self.order), self.buckets, self.dim
         shapes = ((count, 1, h), (count, h, h), (count, 1, 1), (count, h, d), (count, 1, d))
