@@ -110,7 +110,7 @@ def autodis(session: Session, count: int) -> dict[str, Any]:
     values = torch.randn(2, count)
     values[:, ::5] = math.nan
     values = values.to(session.device)
-    (together,) = inputs.sets
+    together: Any = inputs.sets[0]
     parameters = list(inputs.parameters())
     upstream = torch.linspace(-1, 1, 16 * count, device=session.device).view(count, 16)
     row: dict[str, Any] = {"values": count}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.session import Session, environment
 from benchmarks.kernels_cases import MASKS, make_batch
-from genrank.kernels import jagged, rowwise
+from genrank.kernels import jagged, losses, rowwise
 from genrank.kernels.attention import (
     AttentionCall,
     RelativeBias,
@@ -24,6 +24,7 @@ from genrank.kernels.attention import (
     row_scale,
 )
 from genrank.kernels.norm import group_layer_norm, norm_gate
+from genrank.kernels.shared_rows import add_shared_relu
 
 
 def largest_error(got: list[Tensor], exact: list[Tensor], rough: list[Tensor]) -> dict[str, Any]:
@@ -171,6 +172,43 @@ def check_rowwise(session: Session) -> dict[str, Any]:
     return {"table_error": error, "correct": error < 1e-4}
 
 
+def check_losses(session: Session) -> dict[str, Any]:
+    """Tasks of every kind, two sets of logits over the same labels."""
+    generator = torch.Generator().manual_seed(1)
+    binary = [losses.TaskRow(None, 1.0), losses.TaskRow(0, 2.0), losses.TaskRow(1, 3.0), losses.TaskRow(0, 0.5)]
+    logits = 4 * torch.randn(2, 5, 300 if session.rehearse else 20_000, generator=generator).to(session.device)
+    drawn = torch.rand(2, *logits.shape[1:], generator=generator).to(session.device)
+    targets, weights = (drawn[0] < 0.3).float(), (drawn[1] < 0.8).float()
+    upstream = torch.arange(1.0, 6.0, device=session.device)
+
+    def outputs(kind: torch.dtype, ours: bool) -> list[Tensor]:
+        leaf, y, w = logits.to(kind).requires_grad_(), targets.to(kind), weights.to(kind)
+        if ours:
+            with implementation("triton"):
+                sums = losses.loss_sums([each.unbind() for each in leaf], y.unbind(), w.unbind(), binary)
+                return [sums.detach(), *torch.autograd.grad(sums, leaf, upstream)]
+        sums = losses.reference_loss_sums(leaf, y, w, binary)
+        return [sums.detach(), *torch.autograd.grad(sums, leaf, upstream.to(kind))]
+
+    return largest_error(outputs(torch.float32, True), outputs(torch.float64, False), outputs(torch.float32, False))
+
+
+def check_shared(session: Session, dtype: torch.dtype) -> dict[str, Any]:
+    """A row of each sample added to the sample's rows; its gradient is their sum."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 4 if session.rehearse else 60, (40,), generator=generator)
+    offsets, rows = F.pad(lengths.cumsum(0), (1, 0)).to(session.device), int(lengths.sum())
+    base = [torch.randn(n, 128, generator=generator).to(session.device, dtype) for n in (rows, 40, rows)]
+
+    def outputs(kind: torch.dtype, backend: str) -> list[Tensor]:
+        leaves = [each.to(kind).requires_grad_() for each in base[:2]]
+        with implementation(backend):
+            out = add_shared_relu(*leaves, offsets)
+            return [out.detach(), *torch.autograd.grad(out, leaves, base[2].to(kind))]
+
+    return largest_error(outputs(dtype, "triton"), outputs(torch.float64, "reference"), outputs(dtype, "reference"))
+
+
 def implementation(name: str) -> AbstractContextManager[None]:
     return environment("GENRANK_KERNELS", name)
 
@@ -204,4 +242,6 @@ def check_all(session: Session) -> None:
         for order in ("plain", "norm_gate", "gate_norm"):
             session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))
         session.attempt("correctness", f"jagged {name}", lambda d=dtype: check_jagged(session, d))
+        session.attempt("correctness", f"shared rows {name}", lambda d=dtype: check_shared(session, d))
+    session.attempt("correctness", "losses", lambda: check_losses(session))
     session.attempt("correctness", "rowwise", lambda: check_rowwise(session))

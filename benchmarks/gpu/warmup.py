@@ -21,6 +21,7 @@ from benchmarks.kernels_compile import (
 )
 from benchmarks.kernels_features import autodis_launches, vocabulary_launches
 from benchmarks.kernels_gluon import gluon_launches
+from benchmarks.kernels_heads import loss_launches, shared_launches
 from genrank.kernels.launch import Launch
 
 
@@ -55,11 +56,11 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for gate in (0, 1, 2):
             for launch in norm_launches(dtype, 192, 4, gate, 0.0, device, seed=0, tokens=4097):
                 yield launch, False
-        for launch in jagged_launches(dtype, device):
+        for launch in (*jagged_launches(dtype, device), *shared_launches(dtype, device)):
             yield launch, False
     for launch in autodis_launches(16, 8, device):
         yield launch, True
-    for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device)):
+    for launch in (*rowwise_launches(fp32, device), *vocabulary_launches(device), *loss_launches(device)):
         yield launch, False
     yield from step.launches(device)
 

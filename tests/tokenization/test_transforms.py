@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genrank.schemas as s
+from genrank.kernels.autodis import LARGEST
+from genrank.kernels.launch import recording
 from genrank.tokenization.transforms import buckets_of, input_families
 from genrank.tokenization.transforms.autodis import AutoDisEmbedding, AutoDisInputs
 from genrank.tokenization.transforms.buckets import BucketRows, QuantileEdges
@@ -89,8 +91,11 @@ def autodis(embedding: AutoDisEmbedding, x: float, temperature: float) -> list[f
     return [sum(w * v[d] for w, v in zip(weights, vectors, strict=True)) / sum(weights) for d in range(len(vectors[0]))]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_autodis(temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "backend"), [(0.5, ""), (1.0, ""), (3.0, ""), (0.5, "triton"), (0.5, "reference")]
+)
+def test_autodis(temperature: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENRANK_KERNELS", backend)
     torch.manual_seed(0)
     one, two = s.AutoDis(buckets=4, dim=3, temperature=temperature), s.AutoDis(buckets=5, dim=2)
     inputs = AutoDisInputs([("a", one), ("b", two), ("c", one)])
@@ -130,6 +135,14 @@ def test_autodis_of_other_sizes_are_computed_apart_and_every_parameter_learns() 
     for each in alone.values():
         for key, parameter in each.named_parameters():
             torch.testing.assert_close(inputs.get_parameter(key).grad, parameter.grad)
+
+
+def test_autodis_of_more_buckets_than_the_kernels_take_runs_as_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENRANK_KERNELS", "triton")
+    for buckets, launched in ((LARGEST, 1), (LARGEST + 1, 0)):
+        with recording() as launches:
+            found = AutoDisInputs([("a", s.AutoDis(buckets=buckets))])(torch.ones(1, 3))
+        assert found.shape == (3, 8) and len(launches) == launched
 
 
 def test_the_order_of_columns() -> None:
