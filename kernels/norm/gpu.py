@@ -45,8 +45,8 @@ forward_tuned = Tuned(
 backward_tuned = Tuned(
     norm_backward_kernel,
     [
-        # With eight warps three steps ahead spill a register or two of wide rows on sm_80 and sm_100; two don't, and of four rows one.
-        *(backward_config(*each) for each in ((4, 4, 3), (2, 4, 3), (2, 2, 3), (4, 8, 1), (2, 8, 2), (4, 4, 1))),
+        # Three steps ahead spill a register or two of wide rows with eight warps, and of two rows with four; two don't, and of four rows one.
+        *(backward_config(*each) for each in ((4, 4, 3), (2, 4, 2), (2, 2, 3), (4, 8, 1), (2, 8, 2), (4, 4, 1))),
         *(backward_config(*each) for each in ((1, 8, 2), (1, 16, 1))),
     ],
     [*KEY, "ABOVE", "GROUP_WIDTH"],
