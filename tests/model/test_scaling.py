@@ -196,7 +196,7 @@ def test_a_runs_operations_are_counted_to_the_last(config: TrainConfig, schema, 
     train(config)
     done = read_document(config.out / "summary.json", Summary)
     model = model_of(schema, samples, history="5")
-    tokens = pairs = 0
+    tokens = pairs = ranked = seen = 0
     reader = SampleReader(
         samples / "samples", schema, config.dates, token_budget=config.token_budget, seed=config.seed, view=config.view
     )
@@ -206,7 +206,9 @@ def test_a_runs_operations_are_counted_to_the_last(config: TrainConfig, schema, 
                 made = model.tokenizer(batch)
                 tokens += len(made.x)
                 pairs += int(visible_pairs(made))
-    assert done.flops == 3 * model.encoder.config.flops(Counts(tokens, pairs))
+                ranked += len(made.candidate_rows)
+                seen += sum(int(made.end[row]) - int(made.begin[row]) for row in made.candidate_rows.tolist())
+    assert done.flops == 3 * model.encoder.config.flops(Counts(tokens, pairs, ranked, seen))
 
 
 # ---------------------------------------------------------------------- the command
