@@ -48,6 +48,10 @@ class PositionalRows(NamedTuple):
     zero: int
     """Of tokens that have no position, or no time."""
 
+    def used(self, positions: Tensor, buckets: Tensor) -> tuple[Tensor, ...]:
+        """Those of the two that are not all `zero`."""
+        return (*([positions] if self.counted else []), *([] if self.times is None else [buckets]))
+
 
 class Part(NamedTuple):
     """Tokens of one sort, as they lie in every sample."""
@@ -126,7 +130,7 @@ class Arrangement:
     """[B] int64: user and history tokens of each."""
     positional: tuple[Tensor, ...] = ()
     """[T] int64 each, group by group: the rows of the positional table (`PositionalRows`) that are added to each token, those of positions and
-    those of `time_bucket`."""
+    those of `time_bucket`, where it has any."""
 
     def of_candidates(self, schema: Schema, batch: Batch, parts: Sequence[Part]) -> tuple[Layout, Tensor]:
         """Where candidates that are no rows would lie, and [C] int64 the sample of each."""
@@ -242,11 +246,11 @@ def _arrange_in_one_launch(batch: Batch, parts: Sequence[Part], rows: Positional
         history_lengths=histories,
         users=made.users_of,
         known=made.known_of,
-        positional=() if rows is None else (made.positions, made.buckets),
+        positional=() if rows is None else rows.used(made.positions, made.buckets),
     )
 
 
-def _positional(batch: Batch, parts: Sequence[Part], rows: PositionalRows) -> tuple[Tensor, Tensor]:
+def _positional(batch: Batch, parts: Sequence[Part], rows: PositionalRows) -> tuple[Tensor, ...]:
     positions, buckets = [], []
     for part in parts:
         count = None if part.separator else rows.counted.get(part.name)
@@ -257,7 +261,7 @@ def _positional(batch: Batch, parts: Sequence[Part], rows: PositionalRows) -> tu
             buckets.append(none)
         else:
             buckets.append(rows.times + repeated(buckets_of(batch, group), part.per_row))
-    return torch.cat(positions), torch.cat(buckets)
+    return rows.used(torch.cat(positions), torch.cat(buckets))
 
 
 def positions_of(group: Group, k: int, counted: Counted) -> Tensor:
