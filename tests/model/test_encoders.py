@@ -198,13 +198,7 @@ def test_encoder_equals_its_equations_forward_and_backward(name: str, seed: int)
     got, expected = encoder.encode(tokens), reference(encoder, tokens)
     # The kernel keeps 1/n in float32, whatever the dtype.
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
-    direction = torch.randn_like(got)
-    for a, b in zip(
-        torch.autograd.grad((got * direction).sum(), leaves),
-        torch.autograd.grad((expected * direction).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    same_gradients(got, expected, leaves, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -217,13 +211,18 @@ def test_candidates_that_ask_alone_in_the_last_layer_are_as_among_all_rows(name:
     leaves = [tokens.x, *encoder.parameters()]
     alone, among = encoder(tokens), encoder.encode(tokens)[tokens.candidate_rows]
     torch.testing.assert_close(alone, among, rtol=1e-9, atol=1e-12)
-    direction = torch.randn_like(alone)
+    same_gradients(alone, among, leaves, rtol=1e-7, atol=1e-10)
+
+
+def same_gradients(got: Tensor, expected: Tensor, leaves: list[Tensor], *, rtol: float, atol: float) -> None:
+    """In a random direction."""
+    direction = torch.randn_like(got)
     for a, b in zip(
-        torch.autograd.grad((alone * direction).sum(), leaves),
-        torch.autograd.grad((among * direction).sum(), leaves),
+        torch.autograd.grad((got * direction).sum(), leaves),
+        torch.autograd.grad((expected * direction).sum(), leaves),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["mtgr", "hstu", "mtgr, other choices", "ultra"])
