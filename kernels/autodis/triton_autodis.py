@@ -59,12 +59,10 @@ def weights_of(values, index, real, above, below, buckets, H: tl.constexpr):
     return powers / tl.sum(powers, 1)[:, None], x, missing
 
 
-@triton.jit(do_not_specialize=VARYING)
-def autodis_kernel(
-    values, parameters, places, out, count, width, strip,
-    H: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, NUMBERS: tl.constexpr,
-):  # fmt: skip
-    """COLUMNS columns of one number's vectors for a strip of its values. values [R, count] float32, out [count, width] float32."""
+@triton.jit
+def columns_of(parameters, places, H: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr):
+    """Of this program's number and COLUMNS columns: its row of the values, its buckets, s+ and s-, the columns and which there are, where in a row of
+    the output its columns begin, its meta-embeddings [H, COLUMNS], and where the vector of missing values lies."""
     row, buckets, dim, temperature, first, start = place_of(places, tl.program_id(1))
     own = parameters + first
     above, below = scores_of_one(own, buckets, temperature, H, SOURCES)
@@ -74,7 +72,19 @@ def autodis_kernel(
     base = own + buckets + buckets * buckets + 1
     inside = (bucket < buckets)[:, None] & there[None, :]
     vectors = tl.load(base + bucket[:, None] * dim + column[None, :], mask=inside, other=0.0)
-    absent = tl.load(base + buckets * dim + column, mask=there, other=0.0)
+    return row, buckets, above, below, column, there, start, vectors, base + buckets * dim
+
+
+@triton.jit(do_not_specialize=VARYING)
+def autodis_kernel(
+    values, parameters, places, out, count, width, strip,
+    H: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, NUMBERS: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS columns of one number's vectors for a strip of its values. values [R, count] float32, out [count, width] float32."""
+    row, buckets, above, below, column, there, start, vectors, last = columns_of(
+        parameters, places, H, COLUMNS, SOURCES
+    )
+    absent = tl.load(last + column, mask=there, other=0.0)
     mine = values + row.to(tl.int64) * count
     begin = tl.program_id(0) * strip
     end = tl.minimum(begin + strip, count)
@@ -94,15 +104,7 @@ def autodis_backward_kernel(
 ):  # fmt: skip
     """What a strip of values and COLUMNS columns add to the gradients of s+ [H], s- [H], the meta-embeddings [H, COLUMNS] and the vector of missing
     values [COLUMNS]: a row of `sums`, by number, columns and strip. The gradients of s are sums over columns, as a softmax's are linear in its own."""
-    row, buckets, dim, temperature, first, start = place_of(places, tl.program_id(1))
-    own = parameters + first
-    above, below = scores_of_one(own, buckets, temperature, H, SOURCES)
-    bucket = tl.arange(0, H)
-    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    there = column < dim
-    base = own + buckets + buckets * buckets + 1
-    inside = (bucket < buckets)[:, None] & there[None, :]
-    vectors = tl.load(base + bucket[:, None] * dim + column[None, :], mask=inside, other=0.0)
+    row, buckets, above, below, column, there, start, vectors, _ = columns_of(parameters, places, H, COLUMNS, SOURCES)
     mine = values + row.to(tl.int64) * count
     begin = tl.program_id(0) * strip
     end = tl.minimum(begin + strip, count)
@@ -125,6 +127,7 @@ def autodis_backward_kernel(
         of_below += tl.sum(tl.where((x > 0)[:, None], 0.0, of_scores), 0)
     group = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
     target = sums + (group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (2 * H + (H + 1) * COLUMNS)
+    bucket = tl.arange(0, H)
     tl.store(target + bucket, of_above)
     tl.store(target + H + bucket, of_below)
     cell = bucket[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]

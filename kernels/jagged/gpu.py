@@ -41,7 +41,7 @@ def move(parts: list[Tensor], whole: Tensor, offsets: list[Tensor], split: bool)
         move_tuned(
             grid,
             [
-                *(part, whole, own, whole_offsets, ahead.contiguous(), tokens, dim, batch, batch.bit_length()),
+                *(part, whole, own, whole_offsets, ahead.contiguous(), tokens, dim, batch, (batch + 1).bit_length()),
                 *(part.stride(0), whole.stride(0)),
             ],
             {"SPLIT": split},

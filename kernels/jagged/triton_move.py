@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from genrank.kernels.launch import VARYING
+from genrank.kernels.lookups.triton_rows import owner_of
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -17,15 +18,9 @@ def move_rows_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = row < tokens
-    low = row * 0
-    high = low + batch
-    for _ in range(steps):
-        middle = (low + high) // 2
-        reached = tl.load(part_offsets + middle, mask=real, other=0) <= row
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    place = tl.load(whole_offsets + low, mask=real, other=0) + tl.load(before + low, mask=real, other=0)
-    place += row - tl.load(part_offsets + low, mask=real, other=0)
+    sample = owner_of(part_offsets, batch, row, real, steps)
+    place = tl.load(whole_offsets + sample, mask=real, other=0) + tl.load(before + sample, mask=real, other=0)
+    place += row - tl.load(part_offsets + sample, mask=real, other=0)
     inside = real[:, None] & (column < dim)[None, :]
     at_part = part + row.to(tl.int64)[:, None] * part_stride + column[None, :]
     at_whole = whole + place.to(tl.int64)[:, None] * whole_stride + column[None, :]

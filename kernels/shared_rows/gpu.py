@@ -27,7 +27,7 @@ def add(rows: Tensor, shared: Tensor, offsets: Tensor) -> Tensor:
         def grid(chosen: dict[str, Any]) -> tuple[int, int]:
             return triton.cdiv(count, chosen["ROWS"]), triton.cdiv(dim, chosen["COLUMNS"])
 
-        forward_tuned(grid, [rows, shared, offsets, out, count, dim, batch, batch.bit_length()], {})
+        forward_tuned(grid, [rows, shared, offsets, out, count, dim, batch, (batch + 1).bit_length()], {})
     return out
 
 

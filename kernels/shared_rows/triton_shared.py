@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from genrank.kernels.launch import VARYING
+from genrank.kernels.lookups.triton_rows import owner_of
 
 
 @triton.jit(do_not_specialize=[*VARYING, "batch", "steps"])
@@ -17,17 +18,11 @@ def shared_forward_kernel(
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = at < count
-    low = at * 0
-    high = low + batch
-    for _ in range(steps):
-        middle = (low + high) // 2
-        before = tl.load(offsets + middle, mask=there, other=0) <= at
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
+    sample = owner_of(offsets, batch, at, there, steps)
     inside = there[:, None] & (column < dim)[None, :]
     place = at.to(tl.int64)[:, None] * dim + column[None, :]
     total = tl.load(rows + place, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(shared + low.to(tl.int64)[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(shared + sample[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
     # Not the maximum, which would hide NaN.
     tl.store(out + place, tl.where(total < 0, 0.0, total).to(out.dtype.element_ty), mask=inside)
 
