@@ -40,14 +40,16 @@ BUDGET = 16_384
 VIEWS = ("user_day", "request", "session")
 
 
-def random_day(schema: Schema, rows: int, seed: int) -> pa.Table:
-    """A day of samples as the contract stores them, column by column: log-normal lengths, uniform values."""
+def random_day(schema: Schema, rows: int, seed: int, shorter: int = 1) -> pa.Table:
+    """A day of samples as the contract stores them, column by column: log-normal lengths (means divided by `shorter`), uniform values."""
     rng = np.random.default_rng(seed)
     start = 20_454 * DAY_MS
     means = {
         CANDIDATES: 48,
         **{s.name: min(s.max_length, 64 if s.scope == "history" else 12) for s in schema.sequences},
     }
+
+    means = {group: max(1, mean // shorter) for group, mean in means.items()}
 
     def lengths(group: str) -> np.ndarray:
         return np.minimum(rng.lognormal(np.log(means[group]) - 0.3, 0.8, rows).astype(np.int64) + 1, 8 * means[group])

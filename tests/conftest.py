@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -43,6 +45,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
         item.add_marker(pytest.mark.xdist_group("spark"))
         if why:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_collection_finish() -> None:
+    """Triton's interpreter replaces its language's functions again whenever a kernel calls another function, which takes a third of its
+    time; here once a launch."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or "triton.runtime.interpreter" not in sys.modules:
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def languages(function: Callable[..., object]) -> frozenset[str]:
+        return frozenset(
+            m.__name__ for m in (language, language.core) if any(v is m for v in function.__globals__.values())
+        )
+
+    replace, launch, replaced = interpreter._patch_lang, interpreter.GridExecutor.__call__, set[str]()
+
+    def replace_once(function: Callable[..., object]) -> object:
+        if languages(function) <= replaced:
+            return None
+        replaced.update(languages(function))
+        return replace(function)
+
+    def launch_once(self: interpreter.GridExecutor, *arguments: object, **named: object) -> None:
+        try:
+            launch(self, *arguments, **named)
+        finally:
+            replaced.clear()
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, launch_once
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:

@@ -148,7 +148,7 @@ def samples(session: Session, folder: Path) -> Path:
 
     if not (root := folder / "samples").exists():
         declared = schema()
-        publish(root, declared, random_day(declared, 10 if session.rehearse else 8_192, 0))
+        publish(root, declared, random_day(declared, *((30, 0, 12) if session.rehearse else (8_192, 0))))
     return root
 
 
