@@ -22,22 +22,6 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.spark, pytest.mark.slow, pyt
 ROOT = Path(__file__).parents[2]
 
 JOB = """
-import json, sys
-from pathlib import Path
-from genrank.pipelines import build
-from genrank.pipelines.spark_engine import SparkEngine
-from genrank.pipelines.spark_session import start_session
-from tests.pipelines.worlds import full_schema
-root, first, last = sys.argv[1:]
-session = start_session()
-conf = {key: session.conf.get(key) for key in ("spark.sql.adaptive.enabled", "spark.shuffle.compress", "spark.ui.enabled")}
-config = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
-result = build.build(config, SparkEngine(session))
-session.stop()
-print("RESULT", json.dumps({"days": result.days, "samples": result.samples, "conf": list(conf.values())}))
-"""
-
-FAULTS = """
 # A standalone cluster of two hosts in this JVM (speculation never runs a copy on the straggler's own host), and steps that fail
 # or straggle on their first attempt.
 import json, sys, time
@@ -57,8 +41,8 @@ masters = SparkContext._gateway.new_array(jvm.java.lang.String, 1)
 masters[0] = f"spark://127.0.0.1:{port}"
 for host in ("127.0.0.1", "127.0.0.2"):
     deploy.worker.Worker.startRpcEnvAndEndpoint(host, 0, 0, 1, 1024, masters, root + "/work", none, conf, none)
-settings = {"speculation": "true", "speculation.quantile": "0.5", "speculation.multiplier": "1.1", "executor.memory": "512m"}
-session = start_session(masters[0], **{f"spark.{name}": value for name, value in settings.items()})
+session = start_session(masters[0])
+conf = [session.conf.get(f"spark.{key}") for key in ("sql.adaptive.enabled", "shuffle.compress", "ui.enabled")]
 
 
 def faulty(title, step):
@@ -83,8 +67,9 @@ class Faulty(SparkEngine):
 
 
 days = build.BuildConfig(full_schema(), Path(root) / "data", Path(root) / "out", first, last, engine="spark", buckets=2)
-build.build(days, Faulty(session))
+result = build.build(days, Faulty(session))
 session.stop()
+print("RESULT", json.dumps({"days": result.days, "samples": result.samples, "conf": conf}))
 """
 
 
@@ -94,52 +79,37 @@ def test_executors_get_the_packages_they_import(tmp_path: Path) -> None:
     assert not any(name.startswith(("tests", "genrank/model")) for name in names)
 
 
-def test_separate_executors_by_spark_submit(tmp_path: Path) -> None:
-    """Two executor JVMs that import nothing from this checkout but what was shipped, with speculation on."""
-    days = write_world(tmp_path / "data", seed=71, days=2, users=6, per_day=60)
+def test_a_lost_task_and_stragglers_change_nothing(tmp_path: Path, plain_gate: None) -> None:
+    """By spark-submit, on executors that import nothing from this checkout but what was shipped: a task that fails after it wrote its files,
+    and stragglers, before and after writing theirs, whose speculative copies win."""
+    days = write_world(tmp_path / "data", seed=72, days=1, users=6, per_day=60)
+    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "undisturbed", days[0], days[-1], buckets=2))
     (tmp_path / "job.py").write_text(JOB)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYSPARK_GATEWAY_PORT")}
     environment |= {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    submit = Path(sys.executable).with_name("spark-submit")
-    command = [
-        str(submit),
-        *("--master", "local-cluster[2,1,1024]"),
-        *(
-            "--conf",
-            "spark.executor.memory=1g",
-            "--conf",
-            "spark.speculation=true",
-            "--conf",
-            "spark.task.maxFailures=4",
-            "--conf",
-            "spark.sql.adaptive.enabled=true",
-            "--conf",
-            "spark.shuffle.compress=true",
-        ),
-        *("--conf", "spark.driver.host=127.0.0.1", "--conf", "spark.driver.bindAddress=127.0.0.1"),
-        *("--conf", "spark.executorEnv.PYTHONPATH="),
-        *(str(tmp_path / "job.py"), str(tmp_path), days[0], days[-1]),
-    ]
+    submitted = {
+        "speculation": "true",
+        "speculation.quantile": "0.5",
+        "speculation.multiplier": "1.1",
+        "task.maxFailures": "4",
+        "executor.memory": "512m",
+        "executorEnv.PYTHONPATH": "",
+        "driver.host": "127.0.0.1",
+        "driver.bindAddress": "127.0.0.1",
+        "sql.adaptive.enabled": "true",
+        "shuffle.compress": "true",
+    }
+    command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]"]
+    for name, value in submitted.items():
+        command += ["--conf", f"spark.{name}={value}"]
+    command += [str(tmp_path / "job.py"), str(tmp_path), days[0], days[-1]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=840, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(
         next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).removeprefix("RESULT")
     )
     assert result["days"] == sample_days(tmp_path / "out" / "samples") == days
-    assert all(sample_files(tmp_path / "out" / "samples", dt) for dt in days)
     assert result["conf"] == ["true", "true", "false"]  # What was submitted, and a default of ours.
-
-
-def test_a_lost_task_and_stragglers_change_nothing(tmp_path: Path, plain_gate: None) -> None:
-    """A task that fails after it wrote its files, and stragglers, before and after writing theirs, whose speculative copies win."""
-    days = write_world(tmp_path / "data", seed=72, days=2, users=6, per_day=60)
-    build(BuildConfig(full_schema(), tmp_path / "data", tmp_path / "undisturbed", days[0], days[-1], buckets=2))
-    (tmp_path / "job.py").write_text(FAULTS)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment.pop("PYSPARK_GATEWAY_PORT", None)
-    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), days[0], days[-1]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=840, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
     attempts = Counter(tuple(json.loads(line)) for line in (tmp_path / "attempts.jsonl").read_text().splitlines())
     for stage, slot in (("partials", 1), ("samples", 0), ("samples", 1)):
         assert attempts[stage, slot, 0] >= attempts[stage, slot, 1] == 1, attempts

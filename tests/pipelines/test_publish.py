@@ -62,9 +62,9 @@ def test_kill_9_at_random_moments_leaves_the_old_day_or_the_new_one(tmp_path: Pa
     start_builder(tmp_path, days).communicate()
     took = time.monotonic() - begun
     builds = {dt: set[str]() for dt in days}
-    for i in range(6):
+    for i in range(4):
         builder = start_builder(tmp_path, days)
-        time.sleep(took * i / 5)
+        time.sleep(took * i / 3)
         os.kill(builder.pid, signal.SIGKILL)
         builder.wait()
         for dt in days:
