@@ -137,6 +137,8 @@ class Line:
     parameters: int
     candidates: int
     """Trained on."""
+    trained_flops: float
+    """With; NaN where they aren't counted."""
     candidates_per_s: float
     """Of training; NaN where it hasn't been timed."""
 
@@ -154,9 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-steps", type=int, default=0, help="0: every step of the epochs")
-    parser.add_argument(
-        "--flops", type=float, default=0, help="most operations that a run may train with; 0: any number"
-    )
+    parser.add_argument("--flops", type=float, default=0, help="operations that a run may train with; 0: any number")
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--speed", action="store_true", help="time training, too, on batches put aside")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -203,7 +203,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
         seed=seed,
     )
     if by_steps and arguments.flops and not (out / "summary.json").is_file():
-        config = dataclasses.replace(config, max_steps=steps_within(config, arguments.flops))
+        config = within(config, arguments.flops)
     if not (out / "summary.json").is_file():
         if case.settings == STAGES:
             first = dataclasses.replace(config, out=out / "stage-1", phase="sparse", view="exposure")
@@ -228,6 +228,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
         flops=value_of(json.loads((out / "operations.json").read_text())["flops_per_candidate"]),
         parameters=summary.dense_parameters,
         candidates=summary.candidates,
+        trained_flops=value_of(summary.flops),
         candidates_per_s=json.loads(speed_of.read_text())["candidates_per_s"] if speed_of.is_file() else math.nan,
     )
 
@@ -247,11 +248,32 @@ def speed(config: TrainConfig) -> float:
     return sum(len(batch.item) for batch in batches) / min(timed(once, ranks) for _ in range(3))
 
 
+def within(config: TrainConfig, flops: float) -> TrainConfig:
+    """The run that so many operations allow: over the newest days that they reach, ended by its steps in the last of them."""
+    for first in reversed(range(len(config.dates))):
+        newest = dataclasses.replace(config, dates=config.dates[first:])
+        if steps := steps_within(newest, flops):
+            return dataclasses.replace(newest, max_steps=min(steps, config.max_steps or steps))
+    return config
+
+
 def steps_within(config: TrainConfig, flops: float) -> int:
-    """Optimizer steps that a model takes before it has trained with so many operations; at least one."""
-    trainer = Trainer(config, join_ranks(config.device), None)
-    batches, _, counted = forward_operations(trainer.model, config, config.dates)
-    return max(1, int(flops / (3 * counted / batches))) if counted else 0
+    """Optimizer steps that train with so many operations, at least one; 0 where all of the run takes fewer. Counted in every eighth batch."""
+    # In no run's folder: a checkpoint of an interrupted run isn't gone on with.
+    trainer = Trainer(dataclasses.replace(config, out=config.out / "counted"), join_ranks(config.device), None)
+    trainer.model.train()
+    steps = each = 0
+    with torch.no_grad():
+        for epoch in range(config.epochs):
+            for batch in trainer.prefetcher.batches(epoch):
+                if steps % SAMPLED_BATCHES == 0:
+                    trainer.model(batch)
+                    each = trainer.model.take_flops()
+                flops -= each
+                if flops < 0:
+                    return max(1, steps)
+                steps += 1
+    return 0
 
 
 def operations(run_folder: Path, config: TrainConfig, days: Sequence[str]) -> float | None:
@@ -304,7 +326,7 @@ def table(found: dict[Case, list[Line]]) -> str:
             number(one.flops / 1e6, 3),
             f"{one.parameters:,}" if one.parameters else "-",
             f"{one.candidates:,}",
-            number(3 * one.flops * one.candidates / 1e12, 4),
+            number(one.trained_flops / 1e12, 4),
             "-" if math.isnan(one.candidates_per_s) else f"{one.candidates_per_s:,.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")

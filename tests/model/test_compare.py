@@ -11,6 +11,7 @@ import pytest
 from benchmarks import encoders
 from genrank.model.encoders import EncoderConfig
 from genrank.model.registry import choose_model
+from genrank.model.trainer import train
 from genrank.schemas import load_schema, to_yaml
 from genrank.tokenization.arrangement import token_shape
 
@@ -44,14 +45,27 @@ def test_the_table(schema, samples: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert [len(row["seeds"]) for row in rows] == [2, 2, 2]
     for row in rows:
         for seed in row["seeds"]:
-            assert 0 < seed["gauc"] < 1 and seed["flops"] > 1000 and seed["candidates"] > 0 and seed["parameters"] > 0
+            assert (
+                0 < seed["gauc"] < 1
+                and seed["trained_flops"] > seed["flops"] > 1000
+                and seed["candidates"] > 0
+                and seed["parameters"] > 0
+            )
     monkeypatch.setattr(encoders, "train", None)  # all is there
     encoders.main()
     assert json.loads((tmp_path / "out" / "encoders.json").read_text()) == rows
 
     config = encoders.TrainConfig(
-        schema=schema, samples=samples, dates=("2026-01-01",), out=tmp_path / "one", model="rankmixer-tiny", token_budget=300,
-        device="cpu",
+        schema=schema, samples=samples, dates=("2026-01-01", "2026-01-02"), out=tmp_path / "one", model="rankmixer-tiny",
+        token_budget=300, device="cpu",
     )  # fmt: skip
-    few, many = (encoders.steps_within(config, flops) for flops in (1e3, 1e9))
-    assert few == 1 < many
+    monkeypatch.setattr(encoders, "SAMPLED_BATCHES", 1)  # it has few
+    few, some, many = (encoders.within(config, flops) for flops in (1e3, 0.95 * all_flops(config), 1e12))
+    assert (few.dates, few.max_steps) == (config.dates[1:], 1)
+    assert some.dates == config.dates and some.max_steps > 1
+    assert many == config
+
+
+def all_flops(config: encoders.TrainConfig) -> int:
+    train(config)
+    return json.loads((config.out / "summary.json").read_text())["flops"]
