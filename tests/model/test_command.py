@@ -88,7 +88,7 @@ def test_a_process_killed_at_a_random_step_and_started_again_equals_one_never_ki
     log = tmp_path / "killed" / "log.jsonl"
     checkpoints = tmp_path / "killed" / "checkpoints"
     while process.poll() is None and not any(step >= kill_at for step in steps_of(checkpoints.parent)):
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the process ended before it could be killed"
     assert steps_of(checkpoints.parent)[-1] < last and log.is_file()
