@@ -61,11 +61,14 @@ class Model(nn.Module, ABC):
         """Layers that FSDP gathers one at a time; the rest is gathered with the whole."""
         return ()
 
-    def compile_encoder(self) -> None:
-        """torch.compile what can be.
+    def compile_dense(self, backend: str = "inductor") -> None:
+        """torch.compile what is computed of features' vectors.
+
+        Args:
+            backend: `kernels.compiled`.
 
         Raises:
-            UserError: nothing can.
+            UserError: nothing can be compiled, or there is no compiler.
         """
         raise UserError(
             f"--compile is for models with an encoder, such as mtgr and hstu; {type(self).__name__} has none"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genrank.kernels.attention import local_positions
+from genrank.kernels.compiled import compiled
 from genrank.kernels.shared_rows import add_shared_relu
 from genrank.model.auxiliary import Auxiliary
 from genrank.model.baselines.tower import Tower
@@ -92,14 +93,22 @@ class EncoderModel(Model):
         """The encoder's."""
         return self.encoder.shardable_layers()
 
-    def compile_encoder(self) -> None:
-        """torch.compile the encoder, for any number of tokens.
+    def compile_dense(self, backend: str = "inductor") -> None:
+        """torch.compile what makes tokens of features' vectors, and the encoder.
+
+        Args:
+            backend: `kernels.compiled`.
 
         Raises:
             UserError: there is no C++ compiler.
         """
-        require_compiler()
-        self.encoder.compile(dynamic=True)
+        if backend == "inductor":
+            require_compiler()
+        self.tokenizer.compile_dense(backend)
+        self._compile_encoder(backend)
+
+    def _compile_encoder(self, backend: str) -> None:
+        self.encoder.forward = compiled(self.encoder.forward, backend)  # type: ignore[method-assign]
 
     def recompute_activations(self) -> None:
         """Activation checkpointing, a layer at a time."""
@@ -156,6 +165,14 @@ class Ranker(EncoderModel):
         tokens = self.encoder.shorten(self.tokenizer.tokens(batch, features))
         if self.training and self.counts_flops:
             self.work.add(tokens)
+        return self._ranked(tokens, batch, features)
+
+    def _compile_encoder(self, backend: str) -> None:
+        """With heads and tower: one region."""
+        self._ranked = compiled(self._ranked, backend)  # type: ignore[method-assign]
+
+    def _ranked(self, tokens: Tokens, batch: Batch, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `forward` gives, of the batch's tokens and features."""
         vectors, of_events = self._encode(tokens)
         shallow: Sequence[Tensor] = ()
         if self.training and len(self.shallow_heads):

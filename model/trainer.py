@@ -278,7 +278,7 @@ class Trainer:
         if config.recompute:
             model.recompute_activations()
         if config.compile:
-            model.compile_encoder()
+            model.compile_dense()
         return model
 
     # ------------------------------------------------------------------ evaluation on the way

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from genrank.kernels.compiled import compiled
 from genrank.kernels.jagged import permuted
 from genrank.schemas.derive.columns import SchemaScope
 from genrank.schemas.derive.tables import TYPE
@@ -132,21 +133,12 @@ class Tokenizer(nn.Module):
         if self.wants.newest:
             batch, matrices = newest_events(self.schema, batch, matrices, self.wants.newest)
         place = arrange(self.schema, batch, self.parts, self._rows)
-        pieces = []
-        for part in self.parts:
-            if not known and part.kind <= HISTORY_GROUP:
-                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
-            elif part.separator:
-                pieces.append(self.separators[f"of_{part.name}"].expand(len(batch), -1))
-            elif part.per_row:
-                pieces.append(self.projections[f"of_{part.name}"](matrices[part.name]))
-            else:
-                pieces.append(torch.zeros((0, self.d_model), device=batch.user.device))
         begin, end = self.wants.rule(place.layout)
         if not known:
-            return self._later(torch.cat(pieces), batch, matrices, place, begin, end)
+            return self._later(batch, matrices, place, begin, end)
+        x, of_candidates = self._dense(matrices, place, place.order, place.inverse, self._candidate_ages(batch))
         return Tokens(
-            x=self._assembled(torch.cat(pieces), place, place.order, place.inverse),
+            x=x,
             offsets=place.offsets.to(torch.int32),
             group_ids=place.layout.group,
             begin=begin,
@@ -160,17 +152,11 @@ class Tokenizer(nn.Module):
             sequence_ids=self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None,
             event_types=self._event_types(batch, place) if self.wants.event_actions else None,
             requests=batch.request if self.wants.requests else None,
-            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
+            candidates=None if of_candidates is None else self._candidates(batch, of_candidates, place),
         )
 
     def _later(
-        self,
-        pieces: Tensor,
-        batch: Batch,
-        matrices: Mapping[str, Tensor],
-        place: Arrangement,
-        begin: Tensor,
-        end: Tensor,
+        self, batch: Batch, matrices: Mapping[str, Tensor], place: Arrangement, begin: Tensor, end: Tensor
     ) -> Tokens:
         """The rows that are no user's and no history's, in their order; waits for the device."""
         group = place.layout.group
@@ -181,8 +167,10 @@ class Tokenizer(nn.Module):
         def picked(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[kept]
 
+        order = place.order[kept] - (len(group) - len(kept))
+        x, of_candidates = self._dense(matrices, place, order, None, self._candidate_ages(batch), known=False)
         return Tokens(
-            x=self._assembled(pieces, place, place.order[kept] - (len(group) - len(pieces)), None),
+            x=x,
             offsets=offsets.to(torch.int32),
             group_ids=group[kept],
             begin=begin[kept],
@@ -195,29 +183,70 @@ class Tokenizer(nn.Module):
             slots=picked(self._per_token(batch, place, _slots) if self.wants.slots else None),
             sequence_ids=picked(self._per_token(batch, place, _sequence_ids) if self.wants.sequence_ids else None),
             requests=batch.request if self.wants.requests else None,
-            candidates=None if self.parts[-1].name == CANDIDATES else self._candidates(batch, matrices, place),
+            candidates=None if of_candidates is None else self._candidates(batch, of_candidates, place),
         )
 
-    def _assembled(self, x: Tensor, place: Arrangement, order: Tensor, inverse: Tensor | None) -> Tensor:
-        """[T, d_model]: the last T tokens, group by group, with their positions and times, in an order.
+    # ------------------------------------------------------------------ what is learned
+
+    def compile_dense(self, backend: str = "inductor") -> None:
+        """torch.compile what is computed of features' vectors; where tokens go is found before.
 
         Args:
-            inverse: of the order; None: without a gradient.
+            backend: `kernels.compiled`.
         """
+        self._dense = compiled(self._dense, backend)  # type: ignore[method-assign]
+
+    def _dense(
+        self,
+        matrices: Mapping[str, Tensor],
+        place: Arrangement,
+        order: Tensor,
+        inverse: Tensor | None,
+        ages: Tensor | None,
+        known: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, d_model], the tokens that are rows of their samples; and [C, Tc, d_model], those of candidates that are not.
+
+        Args:
+            matrices: the groups' features.
+            order: [T] int64: which token, counted group by group, lies at each place.
+            inverse: of the order; None: without a gradient.
+            ages: `_candidate_ages`.
+            known: False: of realtime events and candidates alone.
+        """
+        pieces = [self._piece(part, matrices, place) for part in self.parts if known or part.kind > HISTORY_GROUP]
+        x = torch.cat(pieces) if pieces else torch.zeros((0, self.d_model), device=order.device)
+        candidates = None
+        if self.parts[-1].name != CANDIDATES:
+            candidates = self.projections[f"of_{CANDIDATES}"](matrices[CANDIDATES])
+            if self.time is not None:
+                candidates = candidates + repeated(self.time(ages), self.shape.candidate)
+            candidates = candidates.view(len(matrices[CANDIDATES]), self.shape.candidate, self.d_model)
         if self._rows is None:
-            return permuted(x, order, inverse)
+            return permuted(x, order, inverse), candidates
         table = [*self.positions.parameters(), *([] if self.time is None else [self.time.weight]), self.zero_row]
         rows = [each[len(each) - len(x) :] for each in place.positional]
-        return permuted(x, order, inverse, torch.cat(table), rows)
+        return permuted(x, order, inverse, torch.cat(table), rows), candidates
 
-    def _candidates(self, batch: Batch, matrices: Mapping[str, Tensor], place: Arrangement) -> Candidates:
-        part = Part(CANDIDATES, CANDIDATE_GROUP, self.shape.candidate)
+    def _piece(self, part: Part, matrices: Mapping[str, Tensor], place: Arrangement) -> Tensor:
+        """[tokens, d_model] of a part, sample after sample."""
+        if part.separator:
+            return self.separators[f"of_{part.name}"].expand(len(place.users), -1)
+        if part.per_row:
+            tokens: Tensor = self.projections[f"of_{part.name}"](matrices[part.name])
+            return tokens
+        return torch.zeros((0, self.d_model), device=place.order.device)
+
+    def _candidate_ages(self, batch: Batch) -> Tensor | None:
+        """[C] int64: the time buckets of candidates that are no rows, where they have any."""
+        apart = self.time is not None and self.parts[-1].name != CANDIDATES
+        return buckets_of(batch, batch.candidates) if apart else None
+
+    # ------------------------------------------------------------------ what is only placed
+
+    def _candidates(self, batch: Batch, x: Tensor, place: Arrangement) -> Candidates:
         layout, owner = place.of_candidates(self.schema, batch, self.parts)
         begin, end = self.wants.rule(layout)
-        x = self.projections[f"of_{CANDIDATES}"](matrices[CANDIDATES])
-        if self.time is not None:
-            x = x + repeated(self.time(buckets_of(batch, batch.candidates)), part.per_row)
-        x = x.view(len(owner), part.per_row, x.shape[-1])
         requests = batch.request if self.wants.requests else None
         return Candidates(x, owner, begin, end, batch.candidates.ts, requests)
 

@@ -27,6 +27,8 @@ from genrank.kernels.rowwise import rowwise_adagrad_
 
 NEEDED = ("pyarrow", "pydantic", "sqlglot")
 BUDGETS = (8_192, 65_536)
+COMPILED = ("nothing compiled", "encoder compiled", "dense half compiled")
+"""The last is `genrank train --compile`."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,6 +53,10 @@ def busy(session: Session) -> None:
             for readers in (0, 1):
                 name = f"{budget} tokens, readers {readers}"
                 session.attempt("training", name, lambda b=budget, r=readers: training(session, Path(folder), b, r))
+        # Last, as compiling takes a minute; both budgets without before one with.
+        for how, budget in itertools.product(COMPILED, (64,) if session.rehearse else BUDGETS):
+            name = f"{budget} tokens, {how}"
+            session.attempt("training step", name, lambda b=budget, h=how: training_step(session, Path(folder), b, h))
 
 
 # --- the sparse optimizer ---------------------------------------------------------------------------------------------
@@ -305,3 +311,60 @@ def training(session: Session, folder: Path, budget: int, readers: int) -> dict[
         enough = [readers for ms, readers in alone.items() if readers and ms <= row["step_ms"]]
         row["cores_to_read"] = min(enough, default=f"more than {max(alone.values(), default=0)}")
     return {**row, "cores": os.cpu_count()}
+
+
+def training_step(session: Session, folder: Path, budget: int, how: str) -> dict[str, Any]:
+    """A step of `genrank train` on batches that are on the device: features, dense half, loss, backward, both optimizers. Its first loss is that
+    of the step of which nothing is compiled."""
+    from genrank.kernels.compiled import compiled
+    from genrank.model.checkpoint_manager import Position
+    from genrank.model.config import TrainConfig
+    from genrank.model.ranker import Ranker
+    from genrank.model.ranks import Ranks
+    from genrank.model.registry import choose_model
+    from genrank.model.train_step import TrainStep
+    from genrank.tokenization.embedding import Embeddings
+    from genrank.tokenization.features import fitted_features
+    from genrank.tokenization.plan import make_plan
+    from genrank.tokenization.reader import SampleReader
+
+    declared = small_vocabularies(schema()) if session.rehearse else schema()
+    root, backend = samples(session, folder), "eager" if session.rehearse else "inductor"
+    # Without dropout, whose values are the compiler's own.
+    chosen = (
+        choose_model("mtgr-tiny", {"dropout": "0", "layers": "1"})
+        if session.rehearse
+        else choose_model("mtgr-small", {"dropout": "0"})
+    )
+    reader = SampleReader(root, declared, ["2026-01-01"], token_budget=budget, prefetch=0)
+    batches = [batch.to(session.device) for batch in itertools.islice(reader, 1 if session.rehearse else 8)]
+    edges = {f"{group}.{name}": [1.0, 10.0, 100.0] for group, name, _ in fitted_features(declared)}
+    with environment("GENRANK_KERNELS", ""):
+        torch.manual_seed(0)
+        embeddings = Embeddings(make_plan(declared), backend="torch", device=session.device, boundaries=edges)
+        model = chosen.build(embeddings, [label.name for label in declared.labels]).to(session.device)
+        assert isinstance(model, Ranker)
+        if how == "encoder compiled":
+            model.encoder.forward = compiled(model.encoder.forward, backend)
+        elif how == "dense half compiled":
+            model.compile_dense(backend)
+        config = TrainConfig(schema=declared, samples=root, dates=("2026-01-01",), out=folder / "unused")
+        ranks = Ranks(0, 1, torch.device(session.device))
+        step = TrainStep(model, chosen.task(declared), embeddings, config, ranks, None)
+        turn, at = itertools.cycle(batches), Position(total_steps=1_000)
+        begun = time.perf_counter()
+        loss, _ = step.run([next(turn)], at)
+        first = time.perf_counter() - begun
+        for timed in (False, True):  # The first time round, kernels are tuned.
+            wait(session)
+            begun = time.perf_counter()
+            for _ in range(len(batches) * (3 if timed and not session.rehearse else 1)):
+                step.run([next(turn)], at)
+            wait(session)
+            seconds = time.perf_counter() - begun
+    ms = 1e3 * seconds / (len(batches) * (1 if session.rehearse else 3))
+    tokens = sum(len(group.ts) for batch in batches for group in batch.groups.values()) / len(batches)
+    without = f"{budget} tokens, {COMPILED[0]}"
+    found = {row["name"]: row.get("loss") for row in session.rows() if row["section"] == "training step"}.get(without)
+    row = {"ms": round(ms, 2), "first_s": round(first, 1), "tokens_per_s": round(1e3 * tokens / ms), "loss": loss}
+    return row if found is None else {**row, "correct": abs(loss - found) < 0.01 * found}

@@ -89,7 +89,8 @@ class Permute(torch.autograd.Function):
         ctx.dtype, ctx.table = x.dtype, 0 if table is None else len(table)
         if table is None or not rows:
             return x.index_select(0, order)
-        if len(x) and backend_for(x) == "triton":
+        # A compiler fuses the passes by itself.
+        if backend_for(x) == "triton" and not torch.compiler.is_compiling() and len(x):
             from genrank.kernels.jagged import gpu
 
             return gpu.assemble(x, order, table, rows)
@@ -105,9 +106,21 @@ class Permute(torch.autograd.Function):
         grad = grad.index_select(0, inverse)
         of_table = None
         for each in rows if ctx.table else ():
-            part = torch.ops.aten.embedding_dense_backward(grad, each, ctx.table, ctx.table - 1, False)
+            part = table_gradient(grad, each, ctx.table)
             of_table = part if of_table is None else of_table.add_(part)
         return grad.to(ctx.dtype), None, None, of_table, *(None for _ in rows)
+
+
+@torch.library.custom_op("genrank::table_gradient", mutates_args=())
+def table_gradient(grad: Tensor, rows: Tensor, size: int) -> Tensor:
+    """[size, D]: grad [T, D] summed by rows [T], in a fixed order; the last row stays zero. Opaque: a compiler would add in any order."""
+    summed: Tensor = torch.ops.aten.embedding_dense_backward(grad, rows, size, size - 1, False)
+    return summed
+
+
+@table_gradient.register_fake
+def _(grad: Tensor, rows: Tensor, size: int) -> Tensor:
+    return grad.new_empty(size, grad.shape[1])
 
 
 def check_parts(offsets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -98,6 +98,10 @@ def norm_gate(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     check(attn, group_ids, weight, bias)
+    if dropout > 0.0 and seed is None and torch.compiler.is_compiling():
+        # A seed drawn on the host can't be traced: the dropout becomes the compiler's.
+        whole = norm_gate(attn, u, weight, bias, order=order, group_ids=group_ids, eps=eps)
+        return torch.nn.functional.dropout(whole, dropout)
     if backend_for(attn) == "triton":
         from genrank.kernels.norm import gpu
 

@@ -48,10 +48,12 @@ def test_what_keeps_the_card_busy_runs(tmp_path: Path, monkeypatch: pytest.Monke
     session = Session("cpu", time.monotonic() + 600, tmp_path / "rows", rehearse=True)
     busy.busy(session)
     rows = {(row["section"], row["name"]): row for row in session.rows()}
-    assert len(rows) == 10 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
+    assert len(rows) == 13 and not any("error" in row and row["section"] != "sparse" for row in rows.values()), rows
     assert all(row["correct"] and row["largest_row"] > 2 for (section, _), row in rows.items() if section == "sparse")
     read = [rows["reading", f"256 tokens, readers {n}"]["batches"] for n in (0, 1)]
     assert read[0] == read[1] > 1
+    steps = [row for (section, _), row in rows.items() if section == "training step"]
+    assert [row.get("correct") for row in steps] == [None, True, True]
     shown = "\n".join(report.busy_lines({"rows": session.rows()}))
     assert "difference" in shown and shown.count("256 tokens, readers 1") == 2 and not wrong({"rows": session.rows()})
 

@@ -454,9 +454,9 @@ def test_a_feature_added_or_dropped_goes_on_from_the_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_compiled_encoder_learns_the_same_at_every_length(config: TrainConfig, tmp_path, monkeypatch) -> None:
+def test_compiled_it_learns_the_same(config: TrainConfig, tmp_path, monkeypatch) -> None:
     small = {"layers": "1", "dim": "16", "qk_dim": "8", "v_dim": "8", "dropout": "0"}
-    eager = dataclasses.replace(config, settings=small, max_steps=5, token_budget=300, out=tmp_path / "eager")
+    eager = dataclasses.replace(config, settings=small, max_steps=3, token_budget=300, out=tmp_path / "eager")
     compiled = dataclasses.replace(eager, compile=True, out=tmp_path / "compiled")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile: no C\\+\\+ compiler found"):
@@ -470,8 +470,8 @@ def test_a_compiled_encoder_learns_the_same_at_every_length(config: TrainConfig,
         train(each)
     frames = torch._dynamo.utils.counters["frames"]
     assert frames["ok"] and frames["ok"] == frames["total"], "the compiler gave up on a part"
-    # Five lengths: at most one compilation for training and one for a size that is special (0 or 1), not one a batch.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    # Tokens, and the rest: whatever the batches' sizes.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     a, b = weights(eager.out), weights(compiled.out)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
