@@ -113,7 +113,7 @@ class TrainConfig(Configuration):
     lookups_ahead: Annotated[bool, EXECUTION, CHANGEABLE] = True
     """With sharded tables: begin the next batch's lookup while this one is computed. It reads the rows after this one's update."""
     compile: Annotated[bool, EXECUTION, CHANGEABLE] = False
-    """torch.compile the encoder."""
+    """torch.compile what is computed of features' vectors: tokens, encoder, tower and heads."""
     recompute: Annotated[bool, EXECUTION, CHANGEABLE] = False
     """Activation checkpointing: less memory, a third more compute."""
     deterministic: Annotated[bool, EXECUTION] = False

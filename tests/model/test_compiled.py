@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -60,6 +61,28 @@ def learn(model: Ranker, batch: Batch, schema) -> torch.Tensor:
     return loss.detach()
 
 
+def compare_gradients(model: Ranker, other: Ranker) -> None:
+    wanted = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_by_cpp(schema, batches: list[Batch]) -> None:
+    """The encoder and what follows; tokens, with every group's projection, would take g++ a minute."""
+    eager, dense = (
+        make_ranker(schema, {"dropout": "0", "tower": "[]", "candidate_numbers": "true", "encoder_loss": "0"})
+        for _ in range(2)
+    )
+    dense._compile_encoder("inductor")
+    for batch in batches[:2]:
+        torch.testing.assert_close(learn(dense, batch, schema), learn(eager, batch, schema))
+    compare_gradients(dense, eager)
+
+
 def test_it_learns_the_same_from_batches_of_any_size(schema, batches: list[Batch]) -> None:
     eager, dense = (make_ranker(schema, {"dropout": "0"}) for _ in range(2))
     dense.compile_dense("eager")
@@ -67,11 +90,7 @@ def test_it_learns_the_same_from_batches_of_any_size(schema, batches: list[Batch
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
             torch.testing.assert_close(learn(dense, batch, schema), learn(eager, batch, schema))
         assert counters["stats"]["unique_graphs"] == 2
-    wanted = dict(eager.named_parameters())
-    for name, parameter in dense.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    compare_gradients(dense, eager)
     assert eager.state_dict().keys() == dense.state_dict().keys()
 
 
