@@ -31,6 +31,7 @@ from genrank.schemas import (
     expression,
 )
 from genrank.schemas.base import ARROW_TYPES
+from genrank.schemas.conversion import filled
 from genrank.schemas.features import Feature
 from genrank.schemas.ids import MISSING_ID, hash_strings
 from genrank.schemas.stored import Stored
@@ -363,7 +364,7 @@ def store(array: pa.Array, column: Column) -> pa.Array:
     if role == "time":
         if pa.types.is_timestamp(array.type):
             array = pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False)
-        return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
+        return filled(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
     if role == "flag":
         return pc.fill_null(pc.cast(array, pa.bool_()), False)
     number = pc.cast(pc.cast(array, pa.float64(), safe=False), ROLE_TYPES[role], safe=False)
@@ -377,7 +378,7 @@ def _ids(array: pa.Array) -> pa.Array:
         return hash_strings(array)
     if pa.types.is_timestamp(array.type):
         array = pc.cast(array, pa.timestamp("ms", tz=array.type.tz), safe=False)
-    return pc.fill_null(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
+    return filled(pc.cast(array, pa.int64(), safe=False), MISSING_ID)
 
 
 def _id_lists(array: pa.Array, limit: int) -> pa.Array:

@@ -20,6 +20,7 @@ from genrank.pipelines.compaction.uses import TileUse
 from genrank.pipelines.cross_features import KeySet, key_sets
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.hot_keys import HotKeys, frequent_keys
+from genrank.pipelines.key_columns import KeyColumns
 from genrank.pipelines.merge_scan import Int, Keys, mix, slot_of
 from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
 from genrank.schemas import Schema
@@ -107,7 +108,7 @@ class CrossFeatureRouter:
             )
             for key_set in of_user
         }
-        asked = {key_set: Keys(cross_features.hashed_keys(key_set, rows)[0]) for key_set, rows in shown.items()}
+        asked = {key_set: self._asked(key_set, rows) for key_set, rows in shown.items()}
         events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), asked, lean=True)
         values: dict[str, pa.Array] = {}
         for key_set in self.key_sets:
@@ -142,6 +143,13 @@ class CrossFeatureRouter:
                     bucket=np.full(shown.num_rows, bucket, np.int32),
                 ),
             )
+
+    def _asked(self, key_set: KeySet, shown: pa.Table) -> Keys | KeyColumns:
+        """Keys of exposures in the way that the events they meet have theirs: a tile's have a hash alone."""
+        if any(plan.compacted for use, plan in self.tiles.items() if use.key_set == key_set):
+            return Keys(cross_features.hashed_keys(key_set, shown)[0])
+        columns, _ = cross_features.keys_of(key_set, shown)
+        return KeyColumns(columns, cross_features.most_codes(key_set, self.schema, len(self.days)))
 
     def _tiles(self, with_user: bool) -> dict[TileUse, ReadPlan]:
         """What is read for key sets with the user among their keys, or for the others."""

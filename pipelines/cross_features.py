@@ -26,9 +26,10 @@ from genrank.pipelines.columns import cross_features, cross_sources, key_column,
 from genrank.pipelines.cross_feature_ops import Question, evaluation_of
 from genrank.pipelines.days import whole_days
 from genrank.pipelines.exact_sums import grouped, rounded, split
+from genrank.pipelines.key_columns import KeyColumns
 from genrank.pipelines.merge_scan import Coded, Int, Keys, Queries, Scan, mix
 from genrank.schemas import CrossFeature, EventLog, Schema, UserError
-from genrank.schemas.base import parse_duration
+from genrank.schemas.base import DAY_MS, parse_duration
 from genrank.schemas.ids import MISSING_ID
 
 
@@ -111,13 +112,28 @@ def at_keys(key_set: KeySet, table: pa.Table) -> pa.Table:
     return list_keys.exploded(table, key_set.list_column) if key_set.listed else table
 
 
-def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
-    """(hash of each row's keys, whether all of them are present), of rows as `at_keys` gives them."""
+def keys_of(key_set: KeySet, table: pa.Table) -> tuple[list[Int], NDArray[np.bool_]]:
+    """(each row's keys by column, whether all of them are present), of rows as `at_keys` gives them."""
     columns = [int64_column(table, name) for name in key_columns(key_set)]
     present = np.ones(table.num_rows, np.bool_)
     for column in columns:
         present &= column != MISSING_ID
+    return columns, present
+
+
+def hashed_keys(key_set: KeySet, table: pa.Table) -> tuple[Int, NDArray[np.bool_]]:
+    """(hash of each row's keys, whether all of them are present), of rows as `at_keys` gives them."""
+    columns, present = keys_of(key_set, table)
     return (mix(*columns) if columns else np.zeros(table.num_rows, np.int64)), present
+
+
+def most_codes(key_set: KeySet, schema: Schema, days: int) -> int:
+    """As many keys as fit one axis (`merge_scan.Axis`) with the times of so many days built and of the events that they see."""
+    logs = {log for feature in key_set.features for log in cross_sources(schema, feature)}
+    late = max(parse_duration(log.lateness) + parse_duration(log.delay) for log in logs)
+    longest = max(parse_duration(feature.window) for feature in key_set.features)
+    # Days are read whole; an axis has up to twice the times' span, and half is kept free.
+    return min(1 << 30, (1 << 60) // (2 * (longest + late + (days + 4) * DAY_MS)))
 
 
 def partial_columns(key_set: KeySet, log: EventLog, ids: bool = True) -> list[str]:
@@ -131,15 +147,21 @@ def asks_ids(key_set: KeySet, log: EventLog) -> bool:
     return any(evaluation_of(f).newest is not None for f in key_set.features if f.source == log.name)
 
 
-def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table) -> pa.Table:
-    """Rows of a log's partial as the kernel reads them: key, ts, available, id (if it is there) and the columns of `event_columns`."""
+def events_at_keys(key_set: KeySet, log: EventLog, table: pa.Table, asked: KeyColumns | None = None) -> pa.Table:
+    """Rows of a log's partial as the kernel reads them: key, ts, available, id (if it is there) and the columns of `event_columns`; with
+    the keys `asked`, only those, with their `code` instead of a key."""
     if key_set.listed:
         own = [name for name in partial_columns(key_set, log) if name in table.column_names]
         table = at_keys(key_set, table.select(own))
-    keys, present = hashed_keys(key_set, table)
+    if asked is None:
+        keys, present = hashed_keys(key_set, table)
+    else:
+        columns, present = keys_of(key_set, table)
+        keys = asked.find(columns)
+        present &= keys >= 0
     out = pa.table(
         {
-            "key": pa.array(keys),
+            "key" if asked is None else "code": pa.array(keys),
             "ts": table.column("ts"),
             "available": pa.array(available(log, table)),
             **({"id": table.column("id")} if "id" in table.column_names else {}),
@@ -220,7 +242,7 @@ def tile(key_set: KeySet, log: EventLog, rows: pa.Table, moment: int, settled: i
     if not rows.num_rows:
         return late
     columns = event_columns(key_set, log)
-    parts = [int64_column(rows, "key")]
+    parts = [int64_column(rows, "code" if "code" in rows.column_names else "key")]
     for column in columns:
         value = rows.column(column.name).to_numpy()
         if column.role == "flag":
@@ -322,16 +344,17 @@ def _total(values: Int, codes: Int, groups: int) -> Int:
 
 
 def answer(
-    key_set: KeySet, schema: Schema, keys: Keys, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
+    key_set: KeySet, schema: Schema, keys: Keys | KeyColumns, ts: Int, window_start: Int, events: Mapping[str, pa.Table]
 ) -> Iterator[tuple[str, pa.Array]]:
     """(feature, its value at each query) of every feature of the key set; where a key is a list, in float64.
 
     Args:
-        keys: the queries' hashed keys.
+        keys: the queries' keys, hashed or by column.
         ts, window_start: int64 [queries]: the exposure's time, its window's start.
         events: log -> its rows as `events_at_keys` and `tile` give them, `coded` by `keys` or not; without `available` where that is `ts`.
     """
-    events = {log: table if "code" in table.column_names else coded(table, keys) for log, table in events.items()}
+    if isinstance(keys, Keys):
+        events = {log: rows if "code" in rows.column_names else coded(rows, keys) for log, rows in events.items()}
     scans = {
         name: Scan(
             Coded(keys, int64_column(table, "code")),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ from genrank.pipelines.exact_sums import Float, Parts, added, between, grouped, 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
+CACHED = 1 << 13
+"""Rows hashed at a time."""
 Terms = Callable[[Int], tuple[Parts, ...]]
 """Rows of a scan -> numbers of each, to be summed."""
 
@@ -94,10 +96,19 @@ class Keys:
         return codes
 
 
+class Codes(Protocol):
+    """Keys that have codes."""
+
+    codes: Int
+    """Of each row."""
+    count: int
+    """Codes are less."""
+
+
 class Coded(NamedTuple):
     """Rows' keys as codes of distinct ones, which may be others' keys."""
 
-    keys: Keys
+    keys: Codes
     codes: Int
     """-1 where a row's key is none of them."""
 
@@ -153,6 +164,7 @@ class Scan:
 
     def at(self, keys: Int, times: Int) -> Queries:
         """Queries at `times` (int64 ms) of `keys`."""
+        assert isinstance(self._keys, Keys)
         return self._queries(self._keys.find(keys), times)
 
     def of_asked(self, times: Int) -> Queries:
@@ -237,17 +249,21 @@ class Scan:
     ) -> tuple[Int, tuple[Parts, ...]]:
         """What merged rows add: the same to every query of a key, so that nothing need be sorted."""
         assert self._merged is not None
-        first = np.full(self._keys.count + 1, np.iinfo(np.int64).max)
-        at = np.flatnonzero(np.diff(queries.keys, prepend=-2))
-        first[queries.keys[at]] = queries.times[at]
-        rows = rows[self._ts[rows] > first[self._codes[rows]] - window]
-        # The last one is for keys without events.
-        count = np.zeros(self._keys.count + 1, np.int64)
-        np.add.at(count, self._codes[rows], self._merged[rows])
-        sums = [grouped(own, self._codes[rows], self._keys.count + 1) for own in (terms(rows) if terms else ())]
-        return count[queries.keys], tuple(
-            {exponent: of_key[queries.keys] for exponent, of_key in own.items()} for own in sums
+        first = np.flatnonzero(np.diff(queries.keys, prepend=-2))
+        keys, times = queries.keys[first], queries.times[first]
+        of_query = np.repeat(np.arange(len(first)), np.diff(first, append=len(queries.keys)))
+        codes = self._codes[rows]
+        place = np.minimum(np.searchsorted(keys, codes), len(keys) - 1)
+        asked = (
+            np.flatnonzero((keys[place] == codes) & (self._ts[rows] > times[place] - window))
+            if len(keys)
+            else place[:0]
         )
+        rows, place = rows[asked], place[asked]
+        count = np.zeros(len(keys), np.int64)
+        np.add.at(count, place, self._merged[rows])
+        sums = [grouped(own, place, len(keys)) for own in (terms(rows) if terms else ())]
+        return count[of_query], tuple({exponent: of_key[of_query] for exponent, of_key in own.items()} for own in sums)
 
     def newest(self, queries: Queries, window: int, chosen: Bool | None = None) -> Int:
         """Row of the newest visible event, by (ts, id); -1 where there is none."""
@@ -400,21 +416,31 @@ def mix(*columns: Int) -> Int:
 
     Columns may have several dimensions, of one shape: the hash then has it, too.
     """
-    state = np.full(columns[0].shape, 0x9E3779B97F4A7C15, np.uint64)
-    for column in columns:
-        state ^= column.astype(np.int64, copy=False).view(np.uint64)
-        state *= np.uint64(0xBF58476D1CE4E5B9)
-        state ^= state >> np.uint64(32)
-        state *= np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(29)
-    hashed: Int = state.view(np.int64)
+    parts = [np.ascontiguousarray(column, np.int64).view(np.uint64).ravel() for column in columns]
+    state = np.full(parts[0].shape, 0x9E3779B97F4A7C15, np.uint64)
+    shifted = np.empty(min(len(state), CACHED), np.uint64)
+    # Rows that a core's cache holds go through all rounds before the next ones.
+    for begin in range(0, len(state), CACHED):
+        rows = state[begin : begin + CACHED]
+        high = shifted[: len(rows)]
+        for part in parts:
+            rows ^= part[begin : begin + CACHED]
+            rows *= np.uint64(0xBF58476D1CE4E5B9)
+            rows ^= np.right_shift(rows, np.uint64(32), out=high)
+            rows *= np.uint64(0x94D049BB133111EB)
+            rows ^= np.right_shift(rows, np.uint64(29), out=high)
+    hashed: Int = state.view(np.int64).reshape(columns[0].shape)
     return hashed
 
 
 def slot_of(hashes: Int, slots: int) -> NDArray[np.int32]:
     """Which of `slots` a row of this hash goes to."""
-    slot: NDArray[np.int32] = ((hashes.view(np.uint64) >> np.uint64(17)) % np.uint64(slots)).astype(np.int32)
-    return slot
+    slot = hashes.view(np.uint64) >> np.uint64(17)
+    if slots & (slots - 1):
+        slot %= np.uint64(slots)
+    else:  # A mask takes a tenth of what a division does.
+        slot &= np.uint64(slots - 1)
+    return slot.astype(np.int32)
 
 
 def ascends(values: Int) -> bool:

@@ -77,8 +77,9 @@ class Normalizer:
     def _events(self, source: EventLog, partition: int, raw: pa.Table) -> Iterator[Piece]:
         ms = times_of(source, raw.column(source.time)).values
         home, day = home_days(ms, partition, self.schema.local_days, parse_duration(source.lateness))
-        wanted = np.isin(home, np.fromiter(self.days[source.name], np.int64))
-        if not wanted.all():
+        days = self.days[source.name]
+        if len(home) and not days.issuperset(range(int(home.min()), int(home.max()) + 1)):
+            wanted = np.isin(home, np.fromiter(days, np.int64))
             raw, ms, home, day = raw.filter(pa.array(wanted)), ms.filter(pa.array(wanted)), home[wanted], day[wanted]
         rows, misfits = declared(source, raw)
         times = epoch_ms(rows.column(source.time), source.time_unit)
@@ -89,14 +90,15 @@ class Normalizer:
         checks = self._checks(source, partition, rows, arrived - ts, no_time, home, day)
         reasons = Reasons.first(raw.num_rows, [*misfits, *checks])
         frame, user = frame_of(rows), hashed_ids(rows, source.user)
-        yield from quarantined(source, rows, reasons, home, slot_of(mix(user), self.buckets))
+        slots = slot_of(mix(user), self.buckets)
+        yield from quarantined(source, rows, reasons, home, slots)
         good = reasons.good
         if not good.any():
             return
         if not good.all():
             keep = pa.array(good)
             rows, ts, arrived, home, user = rows.filter(keep), ts[good], arrived[good], home[good], user[good]
-            frame = frame.filter(pl.Series(good))
+            frame, slots = frame.filter(pl.Series(good)), slots[good]
         columns = {
             "u": pa.array(user),
             "ts": pa.array(ts),
@@ -112,7 +114,7 @@ class Normalizer:
         own = tuple(column for column in self.columns[source.name] if column.name not in repeated)
         columns |= compute(frame, source, own)
         message = NormalizedRows(home, same, pa.table(columns), found)
-        yield from self._finite(source, rows, message, slot_of(mix(user), self.buckets))
+        yield from self._finite(source, rows, message, slots)
 
     def _finite(
         self, source: EventLog | Snapshot, rows: pa.RecordBatch, message: NormalizedRows, slots: NDArray[np.int32]

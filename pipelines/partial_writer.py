@@ -19,7 +19,6 @@ from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, order_by
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows, tag_parts
-from genrank.pipelines.partials import with_repeated
 from genrank.schemas import files
 
 
@@ -28,7 +27,7 @@ class PartialColumns(NamedTuple):
 
     names: tuple[str, ...]
     repeated: Mapping[str, str]
-    """Those that are not sent because they hold what another does (`partials.repeated_columns`)."""
+    """Columns that are neither sent nor stored -> the one that holds the same (`partials.repeated_columns`)."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,20 @@ class PartialWriter:
         kept = first_of_each(rows.event, arrived, id_)
         first = int(rows.day.min())
         found = np.bincount(rows.day - first)
-        duplicates = np.bincount(rows.day[~kept] - first, minlength=len(found))
-        at = np.flatnonzero(kept)
-        at = at[by_day_user_and_time(rows.day[at], user[at], ts[at], id_[at])]
-        table = with_repeated(taken(rows.rows, at), names, repeated)
+        duplicates = np.zeros_like(found)
+        if kept.all():
+            at = by_day_user_and_time(rows.day, user, ts, id_)
+        else:
+            duplicates = np.bincount(rows.day[~kept] - first, minlength=len(found))
+            at = np.flatnonzero(kept)
+            at = at[by_day_user_and_time(rows.day[at], user[at], ts[at], id_[at])]
+        table = taken(rows.rows.select(names), at)
         begin = 0
         for place in np.flatnonzero(found).tolist():
             day, size = first + place, int(found[place] - duplicates[place])
             path = self._stage(f"{source}-{day}-{bucket:05d}")
             if size:
-                write_partial(table.slice(begin, size), path, repeated)
+                write_partial(table.slice(begin, size), path)
             yield PartialReport(
                 source,
                 day,
@@ -98,12 +101,12 @@ class PartialWriter:
         return folder / f"{name}-{uuid.uuid4().hex[:12]}.parquet"
 
 
-def write_partial(table: pa.Table, path: Path, repeated: Mapping[str, str]) -> None:
+def write_partial(table: pa.Table, path: Path) -> None:
     """One file of a partial. Times and hashes hardly repeat: trying a dictionary or a compression on them would take as long as writing
     them. Users, by whom the file is sorted, repeat in runs, of which split bytes leave nothing."""
-    unlike = ("ts", "arrived", "id")
-    users = [name for name in table.column_names if repeated.get(name, name) == "u"]
-    encodings = dict.fromkeys(unlike[:2], "DELTA_BINARY_PACKED") | dict.fromkeys(users, "BYTE_STREAM_SPLIT")
+    unlike, users = ("ts", "arrived", "id"), ("u",)
+    encodings = {"ts": "DELTA_BINARY_PACKED", "arrived": "DELTA_BINARY_PACKED", "u": "BYTE_STREAM_SPLIT"}
+    encodings = {name: encoding for name, encoding in encodings.items() if name in table.column_names}
     pq.write_table(
         table,
         path,

@@ -247,7 +247,8 @@ def of_users(table: pa.Table, users: pa.Array) -> pa.Table:
 
 
 def repeated_columns(source: EventLog | Snapshot) -> dict[str, str]:
-    """Columns of a log's partial that hold, row by row, what another one does: they are stored, but moved and read as the other."""
+    """Columns of a log's partial that hold, row by row, what another one does: neither moved nor stored, and read as the other. Files that
+    older releases wrote have them."""
     if isinstance(source, Snapshot):
         return {}
     repeated = {Column("id", source.user).name: "u"}

@@ -56,12 +56,11 @@ class PartialsJob:
                     snapshots.setdefault(name, {})[day] = self.store.ref(self.partials[name][at], at)
         wanted = {name: frozenset(days) for name, days in missing.items()}
         normalizer = Normalizer(plan.schema, plan.buckets, wanted, snapshots)
-        layouts = {
-            source.name: PartialColumns(
-                tuple(partial_schema(plan.schema, source, plan.columns[source.name]).names), repeated_columns(source)
-            )
-            for source in map(plan.schema.source, missing)
-        }
+        layouts = {}
+        for source in map(plan.schema.source, missing):
+            repeated = repeated_columns(source)
+            names = partial_schema(plan.schema, source, plan.columns[source.name]).names
+            layouts[source.name] = PartialColumns(tuple(name for name in names if name not in repeated), repeated)
         writer = PartialWriter(str(self.staging / "partials"), layouts)
         units = []
         for name, days in missing.items():

@@ -13,7 +13,7 @@ from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import declared_schema, store
 from genrank.pipelines.merge_scan import Bool, Int, mix
 from genrank.schemas import EventLog, Snapshot
-from genrank.schemas.conversion import FIRST_MS, Misfit, convert, epoch_ms
+from genrank.schemas.conversion import FIRST_MS, Misfit, convert, epoch_ms, filled
 
 
 def declared(source: EventLog | Snapshot, raw: pa.Table) -> tuple[pa.RecordBatch, list[tuple[str, Bool]]]:
@@ -67,8 +67,8 @@ def is_null(rows: pa.RecordBatch, column: str) -> Bool:
 
 def null_as_zero(ms: pa.Array) -> Int:
     """int64 with 0 for null."""
-    filled: Int = pc.fill_null(ms, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return filled
+    known: Int = filled(ms, 0).to_numpy(zero_copy_only=False)
+    return known
 
 
 def arrival(source: EventLog, rows: pa.RecordBatch, ts: Int) -> tuple[Int, tuple[Misfit, ...]]:

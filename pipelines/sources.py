@@ -19,7 +19,7 @@ from genrank.pipelines.merge_scan import Int
 from genrank.schemas import EventLog, Schema, Snapshot, UserError, source_files
 from genrank.schemas.absent_columns import absent_columns, may_be_missing, with_absent_columns
 from genrank.schemas.base import DAY_MS, parse_duration
-from genrank.schemas.conversion import INT96_UNIT, Converted, convert, epoch_ms, readable_as
+from genrank.schemas.conversion import INT96_UNIT, Converted, convert, epoch_ms, filled, readable_as
 from genrank.schemas.digest import digest
 from genrank.schemas.files import reading
 from genrank.schemas.local_days import LocalDays
@@ -229,7 +229,7 @@ def home_days(ms: pa.Array, partition: int, local_days: LocalDays, lateness: int
         ms: int64 epoch ms of the years 1 to 9999 (`conversion.epoch_ms`), so that no sum here leaves 64 bits; or null.
     """
     null = ms.is_null().to_numpy(zero_copy_only=False)
-    day = local_days.days(ms.fill_null(0).to_numpy(zero_copy_only=False))
+    day = local_days.days(filled(ms, 0).to_numpy(zero_copy_only=False))
     usable = ~null & (day <= partition) & (partition - day <= lateness // DAY_MS)
     return np.where(usable, day, partition), day
 

@@ -105,7 +105,7 @@ def epoch_ms(array: pa.Array, unit: str) -> Converted:
         times = _times(array)
         return Converted(times.values.cast(pa.int64()), times.misfits)
     converted = convert(array, "int64")
-    value = pc.fill_null(converted.values, 0).to_numpy(zero_copy_only=False)
+    value = filled(converted.values, 0).to_numpy(zero_copy_only=False)
     low, high = {"s": (FIRST_MS // 1000, LAST_MS // 1000), "us": (FIRST_MS * 1000, LAST_MS * 1000)}.get(
         unit, (FIRST_MS, LAST_MS)
     )
@@ -244,6 +244,11 @@ def _lists(array: pa.Array, declared: str) -> Converted:
 
 
 # ---------------------------------------------------------------------- parts
+
+
+def filled(array: pa.Array, value: int) -> pa.Array:
+    """`value` in place of nulls; the same array where there are none, which `pc.fill_null` would copy."""
+    return pc.fill_null(array, value) if array.null_count else array
 
 
 def _is_list(type_: pa.DataType) -> bool:

@@ -18,6 +18,7 @@ from genrank.pipelines.compaction import sizes
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.uses import SequenceUse, TileUse
 from genrank.pipelines.cross_features import KeySet
+from genrank.pipelines.key_columns import KeyColumns
 from genrank.pipelines.merge_scan import Keys
 from genrank.pipelines.partials import (
     Bucket,
@@ -86,7 +87,7 @@ class PastReader:
         wanted: Mapping[TileUse, ReadPlan],
         bucket: int,
         users: pa.Array | None = None,
-        asked: Mapping[KeySet, Keys] | None = None,
+        asked: Mapping[KeySet, Keys | KeyColumns] | None = None,
         lean: bool = False,
     ) -> dict[TileUse, pa.Table]:
         """Events and tiles of logs at the keys of key sets; with `users` and the keys `asked`, only those, with their codes; `lean` leaves
@@ -132,7 +133,7 @@ class PastReader:
         log: EventLog,
         reading: ReadPlan,
         rows: pa.Table,
-        asked: Keys | None,
+        asked: Keys | KeyColumns | None,
         merge: bool,
         everything: bool,
     ) -> Iterator[pa.Table]:
@@ -147,10 +148,11 @@ class PastReader:
         for number in sorted({0, *np.unique(run_of[run_of > 0]).tolist()}):
             mine = run_of == number
             table = rows if mine.all() else rows.filter(pa.array(mine))
-            table = cross_features.events_at_keys(key_set, log, table)
+            by_column = asked if isinstance(asked, KeyColumns) else None
+            table = cross_features.events_at_keys(key_set, log, table, by_column)
             if reading.runs or reading.compacted:
                 table = cross_features.mergeable(key_set, log, table)
-            if asked is not None:
+            if isinstance(asked, Keys):
                 table = cross_features.coded(table, asked)
             if number:
                 moment = self.schema.local_days.start(reading.runs[number - 1][-1])
@@ -181,7 +183,9 @@ class PastReader:
 
     # ------------------------------------------------------------------ what is compacted
 
-    def _tiles(self, use: TileUse, refs: Iterable[PartialRef], bucket: int, asked: Keys | None) -> list[pa.Table]:
+    def _tiles(
+        self, use: TileUse, refs: Iterable[PartialRef], bucket: int, asked: Keys | KeyColumns | None
+    ) -> list[pa.Table]:
         """A bucket's share of tiles: of its users' keys those in its users' files, all `asked` among them; of other keys, which any bucket
         may deal with, every so many-th file."""
         own = Bucket(bucket, self.buckets)
@@ -193,6 +197,7 @@ class PastReader:
             else:
                 numbers = range(bucket, ref.buckets, self.buckets)
             for table in read_files(ref, numbers):
+                assert not isinstance(asked, KeyColumns), "a tile has its keys' hash alone"
                 tables.append(table if asked is None else cross_features.coded(table, asked))
         return tables
 
