@@ -26,7 +26,7 @@ def compiled(function: Callable[Given, Made], backend: str = "inductor") -> Call
 
     @functools.wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        with shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
+        with shapes.patch(backed_size_oblivious=True, use_duck_shape=False):  # type: ignore[attr-defined]
             return run(*args, **kwargs)
 
     return call

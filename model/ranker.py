@@ -108,7 +108,7 @@ class EncoderModel(Model):
         self._compile_encoder(backend)
 
     def _compile_encoder(self, backend: str) -> None:
-        self.encoder.forward = compiled(self.encoder.forward, backend)  # type: ignore[method-assign]
+        self.encoder.forward = compiled(self.encoder.forward, backend)
 
     def recompute_activations(self) -> None:
         """Activation checkpointing, a layer at a time."""

@@ -231,7 +231,8 @@ class Tokenizer(nn.Module):
     def _piece(self, part: Part, matrices: Mapping[str, Tensor], place: Arrangement) -> Tensor:
         """[tokens, d_model] of a part, sample after sample."""
         if part.separator:
-            return self.separators[f"of_{part.name}"].expand(len(place.users), -1)
+            row: Tensor = self.separators[f"of_{part.name}"]
+            return row.expand(len(place.users), -1)
         if part.per_row:
             tokens: Tensor = self.projections[f"of_{part.name}"](matrices[part.name])
             return tokens
