@@ -14,7 +14,8 @@ Made = TypeVar("Made")
 
 
 def compiled(function: Callable[Given, Made], backend: str = "inductor") -> Callable[Given, Made]:
-    """The function, compiled when it is first called: once for training and once for inference.
+    """The function, compiled when it is first called: once for training and once for inference. (Inductor may still take a size of 1 for itself: a batch of
+    one sample with one candidate was compiled once more.)
 
     Sizes are symbols, of which PyTorch by default compiles 0 and 1 anew, and also two that were equal once: batches without a realtime event, of one
     sample, or with as many events of two sequences would each cost a compilation, and after eight of them it would give up.

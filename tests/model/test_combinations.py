@@ -21,7 +21,7 @@ from genrank.schemas.errors import UserError
 MODELS = ("mtgr-tiny", "hstu-tiny", "din", "dlrm", "dcn", "sasrec", "hstu-retrieval-tiny")
 COMPILED = {("hstu-tiny", "bf16", 2), ("hstu-retrieval-tiny", "fp32", None)}
 """What --compile is for has an encoder: a ranker and a retriever, both precisions, and a resumption. Traced, differentiated and partitioned as with C++,
-but run without, which takes half a minute a case: `test_trainer.test_compiled_it_learns_the_same` has it."""
+but run without, which takes half a minute a case: `test_compiled.test_by_cpp` has it."""
 STEPS = 3
 
 
