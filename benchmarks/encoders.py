@@ -236,8 +236,7 @@ def run(arguments: argparse.Namespace, schema: Schema, case: Case, seed: int) ->
 def speed(config: TrainConfig) -> float:
     """Candidates a second of training: forward, backward and both optimizers, the best of three passes over some batches. On a CPU of the
     process's own time, so that a busy machine doesn't change it."""
-    ranks = join_ranks(config.device)
-    trainer = Trainer(dataclasses.replace(config, spike_factor=0, from_checkpoint=None), ranks, None)
+    trainer = begun(dataclasses.replace(config, spike_factor=0, from_checkpoint=None))
     batches = list(itertools.islice(cycle(trainer), SAMPLED_BATCHES))
 
     def once() -> None:
@@ -245,7 +244,12 @@ def speed(config: TrainConfig) -> float:
             trainer.train_step.run([batch], trainer.position)
 
     once()
-    return sum(len(batch.item) for batch in batches) / min(timed(once, ranks) for _ in range(3))
+    return sum(len(batch.item) for batch in batches) / min(timed(once, trainer.ranks) for _ in range(3))
+
+
+def begun(config: TrainConfig) -> Trainer:
+    """Of a run that is not gone on with: in a folder without checkpoints."""
+    return Trainer(dataclasses.replace(config, out=config.out / "begun"), join_ranks(config.device), None)
 
 
 def within(config: TrainConfig, flops: float) -> TrainConfig:
@@ -259,8 +263,7 @@ def within(config: TrainConfig, flops: float) -> TrainConfig:
 
 def steps_within(config: TrainConfig, flops: float) -> int:
     """Optimizer steps that train with so many operations, at least one; 0 where all of the run takes fewer. Counted in every eighth batch."""
-    # In no run's folder: a checkpoint of an interrupted run isn't gone on with.
-    trainer = Trainer(dataclasses.replace(config, out=config.out / "counted"), join_ranks(config.device), None)
+    trainer = begun(config)
     trainer.model.train()
     steps = each = 0
     with torch.no_grad():

@@ -259,13 +259,19 @@ def repeated_columns(source: EventLog | Snapshot) -> dict[str, str]:
     return repeated
 
 
+def stored_names(names: Iterable[str], source: EventLog | Snapshot) -> list[str]:
+    """Of the names of a partial's columns those that its files have: they repeat no other (`repeated_columns`)."""
+    repeated = repeated_columns(source)
+    return [name for name in names if name not in repeated]
+
+
 def with_repeated(rows: pa.Table, names: Iterable[str], repeated: Mapping[str, str]) -> pa.Table:
     """The columns of these names, of rows that lack those which repeat another (`repeated_columns`)."""
     return pa.table({name: rows.column(repeated.get(name, name)) for name in names})
 
 
 def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> pa.Schema:
-    """Arrow schema of a partial's files."""
+    """Arrow schema of a partial's rows; its files have the columns of `stored_names`."""
     fields = {"u": pa.int64(), "ts": pa.int64(), "arrived": pa.int64(), "id": pa.int64()}
     if isinstance(source, EventLog) and source.name == schema.candidates.source:
         fields["user"] = ARROW_TYPES[source.columns[source.user]]

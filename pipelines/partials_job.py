@@ -13,7 +13,7 @@ from genrank.pipelines.messages import PartialReport
 from genrank.pipelines.moving import move_files
 from genrank.pipelines.normalize import Normalizer, ReadUnit
 from genrank.pipelines.partial_writer import PartialColumns, PartialWriter
-from genrank.pipelines.partials import Partial, PartialRef, PartialStore, partial_schema, repeated_columns
+from genrank.pipelines.partials import Partial, PartialRef, PartialStore, partial_schema, repeated_columns, stored_names
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.sources import Partition
 from genrank.schemas import EventLog, Snapshot, UserError
@@ -58,9 +58,8 @@ class PartialsJob:
         normalizer = Normalizer(plan.schema, plan.buckets, wanted, snapshots)
         layouts = {}
         for source in map(plan.schema.source, missing):
-            repeated = repeated_columns(source)
             names = partial_schema(plan.schema, source, plan.columns[source.name]).names
-            layouts[source.name] = PartialColumns(tuple(name for name in names if name not in repeated), repeated)
+            layouts[source.name] = PartialColumns(tuple(stored_names(names, source)), repeated_columns(source))
         writer = PartialWriter(str(self.staging / "partials"), layouts)
         units = []
         for name, days in missing.items():
