@@ -43,6 +43,7 @@ from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.attention.plan import make_plan, summary_tuned, units_tuned
 from genrank.kernels.autodis import LARGEST
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
@@ -62,7 +63,7 @@ def attention_launches(
     dtype: torch.dtype, heads: int, dim: int, value_dim: int, kind: str, device: str = "cpu", seed: int = 7
 ) -> list[Launch]:
     """Forward, dQ and dKV of one shape; kind: "plain", "bias" (with gradients of both tables and a divisor of each
-    query's own), "dropout", "delta" or "tma" (only the configurations that load by it)."""
+    query's own), "dropout", "delta" or "tma" (only the configurations that load by it). The plan's kernels have a case of their own."""
     tokens = 256
     packed = torch.zeros(tokens, heads, 2 * dim + value_dim, dtype=dtype, device=device)
     q, k, v = packed.split([dim, dim, value_dim], 2)
@@ -83,6 +84,15 @@ def attention_launches(
         attention_gpu.forward(q, k, v, call)
         if kind != "delta":
             attention_gpu.backward(grad_out, q, k, v, call)
+    return [launch for launch in launches if launch.tuned not in (summary_tuned, units_tuned)]
+
+
+def plan_launches(offsets: torch.dtype, device: str = "cpu") -> list[Launch]:
+    """Of a batch's programs for attention."""
+    bounds = torch.zeros(2, 256, dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 256], dtype=offsets, device=device)
+    with recording() as launches:
+        make_plan(IntervalMask(starts, starts, None, *bounds), 256)
     return launches
 
 
@@ -222,6 +232,8 @@ def other_cases() -> Iterator[Case]:
             return span_launches(dtype, dim, kind)
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
+    for offsets in (torch.int32, torch.int64):
+        yield Case(f"attention plan {str(offsets)[6:]}", "fp32", EVERY, functools.partial(plan_launches, offsets))
     yield Case("lookups", "fp32", EVERY, lookup_launches)
     yield Case("losses", "fp32", EVERY, loss_launches)
     yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)

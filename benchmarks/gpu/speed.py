@@ -14,8 +14,16 @@ from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
 from benchmarks.gpu.session import Session, described, environment
 from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, shapes
 from benchmarks.kernels_cases import Batch
-from genrank.kernels.attention import AttentionCall, RelativeBias, interval_attention, reference_attention, row_scale
-from genrank.kernels.attention import plan as attention_plan
+from genrank.kernels.attention import (
+    AttentionCall,
+    IntervalMask,
+    RelativeBias,
+    interval_attention,
+    reference_attention,
+    row_scale,
+)
+from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.attention.plan import UNIT, Plan
 from genrank.kernels.norm import add_norm, group_layer_norm, norm_gate
 from genrank.kernels.silu_split import silu_split
 from genrank.kernels.silu_split.reference import reference_split
@@ -176,20 +184,31 @@ def measure_gluon(session: Session, shape: Shape) -> dict[str, Any]:
 def heaviest_units_first() -> Iterator[None]:
     """The order of units that `kernels.attention.plan` is compared with: by their own work over the whole batch, so that the
     programs of one moment belong to as many samples."""
-    units = attention_plan.units
+    make = attention_gpu.make_plan
 
-    def reordered(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:
-        made = units(offsets, tokens, work, of_sample)
-        row, rows, start, _ = made.long().unbind(1)
-        last = torch.minimum(row + attention_plan.UNIT, rows)
-        cost = work[(start + last).clamp(0, tokens)] - work[(start + row).clamp(0, tokens)]
-        return made[torch.argsort(torch.where(rows < 0, -1, cost), descending=True, stable=True)].contiguous()
+    def reordered(mask: IntervalMask, key_tokens: int) -> Plan:
+        plan, sees = make(mask, key_tokens), (mask.begin < mask.end).long()
+        index = torch.arange(len(sees), device=sees.device)
+        first = mask.k_offsets[torch.searchsorted(mask.q_offsets, index, right=True) - 1]
+        change = sees.new_zeros(key_tokens + 1)
+        change.index_add_(0, first + mask.begin, sees).index_add_(0, first + mask.end, -sees)
+        by_query, by_key = (mask.end - mask.begin).clamp(min=0).long(), change[:-1].cumsum(0)
+        return plan._replace(q_units=by_work(plan.q_units, by_query), k_units=by_work(plan.k_units, by_key))
 
-    attention_plan.units = reordered
+    attention_gpu.make_plan = reordered
     try:
         yield
     finally:
-        attention_plan.units = units
+        attention_gpu.make_plan = make
+
+
+def by_work(units: Tensor, work: Tensor) -> Tensor:
+    """Units with the most work first; work: [tokens] int64."""
+    running = torch.nn.functional.pad(work.cumsum(0), (1, 0))
+    row, rows, start, _ = units.long().unbind(1)
+    first, last = start + row, start + torch.minimum(row + UNIT, rows)
+    cost = running[last.clamp(0, len(work))] - running[first.clamp(0, len(work))]
+    return units[torch.argsort(torch.where(rows < 0, -1, cost), descending=True, stable=True)].contiguous()
 
 
 def measure_order(session: Session, shape: Shape) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def matmul_ceiling(session: Session) -> float:
 
 PARTS = {
     "norm and gate": ("norm_forward_kernel", "norm_backward_kernel"),
-    "attention": ("forward_kernel", "backward_q_kernel", "backward_kv_kernel"),
+    "attention": ("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "summary_kernel", "units_kernel"),
     "matrix products": ("gemm", "cutlass", "cublas", "nvjet", "xmma", "splitk", "gemv"),
     "optimizer and clipping": ("multi_tensor_apply", "fusedadam", "fused_adam"),
 }

@@ -16,6 +16,7 @@ from benchmarks.kernels_compile import (
     attention_launches,
     jagged_launches,
     norm_launches,
+    plan_launches,
     rowwise_launches,
     split_launches,
 )
@@ -35,6 +36,9 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for dim in (128, 256):
             for launch in attention_launches(bf16, 4, dim, dim, kind, device, seed=0):
                 yield launch, True
+    for offsets in (torch.int32, torch.int64):
+        for launch in plan_launches(offsets, device):
+            yield launch, True
     if device == "cuda" and torch.cuda.get_device_capability()[0] == 9:
         for dim in (128, 256, 64):
             for launch in gluon_launches(dim, device):

@@ -255,10 +255,10 @@ def unit_stride(x: Tensor) -> Tensor:
 def fixed_point_for(grad_out: Tensor, v: Tensor, call: AttentionCall, plan: Plan) -> Tensor:
     """float32 []: a power of two F such that all gradients of the scores, times F, add up to less than 2^61.
 
-    |ds| <= |grad_out| |v| max|silu'| / n / (1 - dropout), and there are `plan.pairs` of them. NaN where a gradient is not
-    finite.
+    |ds| <= |grad_out| |v| max|silu'| / n / (1 - dropout), for a pair of `plan.pairs` or a query and itself. NaN where a gradient is
+    not finite.
     """
     grad_norm, v_norm = (torch.linalg.vector_norm(x, dim=2, dtype=torch.float32) for x in (grad_out, v))
     bound = (grad_norm.amax(1) * call.scale).amax() * v_norm.amax() * (1.1 / (1.0 - call.dropout))
-    exponent = (61.0 - torch.log2(bound.double() * plan.pairs)).floor().clamp(max=100.0)
+    exponent = (61.0 - torch.log2(bound.double() * (plan.pairs.sum() + len(grad_out)))).floor().clamp(max=100.0)
     return torch.where(bound.isfinite(), torch.exp2(exponent), torch.nan).float()

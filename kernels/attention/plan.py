@@ -10,15 +10,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from genrank.kernels.attention.interval import IntervalMask
+from genrank.kernels.attention.triton_plan import summary_kernel, units_kernel
+from genrank.kernels.launch import Tuned
 
 UNIT = 128
 """Rows of a unit of work; every block size divides it."""
 CHUNK = 64
 """Query rows summarised together for `backward_kv_kernel`."""
+
+summary_tuned = Tuned(summary_kernel, [triton.Config({"CHUNKS": 16}, num_warps=4)], [])
+units_tuned = Tuned(units_kernel, [triton.Config({"BLOCK": 32, "SAMPLES": 256}, num_warps=4)], [])
 
 
 class Plan(NamedTuple):
@@ -30,56 +35,28 @@ class Plan(NamedTuple):
     """[units, 4]: of `UNIT` keys; the last column is the sample's first row of `summary`."""
     summary: Tensor
     """[chunks, 5]: of `CHUNK` queries, min begin and max end over those that see anything, max begin and min end over
-    all, and whether any lies outside its own interval.
+    all, and whether any lies outside its own interval. A sample's chunks stand together; what lies between two samples' is not written.
     """
     pairs: Tensor
-    """int64 []: visible pairs of the batch, one head."""
+    """int64 [B]: pairs of each sample's intervals, one head."""
 
 
 def make_plan(mask: IntervalMask, key_tokens: int) -> Plan:
-    """Never reads anything back from the device: the number of units is bounded by what the host knows."""
-    q_offsets, k_offsets = mask.q_offsets.long(), mask.k_offsets.long()
-    begin, end = mask.begin.long(), mask.end.long()
-    device, queries, batch = begin.device, len(begin), len(q_offsets) - 1
-    seen = (end - begin).clamp(min=0)
-    by_query = F.pad(seen.cumsum(0), (1, 0))
-    q_units = units(q_offsets, queries, by_query, torch.arange(batch, device=device))
-
-    sample = torch.searchsorted(q_offsets, torch.arange(queries, device=device), right=True) - 1
-    first_key = k_offsets[sample.clamp(0, max(batch - 1, 0))] if batch else sample
-    change = torch.zeros(key_tokens + 1, dtype=torch.int64, device=device)
-    counts = (seen > 0).long()
-    change.index_add_(0, (first_key + begin).clamp(0, key_tokens), counts)
-    change.index_add_(0, (first_key + end).clamp(0, key_tokens), -counts)
-    by_key = F.pad(change[:-1].cumsum(0).cumsum(0), (1, 0))
-    lengths = q_offsets.diff()
-    chunks = (lengths + CHUNK - 1) // CHUNK
-    upto = chunks.cumsum(0)
-    k_units = units(k_offsets, key_tokens, by_key, upto - chunks)
-
-    index = torch.arange(-(-queries // CHUNK) + batch, device=device)
-    of = torch.searchsorted(upto, index, right=True)
-    there = of < batch
-    of = of.clamp(max=max(batch - 1, 0))
+    """Two launches. Never reads anything back from the device: the number of units is bounded by what the host knows."""
+    device, queries, batch = mask.begin.device, len(mask.begin), len(mask.q_offsets) - 1
+    chunks, places = -(-queries // CHUNK) + batch, [-(-tokens // UNIT) + batch for tokens in (queries, key_tokens)]
+    summary = torch.empty(max(chunks, 1), 5, dtype=torch.int32, device=device)
+    seen, pairs = (torch.empty(size, dtype=torch.int64, device=device) for size in (chunks, batch))
+    q_units, k_units = (torch.empty(count, 4, dtype=torch.int32, device=device) for count in places)
     if batch:
-        rows = ((index - (upto - chunks)[of]) * CHUNK)[:, None] + torch.arange(CHUNK, device=device)
-        real = there[:, None] & (rows < lengths[of][:, None])
-        at = (q_offsets[of][:, None] + rows).clamp(0, max(queries - 1, 0))
-    far = torch.iinfo(torch.int32).max
-    if batch and queries:
-        b, e = begin[at], end[at]
-        sees = real & (b < e)
-        columns = [
-            torch.where(sees, b, far).amin(1),
-            torch.where(sees, e, 0).amax(1),
-            torch.where(real, b, 0).amax(1),
-            torch.where(real, e, far).amin(1),
-            (real & ((rows < b) | (rows >= e))).any(1),
-        ]
-        summary = torch.stack(columns, 1).to(torch.int32)
-    else:
-        summary = torch.zeros(1, 5, dtype=torch.int32, device=device)
-    return Plan(q_units, k_units, summary.contiguous(), seen.sum() + queries)
+        given = [mask.begin, mask.end, mask.q_offsets, summary, seen, pairs, queries, chunks]
+        summary_tuned(lambda _: (batch,), given, {"CHUNK": CHUNK})
+    if max(places):
+        given = [mask.q_offsets, mask.k_offsets, summary, seen, pairs, q_units, k_units]
+        units_tuned(
+            lambda _: (max(places), 2), [*given, queries, key_tokens, chunks, batch], {"UNIT": UNIT, "CHUNK": CHUNK}
+        )
+    return Plan(q_units, k_units, summary, pairs)
 
 
 def units(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:

@@ -226,9 +226,10 @@ def _backward(
             | {"ADD": add, "SHIFT": bool(shifts), "ABOVE": above is not None}
             | {"GROUPS": groups, "GROUP_WIDTH": triton.next_power_of_2(groups)},
         )
-    of_weight, of_bias, of_shift = torch.split(partial.sum(0), [groups, groups, shifts])
-    found = [of_weight.to(weight.dtype, copy=True), of_bias.to(bias.dtype, copy=True)]
-    return found if shift is None else [*found, of_shift[0].to(shift.dtype, copy=True)]
+    # A sum each: parts of one sum would have to be copied, as an op's results must not share memory.
+    of_weight, of_bias, of_shift = torch.split(partial, [groups, groups, shifts], 1)
+    found = [of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(bias.dtype)]
+    return found if shift is None else [*found, of_shift.sum((0, 1)).to(shift.dtype)]
 
 
 def flags(dim: int, group_ids: Tensor | None, gate: int, dropout: float) -> dict[str, Any]:

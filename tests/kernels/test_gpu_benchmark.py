@@ -20,11 +20,12 @@ from benchmarks.gpu import busy, mlperf, peers, repeat, report, speed, warmup
 from benchmarks.gpu.report import PAGE, page, targets_met, wrong
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.shapes import shapes
-from benchmarks.kernels_cases import make_batch
+from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.attention import interval_attention
-from genrank.kernels.attention import plan as attention_plan
-from genrank.kernels.launch import VARYING, Launch, recording
+from genrank.kernels.launch import recording
 from genrank.kernels.norm import norm_gate
+
+from .cases import make_batch, specialisation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,19 +169,6 @@ def test_a_row_that_ends_its_process_is_left_behind(tmp_path: Path) -> None:
     assert crash["error"] == "did not finish" and after["correct"]
 
 
-def specialisation(launch: Launch) -> tuple[Any, ...]:
-    """What decides whether two launches share a compiled kernel: types, ones and multiples of 16 among integers."""
-
-    def kind(value: Any) -> Any:
-        if isinstance(value, int):
-            return value == 1, value % 16 == 0
-        return value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-
-    named = zip(launch.kernel.arg_names, launch.arguments, strict=False)
-    kinds = [type(value).__name__ if name in VARYING else kind(value) for name, value in named]
-    return launch.kernel.__name__, *kinds, *sorted(launch.constants.items())
-
-
 def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that warming missed would compile while the clock of the rented machine runs."""
     monkeypatch.setenv("GENRANK_KERNELS", "triton")
@@ -223,13 +211,16 @@ def test_two_processes_whose_bits_differ_are_wrong(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_order_that_is_compared_with_has_the_heaviest_units_first() -> None:
-    offsets, work = torch.tensor([0, 300, 600, 620]), torch.arange(641) ** 2
+    batch = make_batch([300, 300, 20], "causal")
+    own = attention_gpu.make_plan(batch.mask, batch.tokens)
     with speed.heaviest_units_first():
-        made = attention_plan.units(offsets, 640, work, torch.arange(3)).tolist()
-    costs = [int(work[s + min(r + 128, n)] - work[s + r]) for r, n, s, _ in made if n >= 0]
-    assert costs == sorted(costs, reverse=True) and made[len(costs)][1] == -1
-    own = attention_plan.units(offsets, 640, work, torch.arange(3)).tolist()
-    assert sorted(own) == sorted(made) and own != made
+        made = attention_gpu.make_plan(batch.mask, batch.tokens)
+    assert torch.equal(own.pairs, made.pairs)
+    for before, after in ((own.q_units.tolist(), made.q_units.tolist()), (own.k_units.tolist(), made.k_units.tolist())):
+        assert sorted(before) == sorted(after) and before != after
+    placed = [(row, rows) for row, rows, _, _ in made.q_units.tolist()]
+    assert placed == [(128, 300), (128, 300), (256, 300), (256, 300), (0, 300), (0, 300), (0, 20), *placed[7:]]
+    assert {rows for _, rows in placed[7:]} == {-1}
 
 
 def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,9 @@ from torch import Tensor
 import genrank.kernels.attention.op
 from benchmarks.gpu import report, step
 from benchmarks.gpu.session import Session
-from genrank.kernels.launch import Launch, recording
+from genrank.kernels.launch import recording
+
+from .cases import specialisation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,17 +56,6 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     falls = torch.tensor([0.7, 0.6])
     assert step.compared([falls, falls], [wanted, wanted])["correct"]
     assert not step.compared([falls, falls], [wrong, wanted])["correct"]
-
-
-def specialisation(launch: Launch) -> tuple[Any, ...]:
-    """What decides whether two launches share a compiled kernel: types, ones and multiples of 16 among integers."""
-
-    def kind(value: Any) -> Any:
-        if isinstance(value, int):
-            return value == 1, value % 16 == 0
-        return value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-
-    return launch.kernel.__name__, *map(kind, launch.arguments), *sorted(launch.constants.items())
 
 
 def test_what_is_timed_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:

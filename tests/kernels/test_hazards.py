@@ -24,6 +24,7 @@ from genrank.kernels.attention import (
     row_scale,
 )
 from genrank.kernels.attention import gpu as attention_gpu
+from genrank.kernels.attention import plan as attention_plan
 from genrank.kernels.autodis import Number, autodis, table
 from genrank.kernels.autodis import gpu as autodis_gpu
 from genrank.kernels.jagged import gpu as jagged_gpu
@@ -38,7 +39,7 @@ from .cases import make_batch
 
 TUNED = {
     f"{module.__name__}.{name}": tuned
-    for module in (attention_gpu, autodis_gpu, jagged_gpu, norm_gpu, rowwise_gpu, vocabulary_gpu)
+    for module in (attention_gpu, attention_plan, autodis_gpu, jagged_gpu, norm_gpu, rowwise_gpu, vocabulary_gpu)
     for name, tuned in vars(module).items()
     if isinstance(tuned, Tuned)
 }

@@ -43,6 +43,9 @@ def test_features_become_tokens_in_a_handful(schema, samples, monkeypatch: pytes
         assert count.found["heads and loss", name] == 1
     assert count.found["features, backward, and tables", "vectors_backward_kernel"] == 1
     limits = {"features": 25, "tokens": 30, "tokens, backward": 35, "features, backward, and tables": 30}
-    limits |= {"heads and loss": 30, "heads and loss, backward": 35}
+    limits |= {"heads and loss": 30, "heads and loss, backward": 35, "encoder": 60, "encoder, backward": 70}
+    for name in ("summary_kernel", "units_kernel"):
+        assert count.found["encoder", name] == 2, "all tokens' plan and the last layer's, whatever the layers"
+        assert not count.found["encoder, backward", name]
     assert {part: found[part] for part in limits if found[part] > limits[part]} == {}
     assert sum(n for part, n in found.items() if not part.startswith("encoder")) < 180
