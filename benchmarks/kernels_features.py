@@ -42,7 +42,7 @@ def vocabulary_launches(device: str = "cpu") -> list[Launch]:
     numbers = vocabulary_gpu.reset_numbers(0.1, ids.device)
     with recording() as launches:
         sent = vocabulary_gpu.send([place], ids.device)
-        vocabulary_gpu.observe([place], sent, ids, ids[:1], 64)
+        vocabulary_gpu.observe([place], sent, ids, 64)
         vocabulary_gpu.look_up([place], sent)
         for first, second in ((None, state), (table, state), (None, None)):
             for normal in (True, False):

@@ -11,22 +11,20 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from genrank.kernels.launch import to_device
 from genrank.kernels.vocabulary import gpu
 from genrank.kernels.vocabulary.layout import EMPTY, TOMBSTONE, Counter, VocabularyPlace
-from genrank.schemas.ids import SPECIAL_ROWS
+from genrank.schemas.ids import MISSING_ID, SPECIAL_ROWS
 from genrank.schemas.table import LogicalTable
 from genrank.tokenization.dynamic import (
     EVICTED_SHARE,
     Asked,
     DeclaredVocabulary,
     Entries,
-    all_sightings,
-    distinct_sightings,
 )
+from genrank.tokenization.replicas import Replicas
 
 MAX_LOAD = 0.75
 """Slots in use (tombstones included) before all are filled anew."""
@@ -77,33 +75,30 @@ class DeviceVocabulary(DeclaredVocabulary):
         asked = Asked(self, ids.clone(memory_format=torch.contiguous_format), 0)
         return self.answer([asked], None, None)[0][0]
 
-    def observe(self, ids: Tensor, now: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    def observe(self, ids: Tensor, now: int, replicas: Replicas | None = None) -> tuple[Tensor, Tensor]:
         """As `DynamicVocabulary.observe`; the rows that got a new owner are followed by -1, as many as there might have been more."""
         asked = Asked(self, ids.clone(memory_format=torch.contiguous_format), 0)
-        rows, given = self.answer([asked], to_device([now], self.device), group)[0]
+        rows, given = self.answer([asked], to_device([now], self.device)[0], replicas)[0]
         return rows, given
 
     def answer(
-        self, asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None
+        self, asked: Sequence[Asked], now: Tensor | None, replicas: Replicas | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `tokenization.dynamic.answers`; rows take the place of ids. Ranks exchange what they saw, for which the host waits."""
+        """As `tokenization.dynamic.answers`; rows take the place of ids. What several ranks saw goes from device to device."""
         asked = [each._replace(ids=each.ids.contiguous()) for each in asked]
         if now is None:
             places = [_ours(each).place(each) for each in asked]
             gpu.look_up(places, gpu.send(places, self.device))
             return [(each.ids, each.ids[:0]) for each in asked]
-        if group is None or dist.get_world_size(group) == 1:
-            return _observe(asked, [(each.ids.sort().values, None) for each in asked], now)
-        found = []
-        for each in asked:
-            ids, counts, latest = all_sightings(*distinct_sightings(each.ids), int(now) if len(each.ids) else 0, group)
-            found += _observe([each], [(ids, counts)], to_device([latest], self.device))
-        return found
+        if replicas is None:
+            return _observe(asked, [each.ids.sort().values for each in asked], [now] * len(asked))
+        ids, times = replicas.join([each.ids for each in asked], now, MISSING_ID)
+        return _observe(asked, [each.sort().values for each in ids], times, everywhere=True)
 
     def place(
-        self, asked: Asked, first: int = 0, count: int = 0, sightings: int = 0, expires: bool = False
+        self, asked: Asked, first: int = 0, count: int = 0, now: int = 0, expires: bool = False
     ) -> VocabularyPlace:
-        """For the kernels, in a step of `count` ordered ids from `first` on, or in a lookup alone."""
+        """For the kernels, in a step of `count` ordered ids from `first` on, or in a lookup alone. now: where its time lies."""
         arrays = (self.keys, self.places, self.ids, self.counts, self.steps, self.times, self.stack, self.counters)
         choices = (self.vocabulary.admit_after, int(self.vocabulary.evict == "age"))
         address = asked.ids.data_ptr()
@@ -118,7 +113,7 @@ class DeviceVocabulary(DeclaredVocabulary):
                     *choices,
                 ),
                 *(-1 if self.max_age is None or not expires else self.max_age, self.step),
-                *(first, count, sightings, address, address, len(asked.ids), asked.start),
+                *(first, count, now, address, address, len(asked.ids), asked.start),
             )
         )
 
@@ -184,20 +179,24 @@ class DeviceVocabulary(DeclaredVocabulary):
 
 
 def _observe(
-    asked: Sequence[Asked], ordered: Sequence[tuple[Tensor, Tensor | None]], now: Tensor
+    asked: Sequence[Asked], ordered: Sequence[Tensor], times: Sequence[Tensor], *, everywhere: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """A step of each vocabulary, of ascending ids, and for distinct ones how often each was seen."""
+    """A step of each vocabulary.
+
+    Args:
+        ordered: of each, ascending ids, an occurrence each; missing ones count for nothing.
+        times: of each, [] int64 epoch ms.
+        everywhere: whether the ids are all ranks'.
+    """
     places, first = [], 0
-    for each, (ids, sightings) in zip(asked, ordered, strict=True):
+    for each, ids, now in zip(asked, ordered, times, strict=True):
         vocabulary = _ours(each)
         vocabulary.begin(len(ids))
-        address = 0 if sightings is None else sightings.data_ptr()
-        expires = bool(len(each.ids)) or sightings is not None
-        places.append(vocabulary.place(each, first, len(ids), address, expires))
+        places.append(vocabulary.place(each, first, len(ids), now.data_ptr(), everywhere or bool(len(each.ids))))
         first += len(ids)
-    joined = torch.cat([ids for ids, _ in ordered]) if len(ordered) > 1 else ordered[0][0]
+    joined = torch.cat(list(ordered)) if len(ordered) > 1 else ordered[0]
     sent = gpu.send(places, joined.device)
-    given = gpu.observe(places, sent, joined, now, EVICTED_SHARE)
+    given = gpu.observe(places, sent, joined, EVICTED_SHARE)
     gpu.look_up(places, sent)
     return [
         (each.ids, own)

@@ -20,6 +20,7 @@ from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID, MISSING_ROW, SPECIAL_ROWS, UNKNOWN_ROW
 from genrank.schemas.table import LogicalTable
 from genrank.schemas.vocabularies import Dynamic
+from genrank.tokenization.replicas import Replicas
 
 EVICTED_SHARE = 64
 """A full table evicts at least 1/64 of its rows at once: choosing victims then costs O(1) per new id."""
@@ -74,7 +75,7 @@ class AnyVocabulary(Protocol):
         """[N] int64 ids -> [N] int64 logical rows, changing nothing: evaluation."""
 
     def answer(
-        self, asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None
+        self, asked: Sequence[Asked], now: Tensor | None, replicas: Replicas | None
     ) -> list[tuple[Tensor, Tensor]]:
         """See `answers`, of vocabularies of this class."""
 
@@ -100,7 +101,7 @@ class Asked(NamedTuple):
 
 
 def answers(
-    asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None = None
+    asked: Sequence[Asked], now: Tensor | None, replicas: Replicas | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """A batch's ids to [N] int64 physical rows; and [K] int64 physical rows that got a new owner, whose weights and optimizer state must be reset
     before they're read; on a GPU those are followed by -1.
@@ -108,9 +109,9 @@ def answers(
     Args:
         asked: of one kind of vocabulary.
         now: [] int64 epoch ms of the batch: ids are counted, admitted and evicted on the way; None: evaluation, which changes nothing.
-        group: ranks that keep replicas of the vocabularies.
+        replicas: ranks that keep them, too; None: there are no others.
     """
-    return asked[0].vocabulary.answer(asked, now, group) if asked else []
+    return asked[0].vocabulary.answer(asked, now, replicas) if asked else []
 
 
 class DeclaredVocabulary:
@@ -160,7 +161,7 @@ class DynamicVocabulary(DeclaredVocabulary):
         return rows.masked_fill_(ids == MISSING_ID, MISSING_ROW)
 
     def answer(
-        self, asked: Sequence[Asked], now: Tensor | None, group: dist.ProcessGroup | None
+        self, asked: Sequence[Asked], now: Tensor | None, replicas: Replicas | None
     ) -> list[tuple[Tensor, Tensor]]:
         """As `answers`."""
         found = []
@@ -169,25 +170,25 @@ class DynamicVocabulary(DeclaredVocabulary):
             if now is None:
                 found.append((vocabulary.rows_of(ids) + start, ids[:0]))
             else:
-                rows, given = vocabulary.observe(ids, int(now) if len(ids) else 0, group)
+                rows, given = vocabulary.observe(ids, int(now) if len(ids) else 0, replicas)
                 found.append((rows + start, given + start))
         return found
 
-    def observe(self, ids: Tensor, now: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    def observe(self, ids: Tensor, now: int, replicas: Replicas | None = None) -> tuple[Tensor, Tensor]:
         """Counts one sighting of every id, admits and evicts: training.
 
         Args:
             ids: [N] int64; every occurrence counts, missing ones don't.
             now: epoch ms of the batch, what `max_age` is measured by.
-            group: ranks that keep replicas of this vocabulary; each sees the sightings of all.
+            replicas: ranks that keep replicas of this vocabulary; each sees the sightings of all.
 
         Returns:
             [N] int64 logical rows; and [K] int64 logical rows that got a new owner, whose weights and optimizer state must be
             reset before they're read.
         """
         distinct, counts = distinct_sightings(ids)
-        if group is not None and dist.get_world_size(group) > 1:
-            distinct, counts, now = all_sightings(distinct, counts, now, group)
+        if replicas is not None:
+            distinct, counts, now = all_sightings(distinct, counts, now, replicas.group)
         given = self.update(distinct, counts, now)
         return self.rows_of(ids), given
 

@@ -23,6 +23,7 @@ from genrank.tokenization.features import Encoded, GroupEncoder, GroupInputs, fi
 from genrank.tokenization.merged_lookups import Found, MergedLookups, serves
 from genrank.tokenization.merged_vectors import Scales
 from genrank.tokenization.plan import Lookup, Plan
+from genrank.tokenization.replicas import Replicas
 from genrank.tokenization.table_backend import Backend, Sharding, StatePlace, Tables
 from genrank.tokenization.torch_tables import TorchTables
 
@@ -108,9 +109,10 @@ class Embeddings(nn.Module):
         """Group -> feature -> its columns; a dense or log number has two: the value and the missing flag."""
         self.to(device)
         self.backend = choose_backend(backend)
-        self.group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
         self.vocabularies = _make_vocabularies(plan, torch.device(device))
         """Logical table -> the ids that have rows in it."""
+        self.replicas = Replicas.here() if self.vocabularies else None
+        """The ranks that keep them, too."""
         self.frozen = False
         """Rows neither learn nor change their owners: no gradient reaches them, and no id is admitted or evicted."""
         self._pending: deque[PendingLookup] = deque()
@@ -286,7 +288,7 @@ class Embeddings(nn.Module):
         now = None
         if self.training and not self.frozen:
             now = batch.window_start.amax() if len(batch.window_start) else batch.window_start.new_zeros(())
-        for name, (rows, given) in zip(asked, answers(list(asked.values()), now, self.group), strict=True):
+        for name, (rows, given) in zip(asked, answers(list(asked.values()), now, self.replicas), strict=True):
             if len(given):
                 renewed.append((self.plan.logical[name][1].name, given))
             if len(rows) and rows is not ids_of[name][0]:

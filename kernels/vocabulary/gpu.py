@@ -87,15 +87,12 @@ def fill_slots(places: Sequence[VocabularyPlace], sent: Tensor) -> None:
     launch(enter_tuned, max(place.entries for place in places), [sent], {}, len(places))
 
 
-def observe(
-    places: Sequence[VocabularyPlace], sent: Tensor, ordered: Tensor, now: Tensor, evicted_share: int
-) -> Tensor:
+def observe(places: Sequence[VocabularyPlace], sent: Tensor, ordered: Tensor, evicted_share: int) -> Tensor:
     """A step of each vocabulary.
 
     Args:
         places: with the ids of the step; sent: the same on the device.
         ordered: [N] int64: each vocabulary's ids, ascending, one after another.
-        now: [1] int64 epoch ms.
         evicted_share: a full vocabulary evicts at least one in so many of its rows.
 
     Returns:
@@ -108,9 +105,9 @@ def observe(
     due = torch.empty(len(ordered), dtype=torch.int32, device=device)
     given = torch.full_like(ordered, -1)
     expiring = max((place.capacity for place in places if place.max_age >= 0), default=0)
-    launch(begin_tuned, expiring, [sent, now], {}, vocabularies)
+    launch(begin_tuned, expiring, [sent], {}, vocabularies)
     fill_slots(places, sent)
-    launch(count_tuned, most, [sent, ordered, now, waiting, due, most.bit_length()], {}, vocabularies)
+    launch(count_tuned, most, [sent, ordered, waiting, due, most.bit_length()], {}, vocabularies)
     ranks = due.cumsum(0)
     launch(plan_tuned, most, [sent, waiting, ranks], {"SHARE": evicted_share}, vocabularies)
     select = Selection(places, sent)

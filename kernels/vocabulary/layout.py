@@ -75,8 +75,8 @@ class VocabularyPlace(NamedTuple):
     """First place among the step's ordered ids."""
     brought: int
     """How many these are."""
-    sightings: int
-    """Address of [brought] int64, for distinct ids; 0: each of the ordered ids is one."""
+    now: int
+    """Address of int64: epoch ms of the step."""
     asked: int
     """Address of int64 ids that are looked up."""
     found: int

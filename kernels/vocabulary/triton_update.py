@@ -30,8 +30,8 @@ from genrank.kernels.vocabulary.triton_slots import (
 
 
 @triton.jit
-def begin_kernel(vocabularies, now, BLOCK: tl.constexpr):
-    """Rows unseen for longer than max_age before `now` [1] lose their owners; whether the slots have room for the step."""
+def begin_kernel(vocabularies, BLOCK: tl.constexpr):
+    """Rows unseen for longer than max_age before the step's time lose their owners; whether the slots have room for the step."""
     what = vocabularies + tl.program_id(1) * FIELDS
     counters = column(tl.load(what + 7), tl.int64)
     if tl.program_id(0) == 0:
@@ -46,13 +46,13 @@ def begin_kernel(vocabularies, now, BLOCK: tl.constexpr):
     id_ = tl.load(column(tl.load(what + 2), tl.int64) + entry, mask=entry < capacity, other=EMPTY)
     live = id_ > TOMBSTONE
     time = tl.load(column(tl.load(what + 5), tl.int64) + entry, mask=live, other=0)
-    old = live & (time < tl.load(now) - max_age)
+    old = live & (time < tl.load(column(tl.load(what + 18), tl.int64)) - max_age)
     forget(what, entry, id_, old)
     tl.atomic_add(counters + ROWS, -tl.sum(old.to(tl.int64), 0))
 
 
 @triton.jit(do_not_specialize=("steps",))
-def count_kernel(vocabularies, ordered, now, waiting, due, steps, BLOCK: tl.constexpr):
+def count_kernel(vocabularies, ordered, waiting, due, steps, BLOCK: tl.constexpr):
     """Counts the sightings of `ordered` ascending ids, the first of equal ones for all; new ids get entries. Writes to `waiting` the entry of
     each id that is due a row, else -1, and to `due` whether it is. `steps`: of a binary search among them."""
     what = vocabularies + tl.program_id(1) * FIELDS
@@ -66,11 +66,7 @@ def count_kernel(vocabularies, ordered, now, waiting, due, steps, BLOCK: tl.cons
     before = tl.load(sorted_ids + at - 1, mask=real & (at > 0), other=EMPTY)
     id_ = allowed(raw)
     head = (raw != EMPTY) & ((before == EMPTY) | (allowed(before) != id_))
-    sightings = tl.load(what + 18)
-    if sightings == 0:
-        seen = count_up_to(sorted_ids, count, id_, head, steps, True) - at
-    else:
-        seen = tl.load(column(sightings, tl.int64) + at, mask=head, other=0)
+    seen = count_up_to(sorted_ids, count, id_, head, steps, True) - at
     slot, fresh = claim(column(tl.load(what), tl.int64), tl.load(what + 8), id_, head)
     counters, places = column(tl.load(what + 7), tl.int64), column(tl.load(what + 1), tl.int32)
     number = fresh.to(tl.int64)
@@ -84,7 +80,8 @@ def count_kernel(vocabularies, ordered, now, waiting, due, steps, BLOCK: tl.cons
     seen += tl.load(counts, mask=head & (fresh == 0), other=0)
     tl.store(counts, seen, mask=head)
     tl.store(column(tl.load(what + 4), tl.int64) + entry, tl.zeros_like(entry) + tl.load(what + 15), mask=head)
-    tl.store(column(tl.load(what + 5), tl.int64) + entry, tl.zeros_like(entry) + tl.load(now), mask=head)
+    now = tl.load(column(tl.load(what + 18), tl.int64))
+    tl.store(column(tl.load(what + 5), tl.int64) + entry, tl.zeros_like(entry) + now, mask=head)
     tl.store(column(tl.load(what + 2), tl.int64) + entry, id_, mask=fresh)
     has_row = head & (entry < tl.load(what + 10))
     waits = head & (has_row == 0) & (seen >= tl.load(what + 12))

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,10 +35,15 @@ from genrank.model.retriever import Retriever
 from genrank.model.tasks.ranking import Ranking
 from genrank.model.train_step import TrainStep
 from genrank.schemas.schema import Schema
+from genrank.schemas.table import LogicalTable
+from genrank.schemas.vocabularies import Dynamic
 from genrank.tokenization.batch import Batch
+from genrank.tokenization.device_vocabulary import DeviceVocabulary
+from genrank.tokenization.dynamic import Asked, answers
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.replicas import Replicas
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -174,6 +181,25 @@ def test_a_training_step_with_dynamic_vocabularies(batch: Batch, monkeypatch: py
     counts = Counter(launch.kernel.__name__ for launch in launches)
     assert counts["give_kernel"] == counts["release_kernel"] == counts["reset_kernel"] == 2
     assert counts["look_up_kernel"] == 3
+
+
+def test_ranks_tell_one_another_what_they_saw() -> None:
+    """From device to device, and only how many ids there are by way of the hosts, which know it. (One process stands for all ranks.)"""
+    table = LogicalTable("item", ("candidates.item",), 4, Dynamic(capacity=5))
+    vocabularies = [DeviceVocabulary(table, META) for _ in range(2)]
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=3)
+    try:
+        asked = [
+            Asked(v, torch.zeros(n, dtype=torch.int64, device=META), 0)
+            for v, n in zip(vocabularies, (7, 0), strict=True)
+        ]
+        now = torch.zeros((), dtype=torch.int64, device=META)
+        with nothing_waits(), recording() as launches:
+            found = answers(asked, now, Replicas(dist.group.WORLD, dist.group.WORLD))
+    finally:
+        dist.destroy_process_group()
+    assert [(len(rows), len(new)) for rows, new in found] == [(7, 3 * 7), (0, 0)]
+    assert Counter(launch.kernel.__name__ for launch in launches)["give_kernel"] == 1
 
 
 def test_a_step_waits_once_a_batch(schema, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

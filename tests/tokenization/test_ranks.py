@@ -12,15 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from random_samples import BOUNDARIES, write_random_samples
 from test_embedding import with_items
 
 import genrank.schemas as s
+from genrank.kernels.vocabulary import gpu as vocabulary_gpu
+from genrank.schemas.ids import MISSING_ID
+from genrank.schemas.table import LogicalTable
 from genrank.tokenization.batch import Batch, Group, Ragged
 from genrank.tokenization.checkpoint import load_tables, save_tables
+from genrank.tokenization.device_vocabulary import DeviceVocabulary
+from genrank.tokenization.dynamic import AnyVocabulary, Asked, DynamicVocabulary, answers
 from genrank.tokenization.embedding import Embeddings
 from genrank.tokenization.plan import make_plan
 from genrank.tokenization.reader import SampleReader
+from genrank.tokenization.replicas import Replicas
 
 CASES = ("row_wise", "table_wise", "restored", "dedup none", "dedup before", "filler")
 HERE = Path(__file__).parent
@@ -72,7 +79,48 @@ def worker(root: Path, out: Path, rank: int) -> None:
         torch.save({"step": step, **vars(entries)}, out / f"{case}-{rank}.vocabulary")
         rows = {t.name: sum(len(x.weight) for x in embeddings.tables.shards(t.name)) for t in embeddings.plan.tables}
         (out / f"{case}-{rank}.json").write_text(json.dumps(rows))
+    torch.save(stream_through_both(rank, Replicas.here()), out / f"both-{rank}.vocabulary")
     torch.distributed.destroy_process_group()
+
+
+def seen(rank: int) -> list[tuple[list[torch.Tensor], int]]:
+    """What a rank has for two vocabularies, step by step, and when: also nothing, nothing anywhere, and as one that is ahead of the other."""
+    lengths = [[(9, 4), (5, 0)], [(0, 7), (12, 3)], [(6, 0), (0, 0)]]
+    drawn = torch.Generator().manual_seed(rank)
+    ids = [[torch.randint(0, 12, (n[rank],), generator=drawn) for n in step] for step in lengths]
+    ids[0][0][0] = MISSING_ID
+    return [(step, 10 * at + 3 * (1 - rank)) for at, step in enumerate(ids)]
+
+
+def stream_through_both(rank: int, replicas: Replicas | None) -> dict[str, list[Any]]:
+    """By the vocabularies of a CPU and by those of a GPU, in the interpreter: rows and new owners of each step, and the last state. Without
+    replicas: in one process, of what both ranks see; rows are this rank's.
+    """
+    for tuned in (tuned for name, tuned in vars(vocabulary_gpu).items() if name.endswith("_tuned")):
+        tuned.configs = [triton.Config({"BLOCK": 16})]
+    tables = [
+        LogicalTable(name, (f"candidates.{name}",), 4, s.Dynamic(capacity=5, admit_after=after, max_age="25ms"))
+        for name, after in (("a", 1), ("b", 2))
+    ]
+    found: dict[str, list[Any]] = {}
+    for kind in (DynamicVocabulary, DeviceVocabulary):
+        vocabularies: list[AnyVocabulary] = [kind(table, "cpu") for table in tables]
+        steps: list[Any] = []
+        for own, other in zip(seen(rank), seen(1 - rank), strict=True):
+            for vocabulary, ids, more in zip(vocabularies, own[0], other[0], strict=True) if replicas is None else ():
+                now = max((ms for part, ms in ((ids, own[1]), (more, other[1])) if len(part)), default=0)
+                ((rows, new),) = answers([Asked(vocabulary, torch.cat([ids, more]), 0)], torch.tensor(now))
+                steps.append((rows[: len(ids)].tolist(), new[new >= 0].tolist()))
+            if replicas is not None:
+                asked = [
+                    Asked(vocabulary, ids.clone(), 0) for vocabulary, ids in zip(vocabularies, own[0], strict=True)
+                ]
+                for rows, new in answers(asked, torch.tensor(own[1]), replicas):
+                    steps.append((rows.tolist(), new[new >= 0].tolist()))
+        for step, entries in (vocabulary.state() for vocabulary in vocabularies):
+            steps.append((step, {name: values.tolist() for name, values in vars(entries).items()}))
+        found[kind.__name__] = steps
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +228,14 @@ def test_a_checkpoint_of_one_process_goes_on_in_two_and_back(root: Path, two: Pa
 @pytest.mark.parametrize("stages", ["none", "before"])
 def test_dedup_in_two_stages_learns_what_none_does(two: Path, stages: str) -> None:
     assert_equal(restored(two / "row_wise"), restored(two / f"dedup {stages}"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_ranks_saw_is_joined_on_the_device_as_on_the_host(two: Path, rank: int) -> None:
+    """And as if one process had seen it."""
+    found = torch.load(two / f"both-{rank}.vocabulary")
+    assert found["DeviceVocabulary"] == found["DynamicVocabulary"]
+    assert found["DynamicVocabulary"] == stream_through_both(rank, None)["DynamicVocabulary"]
 
 
 @pytest.mark.parametrize("case", CASES)
