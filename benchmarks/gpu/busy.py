@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.session import Session, environment
+from benchmarks.gpu.step import parts
 from genrank.kernels.rowwise import rowwise_adagrad_
 
 NEEDED = ("pyarrow", "pydantic", "sqlglot")
@@ -367,4 +368,6 @@ def training_step(session: Session, folder: Path, budget: int, how: str) -> dict
     without = f"{budget} tokens, {COMPILED[0]}"
     found = {row["name"]: row.get("loss") for row in session.rows() if row["section"] == "training step"}.get(without)
     row = {"ms": round(ms, 2), "first_s": round(first, 1), "tokens_per_s": round(1e3 * tokens / ms), "loss": loss}
+    if not session.rehearse:
+        row["idle"] = parts(lambda: step.run([next(turn)], at), ms, len(batches))["idle"]
     return row if found is None else {**row, "correct": abs(loss - found) < 0.01 * found}

@@ -157,7 +157,7 @@ BUSY = {
     "lookups": ("features to tokens and back", ("merged_ms", "vocabularies_wait_ms", "apart_ms", "difference")),
     "vocabulary": ("a dynamic vocabulary alone", ("ids", "ms", "waiting_ms")),
     "training": ("`genrank train`", ("step_ms", "input_wait", "tokens_per_s", "mfu", "cores_to_read")),
-    "training step": ("a step of `genrank train`, without reading", ("ms", "tokens_per_s", "first_s", "loss")),
+    "training step": ("a step of `genrank train`, without reading", ("ms", "idle", "tokens_per_s", "first_s", "loss")),
     "block": (
         "pieces of the block, and apart",
         ("forward_ms", "apart_forward_ms", "backward_ms", "apart_backward_ms", "difference"),

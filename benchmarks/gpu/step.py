@@ -277,11 +277,11 @@ def part_of(kernel: str) -> str:
     return next((part for part, names in PARTS.items() if any(name in kernel.lower() for name in names)), "pointwise")
 
 
-def parts(step: Step, ms: float, steps: int = 3) -> dict[str, float]:
-    """Share of the step's time by the kernels that ran, and `idle`: the device's, waiting for the host."""
+def parts(run: Callable[[], object], ms: float, steps: int = 3) -> dict[str, float]:
+    """Share of a step's time by the kernels that ran, and `idle`: the device's, waiting for the host."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            step()
+            run()
         torch.cuda.synchronize()
     spent: Counter[str] = Counter()
     for event in profiler.events():

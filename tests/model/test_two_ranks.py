@@ -33,6 +33,12 @@ from genrank.model.trainer import train
 samples, folder = Path({samples!r}), Path({folder!r})
 for kind in ("ddp", "fsdp"):
     train(run_of(samples, folder / kind, dense_parallel=kind, epochs=2, eval_dates=("2026-01-02",)))
+from genrank.model.ranker import EncoderModel
+by_default = EncoderModel.compile_dense
+EncoderModel.compile_dense = lambda self: by_default(self, "eager")  # The graphs without minutes of C++.
+# Shards alone, which are gathered in the midst of what is compiled: whole parameters are compiled as in one process.
+train(run_of(samples, folder / "compiled", dense_parallel="fsdp", epochs=2, compile=True))
+assert 2 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 10, torch._dynamo.utils.counters
 train(run_of(samples, folder / "short", dense_parallel="fsdp", epochs=1))
 train(run_of(samples, folder / "one", dense_parallel="fsdp", epochs=2))
 
@@ -151,10 +157,12 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "compiled"])
 def test_two_ranks_of_unequal_batches_equal_one_rank_of_both(runs: Path, kind: str) -> None:
     same(runs / kind, numbers(runs / "whole"))
     one, two = (rows(runs / name) for name in ("whole", kind))
+    if kind == "compiled":  # Without evaluations.
+        one = [row for row in one if "loss" in row]
     assert [row["step"] for row in two] == [row["step"] for row in one]
     flops = set()
     for name in ("whole", kind):
