@@ -175,7 +175,7 @@ class Scan:
         packed = Axis.over(self._keys.count, times).pack(codes, times)
         if ascends(packed):
             return Queries(codes, times, None)
-        order = np.argsort(packed)
+        order = sorted_rows(packed)
         return Queries(codes[order], times[order], order)
 
     def _alive(self, queries: Queries, window: int, chosen: Bool | None) -> Int:
@@ -213,7 +213,7 @@ class Scan:
         codes, ts, available = self._codes[rows], self._ts[rows], self._available[rows]
         axis = Axis.over(self._keys.count, ts, available)
         enter, leave = axis.pack(codes, available), axis.pack(codes, ts)
-        by_enter, by_leave = (None, None) if terms is None else (np.argsort(enter), np.argsort(leave))
+        by_enter, by_leave = (None, None) if terms is None else (sorted_rows(enter), sorted_rows(leave))
         entered = np.searchsorted(
             np.sort(enter) if by_enter is None else enter[by_enter], axis.pack(queries.keys, queries.times), "left"
         )
@@ -277,7 +277,7 @@ class Scan:
         rank = np.empty(len(rows), np.int64)
         rank[by_time] = np.arange(len(rows))
         enter = axis.pack(codes, available)
-        by_enter = np.argsort(enter, kind="stable")
+        by_enter = sorted_rows(enter, stable=True)
         # Ranks ascend with the key, so a running maximum needs no restart between keys.
         best = np.maximum.accumulate(rank[by_enter])
         entered = np.searchsorted(enter[by_enter], axis.pack(queries.keys, queries.times), "left")
@@ -364,7 +364,7 @@ def united(codes: Int, values: Int, begin: Int, end: Int) -> tuple[Int, Int, Int
     pairs = Keys(mix(codes, values)).codes
     axis = Axis.over(int(pairs.max(initial=-1)) + 1, begin, end)
     packed = axis.pack(pairs, begin)
-    order = np.argsort(packed, kind="stable")
+    order = sorted_rows(packed, stable=True)
     pairs, packed = pairs[order], packed[order]
     reach = np.maximum.accumulate(axis.pack(pairs, end[order]))
     first = np.ones(len(order), np.bool_)
@@ -379,7 +379,7 @@ def following(keys: Int, ts: Int, values: Float, at_keys: Int, at: Int, window: 
     known = Keys(keys)
     axis = Axis.over(known.count, ts)
     packed = axis.pack(known.codes, ts)
-    order = np.argsort(packed, kind="stable")
+    order = sorted_rows(packed, stable=True)
     packed, sums = packed[order], running(split(values[order]))
     codes = known.find(at_keys)
     begin = np.searchsorted(packed, axis.pack(codes, at), "left")
@@ -448,16 +448,31 @@ def ascends(values: Int) -> bool:
     return bool((values[1:] >= values[:-1]).all())
 
 
-def ascending(packed: Int) -> Int:
-    """Order of rows by `packed`; equal ones come in any order. Numpy's sort is vectorised where it need not be stable."""
-    order: Int = np.arange(len(packed)) if ascends(packed) else np.argsort(packed)
-    return order
+def sorted_rows(packed: Int, stable: bool = False) -> Int:
+    """Order of rows by `packed`; equal ones come in any order unless it is to be `stable`. Where a row's number fits below its value both are
+    sorted as one, which takes half of what numpy's sort of rows does."""
+    if not len(packed):
+        return np.empty(0, np.int64)
+    bits = (len(packed) - 1).bit_length()
+    first = int(packed.min())
+    if int(packed.max()) - first >= 1 << (63 - bits):
+        return np.argsort(packed, kind="stable" if stable else None)
+    numbered = packed - first
+    numbered <<= bits
+    numbered |= np.arange(len(packed))
+    numbered.sort()
+    numbered &= (1 << bits) - 1
+    return numbered
 
 
 def order_by(packed: Int, *ties: Int) -> Int:
     """Order of rows by `packed`, then by `ties`, then as they are; only rows that tie pay for the ties."""
-    order = ascending(packed)
-    ordered = packed[order]
+    if ascends(packed):
+        order = np.arange(len(packed))
+        ordered = packed
+    else:
+        order = sorted_rows(packed)
+        ordered = packed[order]
     equal = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(equal):
         tied = np.unique(np.concatenate([equal, equal + 1]))

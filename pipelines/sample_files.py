@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from genrank.pipelines.arrays import single_array
+from genrank.pipelines.encodings import DELTAS, SPLIT, leaves, split_into_bytes
 from genrank.pipelines.sample_columns import TIMES, USER_ID
 from genrank.schemas import Schema, files
 from genrank.schemas.derive.sample_lengths import lengths_metadata
@@ -20,12 +22,12 @@ ROW_GROUP = 4096
 
 
 def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) -> None:
-    """One Parquet file of samples: times as deltas, numbers as split bytes, ids as dictionaries, zstd; lengths in the footer.
+    """One Parquet file of samples: numbers as split bytes, times far apart as deltas, hashes and texts as dictionaries, zstd; lengths in the footer.
 
     The rows of one user lie in one row group, so that a reader has whole requests, however a long day was divided.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    encodings, dictionaries = _encodings(table.schema)
+    encodings, dictionaries = _encodings(table)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), BUILD_KEY: build_id.encode()})
     with pq.ParquetWriter(
         path,
@@ -58,23 +60,16 @@ def _row_groups(table: pa.Table) -> list[int]:
     return bounds
 
 
-def _encodings(schema: pa.Schema) -> tuple[dict[str, str], list[str]]:
+def _encodings(table: pa.Table) -> tuple[dict[str, str], list[str]]:
+    """(path of a column -> its encoding, paths of those with a dictionary)."""
     encodings: dict[str, str] = {}
     dictionaries: list[str] = []
-
-    def visit(path: str, type_: pa.DataType, name: str) -> None:
-        if pa.types.is_struct(type_):
-            for child in type_:
-                visit(f"{path}.{child.name}", child.type, child.name)
-        elif pa.types.is_list(type_):
-            visit(f"{path}.list.element", type_.value_type, name)
-        elif pa.types.is_float32(type_):
-            encodings[path] = "BYTE_STREAM_SPLIT"
-        elif name in TIMES:
-            encodings[path] = "DELTA_BINARY_PACKED"
-        else:
-            dictionaries.append(path)
-
-    for field in schema:
-        visit(field.name, field.type, field.name)
+    for field in table.schema:
+        for path, values in leaves(field.name, single_array(table.column(field.name))):
+            if split_into_bytes(values):
+                encodings[path] = SPLIT
+            elif path.removesuffix(".list.element").rpartition(".")[2] in TIMES:
+                encodings[path] = DELTAS
+            else:
+                dictionaries.append(path)
     return encodings, dictionaries

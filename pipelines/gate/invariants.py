@@ -245,9 +245,12 @@ class _File:
         self._wrong("history_before_window", late, name, group.sample, group.values[TS], "available before the window")
         old = exact & (least < self.start - parse_duration(sequence.lookback))
         self._wrong("history_before_window", old, name, group.sample, group.values[TS], "within the lookback")
-        known = np.flatnonzero(exact)
-        unordered = np.zeros(len(exact), np.bool_)
-        unordered[known] = _backwards(group.sample[known], least[known])
+        if exact.all():
+            unordered = _backwards(group.sample, least)
+        else:
+            known = np.flatnonzero(exact)
+            unordered = np.zeros(len(exact), np.bool_)
+            unordered[known] = _backwards(group.sample[known], least[known])
         self._wrong("history_order", unordered, name, group.sample, group.values[TS], "available after the one before")
 
     def _availability(self, sequence: EventSequence, group: _Group) -> tuple[Int, Bool]:
@@ -258,6 +261,8 @@ class _File:
             log = self.schema.event_log(entry.source) if isinstance(entry, Events) else None
             delays.append(parse_duration(log.delay) if log else 0)
             known.append(log is None or log.arrival is None)
+        if len(delays) == 1:
+            return group.values[TS] + delays[0], np.full(len(group.values[TS]), known[0])
         type_ = np.clip(group.values[TYPE], 0, len(delays) - 1)
         return group.values[TS] + np.array(delays, np.int64)[type_], np.array(known)[type_]
 
@@ -397,7 +402,8 @@ def _earlier(group: _Group, seen: Int, sample: Int, moments: Int) -> Int:
     first, samples = int(at.min(initial=0)), len(group.lengths)
     span = int(at.max(initial=0)) - first + 1
     if samples * span < 1 << 61:
-        order = np.argsort((of * span + (at - first)) * 2 + which)
+        # Both are in order where nothing is wrong: a stable sort merges them.
+        order = np.argsort((of * span + (at - first)) * 2 + which, kind="stable")
     else:
         order = np.lexsort((which, at, of))
     is_event = order >= moment_rows
