@@ -129,6 +129,8 @@ class PartialStore:
 
     def __init__(self, out: Path) -> None:
         self.root = out / "partials"
+        self.written: set[str] = set()
+        """Paths of files that this store committed: their digests are of what was read back from the disk."""
 
     def folder(self, source: str, day: int, key: str) -> Path:
         """Where a partial lies."""
@@ -154,6 +156,7 @@ class PartialStore:
         files = {partial.files[bucket]: path for bucket, path in staged.items()}
         folder = self.folder(partial.source, day, partial.key)
         install(engine, folder, files, PARTIAL, with_checksum(partial.model_dump_json()))
+        self.written |= {str(folder / name) for name in files}
 
 
 def install(engine: AnyEngine, final: Path, files: Mapping[str, Path], record: str, text: str) -> None:

@@ -81,7 +81,7 @@ class SamplesJob:
             name: tuple(self.store.ref(partial, day) for day, partial in sorted(partials.items()))
             for name, partials in self.partials.items()
         }
-        reader = PastReader(self.schema, refs, self.plan.buckets)
+        reader = PastReader(self.schema, refs, self.plan.buckets, self.store.written)
         past = self._compacted(days, refs, reader)
         router = self._router(days, reader, past)
         profiles = Profiles(self.schema, self.plan.buckets, self._profiles(days), reader.schemas)

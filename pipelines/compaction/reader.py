@@ -44,16 +44,18 @@ class PastReader:
     """Source -> partials of every day that matters, ascending."""
     buckets: int
     """What is asked for are buckets of so many."""
+    known: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Paths of files that this process wrote or compared with their digests: they are compared once. Stays behind when this travels."""
     _open: dict[int, OpenFiles] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Bucket -> its files, where a task reads several times."""
 
-    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Files that were compared with their digests, by whichever task of this process."""
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "known": set(), "_open": {}}
 
     @contextmanager
     def several_times(self, bucket: int) -> Iterator[None]:
         """Within it, what is read of a bucket's partials is kept for being read again, as far as `OpenFiles` does."""
-        self._open[bucket] = OpenFiles(known=self._known)
+        self._open[bucket] = OpenFiles(known=self.known)
         try:
             yield
         finally:
