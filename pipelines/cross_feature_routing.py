@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from genrank.pipelines import cross_features
 from genrank.pipelines.arrays import int64s
@@ -87,7 +88,8 @@ class CrossFeatureRouter:
                 use = TileUse(log, key_set)
                 found = tables.get(events_tag(log, key_set.tag))
                 events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0, lean=True)[use]
-            answered = cross_features.answer(key_set, self.schema, Keys(queries.key), queries.ts, queries.start, events)
+            keys, start = Keys(queries.key), self._starts(queries.day)
+            answered = cross_features.answer(key_set, self.schema, keys, queries.ts, start, events)
             answers = KeyAnswers(pa.array(queries.position), dict(answered))
             yield Piece(queries.bucket, answers.tag(key_set.tag), answers.table())
 
@@ -108,7 +110,8 @@ class CrossFeatureRouter:
             )
             for key_set in of_user
         }
-        asked = {key_set: self._asked(key_set, rows) for key_set, rows in shown.items()}
+        numbered: dict[str, Keys] = {}
+        asked = {key_set: self._asked(key_set, rows, numbered) for key_set, rows in shown.items()}
         events = self.reader.events(self._tiles(with_user=True), bucket, pa.array(users), asked, lean=True)
         values: dict[str, pa.Array] = {}
         for key_set in self.key_sets:
@@ -138,18 +141,28 @@ class CrossFeatureRouter:
                 KeyQueries(
                     key=keys.copy(),
                     ts=int64s(shown, "ts"),
-                    start=self._starts(int64s(shown, "_day")),
-                    position=np.arange(shown.num_rows, dtype=np.int64),
+                    day=shown.column("_day").to_numpy(),
+                    position=np.arange(shown.num_rows, dtype=np.int32),
                     bucket=np.full(shown.num_rows, bucket, np.int32),
                 ),
             )
 
-    def _asked(self, key_set: KeySet, shown: pa.Table) -> Keys | KeyColumns:
-        """Keys of exposures in the way that the events they meet have theirs: a tile's have a hash alone."""
+    def _asked(self, key_set: KeySet, shown: pa.Table, numbered: dict[str, Keys]) -> Keys | KeyColumns:
+        """Keys of exposures in the way that the events they meet have theirs: a tile's have a hash alone.
+
+        Args:
+            numbered: columns of the exposures that were numbered for another key set; added to.
+        """
         if any(plan.compacted for use, plan in self.tiles.items() if use.key_set == key_set):
             return Keys(cross_features.hashed_keys(key_set, shown)[0])
         columns, _ = cross_features.keys_of(key_set, shown)
-        return KeyColumns(columns, cross_features.most_codes(key_set, self.schema, len(self.days)))
+        if key_set.listed:  # Rows are keys there.
+            parts = [Keys(column) for column in columns]
+        else:
+            names = cross_features.key_columns(key_set)
+            numbered |= {n: Keys(column) for n, column in zip(names, columns, strict=True) if n not in numbered}
+            parts = [numbered[name] for name in names]
+        return KeyColumns(parts, cross_features.most_codes(key_set, self.schema, len(self.days)))
 
     def _tiles(self, with_user: bool) -> dict[TileUse, ReadPlan]:
         """What is read for key sets with the user among their keys, or for the others."""
@@ -182,6 +195,6 @@ class CrossFeatureRouter:
     def _to_keys(self, rows: pa.Table, tag: str) -> Piece:
         return Piece(slot_of(int64s(rows, "key"), self.key_slots) + np.int32(self.buckets), tag, rows)
 
-    def _starts(self, days: Int) -> Int:
+    def _starts(self, days: Int | NDArray[np.int32]) -> Int:
         """Epoch ms of each day's start."""
         return self.schema.local_days.starts(days)

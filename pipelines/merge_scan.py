@@ -81,6 +81,7 @@ class Keys:
         self.codes: Int = encoded.indices.to_numpy().astype(np.int64)
         self._dictionary = encoded.dictionary
         self.count: int = len(encoded.dictionary)
+        self._looked_up: tuple[Int, Int] | None = None
 
     @property
     def ranks(self) -> Int:
@@ -90,10 +91,19 @@ class Keys:
         return ranks
 
     def find(self, values: Int) -> Int:
-        """Codes of other values; -1 where there is none."""
+        """Codes of other values, read-only; -1 where there is none. Those of the array looked up last are remembered."""
+        if self._looked_up is not None and _is_one(self._looked_up[0], values):
+            return self._looked_up[1]
         found = pc.index_in(pa.array(values), value_set=self._dictionary)
         codes: Int = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        codes.setflags(write=False)
+        self._looked_up = values, codes
         return codes
+
+
+def _is_one(some: Int, others: Int) -> bool:
+    """Whether both are views of the same values."""
+    return some.__array_interface__ == others.__array_interface__
 
 
 class Codes(Protocol):

@@ -379,16 +379,16 @@ class KeyQueries:
     """Exposures that ask what happened at their keys; one value per exposure and key."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
-        {"key": pa.int64(), "ts": pa.int64(), "start": pa.int64(), "position": pa.int64(), "bucket": pa.int32()}
+        {"key": pa.int64(), "ts": pa.int64(), "day": pa.int32(), "position": pa.int32(), "bucket": pa.int32()}
     )
 
     key: Int
     """Hash of the key columns."""
     ts: Int
     """Epoch ms of the exposure."""
-    start: Int
-    """Epoch ms of its window's start."""
-    position: Int
+    day: NDArray[np.int32]
+    """The day it belongs to."""
+    position: NDArray[np.int32]
     """Its row among the bucket's exposures, or among their keys where one is a list."""
     bucket: NDArray[np.int32]
 

@@ -33,7 +33,7 @@ from genrank.schemas import Snapshot
 from genrank.schemas.files import move
 from genrank.schemas.manifest import MANIFEST, Counts, DataFile, SampleManifest
 
-KEY_ROWS = 1_000_000
+KEY_ROWS = 500_000
 """Exposures that a slot of keys is sized for: what it holds of one takes a small part of what a bucket of users does."""
 
 
@@ -81,7 +81,7 @@ class SamplesJob:
             name: tuple(self.store.ref(partial, day) for day, partial in sorted(partials.items()))
             for name, partials in self.partials.items()
         }
-        reader = PastReader(self.schema, refs, self.plan.buckets, self.store.written)
+        reader = PastReader(self.schema, refs, self.plan.buckets, known=self.store.written)
         past = self._compacted(days, refs, reader)
         router = self._router(days, reader, past)
         profiles = Profiles(self.schema, self.plan.buckets, self._profiles(days), reader.schemas)

@@ -101,7 +101,9 @@ class LocalDays:
     def starts(self, days: Int) -> Int:
         """Epoch ms at which each day begins."""
         moments, offsets = self.transitions
-        midnight = np.asarray(days, np.int64) * DAY_MS
+        midnight: Int = np.asarray(days, np.int64) * DAY_MS
+        if not len(moments):
+            return midnight - offsets[0]
         stretch = np.searchsorted(self._shown, midnight, "right")
         begins = np.append(np.iinfo(np.int64).min, moments)
         starts: Int = np.maximum(begins[stretch], midnight - offsets[stretch])

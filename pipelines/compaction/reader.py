@@ -44,7 +44,7 @@ class PastReader:
     """Source -> partials of every day that matters, ascending."""
     buckets: int
     """What is asked for are buckets of so many."""
-    known: set[str] = field(default_factory=set, repr=False, compare=False)
+    known: set[str] = field(default_factory=set, repr=False, compare=False, kw_only=True)
     """Paths of files that this process wrote or compared with their digests: they are compared once. Stays behind when this travels."""
     _open: dict[int, OpenFiles] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Bucket -> its files, where a task reads several times."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrank.pipelines.key_columns import KeyColumns
-from genrank.pipelines.merge_scan import Int
+from genrank.pipelines.merge_scan import Int, Keys
 
 small = st.integers(-2, 4) | st.sampled_from([-(2**63), 2**62])
 
@@ -25,7 +25,7 @@ def test_rows_that_are_equal_and_no_others_have_one_code(
 ) -> None:
     there, others = given_rows
     width = len((there + others or [(0,)])[0])
-    asked = KeyColumns(columns(there, width), most)
+    asked = KeyColumns([Keys(column) for column in columns(there, width)], most)
     code_of = dict(zip(there, asked.codes.tolist(), strict=True))
     assert len(set(code_of.values())) == len(code_of)
     assert all(0 <= code < asked.count for code in code_of.values())
