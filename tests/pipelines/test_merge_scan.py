@@ -21,6 +21,7 @@ from genrank.pipelines.merge_scan import (
     order_by,
     ranges,
     slot_of,
+    sorted_rows,
 )
 
 keys = st.integers(-2, 3)
@@ -200,3 +201,20 @@ def test_hashes_are_the_same_on_every_machine_and_release() -> None:
     """Partials and samples hold them."""
     assert mix(ints([0, 1, -1])).tolist() == [-4489516891107146569, -3806075639014552086, -1257701693245480594]
     assert mix(ints([7]), ints([-7])).tolist() == [6985694351563663658]
+
+
+@given(st.lists(st.integers(-3, 3) | st.sampled_from([2**40, -(2**62), 2**62]), max_size=30))
+def test_rows_are_sorted_as_numpy_does(values: list[int]) -> None:
+    packed = ints(values)
+    before = packed.copy()
+    assert sorted_rows(packed, stable=True).tolist() == np.argsort(packed, kind="stable").tolist()
+    assert packed[sorted_rows(packed)].tolist() == sorted(values)
+    assert (packed == before).all()
+
+
+@given(st.lists(small, max_size=10), st.lists(small, max_size=10), st.lists(small, max_size=10))
+def test_codes_that_are_remembered_are_of_the_array_asked(there: list[int], some: list[int], others: list[int]) -> None:
+    found, one, two = Keys(ints(there)), ints(some), ints(others)
+    fresh = Keys(ints(there))
+    for asked in (one, one, two, two[1:], two[::-1], one):
+        assert found.find(asked).tolist() == [fresh.find(ints([value])).tolist()[0] for value in asked.tolist()]

@@ -71,7 +71,9 @@ def test_quarantined_rows_are_counted_by_reason() -> None:
 def test_answers_come_back_in_the_exposures_order(order: list[int]) -> None:
     queries = KeyQueries.of(
         KeyQueries(
-            *(np.array(order, np.int64) for _ in range(2)), *(np.array(order, np.int32) for _ in range(2)), bucket=np.zeros(6, np.int32)
+            *(np.array(order, np.int64) for _ in range(2)),
+            *(np.array(order, np.int32) for _ in range(2)),
+            bucket=np.zeros(6, np.int32),
         ).table()
     )
     assert queries.position.tolist() == order and queries.bucket.dtype == np.int32
