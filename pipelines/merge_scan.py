@@ -91,7 +91,7 @@ class Keys:
         return ranks
 
     def find(self, values: Int) -> Int:
-        """Codes of other values, read-only; -1 where there is none. Those of the array looked up last are remembered."""
+        """Codes of other values, read-only; -1 where there is none. Those of the array looked up last, which isn't to change, are remembered."""
         if self._looked_up is not None and _is_one(self._looked_up[0], values):
             return self._looked_up[1]
         found = pc.index_in(pa.array(values), value_set=self._dictionary)
