@@ -102,11 +102,13 @@ class LocalDays:
         """Epoch ms at which each day begins."""
         moments, offsets = self.transitions
         midnight: Int = np.asarray(days, np.int64) * DAY_MS
+        starts: Int
         if not len(moments):
-            return midnight - offsets[0]
+            starts = midnight - offsets[0]
+            return starts
         stretch = np.searchsorted(self._shown, midnight, "right")
         begins = np.append(np.iinfo(np.int64).min, moments)
-        starts: Int = np.maximum(begins[stretch], midnight - offsets[stretch])
+        starts = np.maximum(begins[stretch], midnight - offsets[stretch])
         return starts
 
     def start(self, day: int) -> int:
