@@ -19,8 +19,9 @@ def split_into_bytes(values: pa.Array | pa.ChunkedArray) -> bool:
         return True
     if not pa.types.is_integer(values.type):
         return False
-    if values.type.bit_width <= 32:
-        return values.type.bit_width == 32
+    width: int = values.type.bit_width
+    if width <= 32:
+        return width == 32
     numbers = single_array(values).drop_null().to_numpy(zero_copy_only=False)
     if len(numbers) and int(numbers.min()) == MISSING_ID:
         numbers = numbers[numbers != MISSING_ID]
