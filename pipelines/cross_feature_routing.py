@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from genrank.pipelines import cross_features
 from genrank.pipelines.arrays import int64s
@@ -88,7 +87,7 @@ class CrossFeatureRouter:
                 use = TileUse(log, key_set)
                 found = tables.get(events_tag(log, key_set.tag))
                 events[log] = found if found is not None else self.reader.events({use: ReadPlan()}, 0, lean=True)[use]
-            keys, start = Keys(queries.key), self._starts(queries.day)
+            keys, start = Keys(queries.key), self._starts(queries.day.astype(np.int64))
             answered = cross_features.answer(key_set, self.schema, keys, queries.ts, start, events)
             answers = KeyAnswers(pa.array(queries.position), dict(answered))
             yield Piece(queries.bucket, answers.tag(key_set.tag), answers.table())
@@ -195,6 +194,6 @@ class CrossFeatureRouter:
     def _to_keys(self, rows: pa.Table, tag: str) -> Piece:
         return Piece(slot_of(int64s(rows, "key"), self.key_slots) + np.int32(self.buckets), tag, rows)
 
-    def _starts(self, days: Int | NDArray[np.int32]) -> Int:
+    def _starts(self, days: Int) -> Int:
         """Epoch ms of each day's start."""
         return self.schema.local_days.starts(days)
