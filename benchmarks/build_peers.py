@@ -161,21 +161,16 @@ def _sequences(day: Day, clicks: dict[str, Ints], users: Ints, wanted: Ints) -> 
 
 def _write(table: pa.Table, out: Path, pool: ThreadPoolExecutor) -> None:
     out.mkdir(parents=True)
-    encodings, dictionaries = {}, []
+    encodings = {}
     for field in table.schema:
         path = field.name + (".list.element" if pa.types.is_list(field.type) else "")
-        if pa.types.is_list(field.type) and pa.types.is_float32(field.type.value_type):
-            encodings[path] = "BYTE_STREAM_SPLIT"
-        elif field.name.endswith("ts"):
-            encodings[path] = "DELTA_BINARY_PACKED"
-        else:
-            dictionaries.append(path)
+        encodings[path] = "DELTA_BINARY_PACKED" if field.name.endswith("ts") else "PLAIN"
     size = -(-len(table) // len(os.sched_getaffinity(0)))
 
     def write(start: int) -> None:
         pq.write_table(
             table.slice(start, size), out / f"samples-{start}.parquet", compression="zstd", compression_level=1,
-            row_group_size=4096, use_dictionary=dictionaries, column_encoding=encodings,
+            row_group_size=4096, use_dictionary=False, column_encoding=encodings,
         )  # fmt: skip
 
     list(pool.map(write, range(0, len(table), size)))

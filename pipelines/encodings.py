@@ -1,4 +1,4 @@
-"""How columns of numbers are encoded in Parquet: split into bytes, so that zstd finds the bytes that hardly change, wherever there are such."""
+"""Which columns of numbers do better in Parquet without a dictionary: zstd finds the bytes that hardly change, wherever there are such."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import pyarrow as pa
 from genrank.pipelines.arrays import single_array
 from genrank.schemas.ids import MISSING_ID
 
-SPLIT, DELTAS = "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED"
+PLAIN, SPLIT, DELTAS = "PLAIN", "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED"
+"""Spark's reader, and others, refuse the second: it is for files that genrank alone reads."""
 NEAR = 1 << 32
 """Integers within less have four bytes or more that are all alike; hashes and what else lies further apart does better in a dictionary."""
 
 
-def split_into_bytes(values: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether a column of numbers is written fastest, and smallest, as split bytes: of floats and of integers that lie near each other. A
+def without_dictionary(values: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether a column is written fastest, and smallest, as the numbers themselves: of floats and of integers that lie near each other. A
     dictionary of the latter takes twice the time (a table that misses the cache at each value) and as much room."""
     if pa.types.is_floating(values.type):
         return True

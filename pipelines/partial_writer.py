@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrank.pipelines.arrays import int64s, taken
-from genrank.pipelines.encodings import DELTAS, SPLIT, split_into_bytes
+from genrank.pipelines.encodings import DELTAS, SPLIT, without_dictionary
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, order_by
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows, tag_parts
@@ -108,7 +108,7 @@ def write_partial(table: pa.Table, path: Path) -> None:
     encodings = {name: DELTAS for name in ("ts", "arrived") if name in table.column_names}
     plain = {*encodings, "id"}
     for name in table.column_names:
-        if name not in plain and (name == "u" or split_into_bytes(table.column(name))):
+        if name not in plain and (name == "u" or without_dictionary(table.column(name))):
             encodings[name] = SPLIT
     pq.write_table(
         table,

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrank.pipelines.arrays import single_array
-from genrank.pipelines.encodings import DELTAS, SPLIT, leaves, split_into_bytes
+from genrank.pipelines.encodings import DELTAS, PLAIN, leaves, without_dictionary
 from genrank.pipelines.sample_columns import TIMES, USER_ID
 from genrank.schemas import Schema, files
 from genrank.schemas.derive.sample_lengths import lengths_metadata
@@ -22,7 +22,8 @@ ROW_GROUP = 4096
 
 
 def write_samples(table: pa.Table, path: Path, schema: Schema, build_id: str) -> None:
-    """One Parquet file of samples: numbers as split bytes, times far apart as deltas, hashes and texts as dictionaries, zstd; lengths in the footer.
+    """One Parquet file of samples: numbers plain, times far apart as deltas, hashes and texts as dictionaries, zstd: what Spark's reader knows, too; lengths
+    in the footer.
 
     The rows of one user lie in one row group, so that a reader has whole requests, however a long day was divided.
     """
@@ -66,8 +67,8 @@ def _encodings(table: pa.Table) -> tuple[dict[str, str], list[str]]:
     dictionaries: list[str] = []
     for field in table.schema:
         for path, values in leaves(field.name, single_array(table.column(field.name))):
-            if split_into_bytes(values):
-                encodings[path] = SPLIT
+            if without_dictionary(values):
+                encodings[path] = PLAIN
             elif path.removesuffix(".list.element").rpartition(".")[2] in TIMES:
                 encodings[path] = DELTAS
             else:

@@ -1,4 +1,4 @@
-"""Numbers near each other are written as split bytes, hashes and texts in dictionaries; what is read is what was written."""
+"""Numbers near each other are written without a dictionary, hashes and texts with one; what is read is what was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrank.pipelines.encodings import leaves, split_into_bytes
+from genrank.pipelines.encodings import leaves, without_dictionary
 from genrank.pipelines.partial_writer import write_partial
 from genrank.schemas.ids import MISSING_ID
 
@@ -16,7 +16,7 @@ NEAR, FAR = [5, 5 + (1 << 32) - 1], [5, 5 + (1 << 32)]
 
 
 @pytest.mark.parametrize(
-    ("values", "split"),
+    ("values", "without"),
     [
         (pa.array([0.5, None], pa.float32()), True),
         (pa.array([0.5], pa.float64()), True),
@@ -34,8 +34,8 @@ NEAR, FAR = [5, 5 + (1 << 32) - 1], [5, 5 + (1 << 32)]
         (pa.chunked_array([[1], [2]]), True),
     ],
 )
-def test_which_columns_are_split(values: pa.Array | pa.ChunkedArray, split: bool) -> None:
-    assert split_into_bytes(values) == split
+def test_which_columns_have_no_dictionary(values: pa.Array | pa.ChunkedArray, without: bool) -> None:
+    assert without_dictionary(values) == without
 
 
 def test_leaves_have_the_names_that_parquet_gives_them(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def test_spark_equals_local_to_the_bit(
         assert result.candidates > 100
     for dt in days:
         assert stored(tmp_path / "spark", dt) == stored(tmp_path / "local", dt)
+    assert_spark_reads(spark_engine, [*map(str, sample_files(tmp_path / "local" / "samples", days[-1]))])
+
+
+def assert_spark_reads(engine: SparkEngine, paths: list[str]) -> None:
+    """Spark's own reader knows every encoding in samples' files."""
+    found = {row["sample_id"]: row.asDict(recursive=True) for row in engine.session.read.parquet(*paths).collect()}
+    rows = pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist()
+    assert len(found) == len(rows) > 0
+    for row in rows:
+        assert str(found[row["sample_id"]]) == str(row)
 
 
 def test_spark_makes_and_reads_blocks_like_local(
