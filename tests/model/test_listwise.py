@@ -63,7 +63,7 @@ def counts(tokens: Tokens) -> Tensor:
 def test_it_is_the_equations_with_rivals_among_what_is_seen(name: str, seed: int) -> None:
     encoder, tokens = make(CASES[name], seed), draw(seed)
     wanted = reference(encoder, tokens)[tokens.candidate_rows]
-    torch.testing.assert_close(encoder(tokens), wanted, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(encoder(tokens), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
