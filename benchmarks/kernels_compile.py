@@ -337,9 +337,9 @@ QUICK = ("attention 128x128 plain", "attention 256x256 plain")
 
 
 def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
-    """quick: the first case and configuration of each kernel, in bfloat16; on sm_90 all of `QUICK`."""
+    """quick: the first case and configuration of each kernel on each generation, in bfloat16; on sm_90 all of `QUICK`."""
     work: list[Job] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, int]] = set()
     cases = [*attention_cases(), *other_cases()]
     # What training uses first, should the time end early.
     for case in sorted(cases, key=lambda case: ("bf16", "fp32", "fp16").index(case.dtype)):
@@ -347,9 +347,9 @@ def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
             name = launch.kernel.__name__
             if only not in f"{name} {case.name} {case.dtype}":
                 continue
-            first = name not in seen
-            seen.add(name)
             for arch in (a for a in archs if a in case.archs):
+                first = (name, arch) not in seen
+                seen.add((name, arch))
                 chosen = launch.configs(arch)
                 if case.name.endswith(" tma") and not launch.constants["DESCRIBED"]:
                     continue  # As in the plain case.
