@@ -119,7 +119,7 @@ def release_kernel(
         )
         below = (score == limit) & ((order ^ EMPTY) <= (limit_order ^ EMPTY))
         goes = goes & ((score < limit) | below)
-        forget(what, entry, id_, goes)
+        forget(what, entry, id_, goes, goes)
     if of_rows:
         vacant = (entry < end) & ((id_ == EMPTY) | goes)
         tl.store(free + tl.program_id(1).to(tl.int64) * blocks + block, tl.sum(vacant.to(tl.int32), 0))

@@ -59,11 +59,11 @@ def claim(keys, mask, wanted, real):
 
 
 @triton.jit
-def forget(what, entry, id_, those):
-    """Ids leave their slots and their entries."""
+def forget(what, entry, id_, those, indexed):
+    """Ids leave their entries, and those that are `indexed` their slots."""
     keys, ids = column(tl.load(what), tl.int64), column(tl.load(what + 2), tl.int64)
-    slot = find(keys, tl.load(what + 8), id_, those)
-    tl.store(keys + slot, tl.full(id_.shape, TOMBSTONE, dtype=tl.int64), mask=those)
+    slot = find(keys, tl.load(what + 8), id_, those & indexed)
+    tl.store(keys + slot, tl.full(id_.shape, TOMBSTONE, dtype=tl.int64), mask=those & indexed)
     tl.store(ids + entry, tl.full(id_.shape, EMPTY, dtype=tl.int64), mask=those)
 
 

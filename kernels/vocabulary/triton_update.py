@@ -34,8 +34,8 @@ def begin_kernel(vocabularies, BLOCK: tl.constexpr):
     """Rows unseen for longer than max_age before the step's time lose their owners; whether the slots have room for the step."""
     what = vocabularies + tl.program_id(1) * FIELDS
     counters = column(tl.load(what + 7), tl.int64)
+    full = tl.load(counters + USED) + tl.load(what + 17) > tl.load(what + 9)
     if tl.program_id(0) == 0:
-        full = tl.load(counters + USED) + tl.load(what + 17) > tl.load(what + 9)
         tl.store(counters + REBUILD, full.to(tl.int64))
         tl.store(counters + WAITING, tl.zeros([], dtype=tl.int64))
         tl.store(counters + SEEN, tl.zeros([], dtype=tl.int64))
@@ -47,7 +47,8 @@ def begin_kernel(vocabularies, BLOCK: tl.constexpr):
     live = id_ > TOMBSTONE
     time = tl.load(column(tl.load(what + 5), tl.int64) + entry, mask=live, other=0)
     old = live & (time < tl.load(column(tl.load(what + 18), tl.int64)) - max_age)
-    forget(what, entry, id_, old)
+    # Slots that are filled anew in a moment may never have been filled: they grew, and their memory holds anything.
+    forget(what, entry, id_, old, old & (full == 0))
     tl.atomic_add(counters + ROWS, -tl.sum(old.to(tl.int64), 0))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import genrank.schemas as s
 from genrank.kernels.lookups import gpu as lookups_gpu
 from genrank.kernels.vocabulary import gpu
+from genrank.kernels.vocabulary.layout import EMPTY
 from genrank.kernels.vocabulary.triton_reset import inverse_normal
 from genrank.schemas.ids import MISSING_ID
 from genrank.schemas.table import Initializer, LogicalTable
@@ -118,6 +119,27 @@ def test_full_tables_evict_and_forget(small_blocks: None) -> None:
         assert found == ask([cpu for cpu, _ in pairs], [ids, ids], now)
         for cpu, device in pairs:
             assert_equal(device, cpu)
+
+
+def test_rows_expire_in_the_step_that_needs_more_slots(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new slots hold no id until they are filled: nothing is written where an id that leaves isn't found, before them least of all."""
+    cpu, device = pair({"capacity": 9, "max_age": "2ms"})
+    before = []
+
+    def make_behind_a_guard(self: DeviceVocabulary) -> None:
+        make(self)
+        slots = len(self.keys)
+        memory = torch.full((slots + 8,), EMPTY)
+        before.append(memory[:8])
+        self.keys = memory[8:]
+
+    make = DeviceVocabulary._make_slots
+    monkeypatch.setattr(DeviceVocabulary, "_make_slots", make_behind_a_guard)
+    for now, ids in enumerate([[7, 8], [8], [8], list(range(30, 60))]):
+        batch = torch.tensor(ids)
+        assert ask([device], [batch], now) == ask([cpu], [batch], now)
+        assert_equal(device, cpu)
+    assert before and all(torch.equal(guard, torch.full((8,), EMPTY)) for guard in before)
 
 
 def test_a_row_beyond_the_capacity_is_refused() -> None:
