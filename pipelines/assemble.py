@@ -60,7 +60,9 @@ class Assembler:
 
     def _assemble(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         own, reader = self.schema.candidates.source, self.router.reader
-        exposures = reader.load(own, self.router.days, bucket, reader.schemas[own].names)
+        last = any(label.attribution == "last" for label in self.schema.labels)
+        names = [name for name in reader.schemas[own].names if name != "id" or last]
+        exposures = reader.load(own, self.router.days, bucket, names)
         if not exposures.num_rows:
             return
         users = np.unique(int64s(exposures, "u"))
@@ -77,7 +79,9 @@ class Assembler:
 
     def _timeline(self, sequence: EventSequence, users: Int, bucket: int) -> Timeline:
         uses = [SequenceUse(entry.source, sequence, kind) for kind, entry in enumerate(sequence.events)]
-        parts = [self.router.reader.rows(use, self.sequences[use], bucket, pa.array(users)) for use in uses]
+        # Beside histories that were merged before, rows are ordered by their ids again.
+        lean = not any(self.sequences[use].compacted for use in uses)
+        parts = [self.router.reader.rows(use, self.sequences[use], bucket, pa.array(users), lean) for use in uses]
         return sequences.merge(self.schema, sequence, users, parts)
 
     def _day(

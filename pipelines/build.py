@@ -25,6 +25,7 @@ from genrank.pipelines.engine import AnyEngine
 from genrank.pipelines.engine_factory import BuildEngine
 from genrank.pipelines.gate.judge import Gate
 from genrank.pipelines.labels import logs_of
+from genrank.pipelines.memory import freed_memory_kept
 from genrank.pipelines.partials import PartialStore
 from genrank.pipelines.partials_job import PartialsJob
 from genrank.pipelines.plan import BuildPlan
@@ -66,7 +67,11 @@ def build(config: BuildConfig, engine: AnyEngine | None = None) -> BuildResult:
         UserError: bad input, a broken invariant, too many quarantined rows, another build at work that isn't waited for; nothing of the days
             concerned is published then.
     """
-    with locked(config.out, wait=config.wait), BuildEngine(config.engine, config.out / "staging", engine) as opened:
+    with (
+        locked(config.out, wait=config.wait),
+        freed_memory_kept(),
+        BuildEngine(config.engine, config.out / "staging", engine) as opened,
+    ):
         return _run(config, opened)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from genrank.pipelines import cross_features
-from genrank.pipelines.arrays import int64s
+from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.compaction.plan import ReadPlan
 from genrank.pipelines.compaction.reader import PastReader
 from genrank.pipelines.compaction.uses import TileUse
 from genrank.pipelines.cross_features import KeySet, key_sets
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.hot_keys import HotKeys, frequent_keys
+from genrank.pipelines.hot_keys import HotKeys, counted_of, frequent_keys
 from genrank.pipelines.key_columns import KeyColumns
 from genrank.pipelines.merge_scan import Int, Keys, mix, slot_of
 from genrank.pipelines.messages import BucketMessage, KeyAnswers, KeyCount, KeyQueries, events_tag
@@ -48,11 +48,17 @@ class CrossFeatureRouter:
         return key_sets(self.schema)
 
     def count(self, bucket: int) -> Iterator[Piece]:
-        """Map step: how many of a bucket's exposures the most frequent keys have."""
-        for key_set, queries in self._queries(bucket):
+        """Map step: how many of a bucket's exposures the most frequent keys have, about."""
+        own = self.schema.candidates.source
+        for key_set in self.key_sets:
             # Queries at the day's start lie in no slice.
-            if all(feature.as_of == "exposure" for feature in key_set.features):
-                yield KeyCount.pieces(frequent_keys(key_set.tag, queries.key, self.buckets))
+            if key_set.with_user(self.schema) or any(feature.as_of != "exposure" for feature in key_set.features):
+                continue
+            columns = cross_features.key_columns(key_set) or ["ts"]  # Without keys all exposures have one.
+            shown = self.reader.load(own, self.days, bucket, columns)
+            few = taken(shown, np.arange(0, shown.num_rows, counted_of(self.buckets)))
+            keys, _ = cross_features.hashed_keys(key_set, cross_features.at_keys(key_set, few))
+            yield KeyCount.pieces(frequent_keys(key_set.tag, keys, self.buckets))
 
     def route(self, bucket: int) -> Iterator[Piece]:
         """Map step: a bucket's exposures and events, to the slots of their keys."""

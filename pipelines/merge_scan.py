@@ -351,13 +351,24 @@ class _Counting:
             self._happened = axis.pack(codes, ts)
             self._happened.sort()
         self._came = reached(entered, self._asked, "left")
+        self._newest: Int | None = None
+        """When the last of those that came happened, per query; of an earlier key's where none of its own did."""
+        if ts is available and len(entered):
+            self._newest = entered[np.maximum(self._came - 1, 0)]
         self._known: Bool | None = queries.keys >= 0
         if self._known.all():
             self._known = None
 
     def count(self, window: int) -> Int:
         """Visible events, per query."""
-        count = self._came - reached(self._happened, self._asked - min(window, self._longest), "right")
+        left = self._asked - min(window, self._longest)
+        # Where the newest has left, all have: few keys of a user and an item have an event of the last hour.
+        some = np.flatnonzero(self._newest > left) if self._newest is not None else None
+        if some is not None and 2 * len(some) < len(left):
+            count = np.zeros(len(left), np.int64)
+            count[some] = self._came[some] - reached(self._happened, left[some], "right")
+        else:
+            count = self._came - reached(self._happened, left, "right")
         return count if self._known is None else np.where(self._known, count, 0)
 
 
@@ -392,8 +403,11 @@ def following(keys: Int, ts: Int, values: Float, at_keys: Int, at: Int, window: 
     order = sorted_rows(packed, stable=True)
     packed, sums = packed[order], running(split(values[order]))
     codes = known.find(at_keys)
-    begin = np.searchsorted(packed, axis.pack(codes, at), "left")
-    end = np.searchsorted(packed, axis.pack(codes, at + window), "right")
+    begin, until = np.searchsorted(packed, axis.pack(codes, at), "left"), axis.pack(codes, at + window)
+    # Few are followed by any.
+    some = np.flatnonzero(np.append(packed, np.iinfo(np.int64).max)[begin] <= until)
+    end = begin.copy()
+    end[some] = np.searchsorted(packed, until[some], "right")
     inside = codes >= 0
     return np.where(inside, end - begin, 0), np.where(inside, rounded(between(sums, begin, end)), 0)
 
@@ -475,17 +489,29 @@ def sorted_rows(packed: Int, stable: bool = False) -> Int:
     return numbered
 
 
-def order_by(packed: Int, *ties: Int) -> Int:
-    """Order of rows by `packed`, then by `ties`, then as they are; only rows that tie pay for the ties."""
-    if ascends(packed):
-        order = np.arange(len(packed))
-        ordered = packed
-    else:
-        order = sorted_rows(packed)
-        ordered = packed[order]
-    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(equal):
-        tied = np.unique(np.concatenate([equal, equal + 1]))
-        rows = order[tied]
-        order[tied] = rows[np.lexsort((rows, *(key[rows] for key in reversed(ties)), packed[rows]))]
+def order_by(packed: Int, *ties: Int | Callable[[Int], Int]) -> Int:
+    """Order of rows by `packed`, then by `ties`, then as they are; only rows that tie pay for the ties, whose values, or what gives those
+    of some rows, are given."""
+    order, ordered = in_order(packed)
+    places = tied(ordered)
+    if len(places):
+        rows = order[places]
+        keys = [tie(rows) if callable(tie) else tie[rows] for tie in ties]
+        order[places] = rows[np.lexsort((rows, *reversed(keys), ordered[places]))]
     return order
+
+
+def in_order(packed: Int) -> tuple[Int, Int]:
+    """(an order of rows by `packed`, `packed` in it)."""
+    if ascends(packed):
+        return np.arange(len(packed)), packed
+    order = sorted_rows(packed)
+    return order, packed[order]
+
+
+def tied(ordered: Int) -> Int:
+    """Places of ascending values that are equal to one beside them."""
+    equal = ordered[1:] == ordered[:-1]
+    if not equal.any():
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.append(equal, False) | np.append(False, equal))

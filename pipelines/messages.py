@@ -279,13 +279,13 @@ class NormalizedRows:
     same: Int | None
     """Equal for rows that are the same event (or the same snapshot key and day); None where rows of one user, day and id are."""
     rows: pa.Table
-    """Columns of the source's partial (`partials.partial_schema`) but those that repeat another (`partials.repeated_columns`)."""
+    """Columns of the source's partial that its files have (`partials.Layout.stored`)."""
     found: Mapping[str, Bool]
     """Snapshot -> which rows it knows; counted, not kept."""
 
     @property
     def event(self) -> Int:
-        """Equal for rows that are the same event."""
+        """Equal for rows that are the same event, of rows that have their ids."""
         return mix(int64s(self.rows, "u"), self.day, int64s(self.rows, "id")) if self.same is None else self.same
 
     @staticmethod

@@ -21,7 +21,7 @@ from genrank.pipelines.columns import compute, infinite_numbers, joined_columns,
 from genrank.pipelines.engine import Piece
 from genrank.pipelines.merge_scan import Bool, Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows
-from genrank.pipelines.partials import PartialRef, partial_schema, repeated_columns
+from genrank.pipelines.partials import Layout, PartialRef, layout_of, partial_schema
 from genrank.pipelines.quarantine import Reasons, failed_conditions, quarantined
 from genrank.pipelines.raw_rows import arrival, content_hash, declared, hashed_ids, is_null, null_as_zero
 from genrank.pipelines.snapshot_join import join_snapshot
@@ -58,6 +58,11 @@ class Normalizer:
     def columns(self) -> dict[str, tuple[Column, ...]]:
         """Source -> what its partials keep."""
         return needed(self.schema)
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """Source -> which of its partials' columns are sent."""
+        return {s.name: layout_of(self.schema, s, self.columns[s.name]) for s in self.schema.sources}
 
     def read(self, units: Iterable[ReadUnit]) -> Iterator[Piece]:
         """Map step: raw rows of some units, normalized, to their buckets."""
@@ -99,19 +104,17 @@ class Normalizer:
             keep = pa.array(good)
             rows, ts, arrived, home, user = rows.filter(keep), ts[good], arrived[good], home[good], user[good]
             frame, slots = frame.filter(pl.Series(good)), slots[good]
-        columns = {
-            "u": pa.array(user),
-            "ts": pa.array(ts),
-            "id": pa.array(content_hash(rows, tuple(source.columns))),
-        }
-        repeated = repeated_columns(source)
-        if "arrived" not in repeated:
+        columns = {"u": pa.array(user), "ts": pa.array(ts)}
+        sent = self.layouts[source.name].stored
+        if "id" in sent:
+            columns["id"] = pa.array(content_hash(rows, tuple(source.columns)))
+        if "arrived" in sent:
             columns["arrived"] = pa.array(arrived)
-        if source.name == self.schema.candidates.source and "user" not in repeated:
+        if "user" in sent:
             columns["user"] = rows.column(source.user)
         same = mix(user, home, content_hash(rows, source.dedup)) if source.dedup else None
         frame, found = self._joined(source, frame, home)
-        own = tuple(column for column in self.columns[source.name] if column.name not in repeated)
+        own = tuple(column for column in self.columns[source.name] if column.name in sent)
         columns |= compute(frame, source, own)
         message = NormalizedRows(home, same, pa.table(columns), found)
         yield from self._finite(source, rows, message, slots)

@@ -6,10 +6,9 @@ Every row read is accounted for: in = out + duplicates + quarantined by reason.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +17,10 @@ import pyarrow.parquet as pq
 from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.encodings import DELTAS, SPLIT, without_dictionary
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, in_order, order_by, tied
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows, tag_parts
+from genrank.pipelines.partials import Layout
 from genrank.schemas import files
-
-
-class PartialColumns(NamedTuple):
-    """How the files of a source's partials look."""
-
-    names: tuple[str, ...]
-    repeated: Mapping[str, str]
-    """Columns that are neither sent nor stored -> the one that holds the same (`partials.repeated_columns`)."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,8 @@ class PartialWriter:
     """Writes files below `staging`; travels to tasks by pickle."""
 
     staging: str
-    columns: Mapping[str, PartialColumns]
-    """Source -> those of its files."""
+    layouts: Mapping[str, Layout]
+    """Source -> the columns of its files."""
 
     def write(self, bucket: int, tables: dict[str, pa.Table]) -> Iterator[Piece]:
         """Exchange step: all rows of a bucket, a file per source and day; reports what was written."""
@@ -52,19 +44,11 @@ class PartialWriter:
     def _partial(self, bucket: int, source: str, rows: NormalizedRows) -> Iterator[PartialReport]:
         if not rows.rows.num_rows:
             return
-        names, repeated = self.columns[source]
-        user, ts, arrived, id_ = (int64s(rows.rows, repeated.get(name, name)) for name in ("u", "ts", "arrived", "id"))
-        kept = first_of_each(rows.event, arrived, id_)
+        at, repeated = self._order(source, rows)
         first = int(rows.day.min())
         found = np.bincount(rows.day - first)
-        duplicates = np.zeros_like(found)
-        if kept.all():
-            at = by_day_user_and_time(rows.day, user, ts, id_)
-        else:
-            duplicates = np.bincount(rows.day[~kept] - first, minlength=len(found))
-            at = np.flatnonzero(kept)
-            at = at[by_day_user_and_time(rows.day[at], user[at], ts[at], id_[at])]
-        table = taken(rows.rows.select(names), at)
+        duplicates = np.bincount(rows.day[repeated] - first, minlength=len(found))
+        table = taken(rows.rows.select(self.layouts[source].stored), at)
         begin = 0
         for place in np.flatnonzero(found).tolist():
             day, size = first + place, int(found[place] - duplicates[place])
@@ -83,6 +67,23 @@ class PartialWriter:
                 sha256=files.file_sha256(path) if size else "",
             )
             begin += size
+
+    def _order(self, source: str, rows: NormalizedRows) -> tuple[Int, Int]:
+        """(rows by day, user, time and id, each event once; the others)."""
+        layout = self.layouts[source]
+
+        def ids(at: Int) -> Int:
+            """Only few rows are asked for theirs."""
+            return layout.ids(taken(rows.rows.select(layout.made_of(["id"])), at))
+
+        user, ts = int64s(rows.rows, "u"), int64s(rows.rows, "ts")
+        if rows.same is None:  # Rows that are the same event are alike in all of these.
+            return once_in_order(by_day_user_and_time(rows.day, user, ts), ids)
+        arrived = int64s(rows.rows, layout.repeated.get("arrived", "arrived"))
+        kept = first_of_each(rows.same, arrived, ids)
+        at = np.flatnonzero(kept)
+        packed = by_day_user_and_time(rows.day[at], user[at], ts[at])
+        return at[order_by(packed, lambda few: ids(at[few]))], np.flatnonzero(~kept)
 
     def _quarantine(self, bucket: int, source: str, rows: QuarantinedRows) -> Iterator[Piece]:
         for day in np.unique(rows.day).tolist():
@@ -121,8 +122,8 @@ def write_partial(table: pa.Table, path: Path) -> None:
     files.sync(path)
 
 
-def by_day_user_and_time(day: Int, user: Int, ts: Int, id: Int) -> Int:
-    """Order of rows by (day, user, ts, id)."""
+def by_day_user_and_time(day: Int, user: Int, ts: Int) -> Int:
+    """A number of each row, by whose order rows lie by (day, user, ts)."""
     if not len(day):
         return np.empty(0, np.int64)
     users = Keys(user)
@@ -132,17 +133,37 @@ def by_day_user_and_time(day: Int, user: Int, ts: Int, id: Int) -> Int:
     np.minimum.at(begin, place, ts)
     since = ts - begin[place]
     codes = place * users.count + users.ranks[users.codes]
-    return order_by(Axis.over(len(begin) * users.count, since).pack(codes, since), id)
+    return Axis.over(len(begin) * users.count, since).pack(codes, since)
 
 
-def first_of_each(same: Int, arrived: Int, id: Int) -> Bool:
-    """Marks one row of each set with equal `same`: the first by (arrived, id)."""
+def once_in_order(packed: Int, ids: Callable[[Int], Int]) -> tuple[Int, Int]:
+    """(order of rows by `packed` and id, of those that are equal in both the first; the others).
+
+    Args:
+        packed: int64 per row.
+        ids: ids of some rows.
+    """
+    order, ordered = in_order(packed)
+    places = tied(ordered)
+    if not len(places):
+        return order, order[:0]
+    rows, number = order[places], ordered[places]
+    id_ = ids(rows)
+    by_id = np.lexsort((rows, id_, number))
+    rows, id_ = rows[by_id], id_[by_id]
+    order[places] = rows
+    repeated = 1 + np.flatnonzero((number[1:] == number[:-1]) & (id_[1:] == id_[:-1]))
+    return np.delete(order, places[repeated]), rows[repeated]
+
+
+def first_of_each(same: Int, arrived: Int, ids: Callable[[Int], Int]) -> Bool:
+    """Marks one row of each set with equal `same`: the first by (arrived, id); `ids` gives those of some rows."""
     kept = np.ones(len(same), np.bool_)
     ordered = np.sort(same)
     several = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(several):
         at = np.minimum(np.searchsorted(several, same), len(several) - 1)
         repeated = np.flatnonzero(several[at] == same)
-        order = repeated[np.lexsort((id[repeated], arrived[repeated], same[repeated]))]
+        order = repeated[np.lexsort((ids(repeated), arrived[repeated], same[repeated]))]
         kept[order[1:][same[order[1:]] == same[order[:-1]]]] = False
     return kept

@@ -249,32 +249,78 @@ def of_users(table: pa.Table, users: pa.Array) -> pa.Table:
     return table if lengths.sum() == len(own) else taken(table, ranges(begin, lengths))
 
 
-def repeated_columns(source: EventLog | Snapshot) -> dict[str, str]:
-    """Columns of a log's partial that hold, row by row, what another one does: neither moved nor stored, and read as the other. Files that
-    older releases wrote have them."""
+@dataclass(frozen=True)
+class Layout:
+    """Which columns the files of a source's partials have, and how the others come of them. Files that older releases wrote have them all."""
+
+    names: tuple[str, ...]
+    """All columns of the partial."""
+    repeated: Mapping[str, str]
+    """Columns of a log that hold, row by row, what another one does -> that one."""
+    hashed: tuple[str, ...]
+    """Columns of the files that hold all that a log declares, in its order: `id` is their hash. Empty where they don't hold it all."""
+
+    @property
+    def stored(self) -> list[str]:
+        """Columns of the files, and of rows on their way to them."""
+        return [name for name in self.names if name not in self.repeated and not (name == "id" and self.hashed)]
+
+    def made_of(self, names: Iterable[str]) -> list[str]:
+        """Columns of the files that columns come of."""
+        found: dict[str, None] = {}
+        for name in names:
+            found |= dict.fromkeys(self.hashed if name == "id" and self.hashed else [self.repeated.get(name, name)])
+        return list(found)
+
+    def columns(self, rows: pa.Table, names: Iterable[str]) -> pa.Table:
+        """The columns of these names, of rows that have those which they are `made_of`."""
+        return pa.table(
+            {
+                name: pa.array(self.ids(rows)) if name == "id" else rows.column(self.repeated.get(name, name))
+                for name in names
+            }
+        )
+
+    def ids(self, rows: pa.Table) -> Int:
+        """Hashes of rows as they were declared (`raw_rows.content_hash`): they order rows of one moment."""
+        if not self.hashed:
+            return int64s(rows, "id")
+        return mix(*(int64s(rows, name) for name in self.hashed))
+
+
+def layout_of(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> Layout:
+    """Of the partials of a source that keep these columns."""
+    names = tuple(partial_schema(schema, source, columns).names)
     if isinstance(source, Snapshot):
-        return {}
+        return Layout(names, {}, ())
     repeated = {Column("id", source.user).name: "u"}
     if source.arrival is None:
         repeated["arrived"] = "ts"
     if source.columns[source.user] == "int64":
         repeated["user"] = "u"  # Of the exposures.
-    return repeated
+    return Layout(names, repeated, tuple(_hashed(source, columns, repeated)))
 
 
-def stored_names(names: Iterable[str], source: EventLog | Snapshot) -> list[str]:
-    """Of the names of a partial's columns those that its files have: they repeat no other (`repeated_columns`)."""
-    repeated = repeated_columns(source)
-    return [name for name in names if name not in repeated]
-
-
-def with_repeated(rows: pa.Table, names: Iterable[str], repeated: Mapping[str, str]) -> pa.Table:
-    """The columns of these names, of rows that lack those which repeat another (`repeated_columns`)."""
-    return pa.table({name: rows.column(repeated.get(name, name)) for name in names})
+def _hashed(source: EventLog, columns: Iterable[Column], repeated: Mapping[str, str]) -> list[str]:
+    kept = {column.name for column in columns if not column.sql}
+    found = []
+    for name, declared in source.columns.items():
+        own = Column("id", name).name
+        if declared.startswith(("float", "list")):
+            return []  # Are hashed in another way than ids are kept.
+        if own in repeated:
+            found.append(repeated[own])
+        elif name == source.time and (declared == "timestamp" or (declared, source.time_unit) == ("int64", "ms")):
+            found.append("ts")
+        elif own in kept:
+            found.append(own)
+        else:
+            return []
+    return found
 
 
 def partial_schema(schema: Schema, source: EventLog | Snapshot, columns: tuple[Column, ...]) -> pa.Schema:
-    """Arrow schema of a partial's rows; its files have the columns of `stored_names`."""
+    """Arrow schema of a partial's rows; its files have those of `Layout.stored`."""
     fields = {"u": pa.int64(), "ts": pa.int64(), "arrived": pa.int64(), "id": pa.int64()}
     if isinstance(source, EventLog) and source.name == schema.candidates.source:
         fields["user"] = ARROW_TYPES[source.columns[source.user]]

@@ -12,8 +12,8 @@ from genrank.pipelines.engine import AnyEngine, together
 from genrank.pipelines.messages import PartialReport
 from genrank.pipelines.moving import move_files
 from genrank.pipelines.normalize import Normalizer, ReadUnit
-from genrank.pipelines.partial_writer import PartialColumns, PartialWriter
-from genrank.pipelines.partials import Partial, PartialRef, PartialStore, partial_schema, repeated_columns, stored_names
+from genrank.pipelines.partial_writer import PartialWriter
+from genrank.pipelines.partials import Partial, PartialRef, PartialStore
 from genrank.pipelines.plan import BuildPlan
 from genrank.pipelines.sources import Partition
 from genrank.schemas import EventLog, Snapshot, UserError
@@ -56,10 +56,7 @@ class PartialsJob:
                     snapshots.setdefault(name, {})[day] = self.store.ref(self.partials[name][at], at)
         wanted = {name: frozenset(days) for name, days in missing.items()}
         normalizer = Normalizer(plan.schema, plan.buckets, wanted, snapshots)
-        layouts = {}
-        for source in map(plan.schema.source, missing):
-            names = partial_schema(plan.schema, source, plan.columns[source.name]).names
-            layouts[source.name] = PartialColumns(tuple(stored_names(names, source)), repeated_columns(source))
+        layouts = {name: normalizer.layouts[name] for name in missing}
         writer = PartialWriter(str(self.staging / "partials"), layouts)
         units = []
         for name, days in missing.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class Timeline(NamedTuple):
     leaves: dict[str, pa.Array]
     users: Int
     """Users' ids by code, ascending."""
-    id: Int
-    """Breaks ties."""
+    id: Int | None
+    """Breaks ties; None where rows came in its order."""
 
     def codes(self, users: Int) -> Int:
         """Codes of users that are among the timeline's."""
@@ -63,17 +64,17 @@ def days_back(schema: Schema, sequence: EventSequence, source: EventLog | Snapsh
     return schema.local_days.covering(reach) + 1
 
 
-def columns_of(sequence: EventSequence, entry: Events | ChangePoints) -> list[str]:
-    """Columns of the source's partial that an entry of a sequence reads."""
+def columns_of(sequence: EventSequence, entry: Events | ChangePoints, ids: bool = True) -> list[str]:
+    """Columns of the source's partial that an entry of a sequence reads; of a log without its rows' ids where they aren't wanted."""
     if isinstance(entry, ChangePoints):
         return ["u", *(column.name for column in change_columns(entry, sequence))]
     columns = {column.name for feature, _ in sequence_features(sequence) if (column := feature_column(feature))}
     where = [Column("flag", entry.where, sql=True).name] if entry.where else []
-    return list(dict.fromkeys(["u", "ts", "arrived", "id", *sorted(columns), *where]))
+    return list(dict.fromkeys(["u", "ts", "arrived", *(["id"] if ids else []), *sorted(columns), *where]))
 
 
 def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table, days: Int, first: int) -> pa.Table:
-    """Rows of a source's partials as a sequence holds them: u, ts, available, id (int64) and a column per stored feature.
+    """Rows of a source's partials as a sequence holds them: u, ts, available, id where it is there (int64), and a column per stored feature.
 
     Args:
         kind: position of the entry in the sequence's `events`.
@@ -87,7 +88,8 @@ def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table,
     if entry.where:
         table = table.filter(table.column(Column("flag", entry.where, sql=True).name))
     own = {"u": table.column("u"), "ts": table.column("ts"), "available": pa.array(available(log, table))}
-    own["id"] = table.column("id")
+    if "id" in table.column_names:
+        own["id"] = table.column("id")
     for feature, stored in sequence_features(sequence):
         column = feature_column(feature)
         assert column is not None
@@ -97,7 +99,7 @@ def rows_of(schema: Schema, sequence: EventSequence, kind: int, table: pa.Table,
 
 def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     """Of rows as `rows_of` gives them, what histories of windows from `settled` on may hold: of each user the newest `most` that were
-    available before `settled`, by the sequence's own order, and whatever came later.
+    available before `settled`, by the sequence's own order, and whatever came later. Rows without ids are in their order already.
     """
     user = int64s(rows, "u")
     if ascends(user) and not (user[most:] == user[:-most]).any():
@@ -108,8 +110,9 @@ def newest(rows: pa.Table, most: int, settled: int) -> pa.Table:
     at = np.flatnonzero(old & many[users.codes])
     if not len(at):
         return rows
-    user, seen, ts, id_ = users.codes[at], *(int64s(rows, name)[at] for name in ("available", "ts", "id"))
-    order = order_by(Axis.over(users.count, seen).pack(user, seen), ts, id_)
+    ties = [int64s(rows, name)[at] for name in ("ts", "id") if name in rows.column_names]
+    user, seen = users.codes[at], int64s(rows, "available")[at]
+    order = order_by(Axis.over(users.count, seen).pack(user, seen), *ties)
     user = user[order]
     ends = np.flatnonzero(np.append(user[1:] != user[:-1], True))
     rank = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(user))
@@ -122,24 +125,37 @@ def merge(schema: Schema, sequence: EventSequence, users: Int, parts: Iterable[p
     """The sequence's rows of `users` (int64 ids, ascending).
 
     Args:
-        parts: rows of each of the sequence's `events`, as `rows_of` gives them.
+        parts: rows of each of the sequence's `events`, as `rows_of` gives them: all with ids, or all in the order of their ids where their
+            times are equal, as files of partials have them.
     """
     tables = list(parts)
     kind = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-    table = pa.concat_tables(tables)
-    user, ts, seen, id_ = (int64s(table, name) for name in ("u", "ts", "available", "id"))
+    ids = all("id" in table.column_names for table in tables)
+    names = [name for name in tables[0].column_names if ids or name != "id"]
+    table = pa.concat_tables([table.select(names) for table in tables])
+    user, ts, seen = (int64s(table, name) for name in ("u", "ts", "available"))
     code = np.searchsorted(users, user)
     known = (code < len(users)) & (users[np.minimum(code, len(users) - 1)] == user) if len(users) else code < 0
     rows = np.flatnonzero(known)
     axis = Axis.over(len(users), seen[rows])
     packed = axis.pack(code[rows], seen[rows])
-    order = order_by(packed, ts[rows], kind[rows], id_[rows])
+    id_ = int64s(table, "id") if ids else None
+    ties = (ts, kind) if id_ is None else (ts, kind, id_)
+    order = order_by(packed, *(partial(_at, tie, rows) for tie in ties))
     rows = rows[order]
     leaves = {
         feature.name: single_array(taken(table.column(f"{_LEAF}{feature.name}"), rows), STORED_TYPES[stored])
         for feature, stored in sequence_features(sequence)
     }
-    return Timeline(axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users, id_[rows])
+    return Timeline(
+        axis, packed[order], ts[rows], seen[rows], kind[rows], leaves, users, None if id_ is None else id_[rows]
+    )
+
+
+def _at(values: Int, rows: Int, few: Int) -> Int:
+    """Values of a few of the rows."""
+    found: Int = values[rows[few]]
+    return found
 
 
 def _changes(

@@ -37,6 +37,7 @@ import pyarrow as pa
 
 import genrank
 from genrank.pipelines.engine import Piece, SlotPiece, Step, gather, joined
+from genrank.pipelines.memory import keep_freed_memory
 from genrank.pipelines.spark_ingest import SparkIngest
 from genrank.pipelines.spark_progress import stage_progress
 from genrank.pipelines.spark_session import start_session
@@ -155,6 +156,7 @@ def _settle() -> None:
         if isinstance(finder, zipimporter):
             finder.invalidate_caches = _nothing  # type: ignore[method-assign]
     gc.freeze()
+    keep_freed_memory()
 
 
 def _nothing() -> None:

@@ -34,7 +34,7 @@ from genrank.pipelines.days import day_number
 from genrank.pipelines.documents import Census, Footers
 from genrank.pipelines.gate import data_docs
 from genrank.pipelines.normalize import Normalizer, ReadUnit
-from genrank.pipelines.partials import PartialRef, PartialStore, load, partial_schema, stored_names
+from genrank.pipelines.partials import PartialRef, PartialStore, layout_of, load, partial_schema
 from genrank.pipelines.sources import days_present, read_partition
 from genrank.schemas import EventLog, Schema, UserError
 from genrank.schemas.configuration import from_values
@@ -238,15 +238,14 @@ def test_partials(world: World, data: st.DataObject) -> None:
     folder = data.draw(st.sampled_from(records), "partial").parent
     source = world.schema.source(folder.parts[-3])
     day = day_number(folder.parent.name.removeprefix("dt="))
-    columns = partial_schema(world.schema, source, needed(world.schema)[source.name])
+    kept = needed(world.schema)[source.name]
+    columns, layout = partial_schema(world.schema, source, kept), layout_of(world.schema, source, kept)
 
     def read() -> object:
         partial = store.find(source.name, day, folder.name)
         if partial is None:
             return None  # It is made again.
-        return partial, load(
-            [store.ref(partial, day)], None, stored_names(columns.names, source), columns
-        ).to_pylist().__repr__()
+        return partial, load([store.ref(partial, day)], None, layout.stored, columns).to_pylist().__repr__()
 
     hold(data.draw(st.sampled_from(sorted(folder.iterdir())), "file"), read, data, world.whole(folder, read))
 

@@ -22,12 +22,12 @@ from genrank.pipelines.key_columns import KeyColumns
 from genrank.pipelines.merge_scan import Keys
 from genrank.pipelines.partials import (
     Bucket,
+    Layout,
     OpenFiles,
     PartialRef,
+    layout_of,
     load,
     partial_schema,
-    repeated_columns,
-    with_repeated,
 )
 from genrank.schemas import ChangePoints, EventLog, Schema
 from genrank.schemas.files import reading as reading_file
@@ -67,6 +67,11 @@ class PastReader:
         columns = needed(self.schema)
         return {s.name: partial_schema(self.schema, s, columns[s.name]) for s in self.schema.sources}
 
+    @cached_property
+    def _layouts(self) -> dict[str, Layout]:
+        columns = needed(self.schema)
+        return {s.name: layout_of(self.schema, s, columns[s.name]) for s in self.schema.sources}
+
     def load(
         self,
         source: str,
@@ -78,11 +83,10 @@ class PastReader:
         """Rows of the partials of some days (with `_day`), of one bucket; with `users`, only theirs."""
         names = columns if users is None or "u" in columns else [*columns, "u"]
         refs = [ref for ref in self.partials[source] if ref.day in days]
-        repeated = repeated_columns(self.schema.source(source))
-        stored = list(dict.fromkeys(repeated.get(name, name) for name in names))
-        opened = self._open.get(bucket)
+        layout, opened = self._layouts[source], self._open.get(bucket)
+        stored = layout.made_of(names)
         rows = load(refs, Bucket(bucket, self.buckets), stored, self.schemas[source], users, opened)
-        return with_repeated(rows, (*names, "_day"), repeated)
+        return layout.columns(rows, (*names, "_day"))
 
     def events(
         self,
@@ -161,11 +165,19 @@ class PastReader:
                 table = cross_features.tile(key_set, log, table, moment, reading.settled)
             yield table
 
-    def rows(self, use: SequenceUse, reading: ReadPlan, bucket: int, users: pa.Array | None = None) -> pa.Table:
-        """Rows of one entry of a sequence; with `users`, only theirs. A history's are cut to its length day by day."""
+    def rows(
+        self,
+        use: SequenceUse,
+        reading: ReadPlan,
+        bucket: int,
+        users: pa.Array | None = None,
+        lean: bool = False,
+    ) -> pa.Table:
+        """Rows of one entry of a sequence; with `users`, only theirs. A history's are cut to its length day by day; `lean` leaves out ids of
+        logs' rows, which files of partials have in their order where times are equal."""
         sequence = use.sequence
         entry = sequence.events[use.kind]
-        columns = sequences.columns_of(sequence, entry)
+        columns = sequences.columns_of(sequence, entry, ids=not lean)
 
         def fresh(days: Collection[int], first: int) -> pa.Table:
             table = self.load(use.source, days, bucket, columns, users)

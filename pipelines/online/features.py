@@ -23,7 +23,7 @@ from genrank.pipelines.online.rows import OnlineNormalizer
 from genrank.pipelines.online.shown import Exposures, day_of, exposures_of, moments
 from genrank.pipelines.online.snapshots import SnapshotDays, SnapshotRows
 from genrank.pipelines.online.state import State, StateBuilder
-from genrank.pipelines.partials import PartialStore, load, partial_schema, repeated_columns, stored_names, with_repeated
+from genrank.pipelines.partials import PartialStore, layout_of, load, partial_schema
 from genrank.schemas import EventLog, Schema, Snapshot, UserError
 from genrank.schemas.derive.sample_schema import arrow_schema
 from genrank.schemas.manifest import SampleManifest
@@ -110,8 +110,8 @@ class OnlineFeatures:
                 refs.append(store.ref(found, day))
             try:
                 if isinstance(source, EventLog):
-                    stored = load(refs, None, stored_names(types.names, source), types)
-                    rows[source.name] = with_repeated(stored, types.names, repeated_columns(source))
+                    layout = layout_of(schema, source, columns[source.name])
+                    rows[source.name] = layout.columns(load(refs, None, layout.stored, types), layout.names)
                 else:
                     snapshots[source.name] = {
                         ref.day: load([ref], None, types.names, types).drop_columns(["_day"]) for ref in refs

@@ -16,7 +16,6 @@ from genrank.pipelines.merge_scan import Bool, Int
 from genrank.pipelines.messages import NormalizedRows, QuarantinedRows, tag_parts
 from genrank.pipelines.normalize import Normalizer
 from genrank.pipelines.online.snapshots import SnapshotDays
-from genrank.pipelines.partials import partial_schema, repeated_columns, with_repeated
 from genrank.schemas import EventLog
 from genrank.schemas.base import ARROW_TYPES
 
@@ -48,8 +47,8 @@ class OnlineNormalizer(Normalizer):
         if not good:
             return None, reasons
         found = NormalizedRows.of(pa.concat_tables(good).combine_chunks())
-        names = partial_schema(self.schema, source, self.columns[source.name]).names
-        return replace(found, rows=with_repeated(found.rows, names, repeated_columns(source))), reasons
+        layout = self.layouts[source.name]
+        return replace(found, rows=layout.columns(found.rows, layout.names)), reasons
 
     def _joined(self, source: EventLog, frame: pl.DataFrame, home: Int) -> tuple[pl.DataFrame, dict[str, Bool]]:
         for name, columns in joined_columns(self.schema, source, self.columns[source.name]).items():

@@ -119,5 +119,6 @@ def _with_day(rows: pa.Table, day: int) -> pa.Table:
 
 
 def _bytes_of(timeline: Timeline) -> int:
+    assert timeline.id is not None
     arrays = (timeline.packed, timeline.ts, timeline.available, timeline.type, timeline.users, timeline.id)
     return sum(array.nbytes for array in arrays) + sum(int(leaf.nbytes) for leaf in timeline.leaves.values())

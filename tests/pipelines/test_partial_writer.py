@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from genrank.pipelines.engine import gather
 from genrank.pipelines.local_engine import LocalEngine
-from genrank.pipelines.merge_scan import Int, mix, slot_of
+from genrank.pipelines.merge_scan import Int, mix, order_by, slot_of
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows
-from genrank.pipelines.partial_writer import PartialColumns, PartialWriter, by_day_user_and_time, first_of_each
-from genrank.pipelines.partials import Bucket, Partial, PartialRef, PartialStore, load
+from genrank.pipelines.partial_writer import PartialWriter, by_day_user_and_time, first_of_each, once_in_order
+from genrank.pipelines.partials import Bucket, Layout, Partial, PartialRef, PartialStore, load
 from genrank.pipelines.quarantine import Reasons
 from genrank.pipelines.raw_rows import content_hash
 
@@ -29,15 +29,21 @@ def ints(values: list[int]) -> Int:
 @given(st.lists(st.tuples(small, small, small), max_size=30))
 def test_of_equal_rows_the_first_to_arrive_is_kept(rows: list[tuple[int, int, int]]) -> None:
     same, arrived, id_ = (ints([row[i] for row in rows]) for i in range(3))
-    kept = [row for row, keep in zip(rows, first_of_each(same, arrived, id_).tolist(), strict=True) if keep]
+    kept = [row for row, keep in zip(rows, first_of_each(same, arrived, id_.take).tolist(), strict=True) if keep]
     assert sorted(kept) == sorted({key: min(row for row in rows if row[0] == key) for key, *_ in rows}.values())
 
 
 @given(st.lists(st.tuples(small, small, small, small), max_size=30))
 def test_rows_are_sorted_by_day_user_time_and_id(rows: list[tuple[int, int, int, int]]) -> None:
-    order = by_day_user_and_time(*(ints([row[i] for row in rows]) for i in range(4))).tolist()
+    day, user, ts, id_ = (ints([row[i] for row in rows]) for i in range(4))
+    packed = by_day_user_and_time(day, user, ts)
+    order = order_by(packed, id_.take).tolist()
     assert [rows[at] for at in order] == sorted(rows)
     assert sorted(order) == list(range(len(rows)))
+    once, others = once_in_order(packed, id_.take)
+    assert [rows[at] for at in once.tolist()] == sorted(set(rows))
+    assert sorted([*once.tolist(), *others.tolist()]) == list(range(len(rows)))
+    assert once.tolist() == sorted({rows.index(row) for row in rows}, key=lambda at: rows[at])
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), max_size=4))
@@ -80,7 +86,8 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     good = NormalizedRows(day, same, pa.table(columns), {"items": np.array([True, False, True, True])})
     bad = QuarantinedRows.because(pa.table({"a": [1, 2]}), ["x", "y"], ints([3, 3]))
     tables = {NormalizedRows.tag("clicks"): good.table(), QuarantinedRows.tag("clicks"): bad.table()}
-    writer = PartialWriter(str(tmp_path), {"clicks": PartialColumns(("u", "ts", "arrived", "id"), {"again": "u"})})
+    layout = Layout(("u", "ts", "arrived", "id", "again"), {"again": "u"}, ())
+    writer = PartialWriter(str(tmp_path), {"clicks": layout})
     reports = PartialReport.collected(gather(writer.write(0, tables)))
     of = {(report.day, report.reason): report for report in reports}
     assert {key: (report.rows, report.duplicates) for key, report in of.items()} == {
