@@ -100,6 +100,7 @@ def test_ids_that_are_worked_out_are_those_of_the_raw_rows(
     written = once(normalizer, tables, tmp_path_factory.mktemp("partials"))
     read = layout.columns(written, layout.names)
     assert read.column_names == list(layout.names)
+    assert layout.columns(read, layout.names).equals(read)  # Files of before have every column.
     keys = [tuple(row[name] for name in ("u", "ts", "id")) for row in read.to_pylist()]
     assert keys == sorted({(row[0], ts, id_) for row, ts, id_ in zip(rows, moments, wanted.tolist(), strict=True)})
     assert read.column("arrived").to_pylist() == read.column("ts").to_pylist()
