@@ -132,7 +132,9 @@ def attention_cases() -> Iterator[Case]:
         record = functools.partial(attention_launches, DTYPES[name], 4, *dims, kind)
         yield Case(f"attention {dims[0]}x{dims[1]} {kind}", name, archs, record)
     for dim in (128, 256, 64):
-        yield Case(f"attention {dim}x{dim} gluon", "bf16", (90,), functools.partial(gluon_launches, dim))
+        for kind in ("plain", "bias"):
+            name = f"attention {dim}x{dim} gluon{' bias' * (kind == 'bias')}"
+            yield Case(name, "bf16", (90,), functools.partial(gluon_launches, dim, kind))
 
 
 def norm_launches(
@@ -336,8 +338,14 @@ QUICK = ("attention 128x128 plain", "attention 256x256 plain")
 """Where all that dK and dV may choose on sm_90 is compiled: theirs are the configurations nearest to spilling."""
 
 
+def whole(launch: Launch, case: str, dtype: str, arch: int) -> bool:
+    """Whether `--quick` compiles all configurations: those nearest to spilling."""
+    tight = launch.kernel.__name__ == "backward_kv_kernel" and dtype == "bf16" and case in QUICK
+    return arch == 90 and (tight or launch.kernel.is_gluon())
+
+
 def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
-    """quick: the first case and configuration of each kernel on each generation, in bfloat16; on sm_90 all of `QUICK`."""
+    """quick: the first case and configuration of each kernel on each generation, in bfloat16, and all that `whole` names."""
     work: list[Job] = []
     seen: set[tuple[str, int]] = set()
     cases = [*attention_cases(), *other_cases()]
@@ -353,9 +361,7 @@ def jobs(archs: list[int], only: str, quick: bool) -> list[Job]:
                 chosen = launch.configs(arch)
                 if case.name.endswith(" tma") and not launch.constants["DESCRIBED"]:
                     continue  # As in the plain case.
-                if quick and not (
-                    arch == 90 and (name, case.dtype) == ("backward_kv_kernel", "bf16") and case.name in QUICK
-                ):
+                if quick and not whole(launch, case.name, case.dtype, arch):
                     chosen = chosen[: 1 if first else 0]
                 work += [Job(launch, config, case.name, case.dtype, arch) for config in chosen]
     return work
@@ -433,7 +439,9 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="only kernels whose 'kernel case dtype' contains this")
     parser.add_argument(
-        "--quick", action="store_true", help="a case of each kernel, and all of dK and dV on sm_90; nothing written"
+        "--quick",
+        action="store_true",
+        help="a case of each kernel, and on sm_90 all of dK and dV and of the Gluon kernels; nothing written",
     )
     parser.add_argument("--spills", action="store_true", help="only measure the configurations that are left out")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kernel after this long")

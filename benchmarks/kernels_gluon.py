@@ -10,20 +10,27 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, row_scale
 from genrank.kernels.attention.hopper import gpu as hopper_gpu
+from genrank.kernels.attention.hopper import plan as hopper_plan
 from genrank.kernels.launch import Launch, recording
 
 
-def gluon_launches(dim: int, device: str = "cpu") -> list[Launch]:
-    """Forward, dQ and dKV by the kernels for sm_90, and what makes their records."""
+def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[Launch]:
+    """Forward, dQ and dKV by the kernels for sm_90, and what makes their records; kind: "plain" or "bias" (both tables), where the usual
+    kernel that sums the tables' gradients, and dQ with them, has its place among the usual ones."""
     tokens, heads = 256, 4
     q, k, v = torch.zeros(tokens, heads, 3 * dim, dtype=torch.bfloat16, device=device).split(dim, 2)
     offsets, own = torch.tensor([0, tokens], device=device), torch.arange(tokens, dtype=torch.int32, device=device)
     mask = IntervalMask(offsets, offsets, None, own * 0, own)
-    call = AttentionCall(mask, row_scale("length", mask), RelativeBias(), 0.125, same_scale=True)
+    bias = RelativeBias()
+    if kind == "bias":
+        tables = (torch.zeros(rows, heads, device=device) for rows in (1025, 64))
+        bias = RelativeBias(*tables, torch.zeros(tokens, dtype=torch.int64, device=device))
+    call = AttentionCall(mask, row_scale("length", mask), bias, 0.125, same_scale=True)
     with recording() as launches:
         hopper_gpu.forward(q, k, v, call)
         hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call)
-    return launches
+    own = (*hopper_gpu.KERNELS, *hopper_plan.KERNELS)
+    return [launch for launch in launches if launch.tuned in own]
 
 
 def source_class(kernel: Any) -> type[ASTSource]:

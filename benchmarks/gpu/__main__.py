@@ -33,9 +33,9 @@ WARMUP = 0.25
 SECTIONS = {
     "correctness": 0.35,
     "attention": 0.52,
-    "gluon": 0.58,
-    "order": 0.61,
-    "step": 0.70,
+    "gluon": 0.60,
+    "order": 0.63,
+    "step": 0.71,
     "mlperf": 0.79,
     "busy": 0.90,
     "repeat": 0.95,

@@ -79,20 +79,27 @@ def check_attention(
     return row
 
 
-def check_gluon(session: Session, mask: str, dim: int) -> dict[str, Any]:
+def check_gluon(session: Session, mask: str, dim: int, biased: bool) -> dict[str, Any]:
     """The kernels for sm_90: as `check_attention`, and what is not finite stays in its sample."""
     if session.rehearse or torch.cuda.get_device_capability()[0] != 9:
         return {"left_out": "they are for sm_90"}
     with environment("GENRANK_GLUON", "1"):
-        row = check_attention(session, torch.bfloat16, mask, (dim, dim), False)
+        row = check_attention(session, torch.bfloat16, mask, (dim, dim), biased)
         batch = make_batch([700, 333, 129], mask, seed=5).to(session.device)
         generator = torch.Generator().manual_seed(1)
         base = torch.randn(4, batch.tokens, 2, dim, generator=generator).to(session.device, torch.bfloat16)
+        stamps = (7 ** torch.randint(0, 6, (batch.tokens,), generator=generator)).to(session.device)
+        tables = [torch.randn(n, 2, generator=generator).to(session.device) for n in (513, 64)]
+        bias = RelativeBias(*tables, stamps) if biased else None
         found = []
-        for value in (0.0, torch.nan):
+        for value, stamp in ((0.0, 0), (torch.nan, 2**62)):
             base[:, 700:1033] = value
+            # Another tensor: what kernels make of one they keep.
+            stamps = stamps.clone()
+            stamps[700:1033] = stamp
+            bias = bias and bias._replace(timestamps=stamps)
             leaves = [x.clone().requires_grad_() for x in base[:3]]
-            out = interval_attention(*leaves, batch.offsets, batch.begin, batch.end)
+            out = interval_attention(*leaves, batch.offsets, batch.begin, batch.end, bias=bias)
             found.append([out.detach(), *torch.autograd.grad(out, leaves, base[3])])
         kept = [(a[:700], a[1033:], b[:700], b[1033:]) for a, b in zip(*found, strict=True)]
         row["isolated"] = all(torch.equal(a, c) and torch.equal(b, d) for a, b, c, d in kept)
@@ -236,8 +243,12 @@ def check_all(session: Session) -> None:
                     "correctness", f"attention {name} {mask} {dims[0]}x{dims[1]}{' bias' * bias}", attention
                 )
         for dim in (64, 128, 256) if name == "bf16" else ():
-            for mask in ("causal", "mtgr", "random"):
-                session.attempt("correctness", f"gluon {mask} {dim}", lambda m=mask, d=dim: check_gluon(session, m, d))
+            for mask, biased in (*((m, False) for m in ("causal", "mtgr", "random")), ("mtgr", True), ("random", True)):
+
+                def gluon(m: str = mask, d: int = dim, b: bool = biased) -> dict[str, Any]:
+                    return check_gluon(session, m, d, b)
+
+                session.attempt("correctness", f"gluon {mask} {dim}{' bias' * biased}", gluon)
         session.attempt("correctness", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
         for order in ("plain", "norm_gate", "gate_norm"):
             session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))

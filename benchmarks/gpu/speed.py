@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.correctness import largest_error
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
 from benchmarks.gpu.session import Session, described, environment
-from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, shapes
+from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, biased_shapes, shapes
 from benchmarks.kernels_cases import Batch
 from genrank.kernels.attention import (
     AttentionCall,
@@ -62,6 +62,12 @@ class Setting:
         self.qkv = [x.detach().requires_grad_() for x in packed.split(shape.dim, 2)]
         self.upstream = torch.randn(tokens, shape.heads, shape.dim, **options)  # type: ignore[call-overload]
         self.pairs = self.batch.pairs
+        self.bias, self.divisor = RelativeBias(), "length"
+        if shape.biased:
+            tables = (torch.randn(n, shape.heads, device=session.device).requires_grad_() for n in (1025, 64))
+            # Events a few minutes apart.
+            stamps = torch.randint(1, 600, (tokens,), generator=torch.Generator().manual_seed(2)).cumsum(0)
+            self.bias, self.divisor = RelativeBias(*tables, stamps.to(session.device)), "visible"
 
     def facts(self) -> dict[str, Any]:
         samples, tokens = len(self.batch.offsets) - 1, self.batch.tokens
@@ -70,8 +76,9 @@ class Setting:
 
     def ours(self) -> Run:
         where = (self.batch.offsets, self.batch.begin, self.batch.end)
+        given = {"divisor": self.divisor, "bias": self.bias, "max_length": self.shape.longest}
         return Run(
-            lambda: interval_attention(*self.qkv, *where, max_length=self.shape.longest), self.qkv, self.upstream
+            lambda: interval_attention(*self.qkv, *where, **given), [*self.qkv, *self.bias.tables], self.upstream
         )
 
     def time(self, run: Run) -> dict[str, float]:
@@ -90,17 +97,18 @@ class Setting:
 
     def check(self) -> dict[str, Any]:
         """The configurations that tuning chose, on the shape being timed: the first sample, forward and
-        backward, against the definition in float32."""
+        backward, against the definition in float32. Of tables' gradients, sums over all samples, it says nothing."""
         n = int(self.batch.offsets[1])
         first = Batch(self.batch.offsets[:2], self.batch.begin[:n], self.batch.end[:n])
-        scale = row_scale("length", first.mask)
+        scale = row_scale(self.divisor, first.mask)
         run = self.ours()
         out = run.attend()
-        got = [out.detach(), *torch.autograd.grad(out, run.leaves, run.upstream)]
+        got = [out.detach(), *torch.autograd.grad(out, self.qkv, run.upstream)]
+        bias = RelativeBias(*(None if t is None else t.detach() for t in self.bias))
 
         def define(kind: torch.dtype) -> list[Tensor]:
             leaves = [x.detach()[:n].to(kind).requires_grad_() for x in self.qkv]
-            call = AttentionCall(first.mask, scale.to(kind), RelativeBias(), self.shape.dim**-0.5)
+            call = AttentionCall(first.mask, scale.to(kind), bias, self.shape.dim**-0.5)
             result = reference_attention(*leaves, call)
             return [result.detach(), *torch.autograd.grad(result, leaves, self.upstream[:n].to(kind))]
 
@@ -162,7 +170,7 @@ def measure_tma(session: Session, shape: Shape) -> dict[str, Any]:
 
 def measure_gluon(session: Session, shape: Shape) -> dict[str, Any]:
     """The kernels for sm_90 beside the usual ones, on one batch: correct on its first sample, repeating to the bit, and their
-    times. A device that they are not for is an error."""
+    times. With a bias, backward's dQ is the usual kernel's in both. A device that they are not for is an error."""
     setting = Setting(session, shape)
     row: dict[str, Any] = {"before": setting.time(setting.ours())}
     if session.rehearse:  # They need the device: what is rehearsed is the comparison.
@@ -350,7 +358,8 @@ def order(session: Session) -> None:
 
 
 def gluon(session: Session) -> None:
-    for shape in (s for s in shapes(session.rehearse) if s.name in GLUON):
+    plain = [shape for shape in shapes(session.rehearse) if shape.name in GLUON]
+    for shape in (*plain[:2], *biased_shapes(session.rehearse), *plain[2:]):
         session.attempt("gluon", shape.name, lambda s=shape: measure_gluon(session, s))
 
 

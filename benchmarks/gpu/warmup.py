@@ -36,13 +36,17 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for dim in (128, 256):
             for launch in attention_launches(bf16, 4, dim, dim, kind, device, seed=0):
                 yield launch, True
+    for heads, dim in ((4, 128), (8, 64)):
+        for launch in attention_launches(bf16, heads, dim, dim, "bias", device, seed=0):
+            yield launch, True
     for offsets in (torch.int32, torch.int64):
         for launch in plan_launches(offsets, device):
             yield launch, True
     if device == "cuda" and torch.cuda.get_device_capability()[0] == 9:
         for dim in (128, 256, 64):
-            for launch in gluon_launches(dim, device):
-                yield launch, True
+            for kind in ("plain", "bias"):
+                for launch in gluon_launches(dim, kind, device):
+                    yield launch, True
     for dtype, dims, kind in (
         *((bf16, (64, 64), "plain"), (bf16, (48, 128), "bias"), (fp16, (48, 128), "bias"), (fp32, (48, 128), "bias")),
         *((bf16, (64, 64), "delta"), (fp16, (64, 64), "delta"), (fp32, (64, 64), "delta")),

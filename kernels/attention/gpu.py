@@ -110,13 +110,21 @@ def own_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
 ) -> list[Tensor]:
     """`backward` by the kernels of this folder."""
+    dq, *of_tables = query_gradients(grad_out, q, k, v, call, chosen)
+    return [dq, *key_gradients(grad_out, q, k, v, call, chosen), *of_tables]
+
+
+def query_gradients(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
+) -> list[Tensor]:
+    """dQ, and the gradients of whichever tables there are."""
     mask, scale, bias = call[:3]
     grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     check_reach(call.max_length, grad_out, q, k, v)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     tables = bias.tables
     if not len(q):
-        return [dq, dk, dv, *[torch.zeros_like(t) for t in tables]]
+        return [dq, *[torch.zeros_like(t) for t in tables]]
     plan = planned(mask, ("triton", len(k)), lambda: make_plan(mask, len(k)))
     sums = [torch.zeros(t.shape, dtype=torch.int64, device=t.device) for t in tables]
     fixed_point = fixed_point_for(grad_out, v, call, plan) if tables else scale
@@ -124,36 +132,53 @@ def own_backward(
     unused = plan.q_units.new_empty(1)
     position_sum = sums[0] if bias.position_table is not None else unused
     time_sum = sums[-1] if bias.time_table is not None else unused
-    where = [mask.begin, mask.end, scale]
-    biases, numbers = pointers(bias, scale), scalars(call, q)
-    # Beyond 128 columns, the sums of dK and dV do not fit one program's registers: a pass for each. Nor does TMA fit.
-    wide = max(q.shape[2], v.shape[2]) > 128
-    bucket, described = bucket_of(call), (None, None) if wide else descriptors(k, v)
+    described = (None, None) if beyond_registers(q, v) else descriptors(k, v)
     backward_q_tuned(
         per_unit(len(plan.q_units), q.shape[1], "BLOCK_M"),
         [
-            *(q, k, v, *described, grad_out, dq, *where, plan.q_units, *biases),
-            *(position_sum, time_sum, fixed_point, *numbers, len(q), *strides(q, k, v, grad_out, dq), bucket),
+            *(q, k, v, *described, grad_out, dq, mask.begin, mask.end, scale, plan.q_units, *pointers(bias, scale)),
+            *(position_sum, time_sum, fixed_point, *scalars(call, q), len(q), *strides(q, k, v, grad_out, dq)),
+            bucket_of(call),
         ],
         constants(q, v, call, described)
         | {"GRAD_POSITION": bias.position_table is not None, "GRAD_TIME": bias.time_table is not None},
         chosen,
     )
+    return [dq, *[(s.double() / fixed_point).to(t.dtype) for s, t in zip(sums, tables, strict=True)]]
+
+
+def key_gradients(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
+) -> list[Tensor]:
+    """dK and dV."""
+    mask, scale, bias = call[:3]
+    grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
+    check_reach(call.max_length, grad_out, q, k, v)
+    dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+    if not len(q):
+        return [dk, dv]
+    plan = planned(mask, ("triton", len(k)), lambda: make_plan(mask, len(k)))
+    wide = beyond_registers(q, v)
     described = (None, None) if wide else descriptors(q, grad_out)
     for wanted in ((True, False), (False, True)) if wide else ((True, True),):
         backward_kv_tuned(
             per_unit(len(plan.k_units), q.shape[1], "BLOCK_N"),
             [
-                *(q, k, v, *described, grad_out, dk, dv, *where),
-                *(plan.k_units, plan.summary, *biases),
-                *(*numbers, len(k), *strides(q, k, v, grad_out, dk, dv), bucket),
+                *(q, k, v, *described, grad_out, dk, dv, mask.begin, mask.end, scale),
+                *(plan.k_units, plan.summary, *pointers(bias, scale), *scalars(call, q), len(k)),
+                *(*strides(q, k, v, grad_out, dk, dv), bucket_of(call)),
             ],
             constants(q, v, call, described)
             | {"HEADROOM": 0.0 if call.same_scale else HEADROOM, "CHUNK_ROWS": CHUNK}
             | dict(zip(("WANT_K", "WANT_V"), wanted, strict=True)),
             chosen,
         )
-    return [dq, dk, dv, *[(s.double() / fixed_point).to(t.dtype) for s, t in zip(sums, tables, strict=True)]]
+    return [dk, dv]
+
+
+def beyond_registers(q: Tensor, v: Tensor) -> bool:
+    """Whether the sums of dK and dV do not fit one program's registers, beyond 128 columns: a pass for each. Nor does TMA fit."""
+    return max(q.shape[2], v.shape[2]) > 128
 
 
 def per_unit(units: int, heads: int, block: str) -> Callable[[dict[str, Any]], tuple[int, ...]]:

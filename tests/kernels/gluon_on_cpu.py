@@ -9,6 +9,7 @@ Shared memory that was written by threads needs a fence before TMA or a product 
 from __future__ import annotations
 
 import importlib.util
+import math
 import random
 import sys
 import threading
@@ -184,11 +185,16 @@ class Shared:
     def store(self, values: Tensor) -> None:
         assert values.shape == self.values.shape
         self.values.copy_(values)
-        self.machine.role.unfenced = True
+        # Tables have rows of one dimension: neither TMA nor products touch them.
+        self.machine.role.unfenced |= values.dim() > 1
 
-    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> Pieces:
-        assert shape[0] * shape[1] * shape[2] == self.values.numel()
-        return Pieces(self, shape)
+    def gather(self, at: Tensor, axis: int) -> Tensor:
+        assert axis == 0 and at.dim() == 1
+        return self.values[at]
+
+    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> Any:
+        assert math.prod(shape) == self.values.numel()
+        return Pieces(self, shape) if len(shape) > 1 else Shared(self.machine, self.values.view(-1))
 
 
 @dataclass
@@ -267,7 +273,7 @@ class Language:
     """`triton.experimental.gluon.language`, as far as the kernels use it."""
 
     bfloat16 = float32 = torch.float64
-    int64 = torch.int64
+    int32, int64 = torch.int32, torch.int64
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -282,6 +288,7 @@ class Language:
     constexpr = staticmethod(lambda value: value)
     convert_layout = staticmethod(lambda values, layout: values)
     zeros_like = staticmethod(torch.zeros_like)
+    abs, reshape = staticmethod(torch.abs), staticmethod(torch.reshape)
 
     def program_id(self, axis: int) -> int:
         return self.machine.program
@@ -300,15 +307,17 @@ class Language:
             return yes if condition else no
         return torch.where(condition, yes, no)
 
-    def maximum(self, a: int, b: int) -> int:
-        return max(a, b)
+    def maximum(self, a: Any, b: Any) -> Any:
+        return a.clamp(min=b) if isinstance(a, Tensor) else max(a, b)
+
+    def minimum(self, a: Tensor, b: float) -> Tensor:
+        return a.clamp(max=b)
 
     def fma(self, a: Tensor, b: Tensor, c: Any) -> Tensor:
         return a * b + c
 
     def inline_asm_elementwise(self, asm: str, constraints: str, args: list[Tensor], **named: Any) -> Tensor:
-        assert asm.startswith("tanh.approx")
-        return torch.tanh(args[0])
+        return {"tanh.approx": torch.tanh, "lg2.approx": torch.log2}[asm[: asm.index(".f32")]](args[0])
 
     def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Any:
         if dtype == torch.int64:
@@ -368,6 +377,11 @@ class Hopper:
         return values[0] if len(values) == 1 else tuple(values)
 
 
+def unpacked(time: Tensor) -> list[Tensor]:
+    """`gluon_bias.unpacked`, which has the bits of float32 in the place of numbers."""
+    return [half.to(torch.int32).view(torch.float32).double() for half in (time >> 32, time)]
+
+
 def jit(function: Any = None, **options: Any) -> Any:
     return function if function is not None else lambda given: given
 
@@ -401,6 +415,9 @@ class Kernels:
         ):
             tiles = self.read("gluon_tiles")
             with modules(**{f"{base}.gluon_tiles": tiles}):
+                bias = self.read("gluon_bias")
+            bias.unpacked = unpacked
+            with modules(**{f"{base}.gluon_tiles": tiles, f"{base}.gluon_bias": bias}):
                 self.forward = self.read("gluon_forward").gluon_forward_kernel
                 query, key = self.read("gluon_query"), self.read("gluon_key")
         self.narrow_query, self.wide_query = query.narrow_query_kernel, query.wide_query_kernel

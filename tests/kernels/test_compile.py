@@ -23,14 +23,15 @@ KERNELS = {
 }
 HOPPER = {
     *("gluon_forward_kernel", "narrow_query_kernel", "wide_query_kernel", "narrow_key_kernel", "wide_key_kernel"),
-    *("query_walks_kernel", "key_walks_kernel"),
+    *("query_walks_kernel", "key_walks_kernel", "places_kernel"),
 }
 
 
 @pytest.mark.slow
 def test_kernels_compile_without_spills() -> None:
     """In a process of its own: this one has the interpreter in the compiler's place. Of each kernel the configuration that
-    `--deterministic` takes, and of dK and dV on sm_90 all that may be chosen."""
+    `--deterministic` takes, and on sm_90 of dK and dV all that may be chosen, and
+    all Gluon kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.kernels_compile", "--quick", "--workers", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)

@@ -81,7 +81,7 @@ def test_what_runs_where_nothing_fits_does_not_spill_either() -> None:
         for launch in case.record():
             if case.name.endswith(" tma") and not launch.constants["DESCRIBED"]:
                 continue
-            if case.name.endswith(" gluon"):  # kernels with one configuration each, judged where they are compiled
+            if " gluon" in case.name:  # kernels with one configuration each, judged where they are compiled
                 continue
             named = {**dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)), **launch.constants}
             for arch in case.archs:

@@ -11,28 +11,39 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrank.kernels import tuning
-from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, reference_attention, row_scale
+from genrank.kernels.attention import AttentionCall, Divisor, IntervalMask, RelativeBias, reference_attention, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
 from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.hopper import gpu as hopper
-from genrank.kernels.attention.hopper.plan import intervals, key_records, query_records
+from genrank.kernels.attention.hopper.plan import intervals, key_records, places, query_records
 from genrank.kernels.attention.plan import UNIT
 
 from .cases import MASKS, Batch, interpreted, make_batch
-from .gluon_on_cpu import Descriptor, Kernels
+from .gluon_on_cpu import Descriptor, Kernels, unpacked
 
 
 class Case:
     """One batch, run by the kernels and by the definition, both in float64."""
 
-    def __init__(self, batch: Batch, dim: int, heads: int = 1, more: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        dim: int,
+        heads: int = 1,
+        more: int = 0,
+        seed: int = 0,
+        bias: str = "",
+        divisor: Divisor = "length",
+    ) -> None:
+        """bias: which tables there are, "position", "time" or both, and whether positions are "given"."""
         generator = torch.Generator().manual_seed(seed)
         tokens = batch.tokens + more
         grow = lambda x: torch.cat([x, torch.randint(0, 9, (more,), generator=generator).int()])  # noqa: E731
         self.mask = IntervalMask(batch.offsets, batch.offsets, None, grow(batch.begin), grow(batch.end))
         self.more, self.heads, self.dim = more, heads, dim
-        scale = torch.cat([row_scale("length", batch.mask), torch.full((more,), torch.nan)])
-        self.call = AttentionCall(self.mask, scale.double(), RelativeBias(), dim**-0.5, same_scale=True)
+        scale = torch.cat([row_scale(divisor, batch.mask), torch.full((more,), torch.nan)])
+        made = random_bias(bias, tokens, heads, generator)
+        self.call = AttentionCall(self.mask, scale.double(), made, dim**-0.5, same_scale=divisor != "visible")
         packed = torch.randn(tokens, heads, 3 * dim, generator=generator, dtype=torch.float64)
         packed[batch.tokens :] = torch.nan
         self.qkv = list(packed.split(dim, 2))
@@ -40,7 +51,7 @@ class Case:
         self.upstream[batch.tokens :] = torch.nan
 
     def kernels(self, wide: bool, seed: int = 0) -> list[Tensor]:
-        """out, dq, dk, dv."""
+        """out, dk, dv and, without a bias, dq."""
         kernels = Kernels(seed)
         q, k, v = self.qkv
         seen, queries = intervals(self.mask), query_records(self.mask)
@@ -54,29 +65,37 @@ class Case:
         out, dq = (torch.full(x.shape, 99.0, dtype=torch.float64) for x in (v, q))
         both = torch.full((2, width, heads, self.dim), 99.0, dtype=torch.float64)
         sizes: dict[str, int] = {"DIM": self.dim, "REGISTERS": 240, "LOADER": 24}
-        block = 64 if wide else 128
+        biases, tables = hopper.bias_arguments(self.call)
+        chosen = hopper.FORWARD[wide + 2 * bool(self.call.bias.tables)].kwargs
+        block, stages = chosen["BLOCK"], chosen["STAGES"]
         kernels.run(
             kernels.forward, len(queries) * heads,
             [tiles(q, 64), tiles(k, block), tiles(v, block), out, seen, width, scale, queries, heads, half_alpha,
-             q.stride(1), k.stride(1), v.stride(1), token, head],
-            BLOCK=block, STAGES=2, **sizes,
+             q.stride(1), k.stride(1), v.stride(1), token, head, *biases],
+            BLOCK=block, STAGES=stages, **sizes, **tables,
         )  # fmt: skip
-        four = [tiles(x, 64) for x in (q, self.upstream, k, v)]
-        steps = [x.stride(1) for x in (q, self.upstream, k, v)]
-        rest = [seen, width, scale]
-        shape = {"SLOTS": 3} if wide else {"K_STAGES": 3, "V_STAGES": 2}
-        kernels.run(
-            kernels.wide_query if wide else kernels.narrow_query, len(queries) * (2 if wide else 1) * heads,
-            [*four, dq, *rest, queries, heads, half_alpha, *steps, token, head], BLOCK=64, **shape, **sizes,
-        )  # fmt: skip
+        above = self.upstream
+        if not self.call.same_scale:
+            above, scale = above * scale[:, None, None], torch.ones_like(scale)
+        steps = [x.stride(1) for x in (q, above, k, v)]
         keys = key_records(self.mask, 64 if wide else 128)
         kernels.run(
             kernels.wide_key if wide else kernels.narrow_key, len(keys) * heads,
-            [*four, both, *rest, keys, heads, half_alpha, *steps, token, head],
-            BLOCK=64, STAGES=2 if wide else 3, **sizes,
+            [*(tiles(x, 64) for x in (q, above, k, v)), both, seen, width, scale, keys, heads, half_alpha, *steps, token, head,
+             *biases],
+            BLOCK=64, STAGES=2 if wide else 3, **sizes, **tables,
         )  # fmt: skip
         tokens = len(q)
-        return [out, dq, both[0, :tokens], both[1, :tokens]]
+        found = [out, both[0, :tokens], both[1, :tokens]]
+        if self.call.bias.tables:
+            return found
+        kernels.run(
+            kernels.wide_query if wide else kernels.narrow_query, len(queries) * (2 if wide else 1) * heads,
+            [*(tiles(x, 64) for x in (q, self.upstream, k, v)), dq, seen, width, self.call.scale, queries, heads, half_alpha,
+             *steps, token, head],
+            BLOCK=64, **({"SLOTS": 3} if wide else {"K_STAGES": 3, "V_STAGES": 2}), **sizes,
+        )  # fmt: skip
+        return [*found, dq]
 
     def definition(self) -> list[Tensor]:
         """The same; zeros for tokens without a sample."""
@@ -84,12 +103,24 @@ class Case:
         leaves = [x[:real].clone().requires_grad_() for x in self.qkv]
         mask = self.mask._replace(begin=self.mask.begin[:real], end=self.mask.end[:real])
         out = reference_attention(*leaves, self.call._replace(mask=mask, scale=self.call.scale[:real]))
-        found = [out.detach(), *torch.autograd.grad(out, leaves, self.upstream[:real])]
+        dq, dk, dv = torch.autograd.grad(out, leaves, self.upstream[:real])
+        found = [out.detach(), dk, dv] + [dq] * (not self.call.bias.tables)
         return [torch.cat([x, x.new_zeros(self.more, *x.shape[1:])]) for x in found]
 
 
+def random_bias(kind: str, tokens: int, heads: int, generator: torch.Generator) -> RelativeBias:
+    """Tables shorter than samples are long, and times on both sides of any split into float32."""
+    position = torch.randn(81, heads, generator=generator, dtype=torch.float64) if "position" in kind else None
+    time = torch.randn(70, heads, generator=generator, dtype=torch.float64) if "time" in kind else None
+    # Powers of 7 keep differences off the buckets' edges, where two correct logarithms may disagree.
+    stamps = 10**14 + 7 ** torch.randint(0, 15, (tokens,), generator=generator)
+    given = torch.randint(-50, 50, (tokens,), generator=generator).int() if "given" in kind else None
+    return RelativeBias(position, time, stamps if time is not None else None, given)
+
+
 def check(found: list[Tensor], wanted: list[Tensor]) -> None:
-    for name, a, b in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
+    assert len(found) == len(wanted)
+    for name, a, b in zip(("out", "dk", "dv", "dq"), found, wanted, strict=False):
         torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -123,6 +154,50 @@ def test_what_is_not_finite_stays_in_its_sample(wide: bool) -> None:
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a[:70], b[:70]) and torch.equal(a[103:], b[103:])
         assert not b[70:103].isfinite().all()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kind", ["position time given", "position", "time"])
+def test_biases(kind: str, wide: bool) -> None:
+    """In tiles of a sample's end, of own keys and beyond the last offset; with a divisor of each query's own."""
+    batch = make_batch([130, 0, 1, 70], "mtgr", seed=4)
+    case = Case(batch, 64, heads=2, more=70, bias=kind, divisor="visible" if "time" in kind else "length")
+    check(case.kernels(wide), case.definition())
+
+
+@interpreted(3)
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=3), st.sampled_from(MASKS), st.booleans(), st.integers(0, 99))
+def test_biases_of_any_batch(lengths: list[int], mask: str, wide: bool, seed: int) -> None:
+    if not sum(lengths):
+        return
+    case = Case(make_batch(lengths, mask, seed), 64, seed=seed, bias="position time given", divisor="visible")
+    check(case.kernels(wide, seed), case.definition())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_bias_reads_its_own_sample(wide: bool) -> None:
+    """Another sample's times, positions and values, which its tiles reach, change no bit."""
+    case = Case(make_batch([70, 33, 150], "mtgr", seed=2), 64, bias="position time given")
+    clean = case.kernels(wide)
+    for x in (*case.qkv, case.upstream):
+        x[70:103] = torch.nan
+    bias = case.call.bias
+    assert bias.timestamps is not None and bias.positions is not None
+    bias.timestamps[70:103] = torch.iinfo(torch.int64).max
+    bias.positions[70:103] = torch.iinfo(torch.int32).min
+    for a, b in zip(clean, case.kernels(wide), strict=True):
+        assert torch.equal(a[:70], b[:70]) and torch.equal(a[103:], b[103:])
+
+
+def test_times_keep_their_differences() -> None:
+    """Exact beside one another, however long after the sample's first token; float32's own rounding far apart."""
+    batch = make_batch([300, 5], "causal", seed=0)
+    stamps = 10**15 + torch.cumsum(torch.randint(0, 3 * 10**11, (305,)), 0)
+    stamps[1::2] = stamps[::2][:152] + torch.arange(152)
+    time = places(batch.mask, RelativeBias(None, torch.zeros(4, 1), stamps)).times
+    coarse, fine = unpacked(time)
+    found = ((coarse[:300, None] - coarse[None, :300]) * 2**23 + (fine[:300, None] - fine[None, :300])).float()
+    assert torch.equal(found, (stamps[:300, None] - stamps[None, :300]).float())
 
 
 def test_a_missing_wait_is_seen() -> None:
@@ -163,7 +238,10 @@ def test_what_they_compute() -> None:
 
     assert given() and given(128) and given(256)
     assert not given(32) and not given(96) and not given(dtype=torch.float16)
-    assert not given(dropout=0.1) and not given(same_scale=False) and not given(bias=RelativeBias(torch.zeros(3, 2)))
+    assert not given(dropout=0.1) and given(same_scale=False)
+    tables = [RelativeBias(torch.zeros(n, 2), torch.zeros(m, 2)) for n, m in ((1025, 64), (9001, 64), (1025, 129))]
+    assert given(bias=tables[0]) and given(bias=tables[1]) and not given(bias=tables[2])
+    assert not given(128, bias=tables[1]) and not given(256, bias=tables[1])
     assert not hopper.loadable(torch.zeros(3, 2, 64, dtype=torch.bfloat16).expand(3, 2, 64)[:, :, ::2])
     assert not hopper.loadable(torch.zeros(2, 3, 64, dtype=torch.bfloat16).transpose(0, 1))
 

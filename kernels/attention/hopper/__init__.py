@@ -7,7 +7,7 @@ asynchronous and warpgroups have roles (FlashAttention-3, arXiv 2407.08608, has 
     gluon_forward.py     out
     gluon_query.py       dQ
     gluon_key.py         dK and dV
-    gluon_tiles.py       what they are made of
+    gluon_tiles.py       what they are made of; gluon_bias.py: relative biases
 
 Each sum has one owner and one order, as in the other kernels: results repeat to the bit.
 """

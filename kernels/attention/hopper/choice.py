@@ -1,7 +1,7 @@
 """Whether a call of attention runs in the Gluon kernels or in those that every GPU has.
 
-`GENRANK_GLUON=1`: wherever they can compute it. `tune`: where they were faster, which is timed once for each direction, head dim and length
-bucket, and kept as other choices are (`kernels.tuning`); fixed configurations never take them. Unset: not at all, until a device has
+`GENRANK_GLUON=1`: wherever they can compute it. `tune`: where they were faster, which is timed once for each direction, head dim, kind of bias and
+length bucket, and kept as other choices are (`kernels.tuning`); fixed configurations never take them. Unset: not at all, until a device has
 shown that they are right and pay (`python -m benchmarks.gpu --only gluon`).
 """
 
@@ -38,7 +38,8 @@ def run(
     usual: Callable[[], Result],
     gluon: Callable[[], Result],
 ) -> Result:
-    """`usual()` or `gluon()`. name: of the direction; tensors: q, k and v, of which the choice depends on the head dim."""
+    """`usual()` or `gluon()`. name: of the direction; tensors: q, k and v, of which the choice depends on the head dim; of
+    the call it depends on the tables that the bias has."""
     from genrank.kernels.attention.hopper.gpu import serves
 
     q, k, v = tensors
@@ -46,6 +47,7 @@ def run(
         return usual()
     if environment.GLUON.is_set_to("1"):
         return gluon()
-    key = f"bucket={bucket} DIM={q.shape[2]}"
+    tables = " ".join(f"{t}={getattr(call.bias, t) is not None}" for t in ("position_table", "time_table"))
+    key = f"bucket={bucket} DIM={q.shape[2]} {tables}"
     ways = {"usual": usual, "gluon": gluon}
     return ways[tuning.fastest_way(f"attention {name}", key, q.device, ways)]()

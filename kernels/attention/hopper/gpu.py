@@ -14,17 +14,25 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from genrank.kernels.attention import gpu as usual
+from genrank.kernels.attention.bias import RelativeBias
 from genrank.kernels.attention.call import AttentionCall
 from genrank.kernels.attention.hopper.gluon_forward import gluon_forward_kernel
 from genrank.kernels.attention.hopper.gluon_key import narrow_key_kernel, wide_key_kernel
 from genrank.kernels.attention.hopper.gluon_query import narrow_query_kernel, wide_query_kernel
-from genrank.kernels.attention.hopper.plan import intervals, key_records, query_records
+from genrank.kernels.attention.hopper.plan import intervals, key_records, places, query_records
 from genrank.kernels.launch import Tuned, generation
 
 DIMS = (64, 128, 256)
 """Head dims, of keys and of values alike."""
 ROWS = 64
 """Of a warpgroup."""
+POSITION_ROWS = {64: 16384, 128: 8192, 256: 4096}
+"""Of a position table, at most, for each head dim: a head's lies in shared memory beside the tiles."""
+TIME_ROWS = 128
+"""Of a time table, at most."""
+GATHERS = hasattr(gl.shared_memory_descriptor, "gather")
+"""Whether this Triton can read single values of shared memory, as biases do: from 3.7 on."""
 
 
 def config(**sizes: int) -> triton.Config:
@@ -33,28 +41,43 @@ def config(**sizes: int) -> triton.Config:
 
 
 def fits(chosen: triton.Config, arguments: dict[str, Any], arch: int) -> bool:
-    """One configuration a head dim."""
-    return bool((arguments["DIM"] == 256) == (chosen.kwargs["BLOCK"] == 64))
+    """One configuration a head dim, and another with biases."""
+    biased = arguments["POSITION_ROWS"] + arguments["TIME_ROWS"] > 0
+    wanted = FORWARD[(arguments["DIM"] == 256) + 2 * biased]
+    return chosen is wanted
 
 
-forward_tuned = Tuned(gluon_forward_kernel, [config(BLOCK=128, STAGES=2), config(BLOCK=64, STAGES=2)], ["DIM"], fits)
+FORWARD = [
+    *(config(BLOCK=128, STAGES=2), config(BLOCK=64, STAGES=2)),
+    *(config(BLOCK=64, STAGES=4), config(BLOCK=32, STAGES=4)),
+]
+"""Head dims up to 128, 256; and both with a bias."""
+forward_tuned = Tuned(gluon_forward_kernel, FORWARD, ["DIM"], fits)
 narrow_query_tuned = Tuned(narrow_query_kernel, [config(BLOCK=64, K_STAGES=3, V_STAGES=2)], ["DIM"])
 wide_query_tuned = Tuned(wide_query_kernel, [config(BLOCK=64, SLOTS=3, REGISTERS=232, LOADER=32)], ["DIM"])
 narrow_key_tuned = Tuned(narrow_key_kernel, [config(BLOCK=64, STAGES=3)], ["DIM"])
-wide_key_tuned = Tuned(wide_key_kernel, [config(BLOCK=64, STAGES=2)], ["DIM"])
+wide_key_tuned = Tuned(wide_key_kernel, [config(BLOCK=64, STAGES=2, REGISTERS=232)], ["DIM"])
+KERNELS = (forward_tuned, narrow_query_tuned, wide_query_tuned, narrow_key_tuned, wide_key_tuned)
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-    """Whether these kernels compute this call: on sm_90, bfloat16, head dims of `DIMS`, queries that are the keys, one divisor a
-    sample, no bias, no dropout, and rows that TMA can load."""
+    """Whether these kernels compute this call: on sm_90, bfloat16, head dims of `DIMS`, queries that are the keys, no dropout, bias tables
+    that fit the shared memory, and rows that TMA can load."""
     return q.is_cuda and generation(q.device) == 90 and computes(q, k, v, call)
 
 
 def computes(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
     """The same, whatever the device."""
-    plain = call.mask.q_positions is None and not call.bias.tables and call.dropout == 0.0 and call.same_scale
+    plain = call.mask.q_positions is None and call.dropout == 0.0
     dims = q.dtype == torch.bfloat16 and q.shape[2] in DIMS and v.shape[2] == q.shape[2]
-    return plain and dims and len(q) > 0 and all(loadable(x) for x in (q, k, v))
+    return plain and dims and len(q) > 0 and holds(call.bias, q.shape[2]) and all(loadable(x) for x in (q, k, v))
+
+
+def holds(bias: RelativeBias, dim: int) -> bool:
+    """Whether shared memory holds a head of its tables."""
+    position, time = bias.position_table, bias.time_table
+    short = (position is None or len(position) <= POSITION_ROWS[dim]) and (time is None or len(time) <= TIME_ROWS)
+    return not bias.tables or (short and GATHERS)
 
 
 def loadable(x: Tensor) -> bool:
@@ -80,46 +103,86 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """[T, H, D]: as `kernels.attention.gpu.forward`, for what `computes` admits."""
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     records, seen = query_records(call.mask), intervals(call.mask)
-    rows = 64 if q.shape[2] == 256 else 128
+    biases, sizes = bias_arguments(call)
+    wide, biased = q.shape[2] == 256, bool(call.bias.tables)
+    rows = FORWARD[wide + 2 * biased].kwargs["BLOCK"]
     forward_tuned(
         per_unit(records, 2, q),
         [
             *(descriptor(q, ROWS), descriptor(k, rows), descriptor(v, rows), out, seen, seen.stride(0), call.scale),
-            *(records, q.shape[1], 0.5 * call.alpha, q.stride(1), k.stride(1), v.stride(1), *out.stride()[:2]),
+            *(records, q.shape[1], 0.5 * call.alpha, q.stride(1), k.stride(1), v.stride(1), *out.stride()[:2], *biases),
         ],
-        {"DIM": q.shape[2]},
+        {"DIM": q.shape[2], **sizes},
     )
     return out
 
 
 def backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> list[Tensor]:
-    """Gradients of q, k and v: as `kernels.attention.gpu.backward`, for what `computes` admits."""
+    """Gradients of q, k, v and the bias tables: as `kernels.attention.gpu.backward`, for what `computes` admits.
+
+    With tables dQ stays with the usual kernel, which has all that it takes at hand where it sums the tables' gradients.
+    """
     grad_out = grad_out if loadable(grad_out) else grad_out.contiguous()
-    tokens, heads, dim = q.shape
-    wide = dim == 256
+    if call.bias.tables:
+        dq, *of_tables = usual.query_gradients(grad_out, q, k, v, call)
+        return [dq, *key_gradients(grad_out, q, k, v, call), *of_tables]
+    return [query_gradients(grad_out, q, k, v, call), *key_gradients(grad_out, q, k, v, call)]
+
+
+def query_gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+    """dQ, without biases."""
+    heads, dim = q.shape[1:]
     records, seen = query_records(call.mask), intervals(call.mask)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    tiles = [descriptor(x, ROWS) for x in (q, grad_out, k, v)]
-    steps = [x.stride(1) for x in (q, grad_out, k, v)]
-    (wide_query_tuned if wide else narrow_query_tuned)(
-        per_unit(records, 1 if wide else 2, q),
+    (wide_query_tuned if dim == 256 else narrow_query_tuned)(
+        per_unit(records, 1 if dim == 256 else 2, q),
         [
-            *(*tiles, dq, seen, seen.stride(0), call.scale, records, heads, 0.5 * call.alpha),
-            *(*steps, *dq.stride()[:2]),
+            *(descriptor(x, ROWS) for x in (q, grad_out, k, v)),
+            *(dq, seen, seen.stride(0), call.scale, records, heads, 0.5 * call.alpha),
+            *(x.stride(1) for x in (q, grad_out, k, v)),
+            *dq.stride()[:2],
         ],
         {"DIM": dim},
     )
+    return dq
+
+
+def key_gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> list[Tensor]:
+    """dK and dV."""
+    scale = call.scale
+    if not call.same_scale:
+        # A divisor of each query's own multiplies its gradient, once, and not each pair, whose registers are all taken.
+        grad_out = (grad_out * scale[:, None, None]).to(grad_out.dtype)
+        scale = torch.ones_like(scale)
+    tokens, heads, dim = q.shape
+    seen, records = intervals(call.mask), key_records(call.mask, 64 if dim == 256 else 128)
     both = torch.empty(2, seen.stride(0), heads, dim, dtype=k.dtype, device=k.device)
-    records = key_records(call.mask, 64 if wide else 128)
-    (wide_key_tuned if wide else narrow_key_tuned)(
+    biases, sizes = bias_arguments(call)
+    (wide_key_tuned if dim == 256 else narrow_key_tuned)(
         per_unit(records, 1, q),
         [
-            *(*tiles, both, seen, seen.stride(0), call.scale, records, heads, 0.5 * call.alpha),
-            *(*steps, *both.stride()[1:3]),
+            *(descriptor(x, ROWS) for x in (q, grad_out, k, v)),
+            *(both, seen, seen.stride(0), scale, records, heads, 0.5 * call.alpha),
+            *(x.stride(1) for x in (q, grad_out, k, v)),
+            *both.stride()[1:3],
+            *biases,
         ],
-        {"DIM": dim},
+        {"DIM": dim, **sizes},
     )
-    return [dq, both[0, :tokens], both[1, :tokens]]
+    return [both[0, :tokens], both[1, :tokens]]
+
+
+def bias_arguments(call: AttentionCall) -> tuple[list[Tensor], dict[str, int]]:
+    """(position_table, time_table, positions, times), another tensor in the place of what is not read; and the tables' sizes: in shared memory
+    (0: no table), and their own."""
+    position, time = call.bias.position_table, call.bias.time_table
+    rows = [0 if t is None else len(t) for t in (position, time)]
+    held = [max(128, triton.next_power_of_2(n)) if n else 0 for n in rows]
+    sizes = {"POSITION_ROWS": held[0], "TIME_ROWS": held[1], "REACH": max(rows[0] - 1, 0) // 2, "BUCKETS": rows[1]}
+    if not any(rows):
+        return [call.scale] * 4, sizes
+    placed = places(call.mask, call.bias)
+    return [*(call.scale if t is None else t.contiguous() for t in (position, time)), *placed], sizes
 
 
 def per_unit(records: Tensor, units: int, q: Tensor) -> Callable[[dict[str, Any]], tuple[int, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from genrank.kernels.attention.hopper.triton_walks import key_walks_kernel, query_walks_kernel
+from genrank.kernels.attention.bias import RelativeBias
+from genrank.kernels.attention.hopper.triton_walks import key_walks_kernel, places_kernel, query_walks_kernel
 from genrank.kernels.attention.interval import IntervalMask, local_positions, planned
 from genrank.kernels.attention.plan import CHUNK, UNIT, Plan, make_plan
 from genrank.kernels.launch import Tuned
@@ -20,6 +23,26 @@ BEYOND = 128
 
 query_walks = Tuned(query_walks_kernel, [triton.Config({}, num_warps=4)], [])
 key_walks = Tuned(key_walks_kernel, [triton.Config({}, num_warps=4)], [])
+places_tuned = Tuned(places_kernel, [triton.Config({}, num_warps=4)], [])
+KERNELS = (query_walks, key_walks, places_tuned)
+
+
+class Places(NamedTuple):
+    """Where the tokens stand, for relative biases; zeros for those without a sample."""
+
+    positions: Tensor
+    """int32 [T + BEYOND]: given ones, or those in the sample."""
+    times: Tensor
+    """int64 [T + BEYOND], two float32 each: the units of time since the sample's first token as a coarse number (in 2^23, the upper half) and
+    a fine one, [0, 2^23). The difference of two tokens is then right to float32's own rounding, up to 2^47 units from the first one."""
+
+
+class Told(NamedTuple):
+    """What places are made of, kept as long as the first of these tensors."""
+
+    begin: Tensor
+    offsets: Tensor
+    more: Tensor | None
 
 
 def base_plan(mask: IntervalMask, key_tokens: int) -> Plan:
@@ -41,6 +64,29 @@ def intervals(mask: IntervalMask) -> Tensor:
     """int32 [4, T + BEYOND]: first key and end of the keys that each query sees in tiles of its interval, and the same in tiles
     of own keys, where only those outside their own interval see themselves. All within the sample."""
     return planned(mask, "hopper intervals", lambda: make_intervals(mask))
+
+
+def places(mask: IntervalMask, bias: RelativeBias) -> Places:
+    """Made once a batch."""
+    told = [t for t in (bias.timestamps, bias.positions) if t is not None]
+    kept = Told(told[0], mask.q_offsets, told[1] if len(told) > 1 else None) if told else mask
+    key = ("hopper places", bias.timestamps is None)
+    return planned(kept, key, lambda: make_places(mask, bias))
+
+
+def make_places(mask: IntervalMask, bias: RelativeBias) -> Places:
+    """See `places`."""
+    tokens = len(mask.begin)
+    units = base_plan(mask, tokens).q_units
+    made = Places(units.new_zeros(tokens + BEYOND), units.new_zeros(tokens + BEYOND, dtype=torch.int64))
+    absent = units
+    stamps, positions = (absent if t is None else t.contiguous() for t in (bias.timestamps, bias.positions))
+    places_tuned(
+        lambda _: (len(units),),
+        [stamps, positions, units, *made],
+        {"ROWS": UNIT, "HAS_TIMES": bias.timestamps is not None, "HAS_POSITIONS": bias.positions is not None},
+    )
+    return made
 
 
 def make_query_records(mask: IntervalMask) -> Tensor:

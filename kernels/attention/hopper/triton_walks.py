@@ -20,6 +20,8 @@ from genrank.kernels.attention.triton_backward import walk_of_queries
 
 COLUMNS = tl.constexpr(12)
 FAR = tl.constexpr(2147483647)
+FINE_BITS = tl.constexpr(23)
+"""Of a time in units: float32 holds so many, and the differences of two, exactly; the rest counts in units of 2^23, exact up to 2^47."""
 
 
 @triton.jit
@@ -104,3 +106,26 @@ def key_walks_kernel(
     high = tl.minimum(high, keys)
     low = tl.minimum(low, high)
     store_record(at, 1, start, first, keys, keys, low, high, own_low, own_high, full_from, tl.minimum(full_to, keys))
+
+
+@triton.jit
+def places_kernel(
+    stamps, positions, units, out_positions, out_times, ROWS: tl.constexpr, HAS_TIMES: tl.constexpr, HAS_POSITIONS: tl.constexpr
+):  # fmt: skip
+    """`plan.Places` of a unit of `ROWS` tokens."""
+    unit = units + tl.program_id(0) * 4
+    keys = tl.load(unit + 1)
+    start = tl.load(unit + 2)
+    row = tl.load(unit) + tl.arange(0, ROWS)
+    valid = row < keys
+    position = row
+    if HAS_POSITIONS:
+        position = tl.load(positions + start + row, mask=valid, other=0)
+    tl.store(out_positions + start + row, position, mask=valid)
+    if HAS_TIMES:
+        first = tl.load(stamps + start, mask=keys > 0, other=0)
+        elapsed = tl.load(stamps + start + row, mask=valid, other=0) - first
+        coarse = elapsed >> FINE_BITS
+        fine = (elapsed - (coarse << FINE_BITS)).to(tl.float32).to(tl.int32, bitcast=True)
+        packed = (coarse.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) << 32) | fine.to(tl.int64)
+        tl.store(out_times + start + row, packed, mask=valid)
