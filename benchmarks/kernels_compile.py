@@ -38,7 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels_features import autodis_launches, lookup_launches, vocabulary_launches
-from benchmarks.kernels_gluon import descriptor_type, gluon_launches, source_class
+from benchmarks.kernels_gluon import descriptor_type, gluon_launches, gluon_span_launches, source_class
 from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
@@ -194,18 +194,20 @@ def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
     return launches
 
 
-def span_launches(dtype: torch.dtype, dim: int, kind: str) -> list[Launch]:
+def span_launches(dtype: torch.dtype, dim: int, kind: str, device: str = "cpu") -> list[Launch]:
     """Forward, dQ and dKV; kind: "softmax" or "silu", the number of spans, and "bias" with both tables."""
     tokens, heads = 256, 4
     weighting, spans, *bias = kind.split()
-    q, k, v, grad_out = (torch.zeros(tokens, heads, dim, dtype=dtype) for _ in range(4))
-    offsets, at = torch.tensor([0, tokens]), torch.arange(tokens)
+    q, k, v, grad_out = (torch.zeros(tokens, heads, dim, dtype=dtype, device=device) for _ in range(4))
+    offsets, at = torch.tensor([0, tokens], device=device), torch.arange(tokens, device=device)
     seen = make_spans(offsets, offsets, [(at * 0, at)] * int(spans))
     tables = SpanBias()
     if bias:
-        places, stamps = at.int(), torch.zeros(tokens, dtype=torch.int64)
-        tables = SpanBias(*(torch.zeros(rows, heads) for rows in (513, 64)), places, places, stamps, stamps)
-    call = SpanCall(seen, torch.ones(tokens), tables, 0.125, weighting == "softmax")
+        places, stamps = at.int(), torch.zeros(tokens, dtype=torch.int64, device=device)
+        tables = SpanBias(
+            *(torch.zeros(rows, heads, device=device) for rows in (513, 64)), places, places, stamps, stamps
+        )
+    call = SpanCall(seen, torch.ones(tokens, device=device), tables, 0.125, weighting == "softmax")
     with recording() as launches:
         _, lse = spans_gpu.forward(q, k, v, call)
         spans_gpu.backward(grad_out, lse, lse, q, k, v, call)
@@ -234,6 +236,9 @@ def other_cases() -> Iterator[Case]:
             return span_launches(dtype, dim, kind)
 
         yield Case(f"spans {dim} {kind}", name, EVERY, record_spans)
+    for dim in (64, 128):
+        for count in (1, 2, 3):
+            yield Case(f"spans {dim} gluon {count}", "bf16", (90,), functools.partial(gluon_span_launches, dim, count))
     for offsets in (torch.int32, torch.int64):
         yield Case(f"attention plan {str(offsets)[6:]}", "fp32", EVERY, functools.partial(plan_launches, offsets))
     yield Case("lookups", "fp32", EVERY, lookup_launches)

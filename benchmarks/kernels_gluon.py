@@ -12,6 +12,9 @@ from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias,
 from genrank.kernels.attention.hopper import gpu as hopper_gpu
 from genrank.kernels.attention.hopper import plan as hopper_plan
 from genrank.kernels.launch import Launch, recording
+from genrank.kernels.spans import SpanBias, SpanCall, make_spans
+from genrank.kernels.spans.hopper import gpu as span_gpu
+from genrank.kernels.spans.hopper import plan as span_plan
 
 
 def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[Launch]:
@@ -30,6 +33,21 @@ def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[L
         hopper_gpu.forward(q, k, v, call)
         hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call)
     own = (*hopper_gpu.KERNELS, *hopper_plan.KERNELS)
+    return [launch for launch in launches if launch.tuned in own]
+
+
+def gluon_span_launches(dim: int, count: int, device: str = "cpu") -> list[Launch]:
+    """Forward, dQ and dKV of span attention by softmax, and what makes their records."""
+    tokens = 256
+    packed = torch.zeros(tokens, 4, 3 * dim, dtype=torch.bfloat16, device=device)
+    q, k, v = packed.split(dim, 2)
+    offsets, at = torch.tensor([0, tokens], device=device), torch.arange(tokens, device=device)
+    seen = make_spans(offsets, offsets, [(at * 0, at)] * count)
+    call = SpanCall(seen, torch.ones(tokens, device=device), SpanBias(), 0.125, True)
+    with recording() as launches:
+        _, lse = span_gpu.forward(q, k, v, call)
+        span_gpu.backward(torch.zeros_like(v).contiguous(), lse, lse, q, k, v, call)
+    own = (*span_gpu.KERNELS, *span_plan.KERNELS)
     return [launch for launch in launches if launch.tuned in own]
 
 

@@ -25,6 +25,7 @@ from genrank.kernels.attention import (
 )
 from genrank.kernels.norm import group_layer_norm, norm_gate
 from genrank.kernels.shared_rows import add_shared_relu
+from genrank.kernels.spans import make_spans, span_attention
 
 
 def largest_error(got: list[Tensor], exact: list[Tensor], rough: list[Tensor]) -> dict[str, Any]:
@@ -103,6 +104,43 @@ def check_gluon(session: Session, mask: str, dim: int, biased: bool) -> dict[str
             found.append([out.detach(), *torch.autograd.grad(out, leaves, base[3])])
         kept = [(a[:700], a[1033:], b[:700], b[1033:]) for a, b in zip(*found, strict=True)]
         row["isolated"] = all(torch.equal(a, c) and torch.equal(b, d) for a, b, c, d in kept)
+    row["correct"] = row["correct"] and row["isolated"]
+    return row
+
+
+def check_gluon_spans(session: Session, dim: int, count: int) -> dict[str, Any]:
+    """The kernels for sm_90 of span attention by softmax, with queries apart from keys; what is not finite stays in its sample."""
+    if session.rehearse or torch.cuda.get_device_capability()[0] != 9:
+        return {"left_out": "they are for sm_90"}
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([[700, 900], [333, 129], [129, 1000]])
+    offsets = F.pad(lengths.cumsum(0), (0, 0, 1, 0)).to(session.device)
+    most = torch.repeat_interleave(lengths[:, 1], lengths[:, 0])
+    edges = (
+        (torch.rand(2 * count, len(most), generator=generator) * (most + 1)).long().sort(0).values.to(session.device)
+    )
+    spans = make_spans(offsets[:, 0], offsets[:, 1], [(edges[2 * i], edges[2 * i + 1]) for i in range(count)])
+    tokens = lengths.sum(0).tolist()
+    base = [torch.randn(tokens[side], 2, dim, generator=generator) for side in (0, 1, 1, 0)]
+    base = [x.to(session.device, torch.bfloat16) for x in base]
+
+    def outputs(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in base[:3]]
+        with implementation(backend), environment("GENRANK_GLUON", "1"):
+            out = span_attention(*leaves, spans)
+            return [out.detach(), *torch.autograd.grad(out, leaves, base[3].to(dtype))]
+
+    exact, rough = outputs(torch.float64, "reference"), outputs(torch.bfloat16, "reference")
+    clean = outputs(torch.bfloat16, "triton")
+    row = largest_error(clean, exact, rough)
+    for at, (low, high) in enumerate(((700, 1033), (900, 1029), (900, 1029), (700, 1033))):
+        base[at][low:high] = torch.nan
+    dirty = outputs(torch.bfloat16, "triton")
+    parts = ((700, 1033), (700, 1033), (900, 1029), (900, 1029))
+    row["isolated"] = all(
+        torch.equal(a[:low], b[:low]) and torch.equal(a[high:], b[high:])
+        for a, b, (low, high) in zip(clean, dirty, parts, strict=True)
+    )
     row["correct"] = row["correct"] and row["isolated"]
     return row
 
@@ -249,6 +287,10 @@ def check_all(session: Session) -> None:
                     return check_gluon(session, m, d, b)
 
                 session.attempt("correctness", f"gluon {mask} {dim}{' bias' * biased}", gluon)
+        for dim, count in ((64, 1), (64, 3), (128, 2)) if name == "bf16" else ():
+            session.attempt(
+                "correctness", f"gluon spans {dim} {count}", lambda d=dim, c=count: check_gluon_spans(session, d, c)
+            )
         session.attempt("correctness", f"delta attention {name}", lambda d=dtype: check_delta(session, d))
         for order in ("plain", "norm_gate", "gate_norm"):
             session.attempt("correctness", f"norm {name} {order}", lambda d=dtype, o=order: check_norm(session, d, o))

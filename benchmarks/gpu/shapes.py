@@ -24,6 +24,8 @@ class Shape:
     window: int = 0
     biased: bool = False
     """With HSTU's bias, both tables trained, and a divisor of each query's own, as its presets have them."""
+    softmax: bool = False
+    """Span attention by softmax, the mask's intervals cut into two spans."""
 
 
 def uniform(samples: int, longest: int) -> list[int]:
@@ -72,15 +74,18 @@ GLUON = (
 """Where the kernels for sm_90 are compared with the others."""
 
 
-def biased_shapes(rehearse: bool) -> Iterator[Shape]:
-    """Where the kernels for sm_90 are compared with the others under a bias."""
+def other_shapes(rehearse: bool) -> Iterator[Shape]:
+    """Where the kernels for sm_90 are compared with the others under a bias and by softmax."""
     if rehearse:
         yield Shape("bias targets 4 N=12", lambda: hstu([12, 9], 4), 1, 16, 12, biased=True)
+        yield Shape("softmax causal N=12", lambda: hstu([12, 9]), 1, 16, 12, softmax=True)
         return
     tokens = 2**18
     for n in (4096, 1024):
         yield Shape(f"bias causal N={n}", lambda n=n: hstu(uniform(tokens // n, n)), 4, 128, n, biased=True)
     yield Shape("bias hstu-large targets 20 N=2048", lambda: hstu(zipf(256, 2048), 20), 8, 64, 2048, biased=True)
+    for n, dim in ((4096, 128), (1024, 64)):
+        yield Shape(f"softmax causal N={n} D{dim}", lambda n=n: hstu(uniform(tokens // n, n)), 4, dim, n, softmax=True)
 
 
 FLEX = ("causal N=4096", "mtgr K=1024 H2 D256", "mtgr K=300 H2 D256", "zipf N=4096")

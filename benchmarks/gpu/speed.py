@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.correctness import largest_error
 from benchmarks.gpu.peers import META, Run, flex_run, meta_runs
 from benchmarks.gpu.session import Session, described, environment
-from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, biased_shapes, shapes
+from benchmarks.gpu.shapes import FLEX, GLUON, ORDER, TMA, Shape, other_shapes, shapes
 from benchmarks.kernels_cases import Batch
 from genrank.kernels.attention import (
     AttentionCall,
@@ -27,6 +27,7 @@ from genrank.kernels.attention.plan import UNIT, Plan
 from genrank.kernels.norm import add_norm, group_layer_norm, norm_gate
 from genrank.kernels.silu_split import silu_split
 from genrank.kernels.silu_split.reference import reference_split
+from genrank.kernels.spans import SpanBias, SpanCall, Spans, make_spans, reference_span_attention, span_attention
 
 CHECKED = 4300
 """Samples up to this long are compared, dense, with the definition."""
@@ -75,6 +76,9 @@ class Setting:
         return {"heads": self.shape.heads, "dim": self.shape.dim, **facts}
 
     def ours(self) -> Run:
+        if self.shape.softmax:
+            spans = in_two_spans(self.batch)
+            return Run(lambda: span_attention(*self.qkv, spans, max_length=self.shape.longest), self.qkv, self.upstream)
         where = (self.batch.offsets, self.batch.begin, self.batch.end)
         given = {"divisor": self.divisor, "bias": self.bias, "max_length": self.shape.longest}
         return Run(
@@ -108,11 +112,22 @@ class Setting:
 
         def define(kind: torch.dtype) -> list[Tensor]:
             leaves = [x.detach()[:n].to(kind).requires_grad_() for x in self.qkv]
-            call = AttentionCall(first.mask, scale.to(kind), bias, self.shape.dim**-0.5)
-            result = reference_attention(*leaves, call)
+            alpha = self.shape.dim**-0.5
+            if self.shape.softmax:
+                result = reference_span_attention(
+                    *leaves, SpanCall(in_two_spans(first), scale, SpanBias(), alpha, True)
+                )
+            else:
+                result = reference_attention(*leaves, AttentionCall(first.mask, scale.to(kind), bias, alpha))
             return [result.detach(), *torch.autograd.grad(result, leaves, self.upstream[:n].to(kind))]
 
         return largest_error([x[:n] for x in got], define(torch.float32), define(self.qkv[0].dtype))
+
+
+def in_two_spans(batch: Batch) -> Spans:
+    """Each interval cut in the middle; of these masks every query sees itself in its own."""
+    middle = (batch.begin + batch.end) // 2
+    return make_spans(batch.offsets, batch.offsets, [(batch.begin, middle), (middle, batch.end)])
 
 
 def measure_attention(session: Session, shape: Shape) -> dict[str, Any]:
@@ -359,7 +374,7 @@ def order(session: Session) -> None:
 
 def gluon(session: Session) -> None:
     plain = [shape for shape in shapes(session.rehearse) if shape.name in GLUON]
-    for shape in (*plain[:2], *biased_shapes(session.rehearse), *plain[2:]):
+    for shape in (*plain[:2], *other_shapes(session.rehearse), *plain[2:]):
         session.attempt("gluon", shape.name, lambda s=shape: measure_gluon(session, s))
 
 

@@ -18,10 +18,11 @@ from benchmarks.kernels_compile import (
     norm_launches,
     plan_launches,
     rowwise_launches,
+    span_launches,
     split_launches,
 )
 from benchmarks.kernels_features import autodis_launches, vocabulary_launches
-from benchmarks.kernels_gluon import gluon_launches
+from benchmarks.kernels_gluon import gluon_launches, gluon_span_launches
 from benchmarks.kernels_heads import loss_launches, shared_launches
 from genrank.kernels.launch import Launch
 
@@ -47,6 +48,12 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
             for kind in ("plain", "bias"):
                 for launch in gluon_launches(dim, kind, device):
                     yield launch, True
+        for dim, count in ((64, 1), (64, 2), (64, 3), (128, 2)):
+            for launch in (
+                *gluon_span_launches(dim, count, device),
+                *span_launches(bf16, dim, f"softmax {count}", device),
+            ):
+                yield launch, True
     for dtype, dims, kind in (
         *((bf16, (64, 64), "plain"), (bf16, (48, 128), "bias"), (fp16, (48, 128), "bias"), (fp32, (48, 128), "bias")),
         *((bf16, (64, 64), "delta"), (fp16, (64, 64), "delta"), (fp32, (64, 64), "delta")),

@@ -65,7 +65,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton
         from genrank.kernels.attention.hopper import gpu as hopper
 
         usual, gluon = (lambda: own_forward(q, k, v, call)), (lambda: hopper.forward(q, k, v, call))
-        return choice.run("forward", (q, k, v), call, bucket_of(call), usual, gluon)
+        served = hopper.serves(q, k, v, call)
+        return choice.run("attention forward", served, choice_key(q, call), q.device, usual, gluon)
     return own_forward(q, k, v, call, chosen)
 
 
@@ -102,8 +103,15 @@ def backward(
 
         usual = lambda: own_backward(grad_out, q, k, v, call)  # noqa: E731
         gluon = lambda: hopper.backward(grad_out, q, k, v, call)  # noqa: E731
-        return choice.run("backward", (q, k, v), call, bucket_of(call), usual, gluon)
+        served = hopper.serves(q, k, v, call)
+        return choice.run("attention backward", served, choice_key(q, call), q.device, usual, gluon)
     return own_backward(grad_out, q, k, v, call, chosen)
+
+
+def choice_key(q: Tensor, call: AttentionCall) -> str:
+    """What a choice between these kernels and those for sm_90 depends on."""
+    tables = " ".join(f"{t}={getattr(call.bias, t) is not None}" for t in ("position_table", "time_table"))
+    return f"bucket={bucket_of(call)} DIM={q.shape[2]} {tables}"
 
 
 def own_backward(

@@ -4,7 +4,8 @@ op.py             the public op, checks, autograd
 call.py           which query sees which keys, relative bias, and all of a call in one value
 reference.py      the definition
 cpu.py            on CPU
-gpu.py            on GPU: triton_forward.py, triton_backward.py; configs.py: which blocks they may have
+gpu.py            on GPU: triton_forward.py, triton_backward.py; configs.py: which blocks they may have; hopper/: softmax on sm_90, where
+                  `GENRANK_GLUON` asks for it
 """
 
 from genrank.kernels.spans.call import SpanBias, SpanCall, Spans, Weighting, make_spans

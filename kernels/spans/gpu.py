@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
+from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
 from genrank.kernels.attention.plan import UNIT, units
 from genrank.kernels.launch import INTERPRET, Tuned
@@ -102,6 +103,19 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """`reference_span_attention`, and the log-sum-exp of each query's scores ([0, H] for SiLU). chosen: overrides what
     tuning chose."""
+    if chosen is None and choice.wanted():
+        from genrank.kernels.spans.hopper import gpu as hopper
+
+        usual, gluon = (lambda: own_forward(q, k, v, call)), (lambda: hopper.forward(q, k, v, call))
+        served = hopper.serves(q, k, v, call)
+        return choice.run("spans forward", served, choice_key(q, k, call), q.device, usual, gluon)
+    return own_forward(q, k, v, call, chosen)
+
+
+def own_forward(
+    q: Tensor, k: Tensor, v: Tensor, call: SpanCall, chosen: triton.Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """`forward` by the kernels of this folder."""
     spans, scale, bias = call[:3]
     q, k, v = (unit_stride(x) for x in (q, k, v))
     check_reach(call.max_length, q, k, v)
@@ -133,6 +147,32 @@ def backward(
     chosen: triton.Config | None = None,
 ) -> list[Tensor]:
     """Gradients of q, k, v and of whichever tables the bias has, in their dtypes."""
+    if chosen is None and choice.wanted():
+        from genrank.kernels.spans.hopper import gpu as hopper
+
+        usual = lambda: own_backward(grad_out, lse, delta, q, k, v, call)  # noqa: E731
+        gluon = lambda: hopper.backward(grad_out, lse, delta, q, k, v, call)  # noqa: E731
+        served = hopper.serves(q, k, v, call)
+        return choice.run("spans backward", served, choice_key(q, k, call), q.device, usual, gluon)
+    return own_backward(grad_out, lse, delta, q, k, v, call, chosen)
+
+
+def choice_key(q: Tensor, k: Tensor, call: SpanCall) -> str:
+    """What a choice between these kernels and those for sm_90 depends on."""
+    return f"bucket={bucket_of(call, len(k))} DIM={q.shape[2]} SPANS={len(call.spans.begin)}"
+
+
+def own_backward(
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: SpanCall,
+    chosen: triton.Config | None = None,
+) -> list[Tensor]:
+    """`backward` by the kernels of this folder."""
     spans, scale, bias = call[:3]
     grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     check_reach(call.max_length, grad_out, q, k, v)

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import genrank.kernels.attention as attention
+import genrank.kernels
+from genrank.kernels.launch import Launch
 
-FOLDER = Path(attention.__file__).parent / "hopper"
+FOLDER = Path(genrank.kernels.__path__[0])
 ELEMENT = 2
 """Bytes of a bfloat16, which barriers count; values are float64 here."""
 
@@ -146,7 +147,7 @@ def load(pointer: Pointer, mask: Any = None, other: Any = 0) -> Any:
 def store(pointer: Pointer, values: Tensor, mask: Tensor) -> None:
     at = pointer.at(mask)
     mask = mask.expand(at.shape)
-    pointer.data[at[mask]] = values.expand(at.shape)[mask]
+    pointer.data[at[mask]] = values.expand(at.shape)[mask].to(pointer.data.dtype)
 
 
 @dataclass
@@ -288,7 +289,9 @@ class Language:
     constexpr = staticmethod(lambda value: value)
     convert_layout = staticmethod(lambda values, layout: values)
     zeros_like = staticmethod(torch.zeros_like)
-    abs, reshape = staticmethod(torch.abs), staticmethod(torch.reshape)
+    abs, reshape, exp2, log2 = (staticmethod(f) for f in (torch.abs, torch.reshape, torch.exp2, torch.log2))
+    max = staticmethod(torch.amax)
+    sum = staticmethod(torch.sum)
 
     def program_id(self, axis: int) -> int:
         return self.machine.program
@@ -298,6 +301,9 @@ class Language:
 
     def zeros(self, shape: list[int], dtype: Any, layout: Any) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64)
+
+    def full(self, shape: list[int], value: float, dtype: Any, layout: Any) -> Tensor:
+        return torch.full(shape, value, dtype=torch.float64)
 
     def arange(self, low: int, high: int, layout: Any) -> Tensor:
         return torch.arange(low, high)
@@ -407,28 +413,42 @@ class Kernels:
         self.machine = Machine(seed)
         language, hopper = Language(self.machine), Hopper(self.machine)
         gluon = types.SimpleNamespace(jit=jit, language=language)
-        base = "genrank.kernels.attention.hopper"
         with modules(
             triton__experimental=types.SimpleNamespace(gluon=gluon),
             triton__experimental__gluon=gluon,
             triton__experimental__gluon__language__nvidia__hopper=hopper,
         ):
-            tiles = self.read("gluon_tiles")
-            with modules(**{f"{base}.gluon_tiles": tiles}):
-                bias = self.read("gluon_bias")
+            tiles = self.read("attention", "gluon_tiles")
+            bias = self.read("attention", "gluon_bias", tiles)
             bias.unpacked = unpacked
-            with modules(**{f"{base}.gluon_tiles": tiles, f"{base}.gluon_bias": bias}):
-                self.forward = self.read("gluon_forward").gluon_forward_kernel
-                query, key = self.read("gluon_query"), self.read("gluon_key")
+            forward, query, key = (
+                self.read("attention", f"gluon_{x}", tiles, bias) for x in ("forward", "query", "key")
+            )
+            walks = self.read("spans", "gluon_walks")
+            of_spans = [self.read("spans", f"gluon_{x}", tiles, walks) for x in ("forward", "query", "key")]
+        self.forward = forward.gluon_forward_kernel
         self.narrow_query, self.wide_query = query.narrow_query_kernel, query.wide_query_kernel
         self.narrow_key, self.wide_key = key.narrow_key_kernel, key.wide_key_kernel
+        named = (name for module in of_spans for name in vars(module).items())
+        self.of_spans = {name: kernel for name, kernel in named if name.endswith("_kernel")}
 
-    def read(self, name: str) -> Any:
-        spec = importlib.util.spec_from_file_location(f"{name}_on_cpu", FOLDER / f"{name}.py")
+    def read(self, op: str, name: str, *imported: Any) -> Any:
+        """A module of an op's folder, which imports others that were read before."""
+        spec = importlib.util.spec_from_file_location(
+            f"genrank.kernels.{op}.hopper.{name}", FOLDER / op / "hopper" / f"{name}.py"
+        )
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with modules(**{each.__name__: each for each in imported}):
+            spec.loader.exec_module(module)
         return module
+
+    def launch(self, launch: Launch) -> None:
+        """What a launch of span attention would have run, on its own arguments."""
+        named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        [config] = launch.configs(90)
+        kernel = self.of_spans[launch.kernel.__name__]
+        self.run(kernel, len(named["records"]) * named["heads"], launch.arguments, **launch.constants, **config.kwargs)
 
     def run(self, kernel: Callable[..., None], programs: int, arguments: list[Any], **constants: int) -> None:
         given = [

@@ -24,6 +24,8 @@ KERNELS = {
 HOPPER = {
     *("gluon_forward_kernel", "narrow_query_kernel", "wide_query_kernel", "narrow_key_kernel", "wide_key_kernel"),
     *("query_walks_kernel", "key_walks_kernel", "places_kernel"),
+    *("gluon_span_forward_kernel", "gluon_span_query_kernel", "gluon_span_key_kernel"),
+    *("span_query_walks_kernel", "span_key_walks_kernel"),
 }
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from genrank.kernels import tuning
 from genrank.kernels.attention import AttentionCall, Divisor, IntervalMask, RelativeBias, reference_attention, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
-from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.hopper import gpu as hopper
 from genrank.kernels.attention.hopper.plan import intervals, key_records, places, query_records
 from genrank.kernels.attention.plan import UNIT
@@ -272,4 +271,4 @@ def test_who_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(hopper, "serves", lambda *given: False)
     assert chosen("1") == "usual"
     with pytest.raises(ValueError, match="GENRANK_GLUON='yes' is unknown"):
-        choice.run("forward", q, case.call, 16, str, str) if chosen("yes") else None
+        chosen("yes")

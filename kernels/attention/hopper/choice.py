@@ -1,7 +1,7 @@
-"""Whether a call of attention runs in the Gluon kernels or in those that every GPU has.
+"""Whether a call of attention, or of span attention, runs in the Gluon kernels or in those that every GPU has.
 
-`GENRANK_GLUON=1`: wherever they can compute it. `tune`: where they were faster, which is timed once for each direction, head dim, kind of bias and
-length bucket, and kept as other choices are (`kernels.tuning`); fixed configurations never take them. Unset: not at all, until a device has
+`GENRANK_GLUON=1`: wherever they can compute it. `tune`: where they were faster, which is timed once for each op, direction, head dim, kind of
+bias or number of spans, and length bucket, and kept as other choices are (`kernels.tuning`); fixed configurations never take them. Unset: not at all, until a device has
 shown that they are right and pay (`python -m benchmarks.gpu --only gluon`).
 """
 
@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch import Tensor
+import torch
 
 from genrank import environment
 from genrank.kernels import tuning
-from genrank.kernels.attention.call import AttentionCall
 
 Result = TypeVar("Result")
 
@@ -31,23 +30,13 @@ def wanted() -> bool:
 
 
 def run(
-    name: str,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    call: AttentionCall,
-    bucket: int,
-    usual: Callable[[], Result],
-    gluon: Callable[[], Result],
+    name: str, served: bool, key: str, device: torch.device, usual: Callable[[], Result], gluon: Callable[[], Result]
 ) -> Result:
-    """`usual()` or `gluon()`. name: of the direction; tensors: q, k and v, of which the choice depends on the head dim; of
-    the call it depends on the tables that the bias has."""
-    from genrank.kernels.attention.hopper.gpu import serves
-
-    q, k, v = tensors
-    if not serves(q, k, v, call):
+    """`usual()` or `gluon()`. name: of the op and direction; served: whether the Gluon kernels compute the call; key: what else the choice
+    depends on."""
+    if not served:
         return usual()
     if environment.GLUON.is_set_to("1"):
         return gluon()
-    tables = " ".join(f"{t}={getattr(call.bias, t) is not None}" for t in ("position_table", "time_table"))
-    key = f"bucket={bucket} DIM={q.shape[2]} {tables}"
     ways = {"usual": usual, "gluon": gluon}
-    return ways[tuning.fastest_way(f"attention {name}", key, q.device, ways)]()
+    return ways[tuning.fastest_way(name, key, device, ways)]()
