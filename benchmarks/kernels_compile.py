@@ -195,7 +195,7 @@ def rowwise_launches(dtype: torch.dtype, device: str = "cpu") -> list[Launch]:
 
 
 def span_launches(dtype: torch.dtype, dim: int, kind: str, device: str = "cpu") -> list[Launch]:
-    """Forward, dQ and dKV; kind: "softmax" or "silu", the number of spans, and "bias" with both tables."""
+    """Forward, dQ and dKV, but not their plan; kind: "softmax" or "silu", the number of spans, and "bias" with both tables."""
     tokens, heads = 256, 4
     weighting, spans, *bias = kind.split()
     q, k, v, grad_out = (torch.zeros(tokens, heads, dim, dtype=dtype, device=device) for _ in range(4))
@@ -211,6 +211,15 @@ def span_launches(dtype: torch.dtype, dim: int, kind: str, device: str = "cpu") 
     with recording() as launches:
         _, lse = spans_gpu.forward(q, k, v, call)
         spans_gpu.backward(grad_out, lse, lse, q, k, v, call)
+    return [launch for launch in launches if launch.tuned not in (spans_gpu.summary_tuned, units_tuned)]
+
+
+def span_plan_launches(offsets: torch.dtype, count: int, device: str = "cpu") -> list[Launch]:
+    """Of a batch's programs for span attention."""
+    at = torch.arange(256, device=device)
+    starts = torch.tensor([0, 256], dtype=offsets, device=device)
+    with recording() as launches:
+        spans_gpu.make_plan(make_spans(starts, starts, [(at * 0, at)] * count), 256)
     return launches
 
 
@@ -241,6 +250,7 @@ def other_cases() -> Iterator[Case]:
             yield Case(f"spans {dim} gluon {count}", "bf16", (90,), functools.partial(gluon_span_launches, dim, count))
     for offsets in (torch.int32, torch.int64):
         yield Case(f"attention plan {str(offsets)[6:]}", "fp32", EVERY, functools.partial(plan_launches, offsets))
+        yield Case(f"spans plan {str(offsets)[6:]}", "fp32", EVERY, functools.partial(span_plan_launches, offsets, 3))
     yield Case("lookups", "fp32", EVERY, lookup_launches)
     yield Case("losses", "fp32", EVERY, loss_launches)
     yield Case("vocabulary", "fp32", EVERY, vocabulary_launches)

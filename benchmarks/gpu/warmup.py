@@ -19,6 +19,7 @@ from benchmarks.kernels_compile import (
     plan_launches,
     rowwise_launches,
     span_launches,
+    span_plan_launches,
     split_launches,
 )
 from benchmarks.kernels_features import autodis_launches, vocabulary_launches
@@ -41,7 +42,7 @@ def launches(device: str) -> Iterator[tuple[Launch, bool]]:
         for launch in attention_launches(bf16, heads, dim, dim, "bias", device, seed=0):
             yield launch, True
     for offsets in (torch.int32, torch.int64):
-        for launch in plan_launches(offsets, device):
+        for launch in (*plan_launches(offsets, device), *span_plan_launches(offsets, 2, device)):
             yield launch, True
     if device == "cuda" and torch.cuda.get_device_capability()[0] == 9:
         for dim in (128, 256, 64):

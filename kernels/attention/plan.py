@@ -30,9 +30,11 @@ class Plan(NamedTuple):
     """Units of work on the device, in the order in which their programs start. All int32 but `pairs`."""
 
     q_units: Tensor
-    """[units, 4]: of `UNIT` queries, as `units` packs them; the last column is the sample."""
+    """[units, 4], 16 bytes a unit of `UNIT` queries, so that a program learns all of it from one place: its first row in the sample, the sample's
+    rows, the sample's first token, and the sample. What has no sample stands last, with -1 for the sample's rows, and with its first row in the
+    whole batch: tokens beyond the last offset, or nothing at all."""
     k_units: Tensor
-    """[units, 4]: of `UNIT` keys; the last column is the sample's first row of `summary`."""
+    """[units, 4]: the same of `UNIT` keys; but the last column is the sample's first row of `summary`."""
     summary: Tensor
     """[chunks, 5]: of `CHUNK` queries, min begin and max end over those that see anything, max begin and min end over
     all, and whether any lies outside its own interval. A sample's chunks stand together; what lies between two samples' is not written.
@@ -54,45 +56,8 @@ def make_plan(mask: IntervalMask, key_tokens: int) -> Plan:
     if max(places):
         given = [mask.q_offsets, mask.k_offsets, summary, seen, pairs, q_units, k_units]
         units_tuned(
-            lambda _: (max(places), 2), [*given, queries, key_tokens, chunks, batch], {"UNIT": UNIT, "CHUNK": CHUNK}
+            lambda _: (max(places), 2),
+            [*given, queries, key_tokens, chunks, batch],
+            {"BY_CHUNK": True, "UNIT": UNIT, "CHUNK": CHUNK},
         )
     return Plan(q_units, k_units, summary, pairs)
-
-
-def units(offsets: Tensor, tokens: int, work: Tensor, of_sample: Tensor) -> Tensor:
-    """[units, 4] int32, 16 bytes a unit of `UNIT` tokens, so that a program learns all of it from one place: its first row
-    in the sample, the sample's rows, the sample's first token, and the sample's number in `of_sample` [B].
-
-    What has no sample stands last, with -1 for the sample's rows, and with its first row in the whole batch: tokens beyond
-    the last offset, or nothing at all.
-
-    Args:
-        offsets: [B + 1] of samples among tokens.
-        tokens: how many there are; the host knows it, and bounds the number of units by it.
-        work: [tokens + 1], the running sum over tokens of what each costs.
-    """
-    batch = len(offsets) - 1
-    lengths = offsets.diff()
-    count = (lengths + UNIT - 1) // UNIT
-    upto = count.cumsum(0)
-    index = torch.arange(-(-tokens // UNIT) + batch, device=offsets.device)
-    if not batch:
-        zero = torch.zeros_like(index)
-        return torch.stack([index * UNIT, zero - 1, zero, zero], 1).to(torch.int32)
-    sample = torch.searchsorted(upto, index, right=True)
-    there = sample < batch
-    sample = sample.clamp(max=batch - 1)
-    row = torch.where(there, (index - (upto - count)[sample]) * UNIT, offsets[-1] + (index - upto[-1]) * UNIT)
-    first = offsets[sample] + row
-    last = torch.minimum(first + UNIT, offsets[sample + 1])
-    cost = work[last.clamp(0, tokens)] - work[first.clamp(0, tokens)]
-    bounds = offsets.clamp(0, tokens)
-    heaviest = torch.argsort(work[bounds[1:]] - work[bounds[:-1]], descending=True, stable=True)
-    rank = torch.empty_like(heaviest)
-    rank[heaviest] = torch.arange(batch, device=offsets.device)
-    # One key for both: a unit's rows see fewer than 2^31 tokens each, so it costs less than 2^38.
-    order = torch.argsort(
-        torch.where(there, ((rank[sample] + 1) << 38) - cost, torch.iinfo(torch.int64).max), stable=True
-    )
-    columns = (row, torch.where(there, lengths[sample], -1), offsets[sample], of_sample[sample])
-    return torch.stack([column[order] for column in columns], 1).to(torch.int32)

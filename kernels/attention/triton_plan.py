@@ -76,7 +76,7 @@ def unit_costs(
 @triton.jit
 def place_unit(
     offsets, q_offsets, summary, seen, pairs, units, tokens, places, batch,
-    OF_KEYS: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
+    OF_KEYS: tl.constexpr, BY_CHUNK: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     """Write one unit to its place in the order. Its program counts what comes before it: nothing is sorted."""
     own_place = tl.program_id(0)
@@ -126,7 +126,7 @@ def place_unit(
         tl.store(at, unit * UNIT)
         tl.store(at + 1, rows)
         tl.store(at + 2, start)
-        tl.store(at + 3, first_chunk if OF_KEYS else sample)
+        tl.store(at + 3, first_chunk if BY_CHUNK else sample)
     else:
         rest = own_place - until
         at = units + tl.minimum(every + rest, count - 1) * 4
@@ -139,15 +139,15 @@ def place_unit(
 @triton.jit(do_not_specialize=["queries", "keys", "places", "batch"])
 def units_kernel(
     q_offsets, k_offsets, summary, seen, pairs, q_units, k_units, queries, keys, places, batch,
-    UNIT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
+    BY_CHUNK: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
-    """A unit of queries or, in the second row of programs, of keys."""
+    """A unit of queries or, in the second row of programs, of keys. BY_CHUNK: that of keys names its sample's first chunk, not the sample."""
     if tl.program_id(1) == 0:
         place_unit(
             q_offsets, q_offsets, summary, seen, pairs, q_units, queries, places, batch,
-            False, UNIT, CHUNK, BLOCK, SAMPLES,
+            False, False, UNIT, CHUNK, BLOCK, SAMPLES,
         )  # fmt: skip
     else:
         place_unit(
-            k_offsets, q_offsets, summary, seen, pairs, k_units, keys, places, batch, True, UNIT, CHUNK, BLOCK, SAMPLES
-        )
+            k_offsets, q_offsets, summary, seen, pairs, k_units, keys, places, batch, True, BY_CHUNK, UNIT, CHUNK, BLOCK, SAMPLES
+        )  # fmt: skip

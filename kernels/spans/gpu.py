@@ -11,19 +11,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
 from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
-from genrank.kernels.attention.plan import UNIT, units
+from genrank.kernels.attention.plan import UNIT, units_tuned
 from genrank.kernels.launch import INTERPRET, Tuned
 from genrank.kernels.spans.call import SpanBias, SpanCall, Spans
 from genrank.kernels.spans.configs import BACKWARD_KV, BACKWARD_Q, FORWARD, fits
 from genrank.kernels.spans.triton_backward import span_backward_kv_kernel, span_backward_q_kernel
 from genrank.kernels.spans.triton_forward import span_forward_kernel
+from genrank.kernels.spans.triton_plan import span_summary_kernel
 
 CHUNK = 64
 """Query rows summarised together for the pass over keys; every BLOCK_M of it divides it."""
@@ -31,6 +31,10 @@ HEADROOM = 256.0
 """SiLU's weights and slopes, which carry 1/n, are multiplied by this before they are rounded to float16."""
 
 
+HULL = 5
+"""Columns of the summary over all spans, of which `units_kernel` reads two."""
+
+summary_tuned = Tuned(span_summary_kernel, [triton.Config({"CHUNKS": 16}, num_warps=4)], [])
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", "SOFTMAX"]
 forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")
 backward_q_tuned = Tuned(span_backward_q_kernel, BACKWARD_Q, TUNED_FOR, fits, ["position_sum", "time_sum"], "bucket")
@@ -44,55 +48,38 @@ class Plan(NamedTuple):
     """Units of work on the device, in the order in which their programs start."""
 
     q_units: Tensor
-    """[units, 4] int32 of `UNIT` queries, as `kernels.attention.plan.units` packs them; the last column is the sample."""
+    """[units, 4] int32 of `UNIT` queries, as `kernels.attention.plan.Plan` has them; the last column is the sample."""
     k_units: Tensor
     """The same of keys."""
     summary: Tensor
     """[S, 2, chunks] int32: of `CHUNK` queries, the least begin and the greatest end of those that see anything in a span."""
     chunk_starts: Tensor
-    """[1 + B+1] int32: the number of chunks that there is memory for, then each sample's first chunk."""
+    """[1 + B+1] int32: the number of chunks that there is memory for, then each sample's first chunk. Between two samples' lies at most one that
+    nobody reads the rows of."""
     pairs: Tensor
-    """int64 []: visible pairs of the batch, one head."""
+    """int64 [B]: visible pairs of each sample, one head."""
 
 
 def make_plan(spans: Spans, key_tokens: int) -> Plan:
-    """Never reads anything back from the device."""
-    q_offsets, k_offsets = spans.q_offsets.long(), spans.k_offsets.long()
-    device, batch = q_offsets.device, len(q_offsets) - 1
-    of = torch.arange(batch, device=device)
-    queries = spans.begin.shape[1]
-    by_query = F.pad(spans.seen.cumsum(0), (1, 0))
-    sample = (torch.searchsorted(q_offsets, torch.arange(queries, device=device), right=True) - 1).clamp(
-        0, max(batch - 1, 0)
-    )
-    change = torch.zeros(key_tokens + 1, dtype=torch.int64, device=device)
-    if batch and queries:
-        first = k_offsets[sample]
-        for begin, end in zip(spans.begin.long(), spans.end.long(), strict=True):
-            counts = (begin < end).long()
-            change.index_add_(0, (first + begin).clamp(0, key_tokens), counts)
-            change.index_add_(0, (first + end).clamp(0, key_tokens), -counts)
-    by_key = F.pad(change[:-1].cumsum(0).cumsum(0), (1, 0))
-
-    chunks = (q_offsets.diff() + CHUNK - 1) // CHUNK
-    starts = F.pad(chunks.cumsum(0), (1, 0))
-    most = -(-queries // CHUNK) + batch
-    summary = torch.zeros(len(spans.begin), 2, max(most, 1), dtype=torch.int32, device=device)
-    summary[:, 0] = torch.iinfo(torch.int32).max
-    if batch and queries:
-        row = torch.arange(queries, device=device) - q_offsets[sample]
-        chunk = starts[sample] + row // CHUNK
-        chunk = chunk.clamp(0, most - 1).expand(len(spans.begin), -1)
-        sees = spans.begin < spans.end
-        summary[:, 0].scatter_reduce_(1, chunk, torch.where(sees, spans.begin, torch.iinfo(torch.int32).max), "amin")
-        summary[:, 1].scatter_reduce_(1, chunk, torch.where(sees, spans.end, 0), "amax")
-    return Plan(
-        units(q_offsets, queries, by_query, of),
-        units(k_offsets, key_tokens, by_key, of),
-        summary,
-        F.pad(starts, (1, 0), value=summary.shape[2]).to(torch.int32),
-        spans.seen.sum(),
-    )
+    """Two launches. Never reads anything back from the device."""
+    device, (count, queries), batch = spans.begin.device, spans.begin.shape, len(spans.q_offsets) - 1
+    chunks, places = -(-queries // CHUNK) + batch, [-(-tokens // UNIT) + batch for tokens in (queries, key_tokens)]
+    summary = torch.empty(count, 2, max(chunks, 1), dtype=torch.int32, device=device)
+    hull = torch.empty(max(chunks, 1), HULL, dtype=torch.int32, device=device)
+    seen, pairs = (torch.empty(size, dtype=torch.int64, device=device) for size in (chunks, batch))
+    starts = torch.empty(batch + 2, dtype=torch.int32, device=device)
+    q_units, k_units = (torch.empty(size, 4, dtype=torch.int32, device=device) for size in places)
+    if batch:
+        given = [spans.begin.contiguous(), spans.end.contiguous(), spans.q_offsets, summary, hull, seen, pairs, starts]
+        summary_tuned(lambda _: (batch,), [*given, queries, max(chunks, 1), batch], {"SPANS": count, "CHUNK": CHUNK})
+    if max(places):
+        given = [spans.q_offsets, spans.k_offsets, hull, seen, pairs, q_units, k_units]
+        units_tuned(
+            lambda _: (max(places), 2),
+            [*given, queries, key_tokens, chunks, batch],
+            {"BY_CHUNK": False, "UNIT": UNIT, "CHUNK": CHUNK},
+        )
+    return Plan(q_units, k_units, summary, starts, pairs)
 
 
 # --- launches ---------------------------------------------------------------------------------------------------------
@@ -260,6 +247,6 @@ def fixed_point_for(grad_out: Tensor, v: Tensor, call: SpanCall, plan: Plan) -> 
     if call.softmax:
         bound = grad_norm.amax().double() * v_norm.amax() * (2.2 * len(grad_out))
     else:
-        bound = (grad_norm.amax(1) * call.scale).amax().double() * v_norm.amax() * 1.1 * plan.pairs.clamp(min=1)
+        bound = (grad_norm.amax(1) * call.scale).amax().double() * v_norm.amax() * 1.1 * plan.pairs.sum().clamp(min=1)
     exponent = (61.0 - torch.log2(bound)).floor().clamp(max=100.0)
     return torch.where(bound.isfinite(), torch.exp2(exponent), torch.nan).float()

@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from genrank.kernels.attention.interval import IntervalMask, queries_of
-from genrank.kernels.attention.plan import CHUNK, UNIT, make_plan, units
+from genrank.kernels.attention.plan import CHUNK, UNIT, make_plan
 from genrank.kernels.attention.triton_tiles import unit_of
 from tests.kernels.cases import MASKS, interpreted, make_batch
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[Tensor, int, Tensor]:
-    """Offsets of samples up to several units long, the number of tokens (some may lie beyond the last offset), and the work
-    of each token."""
-    lengths = draw(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 5 * UNIT)), max_size=8))
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    tokens = int(offsets[-1]) + draw(st.sampled_from([0, 1, 200]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return offsets, tokens, torch.randint(0, draw(st.sampled_from([1, 2, 2**20])), (tokens,), generator=generator)
-
-
-@settings(deadline=None)
-@given(problems())
-def test_every_row_has_one_unit_and_units_stand_in_order(problem: tuple[Tensor, int, Tensor]) -> None:
-    offsets, tokens, work = problem
-    batch = len(offsets) - 1
-    running = torch.nn.functional.pad(work.cumsum(0), (1, 0))
-    made = units(offsets, tokens, running, 7 + torch.arange(batch))
-    assert made.dtype == torch.int32 and made.is_contiguous() and made.shape == (-(-tokens // UNIT) + batch, 4)
-
-    seen = torch.zeros(tokens, dtype=torch.int64)
-    costs: list[tuple[int, int]] = []
-    lengths = offsets.diff().tolist()
-    rest = False
-    for row, rows, start, number in made.tolist():
-        if rows < 0:
-            rest = True
-            seen[row : row + UNIT] += 1
-            continue
-        assert not rest, "units without a sample stand last"
-        sample = number - 7
-        assert (rows, start) == (lengths[sample], int(offsets[sample])) and 0 <= row < rows and row % UNIT == 0
-        last = min(row + UNIT, rows)
-        seen[start + row : start + last] += 1
-        costs.append((sample, int(work[start + row : start + last].sum())))
-    assert bool((seen == 1).all()), "each token belongs to exactly one unit"
-
-    runs = [(sample, [cost for _, cost in run]) for sample, run in groupby(costs, lambda pair: pair[0])]
-    assert len({sample for sample, _ in runs}) == len(runs), "the units of a sample stand together"
-    assert all(run == sorted(run, reverse=True) for _, run in runs), "inside it the heaviest first"
-    totals = [sum(run) for _, run in runs]
-    assert totals == sorted(totals, reverse=True), "samples by their work"
 
 
 def plan_by_definition(
@@ -139,8 +92,8 @@ def show_kernel(units, out, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def test_heads_are_innermost_and_the_blocks_of_a_unit_stand_together() -> None:
-    offsets, heads, block = torch.tensor([0, 200, 260]), 3, 64
-    made = units(offsets, 260, torch.arange(261), torch.arange(2))
+    heads, block = 3, 64
+    made = make_plan(make_batch([200, 60], "causal").mask, 260).q_units
     programs = len(made) * (UNIT // block) * heads
     out = torch.zeros(programs, 4, dtype=torch.int32)
     show_kernel[(programs,)](made, out, heads, UNIT_ROWS=UNIT, BLOCK=block)

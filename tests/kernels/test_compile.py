@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("forward_kernel", "backward_q_kernel", "backward_kv_kernel", "norm_forward_kernel", "norm_backward_kernel"),
-    *("summary_kernel", "units_kernel"),
+    *("summary_kernel", "units_kernel", "span_summary_kernel"),
     *("move_rows_kernel", "rowwise_kernel", "merge_kernel"),
     *("rows_kernel", "vectors_kernel", "vectors_backward_kernel", "arrange_kernel", "assemble_kernel", "pack_kernel"),
     *("losses_kernel", "shared_forward_kernel", "shared_backward_kernel"),

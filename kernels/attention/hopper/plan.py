@@ -128,7 +128,7 @@ def make_intervals(mask: IntervalMask) -> Tensor:
 
 
 def pair_units(units: Tensor, tokens: int, batch: int) -> Tensor:
-    """int32 [programs, 2]: which two of `kernels.attention.plan.units` each program computes; -1 for none.
+    """int32 [programs, 2]: which two of `kernels.attention.plan.Plan.q_units` each program computes; -1 for none.
 
     Of a sample's m units, the heaviest first, program j has j and m - 1 - j. The units without a sample, which stand last, are paired
     likewise, as far as there are tokens. The number of programs is bounded by what the host knows.
