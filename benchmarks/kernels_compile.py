@@ -43,7 +43,7 @@ from benchmarks.kernels_heads import loss_launches, shared_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
-from genrank.kernels.attention.plan import make_plan, summary_tuned, units_tuned
+from genrank.kernels.attention.plan import make_plan, summary_tuned, units
 from genrank.kernels.autodis import LARGEST
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
@@ -84,7 +84,7 @@ def attention_launches(
         attention_gpu.forward(q, k, v, call)
         if kind != "delta":
             attention_gpu.backward(grad_out, q, k, v, call)
-    return [launch for launch in launches if launch.tuned not in (summary_tuned, units_tuned)]
+    return [launch for launch in launches if launch.tuned not in (summary_tuned, units)]
 
 
 def plan_launches(offsets: torch.dtype, device: str = "cpu") -> list[Launch]:
@@ -211,7 +211,7 @@ def span_launches(dtype: torch.dtype, dim: int, kind: str, device: str = "cpu") 
     with recording() as launches:
         _, lse = spans_gpu.forward(q, k, v, call)
         spans_gpu.backward(grad_out, lse, lse, q, k, v, call)
-    return [launch for launch in launches if launch.tuned not in (spans_gpu.summary_tuned, units_tuned)]
+    return [launch for launch in launches if launch.tuned not in (spans_gpu.summary_tuned, units)]
 
 
 def span_plan_launches(offsets: torch.dtype, count: int, device: str = "cpu") -> list[Launch]:
@@ -489,7 +489,9 @@ def main() -> None:
     if not args.quick and not args.only and args.arch == [80, 90, 100]:
         kept = [rows[digest] for digest in dict.fromkeys(order) if digest in rows]
         today = {group_of(row) for row in kept}
-        cases = {(job.launch.kernel.__name__, job.case, job.dtype, job.arch) for job in work} - today
+        # A kernel that several cases share is a row of one of them.
+        without = [job for digest, job in zip(order, work, strict=True) if digest not in rows]
+        cases = {(job.launch.kernel.__name__, job.case, job.dtype, job.arch) for job in without} - today
         stale = [row for digest, row in known.items() if digest not in rows and group_of(row) in cases]
         keep([*kept, *stale])
         PAGE.write_text(page(kept, stale, left, triton.__version__))

@@ -23,7 +23,8 @@ CHUNK = 64
 """Query rows summarised together for `backward_kv_kernel`."""
 
 summary_tuned = Tuned(summary_kernel, [triton.Config({"CHUNKS": 16}, num_warps=4)], [])
-units_tuned = Tuned(units_kernel, [triton.Config({"BLOCK": 32, "SAMPLES": 256}, num_warps=4)], [])
+units = Tuned(units_kernel, [triton.Config({"BLOCK": 32, "SAMPLES": 256}, num_warps=4)], [])
+"""Packs the units of a plan."""
 
 
 class Plan(NamedTuple):
@@ -55,7 +56,7 @@ def make_plan(mask: IntervalMask, key_tokens: int) -> Plan:
         summary_tuned(lambda _: (batch,), given, {"CHUNK": CHUNK})
     if max(places):
         given = [mask.q_offsets, mask.k_offsets, summary, seen, pairs, q_units, k_units]
-        units_tuned(
+        units(
             lambda _: (max(places), 2),
             [*given, queries, key_tokens, chunks, batch],
             {"BY_CHUNK": True, "UNIT": UNIT, "CHUNK": CHUNK},

@@ -170,7 +170,7 @@ def clear_rows(base, first, stride, tokens, BLOCK: tl.constexpr, WIDTH: tl.const
 @triton.jit
 def unit_of(units, heads, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """What this program does: (its first row in the sample; the sample's rows, int32, its first token, int64, and its number,
-    as `kernels.attention.plan.Plan` packs them; head). Rows are -1 without a sample: the first row is then one of the whole
+    as `kernels.attention.plan.units` packs them; head). Rows are -1 without a sample: the first row is then one of the whole
     batch. Four loads that don't wait for one another, from one 16-byte record."""
     block = tl.program_id(0) // heads
     parts: tl.constexpr = UNIT_ROWS // BLOCK

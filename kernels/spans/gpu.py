@@ -17,7 +17,7 @@ from torch import Tensor
 from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
 from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
-from genrank.kernels.attention.plan import UNIT, units_tuned
+from genrank.kernels.attention.plan import UNIT, units
 from genrank.kernels.launch import INTERPRET, Tuned
 from genrank.kernels.spans.call import SpanBias, SpanCall, Spans
 from genrank.kernels.spans.configs import BACKWARD_KV, BACKWARD_Q, FORWARD, fits
@@ -74,7 +74,7 @@ def make_plan(spans: Spans, key_tokens: int) -> Plan:
         summary_tuned(lambda _: (batch,), [*given, queries, max(chunks, 1), batch], {"SPANS": count, "CHUNK": CHUNK})
     if max(places):
         given = [spans.q_offsets, spans.k_offsets, hull, seen, pairs, q_units, k_units]
-        units_tuned(
+        units(
             lambda _: (max(places), 2),
             [*given, queries, key_tokens, chunks, batch],
             {"BY_CHUNK": False, "UNIT": UNIT, "CHUNK": CHUNK},

@@ -27,8 +27,9 @@ DIMS = (64, 128, 256)
 """Head dims, of keys and of values alike."""
 ROWS = 64
 """Of a warpgroup."""
-POSITION_ROWS = {64: 16384, 128: 8192, 256: 4096}
-"""Of a position table, at most, for each head dim: a head's lies in shared memory beside the tiles."""
+POSITION_ROWS = {64: 16384, 128: 2048, 256: 2048}
+"""Of a position table, at most, for each head dim: a head's lies in shared memory beside the tiles. Twice as many would fit beyond 64 columns,
+too, but cost forward 8 bytes of spills."""
 TIME_ROWS = 128
 """Of a time table, at most."""
 GATHERS = hasattr(gl.shared_memory_descriptor, "gather")
