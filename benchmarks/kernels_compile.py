@@ -40,10 +40,11 @@ from triton.compiler import ASTSource
 from benchmarks.kernels_features import autodis_launches, lookup_launches, vocabulary_launches
 from benchmarks.kernels_gluon import descriptor_type, gluon_launches, gluon_span_launches, source_class
 from benchmarks.kernels_heads import loss_launches, shared_launches
+from benchmarks.kernels_plans import plan_launches, span_plan_launches
 from benchmarks.kernels_table import PAGE, RESULT, SHARED_LIMIT, Row, group_of, keep, known_rows, page
 from genrank.kernels.attention import AttentionCall, IntervalMask, RelativeBias, configs, row_scale
 from genrank.kernels.attention import gpu as attention_gpu
-from genrank.kernels.attention.plan import make_plan, summary_tuned, units
+from genrank.kernels.attention.plan import summary_tuned, units
 from genrank.kernels.autodis import LARGEST
 from genrank.kernels.jagged import gpu as jagged_gpu
 from genrank.kernels.launch import Launch, recording
@@ -55,6 +56,7 @@ from genrank.kernels.silu_split import gpu as split_gpu
 from genrank.kernels.spans import SpanBias, SpanCall, make_spans
 from genrank.kernels.spans import configs as span_configs
 from genrank.kernels.spans import gpu as spans_gpu
+from genrank.kernels.spans.plan import summary_tuned as span_summary
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -85,15 +87,6 @@ def attention_launches(
         if kind != "delta":
             attention_gpu.backward(grad_out, q, k, v, call)
     return [launch for launch in launches if launch.tuned not in (summary_tuned, units)]
-
-
-def plan_launches(offsets: torch.dtype, device: str = "cpu") -> list[Launch]:
-    """Of a batch's programs for attention."""
-    bounds = torch.zeros(2, 256, dtype=torch.int32, device=device)
-    starts = torch.tensor([0, 256], dtype=offsets, device=device)
-    with recording() as launches:
-        make_plan(IntervalMask(starts, starts, None, *bounds), 256)
-    return launches
 
 
 @contextlib.contextmanager
@@ -211,16 +204,7 @@ def span_launches(dtype: torch.dtype, dim: int, kind: str, device: str = "cpu") 
     with recording() as launches:
         _, lse = spans_gpu.forward(q, k, v, call)
         spans_gpu.backward(grad_out, lse, lse, q, k, v, call)
-    return [launch for launch in launches if launch.tuned not in (spans_gpu.summary_tuned, units)]
-
-
-def span_plan_launches(offsets: torch.dtype, count: int, device: str = "cpu") -> list[Launch]:
-    """Of a batch's programs for span attention."""
-    at = torch.arange(256, device=device)
-    starts = torch.tensor([0, 256], dtype=offsets, device=device)
-    with recording() as launches:
-        spans_gpu.make_plan(make_spans(starts, starts, [(at * 0, at)] * count), 256)
-    return launches
+    return [launch for launch in launches if launch.tuned not in (span_summary, units)]
 
 
 def merge_launches(dtype: torch.dtype) -> list[Launch]:

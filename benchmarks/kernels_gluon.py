@@ -18,8 +18,8 @@ from genrank.kernels.spans.hopper import plan as span_plan
 
 
 def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[Launch]:
-    """Forward, dQ and dKV by the kernels for sm_90, and what makes their records; kind: "plain" or "bias" (both tables), where the usual
-    kernel that sums the tables' gradients, and dQ with them, has its place among the usual ones."""
+    """Forward, dQ and dKV by the kernels for sm_90, and what makes their records; kind: "plain" or "bias" (both tables), without the
+    usual kernel's dQ."""
     tokens, heads = 256, 4
     q, k, v = torch.zeros(tokens, heads, 3 * dim, dtype=torch.bfloat16, device=device).split(dim, 2)
     offsets, own = torch.tensor([0, tokens], device=device), torch.arange(tokens, dtype=torch.int32, device=device)
@@ -31,7 +31,7 @@ def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[L
     call = AttentionCall(mask, row_scale("length", mask), bias, 0.125, same_scale=True)
     with recording() as launches:
         hopper_gpu.forward(q, k, v, call)
-        hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call)
+        hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call, lambda: [q])
     own = (*hopper_gpu.KERNELS, *hopper_plan.KERNELS)
     return [launch for launch in launches if launch.tuned in own]
 

@@ -16,15 +16,14 @@ from benchmarks.kernels_compile import (
     attention_launches,
     jagged_launches,
     norm_launches,
-    plan_launches,
     rowwise_launches,
     span_launches,
-    span_plan_launches,
     split_launches,
 )
 from benchmarks.kernels_features import autodis_launches, vocabulary_launches
 from benchmarks.kernels_gluon import gluon_launches, gluon_span_launches
 from benchmarks.kernels_heads import loss_launches, shared_launches
+from benchmarks.kernels_plans import plan_launches, span_plan_launches
 from genrank.kernels.launch import Launch
 
 

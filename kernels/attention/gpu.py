@@ -102,7 +102,8 @@ def backward(
         from genrank.kernels.attention.hopper import gpu as hopper
 
         usual = lambda: own_backward(grad_out, q, k, v, call)  # noqa: E731
-        gluon = lambda: hopper.backward(grad_out, q, k, v, call)  # noqa: E731
+        with_tables = lambda: query_gradients(grad_out, q, k, v, call)  # noqa: E731
+        gluon = lambda: hopper.backward(grad_out, q, k, v, call, with_tables)  # noqa: E731
         served = hopper.serves(q, k, v, call)
         return choice.run("attention backward", served, choice_key(q, call), q.device, usual, gluon)
     return own_backward(grad_out, q, k, v, call, chosen)

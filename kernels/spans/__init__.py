@@ -4,7 +4,7 @@ op.py             the public op, checks, autograd
 call.py           which query sees which keys, relative bias, and all of a call in one value
 reference.py      the definition
 cpu.py            on CPU
-gpu.py            on GPU: triton_forward.py, triton_backward.py; configs.py: which blocks they may have; hopper/: softmax on sm_90, where
+gpu.py            on GPU: plan.py (units of work), triton_*.py (kernels); configs.py: which blocks they may have; hopper/: softmax on sm_90, where
                   `GENRANK_GLUON` asks for it
 """
 

@@ -8,7 +8,7 @@ sum of the tables' gradients: every sum has one owner and one order, so that gra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -17,69 +17,22 @@ from torch import Tensor
 from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
 from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
-from genrank.kernels.attention.plan import UNIT, units
+from genrank.kernels.attention.plan import UNIT
 from genrank.kernels.launch import INTERPRET, Tuned
-from genrank.kernels.spans.call import SpanBias, SpanCall, Spans
+from genrank.kernels.spans.call import SpanBias, SpanCall
 from genrank.kernels.spans.configs import BACKWARD_KV, BACKWARD_Q, FORWARD, fits
+from genrank.kernels.spans.plan import CHUNK, Plan, make_plan
 from genrank.kernels.spans.triton_backward import span_backward_kv_kernel, span_backward_q_kernel
 from genrank.kernels.spans.triton_forward import span_forward_kernel
-from genrank.kernels.spans.triton_plan import span_summary_kernel
 
-CHUNK = 64
-"""Query rows summarised together for the pass over keys; every BLOCK_M of it divides it."""
 HEADROOM = 256.0
 """SiLU's weights and slopes, which carry 1/n, are multiplied by this before they are rounded to float16."""
 
 
-HULL = 5
-"""Columns of the summary over all spans, of which `units_kernel` reads two."""
-
-summary_tuned = Tuned(span_summary_kernel, [triton.Config({"CHUNKS": 16}, num_warps=4)], [])
 TUNED_FOR = ["bucket", "DIM", "VALUE_DIM", "HAS_POSITION", "HAS_TIME", "SPANS", "SOFTMAX"]
 forward_tuned = Tuned(span_forward_kernel, FORWARD, TUNED_FOR, fits, length="bucket")
 backward_q_tuned = Tuned(span_backward_q_kernel, BACKWARD_Q, TUNED_FOR, fits, ["position_sum", "time_sum"], "bucket")
 backward_kv_tuned = Tuned(span_backward_kv_kernel, BACKWARD_KV, TUNED_FOR, fits, length="bucket")
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """Units of work on the device, in the order in which their programs start."""
-
-    q_units: Tensor
-    """[units, 4] int32 of `UNIT` queries, as `kernels.attention.plan.Plan` has them; the last column is the sample."""
-    k_units: Tensor
-    """The same of keys."""
-    summary: Tensor
-    """[S, 2, chunks] int32: of `CHUNK` queries, the least begin and the greatest end of those that see anything in a span."""
-    chunk_starts: Tensor
-    """[1 + B+1] int32: the number of chunks that there is memory for, then each sample's first chunk. Between two samples' lies at most one that
-    nobody reads the rows of."""
-    pairs: Tensor
-    """int64 [B]: visible pairs of each sample, one head."""
-
-
-def make_plan(spans: Spans, key_tokens: int) -> Plan:
-    """Two launches. Never reads anything back from the device."""
-    device, (count, queries), batch = spans.begin.device, spans.begin.shape, len(spans.q_offsets) - 1
-    chunks, places = -(-queries // CHUNK) + batch, [-(-tokens // UNIT) + batch for tokens in (queries, key_tokens)]
-    summary = torch.empty(count, 2, max(chunks, 1), dtype=torch.int32, device=device)
-    hull = torch.empty(max(chunks, 1), HULL, dtype=torch.int32, device=device)
-    seen, pairs = (torch.empty(size, dtype=torch.int64, device=device) for size in (chunks, batch))
-    starts = torch.empty(batch + 2, dtype=torch.int32, device=device)
-    q_units, k_units = (torch.empty(size, 4, dtype=torch.int32, device=device) for size in places)
-    if batch:
-        given = [spans.begin.contiguous(), spans.end.contiguous(), spans.q_offsets, summary, hull, seen, pairs, starts]
-        summary_tuned(lambda _: (batch,), [*given, queries, max(chunks, 1), batch], {"SPANS": count, "CHUNK": CHUNK})
-    if max(places):
-        given = [spans.q_offsets, spans.k_offsets, hull, seen, pairs, q_units, k_units]
-        units(
-            lambda _: (max(places), 2),
-            [*given, queries, key_tokens, chunks, batch],
-            {"BY_CHUNK": False, "UNIT": UNIT, "CHUNK": CHUNK},
-        )
-    return Plan(q_units, k_units, summary, starts, pairs)
 
 
 # --- launches ---------------------------------------------------------------------------------------------------------

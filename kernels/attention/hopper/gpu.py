@@ -14,7 +14,6 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from genrank.kernels.attention import gpu as usual
 from genrank.kernels.attention.bias import RelativeBias
 from genrank.kernels.attention.call import AttentionCall
 from genrank.kernels.attention.hopper.gluon_forward import gluon_forward_kernel
@@ -118,14 +117,22 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     return out
 
 
-def backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> list[Tensor]:
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    with_tables: Callable[[], list[Tensor]],
+) -> list[Tensor]:
     """Gradients of q, k, v and the bias tables: as `kernels.attention.gpu.backward`, for what `computes` admits.
 
-    With tables dQ stays with the usual kernel, which has all that it takes at hand where it sums the tables' gradients.
+    With tables dQ stays with the usual kernel, which has all that it takes at hand where it sums the tables' gradients: with_tables gives
+    both.
     """
     grad_out = grad_out if loadable(grad_out) else grad_out.contiguous()
     if call.bias.tables:
-        dq, *of_tables = usual.query_gradients(grad_out, q, k, v, call)
+        dq, *of_tables = with_tables()
         return [dq, *key_gradients(grad_out, q, k, v, call), *of_tables]
     return [query_gradients(grad_out, q, k, v, call), *key_gradients(grad_out, q, k, v, call)]
 

@@ -1,4 +1,4 @@
-"""Units of work for the Gluon kernels: made once per batch on the device, in the order of `kernels.spans.gpu.make_plan`."""
+"""Units of work for the Gluon kernels: made once per batch on the device, in the order of `kernels.spans.plan.make_plan`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from genrank.kernels.attention.interval import planned
 from genrank.kernels.attention.plan import UNIT
 from genrank.kernels.launch import Tuned
-from genrank.kernels.spans import gpu as usual
 from genrank.kernels.spans.call import Spans
 from genrank.kernels.spans.hopper.triton_walks import span_key_walks_kernel, span_query_walks_kernel
+from genrank.kernels.spans.plan import make_plan
 
 COLUMNS = 20
 """int32 of a record: `triton_walks.py` says which."""
@@ -49,7 +49,7 @@ def walks(spans: Spans, key_tokens: int) -> Walks:
 
 def make_walks(spans: Spans, key_tokens: int) -> Walks:
     """See `walks`."""
-    plan = planned(spans, ("triton", key_tokens), lambda: usual.make_plan(spans, key_tokens))
+    plan = planned(spans, ("triton", key_tokens), lambda: make_plan(spans, key_tokens))
     count, tokens = spans.begin.shape
     new = plan.q_units.new_empty
     chunks = tokens // CHUNK + 2 * len(spans.q_offsets)
