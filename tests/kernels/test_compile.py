@@ -30,6 +30,7 @@ HOPPER = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 def test_kernels_compile_without_spills() -> None:
     """In a process of its own: this one has the interpreter in the compiler's place. Of each kernel the configuration that
     `--deterministic` takes, and on sm_90 of dK and dV all that may be chosen, and
