@@ -40,7 +40,7 @@ def fill(table, data, rows, heads, head, ROWS: gl.constexpr):
 @gluon.jit
 def load_tables(
     tables,
-    told,
+    tables_full,
     given,
     head,
     POSITION_ROWS: gl.constexpr,
@@ -48,7 +48,7 @@ def load_tables(
     REACH: gl.constexpr,
     BUCKETS: gl.constexpr,
 ):
-    """Fill the tables; `told` completes when they are."""
+    """Fill the tables; `tables_full` completes when they are."""
     position_rows, time_rows = tables
     position_table, time_table, heads = given
     if POSITION_ROWS > 0:
@@ -56,7 +56,7 @@ def load_tables(
     if TIME_ROWS > 0:
         fill(time_rows, time_table, BUCKETS, heads, head, TIME_ROWS)
     together()
-    mbarrier.arrive(told)
+    mbarrier.arrive(tables_full)
 
 
 @gluon.jit
@@ -96,12 +96,12 @@ def row_places(places, first, SCORES: gl.constexpr, POSITION_ROWS: gl.constexpr,
 
 @gluon.jit
 def half_scores(
-    scores, half_alpha, rows, first_column, places, tables, told,
+    scores, half_alpha, rows, first_column, places, tables, tables_full,
     TRANSPOSED: gl.constexpr, COLUMNS: gl.constexpr, SCORES: gl.constexpr, POSITION_ROWS: gl.constexpr, TIME_ROWS: gl.constexpr,
     REACH: gl.constexpr, BUCKETS: gl.constexpr,
 ):  # fmt: skip
     """Half of `alpha scores + bias`, [64, COLUMNS]. rows: `row_places`; first_column: the batch's token of the first column. TRANSPOSED: rows
-    are keys and columns queries. told: a barrier whose phase 0 is over: block boundaries, beyond which nothing is held that was needed
+    are keys and columns queries. tables_full: a barrier whose phase 0 is over: block boundaries, beyond which nothing is held that was needed
     before them."""
     columns = first_column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SCORES))
     row_position, row_coarse, row_fine = rows
@@ -114,7 +114,7 @@ def half_scores(
         elapsed = gl.fma(row_coarse[:, None] - coarse[None, :], COARSE, row_fine[:, None] - fine[None, :])
         bucket = (log2_approx(gl.maximum(gl.abs(elapsed), 1.0)) * BUCKETS_A_DOUBLING).to(gl.int32)
         half_score += rows_of(time_rows, gl.minimum(bucket, BUCKETS - 1), TIME_ROWS, COLUMNS, SCORES)
-        mbarrier.wait(told, 0)
+        mbarrier.wait(tables_full, 0)
     if POSITION_ROWS > 0:
         position = gl.load(positions + columns)
         if TRANSPOSED:
@@ -123,5 +123,5 @@ def half_scores(
             distance = (row_position + REACH)[:, None] - position[None, :]
         row = gl.minimum(gl.maximum(distance, 0), 2 * REACH)
         half_score += rows_of(position_rows, row, POSITION_ROWS, COLUMNS, SCORES)
-        mbarrier.wait(told, 0)
+        mbarrier.wait(tables_full, 0)
     return half_score

@@ -43,9 +43,9 @@ def load(
 ):  # fmt: skip
     """Ask for the tiles of all units, in the order in which they are used; the bias's tables come first."""
     qs, ks, vs = tiles
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, tail, told = barriers
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, tail, tables_full = barriers
     if POSITION_ROWS + TIME_ROWS > 0:
-        load_tables(tables, told.index(0), given, head, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS)
+        load_tables(tables, tables_full.index(0), given, head, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS)
     loaded = 0
     tails = 0
     for at in range(first_unit, last_unit):
@@ -82,13 +82,13 @@ def load(
 
 @gluon.jit
 def weights(
-    scores, t, first, of_interval, full_from, full_to, begin, end, intervals, width, start, mine, half_alpha, rows, tables, told, places,
+    scores, t, first, of_interval, full_from, full_to, begin, end, intervals, width, start, mine, half_alpha, rows, tables, tables_full, places,
     BLOCK: gl.constexpr, SCORES: gl.constexpr, OPERAND: gl.constexpr, POSITION_ROWS: gl.constexpr, TIME_ROWS: gl.constexpr,
     REACH: gl.constexpr, BUCKETS: gl.constexpr,
 ):  # fmt: skip
     """SiLU of a tile's scores, of its visible pairs, as the next product takes them."""
     half_score = half_scores(
-        scores, half_alpha, rows, start + first, places, tables, told, False, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS
+        scores, half_alpha, rows, start + first, places, tables, tables_full, False, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS
     )  # fmt: skip
     if not is_full(t, first, of_interval, full_from, full_to, BLOCK):
         key = first + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, SCORES))
@@ -110,9 +110,9 @@ def compute(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, DIM, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     qs, ks, vs = tiles
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, tail, told = barriers
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, tail, tables_full = barriers
     if POSITION_ROWS + TIME_ROWS > 0:
-        mbarrier.wait(told.index(0), 0)
+        mbarrier.wait(tables_full.index(0), 0)
     nothing = gl.zeros([64, BLOCK], gl.float32, SCORES)
     q = qs.index(half)
     used = 0
@@ -149,7 +149,7 @@ def compute(
             half_alpha,
             placed,
             tables,
-            told.index(0),
+            tables_full.index(0),
             places,
             BLOCK,
             SCORES,
@@ -187,7 +187,7 @@ def compute(
                 half_alpha,
                 placed,
                 tables,
-                told.index(0),
+                tables_full.index(0),
                 places,
                 BLOCK,
                 SCORES,

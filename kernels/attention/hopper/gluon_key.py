@@ -40,12 +40,12 @@ def load(
 ):  # fmt: skip
     """Ask for the unit's keys and values, 64 rows a part, and then for the tiles of queries and gradients; the bias's tables come first."""
     qs, gs, ks, vs = tiles
-    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, told = barriers
+    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, tables_full = barriers
     start, unit_first, rows, keys, low, high, own_low, own_high, full_from, full_to = record(records, unit)
     of_interval, count = tiles_of(low, high, own_low, own_high, BLOCK)
     tails = 0
     if POSITION_ROWS + TIME_ROWS > 0:
-        load_tables(tables, told.index(0), given, head, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS)
+        load_tables(tables, tables_full.index(0), given, head, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS)
     mbarrier.expect(k_full.index(0), PARTS * 64 * DIM * 2)
     for part in gl.static_range(PARTS):
         copy_in(k_desc, [start + unit_first + 64 * part, k_column], k_full.index(0), ks.index(part))
@@ -69,16 +69,16 @@ def load(
 
 @gluon.jit
 def visible_half_scores(
-    scores, t, first, of_interval, full_from, full_to, intervals, width, start, part_first, half_alpha, completed, rows, tables, told, places,
+    scores, t, first, of_interval, full_from, full_to, intervals, width, start, part_first, half_alpha, completed, rows, tables, tables_full, places,
     BLOCK: gl.constexpr, SCORES: gl.constexpr, POSITION_ROWS: gl.constexpr, TIME_ROWS: gl.constexpr,
     REACH: gl.constexpr, BUCKETS: gl.constexpr,
 ):  # fmt: skip
-    """Half scores of a tile, `HIDDEN` for hidden pairs. completed, told: barriers whose phase 0 is over: block boundaries. At the former
+    """Half scores of a tile, `HIDDEN` for hidden pairs. completed, tables_full: barriers whose phase 0 is over: block boundaries. At the former
     the intervals' begins are no longer held when their ends are loaded."""
     key = part_first + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
     query = first + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, SCORES))
     half_score = half_scores(
-        scores, half_alpha, rows, start + first, places, tables, told, True, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS
+        scores, half_alpha, rows, start + first, places, tables, tables_full, True, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS
     )  # fmt: skip
     if not is_full(t, first, of_interval, full_from, full_to, BLOCK):
         p = intervals + start + gl.where(t >= of_interval, 2 * width, 0)
@@ -104,7 +104,7 @@ def compute(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, DIM, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     qs, gs, ks, vs = tiles
-    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, told = barriers
+    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, tables_full = barriers
     start, unit_first, rows, keys, low, high, own_low, own_high, full_from, full_to = record(records, unit)
     of_interval, count = tiles_of(low, high, own_low, own_high, BLOCK)
     mine = unit_first + 64 * part
@@ -113,7 +113,7 @@ def compute(
     dk = gl.zeros([64, DIM], gl.float32, SUMS)
     dv = gl.zeros([64, DIM], gl.float32, SUMS)
     if POSITION_ROWS + TIME_ROWS > 0:
-        mbarrier.wait(told.index(0), 0)
+        mbarrier.wait(tables_full.index(0), 0)
     mbarrier.wait(k_full.index(0), 0)
     for t in range(count):
         slot = t % STAGES
@@ -135,7 +135,7 @@ def compute(
             scores = warpgroup_mma_wait(1, [scores_token])
         half_score = visible_half_scores(
             scores, t, first, of_interval, full_from, full_to, intervals, width, start, mine, half_alpha,
-            k_full.index(0), placed, tables, told.index(0), places, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS,
+            k_full.index(0), placed, tables, tables_full.index(0), places, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS,
         )  # fmt: skip
         if POSITION_ROWS + TIME_ROWS > 0:
             product_token = warpgroup_mma(v, gs.index(slot).permute((1, 0)), nothing, use_acc=False, is_async=True)
@@ -214,7 +214,7 @@ def compute_values(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, DIM, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     qs, gs, ks, vs = tiles
-    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, told = barriers
+    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, tables_full = barriers
     buffers, s_full, s_empty = slopes
     start, unit_first, rows, keys, low, high, own_low, own_high, full_from, full_to = record(records, unit)
     of_interval, count = tiles_of(low, high, own_low, own_high, BLOCK)
@@ -223,7 +223,7 @@ def compute_values(
     dv = gl.zeros([64, DIM], gl.float32, SUMS)
     k = ks.index(0)
     if POSITION_ROWS + TIME_ROWS > 0:
-        mbarrier.wait(told.index(0), 0)
+        mbarrier.wait(tables_full.index(0), 0)
     mbarrier.wait(k_full.index(0), 0)
     for t in range(count):
         slot = t % STAGES
@@ -235,7 +235,7 @@ def compute_values(
         mbarrier.arrive(q_empty.index(slot))
         half_score = visible_half_scores(
             scores, t, first, of_interval, full_from, full_to, intervals, width, start, unit_first, half_alpha,
-            k_full.index(0), placed, tables, told.index(0), places, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS,
+            k_full.index(0), placed, tables, tables_full.index(0), places, BLOCK, SCORES, POSITION_ROWS, TIME_ROWS, REACH, BUCKETS,
         )  # fmt: skip
         weight, slope = silu_and_slope(half_score)
         weight = gl.convert_layout(weight.to(gl.bfloat16), OPERAND)
@@ -261,7 +261,7 @@ def compute_keys(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, DIM, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     qs, gs, ks, vs = tiles
-    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, told = barriers
+    k_full, v_full, q_full, q_empty, g_full, g_empty, tail, tables_full = barriers
     buffers, s_full, s_empty = slopes
     start, unit_first, rows, keys, low, high, own_low, own_high, full_from, full_to = record(records, unit)
     of_interval, count = tiles_of(low, high, own_low, own_high, BLOCK)

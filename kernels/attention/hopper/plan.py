@@ -37,7 +37,7 @@ class Places(NamedTuple):
     a fine one, [0, 2^23). The difference of two tokens is then right to float32's own rounding, up to 2^47 units from the first one."""
 
 
-class Told(NamedTuple):
+class PlaceSources(NamedTuple):
     """What places are made of, kept as long as the first of these tensors."""
 
     begin: Tensor
@@ -68,8 +68,8 @@ def intervals(mask: IntervalMask) -> Tensor:
 
 def places(mask: IntervalMask, bias: RelativeBias) -> Places:
     """Made once a batch."""
-    told = [t for t in (bias.timestamps, bias.positions) if t is not None]
-    kept = Told(told[0], mask.q_offsets, told[1] if len(told) > 1 else None) if told else mask
+    sources = [t for t in (bias.timestamps, bias.positions) if t is not None]
+    kept = PlaceSources(sources[0], mask.q_offsets, sources[1] if len(sources) > 1 else None) if sources else mask
     key = ("hopper places", bias.timestamps is None)
     return planned(kept, key, lambda: make_places(mask, bias))
 

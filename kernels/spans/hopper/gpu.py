@@ -83,16 +83,16 @@ def backward(
     tiles = [descriptor(x, ROWS) for x in (q, grad_out, k, v)]
     rows = KEYS[dim].kwargs["BLOCK"]
     narrow = [descriptor(q, rows), descriptor(grad_out, rows), *tiles[2:]]
-    told, width = [lse, delta], walk.bounds.stride(0)
+    row_sums, width = [lse, delta], walk.bounds.stride(0)
     numbers = [heads, call.alpha * LOG2E, call.alpha, *(x.stride(1) for x in (q, grad_out, k, v))]
     query_tuned(
         per_unit(walk.queries, heads),
-        [*tiles, dq, *told, walk.bounds, width, walk.queries, *numbers, *dq.stride()[:2]],
+        [*tiles, dq, *row_sums, walk.bounds, width, walk.queries, *numbers, *dq.stride()[:2]],
         {"DIM": dim},
     )
     key_tuned(
         per_unit(walk.keys, heads),
-        [*narrow, dk, dv, *told, walk.ordered, width, walk.summary, walk.keys, *numbers, *dk.stride()[:2]],
+        [*narrow, dk, dv, *row_sums, walk.ordered, width, walk.summary, walk.keys, *numbers, *dk.stride()[:2]],
         {"DIM": dim, "SPANS": len(call.spans.begin)},
     )
     return [dq, dk, dv]
