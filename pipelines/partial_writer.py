@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from genrank.pipelines.arrays import int64s, taken
 from genrank.pipelines.encodings import DELTAS, SPLIT, without_dictionary
 from genrank.pipelines.engine import Piece
-from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, in_order, order_by, tied
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows, tag_parts
 from genrank.pipelines.partials import Layout
+from genrank.pipelines.row_order import in_order, order_by, tied
 from genrank.schemas import files
 
 

@@ -13,7 +13,8 @@ from genrank.pipelines.arrays import int64s, single_array, taken
 from genrank.pipelines.column_roles import Column
 from genrank.pipelines.columns import change_columns, feature_column, reads_change, sequence_features
 from genrank.pipelines.cross_features import available
-from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, ascends, mix, order_by
+from genrank.pipelines.merge_scan import Axis, Bool, Int, Keys, mix
+from genrank.pipelines.row_order import ascends, order_by
 from genrank.schemas import ChangePoints, EventLog, Events, EventSequence, Schema, Snapshot
 from genrank.schemas.base import parse_duration
 from genrank.schemas.ids import MISSING_ID

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from genrank.pipelines.engine import gather
 from genrank.pipelines.local_engine import LocalEngine
-from genrank.pipelines.merge_scan import Int, mix, order_by, slot_of
+from genrank.pipelines.merge_scan import Int, mix, slot_of
 from genrank.pipelines.messages import NormalizedRows, PartialReport, QuarantinedRows
 from genrank.pipelines.partial_writer import PartialWriter, by_day_user_and_time, first_of_each, once_in_order
 from genrank.pipelines.partials import Bucket, Layout, Partial, PartialRef, PartialStore, load
 from genrank.pipelines.quarantine import Reasons
 from genrank.pipelines.raw_rows import content_hash
+from genrank.pipelines.row_order import order_by
 
 small = st.integers(-3, 3)
 
