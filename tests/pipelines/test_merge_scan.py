@@ -18,11 +18,10 @@ from genrank.pipelines.merge_scan import (
     following,
     last_before,
     mix,
-    order_by,
     ranges,
     slot_of,
-    sorted_rows,
 )
+from genrank.pipelines.row_order import order_by, sorted_rows
 
 keys = st.integers(-2, 3)
 times = st.integers(0, 40)
