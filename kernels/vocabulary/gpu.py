@@ -47,9 +47,10 @@ QUANTILE = (
 )  # fmt: skip
 
 
-def tuned(kernel: object, block: int, warps: int = 4) -> Tuned:
-    """One configuration: they write to what they read, so that nothing can be timed."""
-    return Tuned(kernel, [triton.Config({"BLOCK": block}, num_warps=warps, num_stages=1)], [])
+def tuned(kernel: object, block: int | None, warps: int = 4) -> Tuned:
+    """One configuration: they write to what they read, so that nothing can be timed. block: None where it is given with each launch."""
+    blocks = {} if block is None else {"BLOCK": block}
+    return Tuned(kernel, [triton.Config(blocks, num_warps=warps, num_stages=1)], [])
 
 
 begin_tuned = tuned(begin_kernel, 1024)
@@ -59,8 +60,8 @@ look_up_tuned = tuned(look_up_kernel, 256)
 count_tuned = tuned(count_kernel, 256)
 plan_tuned = tuned(plan_kernel, 1024)
 select_tuned = tuned(select_kernel, 512, warps=8)
-release_tuned = tuned(release_kernel, RELEASED, warps=8)
-free_rows_tuned = tuned(free_rows_kernel, RELEASED)
+release_tuned = tuned(release_kernel, None, warps=8)
+free_rows_tuned = tuned(free_rows_kernel, None)
 give_tuned = tuned(give_kernel, 256)
 reset_tuned = tuned(reset_kernel, 16)
 
@@ -114,7 +115,7 @@ def observe(places: Sequence[VocabularyPlace], sent: Tensor, ordered: Tensor, ev
     blocks = triton.cdiv(rows, RELEASED)
     free = select.release(blocks)
     before = free.cumsum(1)
-    launch(free_rows_tuned, rows, [sent, free, before, given, blocks], {}, vocabularies)
+    free_rows_tuned(lambda _: (blocks, vocabularies), [sent, free, before, given, blocks], {"BLOCK": RELEASED})
     launch(give_tuned, most, [sent, ordered, waiting, ranks, given], {}, vocabularies)
     return given
 
@@ -150,7 +151,7 @@ class Selection:
         release_tuned(
             lambda _: (programs, len(self.places)),
             [self.sent, self.counted, self.kept, free, self.passes, self.last_shift, self.step_bits, blocks],
-            self.constants,
+            self.constants | {"BLOCK": RELEASED},
         )
         return free
 

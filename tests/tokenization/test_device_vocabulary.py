@@ -56,7 +56,7 @@ FEW = settings(
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs where there are a dozen ids, arrays that grow and slots that fill up within a few steps."""
     for name, tuned in vars(gpu).items():
-        if name.endswith("_tuned") and name not in ("reset_tuned", "select_tuned"):
+        if name.endswith("_tuned") and name not in ("reset_tuned", "select_tuned", "release_tuned", "free_rows_tuned"):
             monkeypatch.setattr(tuned, "configs", [triton.Config({"BLOCK": 16})])
     monkeypatch.setattr(gpu, "RELEASED", 16)
     monkeypatch.setattr(gpu, "DIGIT", 16)  # Fewer passes.
