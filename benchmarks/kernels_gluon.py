@@ -31,7 +31,7 @@ def gluon_launches(dim: int, kind: str = "plain", device: str = "cpu") -> list[L
     call = AttentionCall(mask, row_scale("length", mask), bias, 0.125, same_scale=True)
     with recording() as launches:
         hopper_gpu.forward(q, k, v, call)
-        hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call, lambda: [q])
+        hopper_gpu.backward(torch.zeros_like(v).contiguous(), q, k, v, call, lambda _: [q])
     own = (*hopper_gpu.KERNELS, *hopper_plan.KERNELS)
     return [launch for launch in launches if launch.tuned in own]
 

@@ -102,7 +102,7 @@ def backward(
         from genrank.kernels.attention.hopper import gpu as hopper
 
         usual = lambda: own_backward(grad_out, q, k, v, call)  # noqa: E731
-        with_tables = lambda: query_gradients(grad_out, q, k, v, call)  # noqa: E731
+        with_tables = lambda grad: query_gradients(grad, q, k, v, call)  # noqa: E731
         gluon = lambda: hopper.backward(grad_out, q, k, v, call, with_tables)  # noqa: E731
         served = hopper.serves(q, k, v, call)
         return choice.run("attention backward", served, choice_key(q, call), q.device, usual, gluon)
@@ -119,6 +119,7 @@ def own_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
 ) -> list[Tensor]:
     """`backward` by the kernels of this folder."""
+    grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     dq, *of_tables = query_gradients(grad_out, q, k, v, call, chosen)
     return [dq, *key_gradients(grad_out, q, k, v, call, chosen), *of_tables]
 
@@ -126,9 +127,8 @@ def own_backward(
 def query_gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
 ) -> list[Tensor]:
-    """dQ, and the gradients of whichever tables there are."""
+    """dQ, and the gradients of whichever tables there are. All have adjacent columns."""
     mask, scale, bias = call[:3]
-    grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     check_reach(call.max_length, grad_out, q, k, v)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     tables = bias.tables
@@ -159,9 +159,8 @@ def query_gradients(
 def key_gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, chosen: triton.Config | None = None
 ) -> list[Tensor]:
-    """dK and dV."""
+    """dK and dV. All have adjacent columns."""
     mask, scale, bias = call[:3]
-    grad_out, q, k, v = (unit_stride(x) for x in (grad_out, q, k, v))
     check_reach(call.max_length, grad_out, q, k, v)
     dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     if not len(q):

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from genrank.kernels.attention.interval import IntervalMask
-from genrank.kernels.attention.triton_plan import summary_kernel, units_kernel
+from genrank.kernels.attention.triton_plan import COLUMNS, summary_kernel, units_kernel
 from genrank.kernels.launch import Tuned
 
 UNIT = 128
@@ -47,18 +47,40 @@ class Plan(NamedTuple):
 def make_plan(mask: IntervalMask, key_tokens: int) -> Plan:
     """Two launches. Never reads anything back from the device: the number of units is bounded by what the host knows."""
     device, queries, batch = mask.begin.device, len(mask.begin), len(mask.q_offsets) - 1
-    chunks, places = -(-queries // CHUNK) + batch, [-(-tokens // UNIT) + batch for tokens in (queries, key_tokens)]
-    summary = torch.empty(max(chunks, 1), 5, dtype=torch.int32, device=device)
+    chunks = -(-queries // CHUNK) + batch
+    summary = torch.empty(max(chunks, 1), COLUMNS.value, dtype=torch.int32, device=device)
     seen, pairs = (torch.empty(size, dtype=torch.int64, device=device) for size in (chunks, batch))
-    q_units, k_units = (torch.empty(count, 4, dtype=torch.int32, device=device) for count in places)
     if batch:
         given = [mask.begin, mask.end, mask.q_offsets, summary, seen, pairs, queries, chunks]
         summary_tuned(lambda _: (batch,), given, {"CHUNK": CHUNK})
+    offsets = (mask.q_offsets, mask.k_offsets)
+    return Plan(*ordered_units(offsets, (queries, key_tokens), summary, seen, pairs, by_chunk=True), summary, pairs)
+
+
+def ordered_units(
+    offsets: tuple[Tensor, Tensor],
+    tokens: tuple[int, int],
+    summary: Tensor,
+    seen: Tensor,
+    pairs: Tensor,
+    *,
+    by_chunk: bool,
+) -> tuple[Tensor, Tensor]:
+    """(q_units, k_units) of a plan, in one launch.
+
+    Args:
+        offsets: [B + 1] of queries and of keys; tokens: how many there are.
+        summary: int32 [chunks, COLUMNS]: of `CHUNK` queries, the least begin and the greatest end first.
+        seen: int64 [chunks]; pairs: int64 [B]: visible pairs of a chunk and of a sample.
+        by_chunk: the last column of `k_units` is the sample's first chunk; else the sample.
+    """
+    batch = len(pairs)
+    places = [-(-count // UNIT) + batch for count in tokens]
+    q_units, k_units = (torch.empty(count, 4, dtype=torch.int32, device=pairs.device) for count in places)
     if max(places):
-        given = [mask.q_offsets, mask.k_offsets, summary, seen, pairs, q_units, k_units]
         units(
             lambda _: (max(places), 2),
-            [*given, queries, key_tokens, chunks, batch],
-            {"BY_CHUNK": True, "UNIT": UNIT, "CHUNK": CHUNK},
+            [*offsets, summary, seen, pairs, q_units, k_units, *tokens, len(seen), batch],
+            {"BY_CHUNK": by_chunk, "UNIT": UNIT, "CHUNK": CHUNK},
         )
-    return Plan(q_units, k_units, summary, pairs)
+    return q_units, k_units

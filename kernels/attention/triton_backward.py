@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from genrank.kernels.attention.triton_plan import COLUMNS
 from genrank.kernels.attention.triton_tiles import (
     block_place,
     clear_rows,
@@ -153,9 +154,6 @@ def backward_q_kernel(
 
 
 # --- dK and dV --------------------------------------------------------------------------------------------------------
-
-COLUMNS = tl.constexpr(5)
-"""Of `Plan.summary`."""
 
 
 @triton.jit

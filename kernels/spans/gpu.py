@@ -17,11 +17,11 @@ from torch import Tensor
 from genrank.kernels.attention.gpu import check_reach, strides, unit_stride
 from genrank.kernels.attention.hopper import choice
 from genrank.kernels.attention.interval import planned
-from genrank.kernels.attention.plan import UNIT
+from genrank.kernels.attention.plan import CHUNK, UNIT
 from genrank.kernels.launch import INTERPRET, Tuned
 from genrank.kernels.spans.call import SpanBias, SpanCall
 from genrank.kernels.spans.configs import BACKWARD_KV, BACKWARD_Q, FORWARD, fits
-from genrank.kernels.spans.plan import CHUNK, Plan, make_plan
+from genrank.kernels.spans.plan import Plan, make_plan
 from genrank.kernels.spans.triton_backward import span_backward_kv_kernel, span_backward_q_kernel
 from genrank.kernels.spans.triton_forward import span_forward_kernel
 

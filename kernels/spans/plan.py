@@ -8,15 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
-from genrank.kernels.attention.plan import UNIT, units
+from genrank.kernels.attention.plan import CHUNK, ordered_units
+from genrank.kernels.attention.triton_plan import COLUMNS
 from genrank.kernels.launch import Tuned
 from genrank.kernels.spans.call import Spans
 from genrank.kernels.spans.triton_plan import span_summary_kernel
-
-CHUNK = 64
-"""Query rows summarised together for the pass over keys; every BLOCK_M of it divides it."""
-HULL = 5
-"""Columns of the summary over all spans, of which `units_kernel` reads two."""
 
 summary_tuned = Tuned(span_summary_kernel, [triton.Config({"CHUNKS": 16}, num_warps=4)], [])
 
@@ -40,20 +36,15 @@ class Plan(NamedTuple):
 def make_plan(spans: Spans, key_tokens: int) -> Plan:
     """Two launches. Never reads anything back from the device."""
     device, (count, queries), batch = spans.begin.device, spans.begin.shape, len(spans.q_offsets) - 1
-    chunks, places = -(-queries // CHUNK) + batch, [-(-tokens // UNIT) + batch for tokens in (queries, key_tokens)]
+    chunks = -(-queries // CHUNK) + batch
     summary = torch.empty(count, 2, max(chunks, 1), dtype=torch.int32, device=device)
-    hull = torch.empty(max(chunks, 1), HULL, dtype=torch.int32, device=device)
+    # Over all spans; the order of units reads two of its columns.
+    hull = torch.empty(max(chunks, 1), COLUMNS.value, dtype=torch.int32, device=device)
     seen, pairs = (torch.empty(size, dtype=torch.int64, device=device) for size in (chunks, batch))
     starts = torch.empty(batch + 2, dtype=torch.int32, device=device)
-    q_units, k_units = (torch.empty(size, 4, dtype=torch.int32, device=device) for size in places)
     if batch:
         given = [spans.begin.contiguous(), spans.end.contiguous(), spans.q_offsets, summary, hull, seen, pairs, starts]
         summary_tuned(lambda _: (batch,), [*given, queries, max(chunks, 1), batch], {"SPANS": count, "CHUNK": CHUNK})
-    if max(places):
-        given = [spans.q_offsets, spans.k_offsets, hull, seen, pairs, q_units, k_units]
-        units(
-            lambda _: (max(places), 2),
-            [*given, queries, key_tokens, chunks, batch],
-            {"BY_CHUNK": False, "UNIT": UNIT, "CHUNK": CHUNK},
-        )
+    offsets = (spans.q_offsets, spans.k_offsets)
+    q_units, k_units = ordered_units(offsets, (queries, key_tokens), hull, seen, pairs, by_chunk=False)
     return Plan(q_units, k_units, summary, starts, pairs)

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrank.kernels.attention.plan import UNIT
+from genrank.kernels.attention.plan import CHUNK, UNIT
 from genrank.kernels.spans import Spans
-from genrank.kernels.spans.plan import CHUNK, make_plan
+from genrank.kernels.spans.plan import make_plan
 
 from .cases import interpreted
 from .span_cases import random_spans

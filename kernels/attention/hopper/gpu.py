@@ -123,7 +123,7 @@ def backward(
     k: Tensor,
     v: Tensor,
     call: AttentionCall,
-    with_tables: Callable[[], list[Tensor]],
+    with_tables: Callable[[Tensor], list[Tensor]],
 ) -> list[Tensor]:
     """Gradients of q, k, v and the bias tables: as `kernels.attention.gpu.backward`, for what `computes` admits.
 
@@ -132,7 +132,7 @@ def backward(
     """
     grad_out = grad_out if loadable(grad_out) else grad_out.contiguous()
     if call.bias.tables:
-        dq, *of_tables = with_tables()
+        dq, *of_tables = with_tables(grad_out)
         return [dq, *key_gradients(grad_out, q, k, v, call), *of_tables]
     return [query_gradients(grad_out, q, k, v, call), *key_gradients(grad_out, q, k, v, call)]
 

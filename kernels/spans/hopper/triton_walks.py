@@ -45,6 +45,17 @@ def in_order(begin, end, other_begin, other_end):
     )  # fmt: skip
 
 
+@triton.jit
+def store_no_sample(at, first, tokens, others):
+    """What the record of a unit without a sample says of its own tokens and of the others'."""
+    tl.store(at, (first < tokens).to(tl.int32))
+    tl.store(at + 1, 0)
+    tl.store(at + 3, tokens)
+    tl.store(at + 4, 0)
+    tl.store(at + 5, others)
+    tl.store(at + 6, 0)
+
+
 @triton.jit(do_not_specialize=["tokens", "key_tokens", "width"])
 def span_query_walks_kernel(
     begin_data, end_data, k_offsets, units, records, bounds, ordered, summary, tokens, key_tokens, width,
@@ -60,12 +71,7 @@ def span_query_walks_kernel(
     sample = tl.load(unit + 3)
     tl.store(at + 2, first)
     if queries < 0:
-        tl.store(at, (first < tokens).to(tl.int32))
-        tl.store(at + 1, 0)
-        tl.store(at + 3, tokens)
-        tl.store(at + 4, 0)
-        tl.store(at + 5, key_tokens)
-        tl.store(at + 6, 0)
+        store_no_sample(at, first, tokens, key_tokens)
         for span in tl.static_range(3):
             tl.store(at + 7 + 4 * span, 0)
             tl.store(at + 8 + 4 * span, 1 if span == 0 else 0)
@@ -144,12 +150,7 @@ def span_key_walks_kernel(
     sample = tl.load(unit + 3)
     tl.store(at + 2, first)
     if keys < 0:
-        tl.store(at, (first < key_tokens).to(tl.int32))
-        tl.store(at + 1, 0)
-        tl.store(at + 3, key_tokens)
-        tl.store(at + 4, 0)
-        tl.store(at + 5, tokens)
-        tl.store(at + 6, 0)
+        store_no_sample(at, first, key_tokens, tokens)
         tl.store(at + 7, 0)
         tl.store(at + 8, 0)
         tl.store(at + 9, 0)
